@@ -1,0 +1,54 @@
+"""Corpus, tokenizer and the needle mixture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where training text comes from: .bin/.idx prefixes made by tools/preprocess_data.py."""
+
+    data_path: tuple[str, ...] = ()
+    """Dataset prefix, or WEIGHT PREFIX pairs of a blend, split by --split."""
+    split: str = "969,30,1"
+    """Shares of documents for training, validation and test."""
+    train_data_path: tuple[str, ...] = ()
+    """Training prefix or blend, instead of --data-path."""
+    valid_data_path: tuple[str, ...] = ()
+    """Validation prefix or blend, together with --train-data-path."""
+    test_data_path: tuple[str, ...] = ()
+    """Test prefix or blend, together with --train-data-path."""
+    data_cache_path: str | None = None
+    """Folder for the index caches of the datasets; default beside the data."""
+    tokenizer_type: Literal["SentencePieceTokenizer", "HuggingFaceTokenizer", "NullTokenizer"] = "SentencePieceTokenizer"
+    """Kind of tokenizer the corpus was made with."""
+    tokenizer_model: str | None = None
+    """Tokenizer file (SentencePiece) or folder (Hugging Face)."""
+    vocab_size: int | None = None
+    """Vocabulary size for NullTokenizer; otherwise checked against the tokenizer when given."""
+    num_workers: int = 0
+    """Loader processes per rank; 0 loads in the training process."""
+    eod_mask_loss: bool = False
+    """Leave the prediction after an end-of-document token out of the loss."""
+    reset_position_ids: bool = False
+    """Start positions anew after every end-of-document token."""
+
+
+@dataclass(frozen=True)
+class NeedleConfig:
+    """Facts mixed into training windows on the fly, so that a small model learns to use its memory; every flag begins with --needle-."""
+
+    fraction: float = 0.0
+    """Share of training windows that get facts inserted; 0 leaves the text alone."""
+    facts: int = 10
+    """Facts per window: each is stated in the first half and repeated in the second."""
+    template: str = "The code {key} {value}."
+    """Sentence of a fact, with {key} directly before {value}."""
+    key_words: int = 2
+    """Words of a key, drawn from the tokenizer's whole-word pieces."""
+    value_words: int = 3
+    """Words of a value, drawn from 32 other whole-word pieces."""
+    answer_weight: float = 1.0
+    """Weight of an answer token in the loss, beside 1 for every other token."""

@@ -1,0 +1,46 @@
+"""The fast-weight product key memory and where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class FwPKMConfig:
+    """Fast-weight Product Key Memory (arXiv 2601.00671); every flag begins with --fwpkm-."""
+
+    layer_numbers: tuple[int, ...] = ()
+    """Layers (counted from 1) that get a memory before their attention; the paper's @2,6,10 is 3 7 11 here."""
+    num_heads: int = 1
+    """Query heads that share the values table."""
+    num_subkeys: int = 512
+    """Sub-keys per half; the table has the square of it as slots."""
+    key_dim: int = 512
+    """Width of one head's query (both halves together)."""
+    value_dim: int = 512
+    """Width of a table row."""
+    topk: int = 8
+    """Slots read per head and token."""
+    chunk_size: int = 512
+    """Tokens between two writes."""
+    lookahead: int = 1
+    """A token's slots learn the value of the token this far ahead."""
+    inner_lr: float = 1.0
+    """Step size of the inner update of values and keys; 0 freezes the memory."""
+    addressing_weight: float = 1.0
+    """Weight of the addressing loss that spreads the keys; 0 freezes the keys."""
+    score: Literal["idw", "dot_product"] = "idw"
+    """Score of a query against a sub-key: inverse-distance weighting or dot product."""
+    gate: bool = True
+    """Gate the memory's output and its writes by a learned number per token."""
+    gate_bias_init: float = 0.0
+    """Start value of the gate's bias; negative values start with a nearly closed memory."""
+    normalize_targets: bool = True
+    """z-score the target values over their width."""
+    boundary: Literal["drop", "carry"] = "drop"
+    """At a chunk's end in training, drop the last lookahead queries or carry them into the next chunk."""
+    reset: Literal["never", "step", "document"] = "never"
+    """When training puts the initial memory back: never, before every step, or at every document start."""
+    implementation: Literal["auto", "reference", "sparse"] = "auto"
+    """Which implementation computes the memory; auto takes the fastest that this machine has."""

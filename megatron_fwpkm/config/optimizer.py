@@ -1,0 +1,36 @@
+"""Optimizer of the slow weights and its schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW on the slow weights; the fast weights are outside every optimizer."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the decay."""
+    lr_decay_style: Literal["constant", "linear", "cosine", "WSD"] = "cosine"
+    """Shape of the decay after warm-up."""
+    lr_warmup_iters: int = 0
+    """Iterations of linear warm-up from 0."""
+    lr_decay_iters: int | None = None
+    """Iteration at which the decay ends; default the last training iteration."""
+    lr_wsd_decay_iters: int | None = None
+    """Length of the final decay of the WSD schedule; default a fifth of the decay iterations."""
+    lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = "minus_sqrt"
+    """Shape of the final decay of the WSD schedule."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay (not applied to biases and norms)."""
+    adam_beta1: float = 0.9
+    """AdamW's first-moment decay."""
+    adam_beta2: float = 0.95
+    """AdamW's second-moment decay."""
+    adam_eps: float = 1e-8
+    """AdamW's epsilon."""
+    clip_grad: float = 1.0
+    """Clip the global gradient norm to this; 0 turns clipping off."""

@@ -1,0 +1,26 @@
+"""Process layout and distributed start-up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the model is laid out over processes."""
+
+    tensor_model_parallel_size: int = 1
+    """Ranks that share every layer; must divide the heads, --fwpkm-num-subkeys and --fwpkm-value-dim."""
+    pipeline_model_parallel_size: int = 1
+    """Pipeline stages."""
+    sequence_parallel: bool = False
+    """Shard activations outside the tensor-parallel linears over the sequence."""
+    use_distributed_optimizer: bool = False
+    """Shard the optimizer state over data-parallel ranks (ZeRO-1)."""
+    overlap_grad_reduce: bool = False
+    """Overlap the gradient all-reduce with the backward pass."""
+    distributed_backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """Communication library; auto takes nccl with CUDA and gloo without."""
+    distributed_timeout_minutes: float = 10.0
+    """A collective that waits longer than this ends the run with an error."""

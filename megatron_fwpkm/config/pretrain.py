@@ -1,0 +1,27 @@
+"""The whole configuration of a pretraining run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .data import DataConfig, NeedleConfig
+from .fwpkm import FwPKMConfig
+from .model import ModelConfig
+from .optimizer import OptimizerConfig
+from .parallel import ParallelConfig
+from .training import CheckpointConfig, LoggingConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """All groups of `pretrain.py`; flags are flat, groups are only for reading."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    fwpkm: FwPKMConfig = field(default_factory=FwPKMConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    needle: NeedleConfig = field(default_factory=NeedleConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)

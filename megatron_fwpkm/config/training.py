@@ -1,0 +1,66 @@
+"""The training loop, checkpoints and logs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Batch, length, precision and checks of a training run."""
+
+    micro_batch_size: int = 1
+    """Sequences per forward pass and rank; they share one memory, as in the paper."""
+    global_batch_size: int | None = None
+    """Sequences per step over all ranks; default micro-batch size times data-parallel size."""
+    train_iters: int = 1000
+    """Optimizer steps of the whole run."""
+    exit_interval: int | None = None
+    """Save and stop when the iteration is a multiple of this."""
+    exit_duration_in_mins: float | None = None
+    """Save and stop after this many minutes."""
+    eval_interval: int = 1000
+    """Iterations between two evaluations on the validation split."""
+    eval_iters: int = 100
+    """Batches of one evaluation; 0 turns evaluation off."""
+    seed: int = 1234
+    """Seed of initialisation, data order and memory."""
+    bf16: bool = False
+    """Compute in bfloat16 with float32 master weights; the memory's tables are float32 always."""
+    num_threads: int | None = None
+    """CPU threads per process; default all cores divided by the local processes."""
+    deterministic: bool = True
+    """Refuse nondeterministic kernels where torch offers the choice."""
+    divergence_factor: float = 10.0
+    """Stop when the memorization loss exceeds this times its early median, or when loss or gradients are not finite."""
+    dry_run: bool = False
+    """Print the resolved configuration, the layer plan, parameters and memory per rank, and stop."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Saving and resuming."""
+
+    save: str | None = None
+    """Folder of this run's checkpoints."""
+    save_interval: int | None = None
+    """Iterations between two checkpoints; the last iteration is always saved."""
+    keep_last: int = 3
+    """Checkpoints kept in --save; 0 keeps all."""
+    resume: bool = False
+    """Continue from the latest checkpoint in --save; start anew, and say so, where there is none."""
+    load: str | None = None
+    """Folder of another run to start from (its latest checkpoint)."""
+    finetune: bool = False
+    """With --load: take the weights and fast weights only, and start iteration, optimizer and data anew."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What a run writes while it trains."""
+
+    log_interval: int = 10
+    """Iterations between two progress lines."""
+    log_dir: str | None = None
+    """Folder of metrics.jsonl and the resolved configuration; default --save, else runs/<date>."""
+    tensorboard_dir: str | None = None
+    """Folder of TensorBoard events; default none are written."""
