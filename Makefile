@@ -1,0 +1,65 @@
+# Everything a user or a developer types. `make` alone lists the targets.
+# Variables: PYTHON=python3.12 (interpreter of the environment), VENV=folder, PYTEST_WORKERS=processes, PYTEST_ARGS="-k memory"
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PYTHON ?=
+PYTEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+
+bin := $(VENV)/bin
+pytest := $(bin)/python -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal --durations 15 --durations-min 1
+setup_inputs := pyproject.toml constraints.txt tools/setup.sh
+shell_scripts = $(shell git ls-files --cached --others --exclude-standard '*.sh' '*.sbatch' .ci/run)
+
+# One thread per process: the processes are the parallelism. No compiler start-up, no advice about absent GPU libraries.
+export OMP_NUM_THREADS ?= 1
+export TORCHDYNAMO_DISABLE ?= 1
+export PYTHONWARNINGS ?= ignore:Transformer Engine and Apex:UserWarning,ignore:Apex is not installed:UserWarning
+
+.PHONY: help setup quickstart test test-all lint format bench docs clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## Create the environment (once; keeps a CUDA torch that PYTHON already has)
+
+$(VENV)/.ready: $(setup_inputs)
+	@PYTHON='$(PYTHON)' bash tools/setup.sh '$(VENV)' train,hf,eval,test
+	@touch $@
+
+$(VENV)/.ready-dev: $(setup_inputs) $(VENV)/.ready
+	@PYTHON='$(PYTHON)' bash tools/setup.sh '$(VENV)' dev
+	@touch $@
+
+quickstart: setup ## From text to a trained, exported and evaluated model, with a report
+	@env -u OMP_NUM_THREADS PYTHON='$(bin)/python' bash examples/quickstart/run.sh
+
+test: setup ## Run the tests but the slow ones (under 15 minutes on 2 cores)
+	@$(pytest) -m 'not slow' $(PYTEST_ARGS)
+
+test-all: setup ## Run every test
+	@$(pytest) --timeout 1200 $(PYTEST_ARGS)
+
+lint: $(VENV)/.ready-dev ## Check style, types, the import rule, shell scripts and the Dockerfile
+	@echo '== ruff' && $(bin)/ruff check .
+	@echo '== mypy' && $(bin)/mypy
+	@echo '== import-linter' && $(bin)/lint-imports
+	@echo '== shellcheck' && $(bin)/shellcheck $(shell_scripts)
+	@echo '== hadolint' && $(bin)/hadolint Dockerfile
+
+format: $(VENV)/.ready-dev ## Sort imports and mend what ruff can mend
+	@$(bin)/ruff check --fix .
+
+bench: setup ## Run the benchmarks of the memory
+	@$(bin)/python -m benchmarks.memory_op
+
+docs: setup ## Write the generated documents anew (docs/options.md)
+	@$(bin)/python -m megatron_fwpkm.config.options_document
+
+clean: ## Remove caches and build products (not the environment, not runs/)
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis ./*.egg-info
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

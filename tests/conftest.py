@@ -1,0 +1,79 @@
+"""Settings of every test: one thread, quiet imports, the CPU layer under Megatron, and the reference vectors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before torch and megatron.core are imported by any test module, and inherited by every process a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault(
+    "PYTHONWARNINGS", "ignore:Transformer Engine and Apex:UserWarning,ignore:Apex is not installed:UserWarning"
+)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+MEGATRON_ROOMS = {"layers", "models", "training", "checkpoint", "integration"}
+GOLDEN_FOLDERS = (ROOT / "tests" / "goldens", ROOT.parent / "shared" / "goldens")
+
+torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One case of the reference vectors: tensors by name, and what goldens.json says about the case."""
+
+    tensors: dict[str, torch.Tensor]
+    meta: dict[str, Any]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+
+def golden_names(prefix: str = "") -> list[str]:
+    """Names of the cases at hand that begin with `prefix`, for parametrize; empty where there are none."""
+    return sorted({file.stem for folder in GOLDEN_FOLDERS for file in folder.glob(f"{prefix}*.safetensors")})
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Callable[[str], Golden]:
+    """`goldens(name)` loads a case from tests/goldens or ../shared/goldens; skips the test where neither has it."""
+    from safetensors.torch import load_file
+
+    def load(name: str) -> Golden:
+        for folder in GOLDEN_FOLDERS:
+            if (folder / f"{name}.safetensors").is_file():
+                meta = json.loads((folder / "goldens.json").read_text())[name]
+                return Golden(load_file(folder / f"{name}.safetensors"), meta)
+        pytest.skip(f"no reference vectors {name} on this machine")
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def cpu_compat() -> None:
+    """Lets megatron.core run without CUDA; tests of the Megatron rooms get it without asking."""
+    from megatron_fwpkm.training import cpu_compat
+
+    cpu_compat.install()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give the Megatron rooms the CPU layer, and skip GPU tests where there is no GPU."""
+    no_gpu = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        room = item.path.relative_to(ROOT / "tests").parts[0]
+        if room in MEGATRON_ROOMS and isinstance(item, pytest.Function):
+            item.fixturenames.insert(0, "cpu_compat")
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(no_gpu)

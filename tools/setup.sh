@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Creates the Python environment: bash tools/setup.sh VENV EXTRAS      (called by `make setup`)
+# PYTHON names the interpreter (3.11 or 3.12). If it already has a CUDA build of torch, that torch is kept; otherwise torch 2.13.0 is
+# installed first, the rest after it. TORCH_PIP_ARGS goes to pip for torch only, e.g. --index-url of a CPU-only build.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=$1
+extras=$2
+torch_version=2.13.0
+
+fail() {
+  echo "error: $*" >&2
+  exit 1
+}
+
+supported() { # does this interpreter run, and is its version one we support?
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null
+}
+
+find_python() {
+  local candidate
+  if [ -n "${PYTHON:-}" ]; then
+    supported "$PYTHON" || fail "PYTHON=$PYTHON does not run or is not Python 3.11 or 3.12; name another one, e.g. make setup PYTHON=python3.12"
+    echo "$PYTHON"
+    return
+  fi
+  for candidate in python3 python3.12 python3.11; do
+    if supported "$candidate"; then
+      echo "$candidate"
+      return
+    fi
+  done
+  fail "no Python 3.11 or 3.12 found; install one, or name it: make setup PYTHON=/path/to/python3.12"
+}
+
+cuda_torch_folder() { # where this interpreter's CUDA torch (2.10 or newer) lives; nothing when there is none
+  "$1" - 2>/dev/null <<'PY' || true
+import pathlib
+import torch
+if torch.version.cuda and tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10):
+    print(pathlib.Path(torch.__file__).parents[1])
+PY
+}
+
+create_venv() { # create_venv PYTHON KEPT_TORCH_FOLDER
+  local options=()
+  [ -z "$2" ] || options+=(--system-site-packages)
+  "$1" -m venv "${options[@]}" "$venv" || fail "$1 cannot create an environment; on Debian and Ubuntu install python3-venv"
+  # An interpreter that is itself an environment hands on only its base's packages: name the folder of its torch, too.
+  if [ -n "$2" ] && ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
+    echo "$2" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/inherited_torch.pth"
+  fi
+}
+
+log=$venv/setup.log
+quietly() { # run, keep the output for the case of failure
+  "$@" >>"$log" 2>&1 || {
+    tail -n 25 "$log" >&2
+    fail "'$*' failed; the whole log is in $log"
+  }
+}
+
+if [ ! -x "$venv/bin/python" ]; then
+  python=$(find_python)
+  kept=$(cuda_torch_folder "$python")
+  echo "== create $venv with $("$python" --version)${kept:+, keeping the CUDA torch in $kept}"
+  create_venv "$python" "$kept"
+fi
+python=$venv/bin/python
+supported "$python" || fail "$python does not run or is not Python 3.11 or 3.12; remove $venv and run make setup again"
+
+constraints=constraints.txt
+if [ -n "$(cuda_torch_folder "$python")" ]; then
+  # torch brings its own Triton: pin both to what is there and take the other pins as they are.
+  constraints=$venv/constraints.txt
+  grep -vE '^(torch|triton)==' constraints.txt >"$constraints"
+  "$python" -m pip freeze 2>/dev/null | grep -E '^(torch|triton)==' >>"$constraints" || true
+elif ! "$python" -c "import torch; assert torch.__version__.split('+')[0] == '$torch_version'" 2>/dev/null; then
+  echo "== install torch $torch_version (a large download the first time)"
+  # shellcheck disable=SC2086  # several options in one variable, split on purpose
+  quietly "$python" -m pip install --disable-pip-version-check -c constraints.txt ${TORCH_PIP_ARGS:-} "torch==$torch_version"
+fi
+
+echo "== install the project with [$extras]"
+quietly "$python" -m pip install --disable-pip-version-check -c "$constraints" "setuptools>=77"
+quietly "$python" -m pip install --disable-pip-version-check -c "$constraints" --no-build-isolation -e ".[$extras]"
