@@ -1,0 +1,1 @@
+"""Fast-weight product key memory for Megatron-style pretraining of language models."""

@@ -1,0 +1,274 @@
+"""The public functions of the fast-weight memory (DESIGN section 6); their maths is in this folder's README."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream, check_tables, make_stream
+from megatron_fwpkm.ops.fast_weight_memory.reference import run_reference
+from megatron_fwpkm.ops.fast_weight_memory.schedule import (
+    Piece,
+    carry_schedule,
+    drop_schedule,
+    flush_schedule,
+    official_schedule,
+)
+from megatron_fwpkm.ops.sharding import TableSharding
+from megatron_fwpkm.ops.state import FastWeightOutput, FastWeightState
+
+
+def fast_weight_memory(
+    queries: Tensor,
+    targets: Tensor,
+    gates: Tensor | None,
+    state: FastWeightState,
+    *,
+    topk: int,
+    chunk_size: int,
+    lookahead: int = 1,
+    inner_lr: float = 1.0,
+    addressing_weight: float = 1.0,
+    score: str = "idw",
+    mask: Tensor | None = None,
+    boundary: str = "drop",
+    write_scale: str = "consistent",
+    implementation: str = "auto",
+) -> FastWeightOutput:
+    """Read every token from the memory and write each chunk into it after it was read. Inputs are never modified.
+
+    Exactly differentiable in queries, targets, gates and the initial tables, through all reads and writes of the call.
+    Nothing flows to an earlier call: the returned state is detached.
+
+    Args:
+        queries: [B, T, heads, key_dim].
+        targets: [B, T, value_dim]; what is written for token t is the target of token t + lookahead.
+        gates: [B, T] weights of the writes, or None for 1.
+        state: the memory before the call; shared by the B sequences.
+        topk: slots read per head.
+        chunk_size: tokens per write and sequence.
+        lookahead: distance from a query to its target, in tokens.
+        inner_lr: step size of both inner updates; 0 freezes the memory (pending tokens are still kept up).
+        addressing_weight: weight of the addressing loss, which moves the sub-keys; 0 keeps them still.
+        score: ``idw``, -log(1e-3 + squared distance), or ``dot_product``.
+        mask: [B, T], 0 where a token must not be written; or None. A masked token still reads, and counts as a reader.
+        boundary: ``drop``: the last ``lookahead`` tokens of a chunk are never written. ``carry``: they wait in
+            ``state.pending`` and the result does not depend on how a text is cut into calls.
+        write_scale: ``consistent``, or ``official`` for the authors' streaming arithmetic (``carry`` only).
+        implementation: ``reference`` (dense autograd) or ``auto``.
+
+    Returns:
+        Reads, addresses, losses and the new state.
+
+    Raises:
+        ValueError: an argument is out of range or does not fit the others; the message says what to do.
+    """
+    options = MemoryOptions(
+        topk, chunk_size, lookahead, inner_lr, addressing_weight, score, boundary, write_scale, implementation
+    )
+    check_tables(state, options)
+    stream = make_stream(queries, targets, gates, mask, state, boundary)
+    return _run(stream, state, options, *_schedule(stream, options))
+
+
+def fast_weight_memory_(
+    queries: Tensor,
+    targets: Tensor,
+    gates: Tensor | None,
+    state: FastWeightState,
+    *,
+    topk: int,
+    chunk_size: int,
+    lookahead: int = 1,
+    inner_lr: float = 1.0,
+    addressing_weight: float = 1.0,
+    score: str = "idw",
+    mask: Tensor | None = None,
+    boundary: str = "drop",
+    write_scale: str = "consistent",
+    implementation: str = "auto",
+    sharding: TableSharding | None = None,
+) -> FastWeightOutput:
+    """:func:`fast_weight_memory` that writes the tables of ``state`` in place: no copy of a large table.
+
+    Backward neither reads nor rewinds the tables, so several calls may run forward before the first runs backward.
+    The returned state holds the same table tensors and the new pending tokens; ``undo_log`` can take the writes back.
+
+    Args:
+        queries: as in :func:`fast_weight_memory`, like all arguments not named here.
+        targets: [B, T, value_dim], with sharding this process's columns.
+        gates: see there.
+        state: its tables are overwritten; they must not require gradients.
+        topk: see there.
+        chunk_size: see there.
+        lookahead: see there.
+        inner_lr: see there.
+        addressing_weight: see there.
+        score: see there.
+        mask: see there.
+        boundary: see there.
+        write_scale: see there.
+        implementation: see there.
+        sharding: collectives for a table whose columns are spread over processes; None when it is whole.
+
+    Returns:
+        As :func:`fast_weight_memory`, with ``undo_log``.
+
+    Raises:
+        ValueError: as there, or a table requires gradients.
+    """
+    options = MemoryOptions(
+        topk, chunk_size, lookahead, inner_lr, addressing_weight, score, boundary, write_scale, implementation
+    )
+    check_tables(state, options)
+    _check_writable(state, "fast_weight_memory")
+    stream = make_stream(queries, targets, gates, mask, state, boundary)
+    return _run_(stream, state, options, *_schedule(stream, options), sharding)
+
+
+def flush_pending(
+    state: FastWeightState,
+    *,
+    topk: int,
+    chunk_size: int,
+    lookahead: int = 1,
+    inner_lr: float = 1.0,
+    addressing_weight: float = 1.0,
+    score: str = "idw",
+    write_scale: str = "consistent",
+    implementation: str = "auto",
+) -> FastWeightOutput:
+    """Write the pending tokens whose targets are known, as one smaller chunk. Inputs are never modified.
+
+    For asking a question about a text right after its end. The last ``lookahead`` tokens keep waiting.
+
+    Args:
+        state: the memory with its pending tokens; without any, nothing happens.
+        topk: as in :func:`fast_weight_memory`, like all other arguments.
+        chunk_size: checked, but without effect here: the chunk is what waits.
+        lookahead: see there.
+        inner_lr: see there.
+        addressing_weight: see there.
+        score: see there.
+        write_scale: without effect here: the chunk counts exactly the tokens it writes.
+        implementation: see there.
+
+    Returns:
+        An output with empty reads ([B, 0, ...]), the losses of the write and the new state.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    options = MemoryOptions(
+        topk, chunk_size, lookahead, inner_lr, addressing_weight, score, "carry", write_scale, implementation
+    )
+    check_tables(state, options)
+    stream = _pending_stream(state)
+    return _run(stream, state, options, *flush_schedule(state.num_pending, lookahead))
+
+
+def flush_pending_(
+    state: FastWeightState,
+    *,
+    topk: int,
+    chunk_size: int,
+    lookahead: int = 1,
+    inner_lr: float = 1.0,
+    addressing_weight: float = 1.0,
+    score: str = "idw",
+    write_scale: str = "consistent",
+    implementation: str = "auto",
+    sharding: TableSharding | None = None,
+) -> FastWeightOutput:
+    """:func:`flush_pending` that writes the tables of ``state`` in place.
+
+    Args:
+        state: its tables are overwritten; they must not require gradients.
+        topk: as in :func:`flush_pending`, like all other arguments.
+        chunk_size: see there.
+        lookahead: see there.
+        inner_lr: see there.
+        addressing_weight: see there.
+        score: see there.
+        write_scale: see there.
+        implementation: see there.
+        sharding: collectives for a table whose columns are spread over processes; None when it is whole.
+
+    Returns:
+        As :func:`flush_pending`, with ``undo_log``.
+
+    Raises:
+        ValueError: as there, or a table requires gradients.
+    """
+    options = MemoryOptions(
+        topk, chunk_size, lookahead, inner_lr, addressing_weight, score, "carry", write_scale, implementation
+    )
+    check_tables(state, options)
+    _check_writable(state, "flush_pending")
+    stream = _pending_stream(state)
+    return _run_(stream, state, options, *flush_schedule(state.num_pending, lookahead), sharding)
+
+
+def _check_writable(state: FastWeightState, functional_name: str) -> None:
+    if state.sub_keys.requires_grad or state.values.requires_grad:
+        raise ValueError(
+            f"{functional_name}_ writes the tables in place and they require gradients: detach them, or use "
+            f"{functional_name}, which copies them"
+        )
+
+
+def _schedule(stream: Stream, options: MemoryOptions) -> tuple[list[Piece], int]:
+    new_tokens = stream.num_tokens - stream.num_pending
+    if options.boundary == "drop":
+        return drop_schedule(new_tokens, options.chunk_size, options.lookahead), stream.num_tokens
+    schedule: Callable[[int, int, int, int], tuple[list[Piece], int]]
+    schedule = official_schedule if options.write_scale == "official" else carry_schedule
+    return schedule(stream.num_pending, new_tokens, options.chunk_size, options.lookahead)
+
+
+def _pending_stream(state: FastWeightState) -> Stream:
+    """All pending tokens as the stream of a call without new ones."""
+    if state.pending is None:
+        heads, _, _, half_dim = state.sub_keys.shape
+        queries = state.values.new_zeros(1, 0, heads, 2 * half_dim)
+        return Stream(queries, state.values.new_zeros(1, 0, state.values.shape[1]), None, None, 0)
+    pending = state.pending
+    return Stream(pending.queries, pending.targets, pending.gates, pending.mask, pending.num_tokens)
+
+
+def _run(
+    stream: Stream, state: FastWeightState, options: MemoryOptions, pieces: list[Piece], waiting: int
+) -> FastWeightOutput:
+    if not pieces:
+        return _nothing(stream, state, options)
+    result = run_reference(stream, state.sub_keys, state.values, pieces, options, None)
+    new_state = FastWeightState(result.sub_keys, result.values, stream.tail(waiting))
+    return FastWeightOutput(*result[:5], new_state)
+
+
+def _run_(
+    stream: Stream,
+    state: FastWeightState,
+    options: MemoryOptions,
+    pieces: list[Piece],
+    waiting: int,
+    sharding: TableSharding | None,
+) -> FastWeightOutput:
+    if not pieces:
+        return _nothing(stream, state, options)
+    result = run_reference(stream, state.sub_keys, state.values, pieces, options, sharding)
+    with torch.no_grad():
+        state.sub_keys.copy_(result.sub_keys)
+        state.values.copy_(result.values)
+    new_state = FastWeightState(state.sub_keys, state.values, stream.tail(waiting))
+    return FastWeightOutput(*result[:5], new_state, result.undo_log)
+
+
+def _nothing(stream: Stream, state: FastWeightState, options: MemoryOptions) -> FastWeightOutput:
+    """The output of a call that neither reads nor writes."""
+    batch, _, heads, _ = stream.queries.shape
+    empty = stream.queries.new_zeros(batch, 0, heads, options.topk)
+    reads = stream.targets.new_zeros(batch, 0, stream.targets.shape[2])
+    return FastWeightOutput(reads, empty.long(), empty, reads.new_zeros(batch, 0), reads.new_zeros(0), state)

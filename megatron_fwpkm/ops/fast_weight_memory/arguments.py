@@ -1,0 +1,221 @@
+"""Checks of everything a caller can get wrong, with errors in the caller's words; and the stream a call works on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_fwpkm.ops.state import FastWeightState, PendingTokens
+
+SCORES = ("idw", "dot_product")
+BOUNDARIES = ("drop", "carry")
+WRITE_SCALES = ("consistent", "official")
+IMPLEMENTATIONS = ("auto", "reference")
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """The keyword options of :func:`fast_weight_memory`, checked on construction.
+
+    Raises:
+        ValueError: an option is out of its range, or two do not go together.
+    """
+
+    topk: int
+    chunk_size: int
+    lookahead: int
+    inner_lr: float
+    addressing_weight: float
+    score: str
+    boundary: str
+    write_scale: str
+    implementation: str
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("topk", 1), ("chunk_size", 1), ("lookahead", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+                raise ValueError(f"{name}={value!r} must be a whole number >= {smallest}")
+        for name in ("inner_lr", "addressing_weight"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name}={value!r} must be a finite number >= 0 (0 switches it off)")
+        for name, valid in (
+            ("score", SCORES),
+            ("boundary", BOUNDARIES),
+            ("write_scale", WRITE_SCALES),
+            ("implementation", IMPLEMENTATIONS),
+        ):
+            if getattr(self, name) not in valid:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of: {', '.join(valid)}")
+        if self.write_scale == "official" and self.boundary == "drop":
+            raise ValueError(
+                "write_scale='official' reproduces the authors' streaming and needs boundary='carry'; "
+                "with boundary='drop' use write_scale='consistent'"
+            )
+        writes_nothing = self.boundary == "drop" or self.write_scale == "official"
+        if writes_nothing and self.lookahead >= self.chunk_size:
+            raise ValueError(
+                f"lookahead={self.lookahead} leaves nothing to write of a chunk of chunk_size={self.chunk_size} tokens: "
+                f"raise chunk_size above {self.lookahead}, or use boundary='carry' with write_scale='consistent'"
+            )
+
+    @property
+    def key_lr(self) -> float:
+        """Step size of the sub-keys."""
+        return self.inner_lr * self.addressing_weight
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Everything one call works on: pending tokens, then new ones; S = P + T tokens.
+
+    Attributes:
+        queries: [B, S, heads, key_dim].
+        targets: [B, S, value_dim].
+        gates: [B, S] or None.
+        mask: [B, S] in the tables' dtype, or None.
+        num_pending: P.
+    """
+
+    queries: Tensor
+    targets: Tensor
+    gates: Tensor | None
+    mask: Tensor | None
+    num_pending: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per sequence, pending ones included."""
+        return self.queries.shape[1]
+
+    def tail(self, start: int) -> PendingTokens | None:
+        """The tokens from ``start`` on, detached, as the next call's pending tokens; None when there are none."""
+        if start >= self.num_tokens:
+            return None
+        # Cloned, so that a few waiting tokens do not keep a whole batch alive.
+        return PendingTokens(
+            self.queries[:, start:].detach().clone(),
+            self.targets[:, start:].detach().clone(),
+            None if self.gates is None else self.gates[:, start:].detach().clone(),
+            None if self.mask is None else self.mask[:, start:].detach().clone(),
+        )
+
+
+def check_tables(state: FastWeightState, options: MemoryOptions) -> None:
+    """Check the tables of ``state`` against each other and against ``topk``.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit.
+    """
+    sub_keys, values = state.sub_keys, state.values
+    if sub_keys.ndim != 4 or sub_keys.shape[1] != 2:
+        raise ValueError(f"sub_keys must be [heads, 2, num_subkeys, key_dim / 2] but are {list(sub_keys.shape)}")
+    num_subkeys = sub_keys.shape[2]
+    if values.ndim != 2 or values.shape[0] != num_subkeys**2:
+        raise ValueError(
+            f"values must be [num_subkeys ** 2, value_dim]; sub_keys of {list(sub_keys.shape)} have {num_subkeys} "
+            f"sub-keys, so {num_subkeys**2} slots are needed but values are {list(values.shape)}"
+        )
+    if options.topk > num_subkeys:
+        raise ValueError(f"topk={options.topk} is more than the {num_subkeys} sub-keys there are; lower topk")
+    if sub_keys.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the tables must be float32 (or float64 for tests) but sub_keys are {sub_keys.dtype}")
+    if values.dtype != sub_keys.dtype or values.device != sub_keys.device:
+        raise ValueError(
+            f"sub_keys are {sub_keys.dtype} on {sub_keys.device} but values are {values.dtype} on {values.device}; "
+            "both tables must have one dtype and one device"
+        )
+
+
+def _check_like(name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must be {meaning} = {list(shape)} but are {list(tensor.shape)}")
+
+
+def _check_dtype(name: str, tensor: Tensor, values: Tensor) -> None:
+    if tensor.dtype != values.dtype or tensor.device != values.device:
+        raise ValueError(
+            f"{name} are {tensor.dtype} on {tensor.device} but the tables are {values.dtype} on {values.device}; "
+            f"convert {name} before the call (for example with .to(values))"
+        )
+
+
+def check_inputs(
+    queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None, state: FastWeightState
+) -> None:
+    """Check the tokens of one call against the tables.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit.
+    """
+    heads, _, _, half_dim = state.sub_keys.shape
+    if queries.ndim != 4 or queries.shape[0] == 0:
+        raise ValueError(f"queries must be [B, T, heads, key_dim] with B >= 1 but are {list(queries.shape)}")
+    batch, length = queries.shape[:2]
+    _check_like("queries", queries, (batch, length, heads, 2 * half_dim), "[B, T, heads, key_dim] of these sub_keys")
+    _check_like("targets", targets, (batch, length, state.values.shape[1]), "[B, T, value_dim]")
+    _check_dtype("queries", queries, state.values)
+    _check_dtype("targets", targets, state.values)
+    if gates is not None:
+        _check_like("gates", gates, (batch, length), "[B, T]")
+        _check_dtype("gates", gates, state.values)
+    if mask is not None:
+        _check_like("mask", mask, (batch, length), "[B, T]")
+        if mask.device != state.values.device:
+            raise ValueError(f"mask is on {mask.device} but the tables are on {state.values.device}")
+
+
+def _check_pending(pending: PendingTokens, queries: Tensor, gates: Tensor | None, boundary: str) -> None:
+    if boundary == "drop":
+        raise ValueError(
+            f"state.pending holds {pending.num_tokens} tokens that boundary='drop' would lose: write them with "
+            "flush_pending, drop them with FastWeightState(sub_keys, values), or use boundary='carry'"
+        )
+    if pending.queries.shape[0] != queries.shape[0] or pending.queries.shape[2:] != queries.shape[2:]:
+        raise ValueError(
+            f"queries are {list(queries.shape)} but state.pending holds queries of {list(pending.queries.shape)}: "
+            "batch size, heads and key_dim must stay the same from call to call"
+        )
+    if (pending.gates is None) != (gates is None):
+        have, want = ("no gates", "leave gates out") if pending.gates is None else ("gates", "pass gates")
+        raise ValueError(f"state.pending was recorded with {have}: {want} in this call too")
+
+
+def make_stream(
+    queries: Tensor,
+    targets: Tensor,
+    gates: Tensor | None,
+    mask: Tensor | None,
+    state: FastWeightState,
+    boundary: str,
+) -> Stream:
+    """Check the tokens of a call and put the pending ones before them.
+
+    Raises:
+        ValueError: the tokens do not fit the tables, the pending tokens or the boundary.
+    """
+    check_inputs(queries, targets, gates, mask, state)
+    if mask is not None:
+        mask = mask.to(queries.dtype)
+    pending = state.pending
+    if pending is None:
+        return Stream(queries, targets, gates, mask, 0)
+    _check_pending(pending, queries, gates, boundary)
+    if gates is not None and pending.gates is not None:
+        gates = torch.cat([pending.gates.detach(), gates], dim=1)
+    if mask is not None or pending.mask is not None:
+        # A missing mask means that every token counts.
+        old = queries.new_ones(queries.shape[0], pending.num_tokens) if pending.mask is None else pending.mask
+        new = queries.new_ones(queries.shape[:2]) if mask is None else mask
+        mask = torch.cat([old.detach(), new], dim=1)
+    return Stream(
+        torch.cat([pending.queries.detach(), queries], dim=1),
+        torch.cat([pending.targets.detach(), targets], dim=1),
+        gates,
+        mask,
+        pending.num_tokens,
+    )

@@ -1,0 +1,56 @@
+"""What every implementation of the chain of reads and writes is given and gives back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream
+from megatron_fwpkm.ops.fast_weight_memory.schedule import Piece
+from megatron_fwpkm.ops.sharding import TableSharding
+from megatron_fwpkm.ops.undo_log import UndoLog
+
+
+class ChainResult(NamedTuple):
+    """Outputs of one call; fields as in :class:`FastWeightOutput`, and the tables after the call (detached)."""
+
+    retrieved: Tensor
+    slot_indices: Tensor
+    slot_weights: Tensor
+    memorization_loss: Tensor
+    addressing_loss: Tensor
+    sub_keys: Tensor
+    values: Tensor
+    undo_log: UndoLog
+
+
+def write_weights(stream: Stream) -> Tensor:
+    """Weight of every token's write, gate * mask, [B, S]; differentiable towards the gates."""
+    if stream.gates is None:
+        return stream.queries.new_ones(stream.queries.shape[:2]) if stream.mask is None else stream.mask
+    return stream.gates if stream.mask is None else stream.gates * stream.mask
+
+
+def write_scales(stream: Stream, pieces: list[Piece], options: MemoryOptions) -> Tensor:
+    """Step size of every piece's write before the division by a slot's readers: lr * heads*k * N / (B*W), [pieces].
+
+    N is B * tokens of the chunk without a mask, else the number of written tokens whose mask is positive (DESIGN 2.2).
+    """
+    batch, heads = stream.queries.shape[0], stream.queries.shape[2]
+    step = options.inner_lr * heads * options.topk
+    if stream.mask is None:
+        scales = [step * piece.num_samples / max(1, piece.num_written) for piece in pieces]
+        return torch.tensor(scales, dtype=stream.queries.dtype, device=stream.queries.device)
+    counted = (stream.mask > 0).sum(0).to(stream.queries.dtype)
+    return torch.stack([counted[p.start : p.write_stop].sum() * (step / max(1, batch * p.num_written)) for p in pieces])
+
+
+def mean_over_columns(squared_sums: Tensor, num_columns: int, sharding: TableSharding | None) -> Tensor:
+    """Turn sums over this process's columns into means over all columns."""
+    if sharding is None:
+        return squared_sums / num_columns
+    # One collective for the sums and for the number of columns they run over.
+    sums = sharding.sum_columns(torch.cat([squared_sums.flatten(), squared_sums.new_tensor([num_columns])]))
+    return (sums[:-1] / sums[-1]).view_as(squared_sums)
