@@ -25,8 +25,8 @@ class ModelConfig:
     """Tokens per training sequence."""
     max_position_embeddings: int | None = None
     """Longest position recorded in an export; default the sequence length (RoPE itself has no limit)."""
-    window_size: tuple[int, int] | None = None
-    """Sliding attention window as LEFT,0: each token sees itself and LEFT tokens before it; default full causal attention."""
+    window_size: tuple[tuple[int, int], ...] = ()
+    """Sliding attention window as LEFT,0 (a token sees itself and LEFT tokens before it), once for all layers or once per layer, -1,0 being full causal attention; default full everywhere."""
     rotary_base: float = 10000.0
     """Base of the rotary position embedding."""
     rotary_percent: float = 1.0
@@ -41,6 +41,8 @@ class ModelConfig:
     """Give the output projection its own weight instead of the embedding's."""
     init_method_std: float = 0.02
     """Standard deviation of the normal initialisation of linears and embeddings."""
+    embedding_init_method_std: float | None = None
+    """Standard deviation of the initialisation of the token embedding; default --init-method-std."""
     attention_dropout: float = 0.0
     """Dropout on attention weights."""
     hidden_dropout: float = 0.0
