@@ -1,0 +1,179 @@
+"""The laws: each takes sources and returns a line per violation, so that a test can show all of them at once."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterable
+
+from tests.architecture.sources import Source
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 80
+MAX_KERNEL_LINES = 150
+MAX_PRETRAIN_LINES = 60
+MAX_TOOL_LINES = 80
+
+# Put together from halves, so that this file keeps its own law.
+_UNFINISHED = re.compile(r"\b(" + "TO" + "DO|FIX" + "ME|X" + "XX|NotImplemented" + r"Error)\b")
+_MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.$}])/(tmp|work|farm|root|home)/")
+_ASSERTS = re.compile(r"\b(assert|raises|warns|fail|_?check)")
+_HF_MAY_IMPORT = {"torch", "transformers"}
+
+
+def long_files(sources: Iterable[Source]) -> list[str]:
+    """Files of more than 400 lines."""
+    counted = [(source.path, source.text.count("\n")) for source in sources]
+    return [f"{path}: {lines} lines" for path, lines in counted if lines > MAX_FILE_LINES]
+
+
+def long_functions(sources: Iterable[Source]) -> list[str]:
+    """Functions of more than 80 lines, or 150 for a Triton kernel."""
+    found = []
+    for source in sources:
+        for function in source.functions():
+            lines = (function.end_lineno or 0) - function.lineno + 1
+            kernel = any("jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+            if lines > (MAX_KERNEL_LINES if kernel else MAX_FUNCTION_LINES):
+                found.append(f"{source.path}:{function.lineno} {function.name}: {lines} lines")
+    return found
+
+
+def undocumented(sources: Iterable[Source]) -> list[str]:
+    """Modules, public classes, public functions and public methods of public classes without a docstring."""
+    found: list[str] = []
+
+    def visit(source: Source, body: list[ast.stmt], owner: str) -> None:
+        for node in body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
+                continue
+            overload = any("overload" in ast.unparse(decorator) for decorator in node.decorator_list)
+            if ast.get_docstring(node) is None and not overload:
+                found.append(f"{source.path}:{node.lineno} {owner}{node.name}")
+            if isinstance(node, ast.ClassDef):
+                visit(source, node.body, f"{owner}{node.name}.")
+
+    for source in sources:
+        if source.text.strip() and ast.get_docstring(source.tree) is None:
+            found.append(f"{source.path}:1 (module)")
+        visit(source, source.tree.body, "")
+    return found
+
+
+def unfinished(files: Iterable[tuple[str, str]]) -> list[str]:
+    """Stubs and notes to oneself."""
+    return _matching_lines(files, _UNFINISHED)
+
+
+def machine_paths(files: Iterable[tuple[str, str]]) -> list[str]:
+    """Paths of one machine, which mean nothing on another; a container recipe may name its own."""
+    return _matching_lines([(path, text) for path, text in files if path != "Dockerfile"], _MACHINE_PATH)
+
+
+def _matching_lines(files: Iterable[tuple[str, str]], pattern: re.Pattern[str]) -> list[str]:
+    return [
+        f"{path}:{number} {line.strip()[:100]}"
+        for path, text in files
+        for number, line in enumerate(text.splitlines(), 1)
+        if pattern.search(line)
+    ]
+
+
+def hidden_globals(sources: Iterable[Source]) -> list[str]:
+    """`global` statements and `get_args()`-style look-ups: what a function needs comes through its arguments."""
+    found = []
+    for source in sources:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Global):
+                found.append(f"{source.path}:{node.lineno} global {', '.join(node.names)}")
+            if isinstance(node, ast.Call) and not node.args and not node.keywords:
+                called = ast.unparse(node.func).split(".")[-1]
+                if called in {"get_args", "get_config", "get_timers", "get_tokenizer"}:
+                    found.append(f"{source.path}:{node.lineno} {called}()")
+    return found
+
+
+def communication(sources: Iterable[Source]) -> list[str]:
+    """Uses of torch.distributed."""
+    found = []
+    for source in sources:
+        for node in ast.walk(source.tree):
+            imported = isinstance(node, ast.ImportFrom) and (
+                (node.module or "").startswith("torch.distributed")
+                or (node.module == "torch" and any(alias.name == "distributed" for alias in node.names))
+            )
+            plain = isinstance(node, ast.Import) and any(a.name.startswith("torch.distributed") for a in node.names)
+            used = isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed"
+            if imported or plain or used:
+                found.append(f"{source.path}:{node.lineno} torch.distributed")
+    return found
+
+
+def hf_strangers(sources: Iterable[Source]) -> list[str]:
+    """Imports of the hf room that an export could not resolve: it ships these files alone, side by side."""
+    found = []
+    for source in sources:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Import):
+                names = [alias.name.split(".")[0] for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [(node.module or "").split(".")[0]]
+            elif isinstance(node, ast.ImportFrom) and node.level > 1:
+                names = ["." * node.level + (node.module or "")]
+            else:
+                continue
+            strange = [name for name in names if name not in _HF_MAY_IMPORT and name not in sys.stdlib_module_names]
+            found += [f"{source.path}:{node.lineno} imports {name}" for name in strange]
+    return found
+
+
+def fat_entry_points(sources: Iterable[Source]) -> list[str]:
+    """Entry points that do more than parse and call, or run when a spawned process imports them."""
+    found = []
+    for source in sources:
+        is_tool = source.parts[0] == "tools" and len(source.parts) == 2
+        if source.path != "pretrain.py" and not is_tool:
+            continue
+        limit = MAX_TOOL_LINES if is_tool else MAX_PRETRAIN_LINES
+        if (lines := source.text.count("\n")) > limit:
+            found.append(f"{source.path}: {lines} lines, at most {limit}")
+        mains = [f for f in source.tree.body if isinstance(f, ast.FunctionDef) and f.name == "main"]
+        if not mains or [argument.arg for argument in mains[0].args.args] != ["argv"]:
+            found.append(f"{source.path}: no main(argv)")
+        body = source.tree.body
+        guarded = any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in body)
+        loose = any(isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) for node in body)
+        if not guarded or loose:
+            found.append(f"{source.path}: work outside `if __name__ == '__main__'`")
+    return found
+
+
+def tests_that_cannot_fail(sources: Iterable[Source]) -> list[str]:
+    """Tests without an assertion, and errors whose message nobody reads."""
+    found = []
+    for source in sources:
+        if source.parts[0] != "tests":
+            continue
+        for function in source.functions():
+            if function.name.startswith("test_") and not _ASSERTS.search(_code(function)):
+                found.append(f"{source.path}:{function.lineno} {function.name} asserts nothing")
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.With):
+                unread = [text for text in map(_unread_error, node.items) if text]
+                found += [f"{source.path}:{node.lineno} {text} without match=" for text in unread]
+    return found
+
+
+def _code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    return "\n".join(ast.unparse(node) for node in function.body)
+
+
+def _unread_error(item: ast.withitem) -> str | None:
+    """The source of `pytest.raises(X)` when it neither has match= nor keeps the error; SystemExit has only a status."""
+    call = item.context_expr
+    if not isinstance(call, ast.Call) or not ast.unparse(call.func).endswith("raises") or item.optional_vars:
+        return None
+    if any(keyword.arg == "match" for keyword in call.keywords) or "SystemExit" in ast.unparse(call):
+        return None
+    return ast.unparse(call)

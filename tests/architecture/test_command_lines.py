@@ -1,0 +1,64 @@
+"""Every entry point: help without torch, status 2 for wrong usage."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.architecture.sources import ROOT, entry_points
+
+ENTRY_POINTS = [source.path for source in entry_points()]
+HEAVY = ("torch", "transformers", "megatron.core", "matplotlib")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python from the repository's root with the import log on."""
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": "120"},
+    )
+
+
+def imported(log: str) -> set[str]:
+    """Modules in the log of -X importtime."""
+    return {match[1] for match in re.finditer(r"^import time:.*\|\s*(\S+)$", log, re.MULTILINE)}
+
+
+def sub_commands(help_text: str) -> list[str]:
+    """Names in the `{a,b}` of a usage line, where the tool has sub-commands."""
+    usage = help_text.split("\n\n")[0]
+    match = re.search(r"\s\{([a-z][a-z,-]*)\} \.\.\.", usage)
+    return match[1].split(",") if match else []
+
+
+@pytest.mark.parametrize("path", ENTRY_POINTS)
+def test_help_does_not_wait_for_torch(path):
+    first = run(path, "--help")
+    assert first.returncode == 0, first.stderr[-500:]
+    assert len(first.stdout) > 100
+    assert not imported(first.stderr) & set(HEAVY)
+    for name in sub_commands(first.stdout):
+        inner = run(path, name, "--help")
+        assert inner.returncode == 0, inner.stderr[-500:]
+        assert not imported(inner.stderr) & set(HEAVY)
+
+
+@pytest.mark.parametrize("path", ENTRY_POINTS)
+def test_an_unknown_flag_is_a_usage_error(path):
+    wrong = run(path, "--no-such-flag", "1")
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+
+
+def test_the_import_log_is_read():
+    assert "json" in imported(run("-c", "import json").stderr)
+    assert "torch" in imported("import time:       123 |        456 |   torch\n")
+
+
+def test_all_tools_of_the_design_are_there():
+    named = {"train_tokenizer", "preprocess_data", "convert_checkpoint", "evaluate_needle", "generate_text", "doctor"}
+    assert {"pretrain.py", *(f"tools/{name}.py" for name in named)} <= set(ENTRY_POINTS)
