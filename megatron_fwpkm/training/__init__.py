@@ -1,0 +1,1 @@
+"""Training: start-up, engine, loop, schedules, logs and guards."""

@@ -1,0 +1,69 @@
+"""Guards that stop a run which has gone wrong: loss or gradients not finite, or a memory that diverges.
+
+They see numbers only (no tensors), the same on every rank, so that all ranks stop together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import median
+
+BASELINE_OBSERVATIONS = 20
+"""Iterations whose median memorization loss is the yardstick of a layer."""
+
+
+class TrainingDivergedError(ValueError):
+    """The run went wrong in a way that more steps cannot repair; the message names step, place and what to try."""
+
+
+def check_finite(iteration: int, losses: Mapping[str, float], grad_norm: float) -> None:
+    """Raise TrainingDivergedError when a loss or the gradient norm of this step is NaN or infinite."""
+    for name, value in {**losses, "gradient norm": grad_norm}.items():
+        if not math.isfinite(value):
+            raise TrainingDivergedError(
+                f"iteration {iteration}: the {name} is {value}. The last checkpoint is intact. Try a smaller --lr, a longer "
+                "--lr-warmup-iters, --clip-grad 1.0, or --no-bf16"
+            )
+
+
+class MemoryGuard:
+    """Compares every layer's memorization loss with the median of its first iterations."""
+
+    def __init__(self, factor: float) -> None:
+        """`factor` is --divergence-factor: a loss above factor * early median stops the run."""
+        self.factor = factor
+        self._early: dict[int, list[float]] = {}
+
+    def check(self, iteration: int, memorization_loss: Mapping[int, float], finite_tables: Mapping[int, bool]) -> None:
+        """Look at one iteration; both mappings go from layer number to the worst value over replicas.
+
+        Raises TrainingDivergedError for a table with NaN or infinity and for a memorization loss out of bounds.
+        """
+        for layer in sorted(memorization_loss):
+            loss = memorization_loss[layer]
+            if not finite_tables.get(layer, True) or not math.isfinite(loss):
+                raise TrainingDivergedError(
+                    f"iteration {iteration}: the memory of layer {layer} is not finite (memorization loss {loss}). The last "
+                    "checkpoint is intact. Try a smaller --fwpkm-inner-lr, --fwpkm-normalize-targets, or "
+                    "--fwpkm-reset step"
+                )
+            early = self._early.setdefault(layer, [])
+            if len(early) < BASELINE_OBSERVATIONS:
+                early.append(loss)
+                continue
+            limit = self.factor * median(early)
+            if loss > limit:
+                raise TrainingDivergedError(
+                    f"iteration {iteration}: the memory of layer {layer} diverges: memorization loss {loss:.4g} is above "
+                    f"--divergence-factor {self.factor:g} times its early median {median(early):.4g}. The last checkpoint is "
+                    "intact. Try a smaller --fwpkm-inner-lr, --fwpkm-reset step, or a smaller --lr"
+                )
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """The early losses by layer, JSON-able, so that a resumed run keeps its yardstick."""
+        return {str(layer): list(losses) for layer, losses in self._early.items()}
+
+    def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
+        """Take over the early losses of a saved run."""
+        self._early = {int(layer): list(losses) for layer, losses in state.items()}

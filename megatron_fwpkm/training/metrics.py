@@ -1,0 +1,182 @@
+"""What a run says while it trains: metrics.jsonl always, TensorBoard when asked, one progress line, a closing summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import IO, Any, Protocol
+
+JsonRecord = dict[str, Any]
+
+
+class Sink(Protocol):
+    """Something that takes records of scalars."""
+
+    def write(self, record: JsonRecord) -> None:
+        """Take one record."""
+
+    def close(self) -> None:
+        """Flush and let go."""
+
+
+class JsonLines:
+    """Appends one JSON object per line to a file and flushes it, so that a killed run keeps what it wrote."""
+
+    def __init__(self, path: Path, *, keep_until: int) -> None:
+        """Open `path`, dropping records of iterations after `keep_until` (a resumed run writes them again)."""
+        kept = [r for r in read_records(path) if r.get("iteration", 0) <= keep_until] if path.exists() else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        os.replace(partial, path)
+        self._file: IO[str] = path.open("a", encoding="utf-8")
+
+    def write(self, record: JsonRecord) -> None:
+        """Append one record."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """Writes every scalar of a record under `<kind>/<name>` at its iteration."""
+
+    def __init__(self, folder: str, *, purge_step: int) -> None:
+        """Open an event file in `folder`; events from `purge_step` on are hidden (a resumed run writes them again).
+
+        Raises ValueError where the tensorboard package is missing.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                "--tensorboard-dir needs the tensorboard package: pip install tensorboard, or leave the flag out"
+            ) from error
+        self._writer = SummaryWriter(folder, purge_step=purge_step)
+
+    def write(self, record: JsonRecord) -> None:
+        """Write the scalars of one record."""
+        step = record.get("iteration", 0)
+        for name, value in flatten(record).items():
+            if name not in ("kind", "iteration") and isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._writer.add_scalar(f"{record['kind']}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
+
+
+class MetricsLog:
+    """Sends records to all sinks; one object per run, on rank 0 only (other ranks hold none)."""
+
+    def __init__(self, sinks: list[Sink]) -> None:
+        """`sinks` are closed with the log."""
+        self._sinks = sinks
+
+    def __enter__(self) -> MetricsLog:
+        """Use as a context manager closes the sinks at the end."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the sinks."""
+        for sink in self._sinks:
+            sink.close()
+
+    def write(self, kind: str, record: JsonRecord) -> None:
+        """Write one record; `kind` is train, evaluation, start or end."""
+        for sink in self._sinks:
+            sink.write({"kind": kind, **record})
+
+
+def read_records(path: Path) -> list[JsonRecord]:
+    """All complete records of a metrics file; a last line torn by a kill is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level, names joined by `/`."""
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}/"))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def progress_line(record: JsonRecord, train_iters: int, remaining_seconds: float) -> str:
+    """The one line per log interval; memory numbers are means over the layers that have a memory."""
+    width = len(str(train_iters))
+    loss = f"loss {record['loss']:.4f}"
+    if abs(record["lm_loss"] - record["loss"]) > 1e-6 * abs(record["loss"]):
+        loss += f" (lm {record['lm_loss']:.4f})"
+    parts = [
+        f"iteration {record['iteration']:>{width}}/{train_iters}",
+        loss,
+        f"lr {record['lr']:.3e}",
+        f"grad {record['grad_norm']:.3f}",
+        f"{record['tokens_per_second']:,.0f} tokens/s",
+    ]
+    layers = list(record["memory"].values())
+    if layers:
+
+        def mean(name: str) -> float:
+            return sum(layer[name] for layer in layers) / len(layers)
+
+        parts += [
+            f"gate {mean('gate_mean'):.2f}",
+            f"slots {mean('coverage'):.1%} collisions {mean('collisions'):.1%}",
+            f"memorization {mean('memorization_loss'):.4f}",
+        ]
+    parts.append(f"ETA {duration(remaining_seconds)}")
+    return " | ".join(parts)
+
+
+def summary_lines(summary: JsonRecord) -> list[str]:
+    """The closing summary for people; `summary` is the `end` record."""
+    lines = [
+        f"{summary['reason']}: iteration {summary['iteration']}, {summary['tokens']:,} tokens in "
+        f"{duration(summary['seconds'])}, median {summary['tokens_per_second']:,.0f} tokens/s, "
+        f"peak memory {summary['peak_memory_gib']:.2f} GiB"
+    ]
+    if summary["last_loss"] is not None:
+        lines.append(f"loss: last {summary['last_loss']:.4f}, best {summary['best_loss']:.4f}")
+    if summary["validation_loss"] is not None:
+        lines.append(f"validation lm loss: last {summary['validation_loss']:.4f}")
+    lines += [f"{name}: {place}" for name, place in summary["places"].items() if place]
+    return lines
+
+
+def median_or_zero(values: list[float]) -> float:
+    """Median, 0 for an empty list (a run that stopped before its first step)."""
+    return median(values) if values else 0.0
+
+
+def peak_memory_gib(device_peak_bytes: int | None = None) -> float:
+    """Highest memory of this process in GiB: the accelerator's peak when given, else resident memory."""
+    if device_peak_bytes is not None:
+        return device_peak_bytes / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,42 @@
+"""SIGTERM and SIGINT ask for an orderly end: the step is finished, a checkpoint is saved, the exit status is 0."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType, TracebackType
+
+
+class StopSignals:
+    """Context manager that turns the first SIGTERM or SIGINT into a wish to stop; a second one ends the process at once.
+
+    Forked children (loader workers) inherit the handler but not the wish: there a signal acts as it did before.
+    """
+
+    def __init__(self, signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)) -> None:
+        """Remember which signals to watch; nothing is installed before `__enter__`."""
+        self._signals = signals
+        self._previous: dict[signal.Signals, object] = {}
+        self._owner = os.getpid()
+        self.received: signal.Signals | None = None
+        """The first signal that arrived, or None."""
+
+    def __enter__(self) -> StopSignals:
+        """Install the handlers (main thread only) and remember the previous ones."""
+        self._owner = os.getpid()
+        for number in self._signals:
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        """Put the previous handlers back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() == self._owner and self.received is None:
+            self.received = signal.Signals(number)
+            return
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
