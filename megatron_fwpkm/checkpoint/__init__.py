@@ -1,0 +1,1 @@
+"""Checkpoints: the manager, slow and fast weights, resuming, reading, and conversion."""

@@ -1,0 +1,163 @@
+"""Checkpoint folders of a run: atomic publish, the `latest` marker, retention, and finding what to load.
+
+    root/iter_0000020/{model/, fast_weights/, config.yaml, rng_*.pt, tokenizer..., run.json}
+    root/latest                       text: the name of the newest published folder
+    root/.iter_0000030.partial        being written; renamed when every rank has finished and everything is on disk
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .agreement import barrier, on_rank_zero, rank
+from .record import RECORD_NAME, RunRecord, write_record
+
+LATEST = "latest"
+_FOLDER = re.compile(r"iter_(\d{7,})$")
+_LEFTOVER = re.compile(r"\.iter_(\d{7,})\.(partial|replaced)$")
+
+
+def folder_name(iteration: int) -> str:
+    """Name of the folder of an iteration: iter_0000020."""
+    return f"iter_{iteration:07d}"
+
+
+class CheckpointManager:
+    """Owns one --save folder. Methods that write are called by every rank; rank 0 touches the folder structure."""
+
+    def __init__(self, root: Path, keep_last: int) -> None:
+        """`keep_last` published checkpoints stay (0: all); the one that `latest` names is never deleted."""
+        self.root = root
+        self.keep_last = keep_last
+
+    def prepare(self, *, resume: bool) -> None:
+        """Make the folder and see that it can be written, before hours of training are spent.
+
+        Raises ValueError when it cannot, or when it holds checkpoints and `resume` is not set.
+        """
+        on_rank_zero(lambda: self._prepare(resume))
+
+    def _prepare(self, resume: bool) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise ValueError(f"--save {self.root} cannot be written: {error.strerror}; choose another folder") from error
+        found = published(self.root)
+        if found and not resume:
+            raise ValueError(
+                f"--save {self.root} already holds {found[-1].name}; continue it with --resume, or save elsewhere"
+            )
+
+    @contextmanager
+    def publish(self, iteration: int, record: RunRecord) -> Iterator[Path]:
+        """Yield the folder in which every rank writes its part; afterwards it is published under its final name.
+
+        Nothing is published unless every rank leaves the block without an error: a rank that fails ends, and the
+        others fail at the barrier behind the block.
+        """
+        partial = self.root / f".{folder_name(iteration)}.partial"
+        if rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        barrier()
+        yield partial
+        barrier()
+        if rank() == 0:
+            write_record(partial, record)
+            self._publish(partial, iteration)
+            self._forget_old(iteration)
+        barrier()
+
+    def _publish(self, partial: Path, iteration: int) -> None:
+        """Put everything on disk, then rename, then move the marker: a crash at any point leaves a good state."""
+        for path in (*partial.rglob("*"), partial):
+            _sync(path)
+        final = self.root / folder_name(iteration)
+        replaced = self.root / f".{folder_name(iteration)}.replaced"
+        if final.exists():  # written by a run that went on from an earlier checkpoint than this one
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
+        partial.rename(final)
+        _sync(self.root)
+        marker = self.root / f".{LATEST}.partial"
+        marker.write_text(final.name + "\n", encoding="utf-8")
+        _sync(marker)
+        os.replace(marker, self.root / LATEST)
+        _sync(self.root)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _forget_old(self, iteration: int) -> None:
+        """Delete published checkpoints beyond `keep_last` and leftovers of runs that ended while writing."""
+        if self.keep_last > 0:
+            latest = latest_checkpoint(self.root)
+            older = [path for path in published(self.root) if _iteration(path) <= iteration]
+            for path in older[: -self.keep_last]:
+                if path != latest:
+                    # The record goes first: a deletion that is cut short leaves no folder that looks whole.
+                    (path / RECORD_NAME).unlink(missing_ok=True)
+                    shutil.rmtree(path, ignore_errors=True)
+        for path in self.root.iterdir():
+            match = _LEFTOVER.match(path.name)
+            if match and int(match.group(1)) < iteration:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def published(root: Path) -> list[Path]:
+    """Published checkpoint folders of a run, by iteration."""
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if _FOLDER.match(path.name) and (path / RECORD_NAME).is_file()]
+    return sorted(found, key=_iteration)
+
+
+def latest_checkpoint(root: Path) -> Path | None:
+    """The folder that `latest` names; without a marker the newest published one; None where there is none.
+
+    Raises ValueError when the marker names a folder that is gone.
+    """
+    marker = root / LATEST
+    if not marker.is_file():
+        found = published(root)
+        return found[-1] if found else None
+    name = marker.read_text(encoding="utf-8").strip()
+    if not _FOLDER.match(name) or not (root / name).is_dir():
+        raise ValueError(
+            f"{marker} names {name!r}, which is not a checkpoint in {root}; write the name of one of "
+            f"{[path.name for path in published(root)]} into it"
+        )
+    return root / name
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """The checkpoint folder that a user means by `path`: itself, or the latest of a run's --save folder.
+
+    Raises ValueError for a path that is neither.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} is not a folder; name a run's --save folder or one of its iter_... folders")
+    if (path / RECORD_NAME).is_file() or _FOLDER.match(path.name) or _LEFTOVER.match(path.name):
+        return path
+    return latest_checkpoint(path) or path
+
+
+def _iteration(path: Path) -> int:
+    match = _FOLDER.match(path.name)
+    assert match is not None, path
+    return int(match.group(1))
+
+
+def _sync(path: Path) -> None:
+    """fsync a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

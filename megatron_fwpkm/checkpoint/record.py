@@ -1,0 +1,101 @@
+"""run.json: what a checkpoint folder says about itself, and the check that the folder is whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+RECORD_NAME = "run.json"
+CONFIG_NAME = "config.yaml"
+MODEL_FOLDER = "model"
+FAST_WEIGHTS_FOLDER = "fast_weights"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Over how many processes a checkpoint was written; decides what can be restored bit for bit."""
+
+    world_size: int
+    tensor_parallel: int
+    pipeline_parallel: int
+    data_parallel: int
+    distributed_optimizer: bool
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Content of run.json."""
+
+    iteration: int
+    consumed_samples: int
+    consumed_tokens: int
+    layout: Layout
+    vocab_size: int
+    padded_vocab_size: int
+    tokenizer_hash: str
+    tokenizer_file: str | None
+    """Name of the tokenizer's copy in the folder (a file, or a folder of a Hugging Face tokenizer)."""
+    loop: dict[str, Any] = field(default_factory=dict)
+    """State of the training loop that logs and guards need to go on."""
+    versions: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+    files: dict[str, int] = field(default_factory=dict)
+    """Size in bytes of every other file of the folder."""
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Write run.json as the last file of `folder`, with the sizes of all others."""
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != RECORD_NAME
+    }
+    text = json.dumps(asdict(replace(record, files=sizes)), indent=2)
+    (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record of a checkpoint folder, which is checked to be whole: every file there, with its size.
+
+    Raises ValueError with the reason for a folder that is no checkpoint, a torn one, or one of a newer format.
+    """
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a checkpoint: it has no {RECORD_NAME}{_foreign_hint(folder)}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is torn: it is not valid JSON ({error})") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError(f"{path} does not belong to a checkpoint of megatron_fwpkm: it has no format number")
+    if content["format"] != FORMAT:
+        raise ValueError(f"{path} has format {content['format']}; this version reads format {FORMAT}")
+    missing = {f.name for f in fields(RunRecord)} - content.keys()
+    if missing:
+        raise ValueError(f"{path} is torn: it lacks {', '.join(sorted(missing))}")
+    for name, size in content["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise ValueError(f"{folder} is torn: {name} is missing; use an earlier checkpoint")
+        if file.stat().st_size != size:
+            raise ValueError(
+                f"{folder} is torn: {name} has {file.stat().st_size} bytes instead of {size}; use an earlier checkpoint"
+            )
+    known = {f.name for f in fields(RunRecord)}
+    return RunRecord(**{k: v for k, v in content.items() if k in known} | {"layout": Layout(**content["layout"])})
+
+
+def _foreign_hint(folder: Path) -> str:
+    """What the folder seems to be instead."""
+    signs = {
+        "latest_checkpointed_iteration.txt": "; it looks like a Megatron-LM checkpoint, which is not read",
+        "model.safetensors": "; it looks like a Hugging Face model, use its checkpoint instead",
+        "model.safetensors.index.json": "; it looks like a Hugging Face model, use its checkpoint instead",
+    }
+    if folder.name.endswith(".partial"):
+        return "; it was being written when its run ended"
+    return next((hint for name, hint in signs.items() if (folder / name).exists()), "")
