@@ -1,0 +1,245 @@
+"""Megatron's .bin/.idx pair: written in a stream, published atomically, read and checked without torch.
+
+Layout of the .idx (little endian): `MMIDIDX\\0\\0`, version u64 = 1, dtype code u8, number of sequences S u64, number
+of document marks D + 1 u64, S int32 lengths (tokens), S int64 byte offsets into the .bin, D + 1 int64 document marks.
+Here a document is always one sequence, as everywhere in GPT pretraining. The bytes equal those of
+`megatron.core.datasets.indexed_dataset.IndexedDatasetBuilder`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import struct
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")
+_CODES: dict[int, type[np.generic]] = {
+    1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16
+}  # fmt: skip
+_BLOCK = 1 << 20
+SIDECAR_FORMAT = 1
+"""Version of the sidecar's layout."""
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """uint16 below 65,500 ids, else int32: megatron.core's own rule."""
+    return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
+
+
+def dataset_paths(prefix: str | Path) -> tuple[Path, Path, Path]:
+    """The .bin, .idx and sidecar .json of a dataset prefix."""
+    return Path(f"{prefix}.bin"), Path(f"{prefix}.idx"), Path(f"{prefix}.json")
+
+
+class IndexedWriter:
+    """Writes one dataset beside its final place and renames it there in `publish`; leaving the `with` block without
+    that removes it.
+
+    Memory: 4 bytes per document. The .idx is renamed last, so a dataset that can be opened is whole.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: np.dtype[Any], *, overwrite: bool = False) -> None:
+        """Raises ValueError when the dataset exists and `overwrite` is off, when another process writes it, or the
+        folder is not writable."""
+        self.prefix = str(prefix)
+        self.dtype = dtype
+        self.tokens = 0
+        self._lengths = array("i")
+        self._digest = hashlib.sha256()
+        self._finals = dataset_paths(prefix)
+        self._partials = tuple(path.with_name(path.name + ".partial") for path in self._finals)
+        existing = [path for path in self._finals if path.exists()]
+        if existing and not overwrite:
+            raise ValueError(
+                f"{existing[0]} exists already; give another --output-prefix, or --overwrite to replace it"
+            )
+        folder = self._finals[0].parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._bin = open(self._partials[0], "ab")
+        except OSError as error:
+            raise ValueError(f"cannot write to {folder} (--output-prefix): {error.strerror}") from error
+        try:
+            fcntl.flock(self._bin, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._bin.close()
+            raise ValueError(
+                f"another process is writing {self.prefix}; wait for it or give another --output-prefix"
+            ) from error
+        self._bin.truncate(0)  # what a killed run left
+
+    def __enter__(self) -> IndexedWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for path in self._partials:
+            path.unlink(missing_ok=True)
+        self._bin.close()
+
+    @property
+    def documents(self) -> int:
+        """Documents written so far."""
+        return len(self._lengths)
+
+    def append(self, tokens: bytes, lengths: array[int]) -> None:
+        """Add documents: their tokens back to back in this dataset's dtype, and the number of tokens of each."""
+        assert sum(lengths) * self.dtype.itemsize == len(tokens)
+        self._bin.write(tokens)
+        self._digest.update(tokens)
+        self._lengths.extend(lengths)
+        self.tokens += len(tokens) // self.dtype.itemsize
+
+    def publish(self, sidecar: dict[str, Any]) -> None:
+        """Write the index and `sidecar` (with dtype, counts and digest added), flush everything to disk, rename into
+        place."""
+        bin_partial, idx_partial, json_partial = self._partials
+        with open(idx_partial, "wb") as stream:
+            self._write_index(stream)
+            _flush(stream)
+        described = sidecar | {
+            "format": SIDECAR_FORMAT,
+            "dtype": self.dtype.name,
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "bin_sha256": self._digest.hexdigest(),
+        }
+        with open(json_partial, "w", encoding="utf-8") as text:
+            json.dump(described, text, indent=2, ensure_ascii=False, sort_keys=True)
+            text.write("\n")
+            _flush(text)
+        _flush(self._bin)
+        bin_final, idx_final, json_final = self._finals
+        idx_final.unlink(missing_ok=True)  # when overwriting: never an old index over new tokens
+        os.replace(bin_partial, bin_final)
+        os.replace(json_partial, json_final)
+        os.replace(idx_partial, idx_final)
+        _flush_folder(bin_final.parent)
+
+    def _write_index(self, stream: Any) -> None:
+        code = next(code for code, scalar in _CODES.items() if np.dtype(scalar) == self.dtype)
+        lengths = np.frombuffer(self._lengths, dtype=np.int32) if self._lengths else np.zeros(0, np.int32)
+        stream.write(_HEADER.pack(_MAGIC, 1, code, len(lengths), len(lengths) + 1))
+        stream.write(lengths.tobytes())
+        offset = 0
+        for begin in range(0, len(lengths), _BLOCK):  # blocks keep the memory flat
+            ends = offset + np.cumsum(lengths[begin : begin + _BLOCK], dtype=np.int64) * self.dtype.itemsize
+            stream.write(np.concatenate(([offset], ends[:-1])).astype(np.int64).tobytes())
+            offset = int(ends[-1])
+        for begin in range(0, len(lengths) + 1, _BLOCK):
+            stream.write(np.arange(begin, min(begin + _BLOCK, len(lengths) + 1), dtype=np.int64).tobytes())
+
+
+def _flush(stream: Any) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a dataset on disk holds."""
+
+    prefix: str
+    dtype: np.dtype[Any]
+    lengths: np.ndarray
+    """Tokens per document, int32, mapped from the file."""
+    sidecar: dict[str, Any] | None
+    """The description that tools/preprocess_data.py wrote, None for a dataset of another tool."""
+    fingerprint: str
+    """Changes whenever the tokens do."""
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return len(self.lengths)
+
+    def tokens_between(self, begin: int, end: int) -> int:
+        """Tokens of the documents `begin` to `end`, exclusive."""
+        return int(self.lengths[begin:end].sum(dtype=np.int64))
+
+
+def read_dataset_info(prefix: str | Path) -> DatasetInfo:
+    """Open and check a dataset.
+
+    Raises:
+        ValueError: files missing (names near ones), a foreign or truncated index, or a .bin of another size than the
+        index tells.
+    """
+    bin_path, idx_path, json_path = dataset_paths(prefix)
+    for path in (bin_path, idx_path):
+        if not path.is_file():
+            raise ValueError(f"dataset {prefix}: {path} does not exist{_near_names(Path(prefix))}")
+    size = idx_path.stat().st_size
+    with open(idx_path, "rb") as stream:
+        head = stream.read(_HEADER.size)
+    if len(head) < _HEADER.size or not head.startswith(_MAGIC):
+        raise ValueError(f"{idx_path} is not an index made by preprocess_data")
+    _, version, code, sequences, marks = _HEADER.unpack(head)
+    if version != 1 or code not in _CODES:
+        raise ValueError(
+            f"{idx_path} has version {version} and dtype code {code}; this program reads version 1, codes 1 to 8"
+        )
+    if size < _HEADER.size + 12 * sequences + 8 * marks:
+        raise ValueError(f"{idx_path} is truncated: {size} bytes for {sequences} sequences; prepare the corpus again")
+    dtype = np.dtype(_CODES[code])
+    lengths = np.zeros(0, np.int32)
+    expected = 0
+    if sequences:
+        lengths = np.memmap(idx_path, dtype=np.int32, mode="r", offset=_HEADER.size, shape=(sequences,))
+        last = np.memmap(
+            idx_path, dtype=np.uint8, mode="r", offset=_HEADER.size + 4 * sequences + 8 * (sequences - 1), shape=(8,)
+        )
+        expected = int.from_bytes(last.tobytes(), "little", signed=True) + int(lengths[-1]) * dtype.itemsize
+    actual = bin_path.stat().st_size
+    if actual != expected:
+        raise ValueError(f"{bin_path} has {actual} bytes but its index tells {expected}; prepare the corpus again")
+    sidecar = _read_sidecar(json_path)
+    facts: list[Any] = [size, actual]
+    if sidecar is not None:
+        facts.append(sidecar["bin_sha256"])
+    else:
+        facts += [idx_path.stat().st_mtime_ns, bin_path.stat().st_mtime_ns]
+    return DatasetInfo(str(prefix), dtype, lengths, sidecar, hashlib.sha256(repr(facts).encode()).hexdigest())
+
+
+def _read_sidecar(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+        if sidecar["format"] != SIDECAR_FORMAT:
+            raise ValueError(f"{path} has format {sidecar['format']}; this program reads {SIDECAR_FORMAT}")
+        if not isinstance(sidecar["tokenizer"]["identity"], str) or not isinstance(sidecar["bin_sha256"], str):
+            raise TypeError
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a dataset description written by tools/preprocess_data.py") from error
+    return sidecar
+
+
+def _near_names(prefix: Path) -> str:
+    if prefix.suffix in (".bin", ".idx"):
+        return f"; give the prefix without {prefix.suffix}"
+    if not prefix.parent.is_dir():
+        return f"; there is no folder {prefix.parent}"
+    names = sorted(path.with_suffix("") for path in prefix.parent.glob("*.idx"))
+    near = [str(name) for name in names if name.name.startswith(prefix.name)] or [str(name) for name in names]
+    return f"; did you mean {' or '.join(near[:3])}?" if near else "; make it with tools/preprocess_data.py"

@@ -1,0 +1,225 @@
+"""Tokenizers behind one small interface. Free of torch.
+
+`build_tokenizer(DataConfig)` is the only way in. Three rules hold for every kind: text is text (a literal `</s>` never
+becomes a control token), the end-of-document token is known or the tokenizer is refused, and `identity` changes
+whenever the ids of any text could. The objects also satisfy what `megatron.core` datasets ask of a tokenizer
+(`vocab_size`, `eod`, `unique_identifiers`); they have no `pad` on purpose, so that no token of the text is ever taken
+for padding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_fwpkm.config import DataConfig
+
+_WORD = re.compile(r"[^\W\d_]{4,}")
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back.
+
+    Attributes: `kind` (the --tokenizer-type), `path` (file or folder it came from, None for NullTokenizer),
+    `vocab_size`, `eod` (id of the end-of-document token), `bos` (id or None), `identity` (hex SHA-256 of everything
+    that decides the ids).
+    """
+
+    def __init__(
+        self, kind: str, path: Path | None, vocab_size: int, eod: int, bos: int | None, identity_parts: Iterable[bytes]
+    ) -> None:
+        self.kind = kind
+        self.path = path
+        self.vocab_size = vocab_size
+        self.eod = eod
+        self.bos = bos
+        digest = hashlib.sha256(kind.encode())
+        for part in identity_parts:
+            digest.update(len(part).to_bytes(8, "little") + part)
+        self.identity = digest.hexdigest()
+
+    @property
+    def unique_identifiers(self) -> dict[str, Any]:
+        """What `megatron.core` hashes into the name of a dataset's index cache."""
+        return {"class": self.kind, "identity": self.identity}
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without BOS or EOD. Raises ValueError where the text cannot be encoded."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; control tokens give no text."""
+
+    @abstractmethod
+    def whole_words(self) -> list[str]:
+        """Words that are exactly one piece when they follow a space in a sentence, in order of id (for BPE about the
+        most
+        frequent first). For text tokenizers: lower-case words of at least four letters."""
+
+    def _check_range(self, ids: Sequence[int]) -> None:
+        if len(ids) and not (0 <= min(ids) and max(ids) < self.vocab_size):
+            raise ValueError(f"token ids {min(ids)}..{max(ids)} are outside the tokenizer's {self.vocab_size} pieces")
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece `.model` file; the end-of-document token is its `</s>`."""
+
+    def __init__(self, path: Path) -> None:
+        import sentencepiece
+
+        blob = path.read_bytes()
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=blob)
+        except RuntimeError as error:
+            raise ValueError(f"{path} is not a SentencePiece model (--tokenizer-model): {error}") from error
+        eod, bos = self._processor.eos_id(), self._processor.bos_id()
+        if eod < 0:
+            raise ValueError(f"{path} has no </s> piece, so documents cannot be ended; train a tokenizer with one")
+        size = self._processor.get_piece_size()
+        super().__init__("SentencePieceTokenizer", path, size, eod, bos if bos >= 0 else None, [blob])
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer.encode`. SentencePiece never matches control pieces in text."""
+        try:
+            return self._processor.encode(text)
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text has a lone surrogate at character {error.start}: not valid Unicode") from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`."""
+        self._check_range(ids)
+        return self._processor.decode([int(token) for token in ids])
+
+    def whole_words(self) -> list[str]:
+        """See `Tokenizer.whole_words`."""
+        pieces = (self._processor.id_to_piece(token) for token in range(self.vocab_size))
+        words = [piece[1:] for piece in pieces if piece[:1] == "\u2581" and _is_plain_word(piece[1:])]
+        return [word for word in words if len(self.encode(word)) == 1]
+
+    def is_byte(self, token: int) -> bool:
+        """Whether `token` is one of the 256 byte-fallback pieces."""
+        return bool(self._processor.is_byte(token))
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A `tokenizer.json` (or the folder that holds it); the end-of-document token is the folder's `eos_token`."""
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise ValueError(f"{path} holds no tokenizer.json (--tokenizer-model)")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises a bare Exception
+            raise ValueError(f"{file} is not a Hugging Face tokenizer: {error}") from error
+        self._tokenizer.encode_special_tokens = True  # a literal </s> in text stays text
+        eod = self._special_id(file.parent, "eos_token")
+        if eod is None:
+            raise ValueError(
+                f"no eos_token for {file}: name it in tokenizer_config.json or special_tokens_map.json beside it; "
+                f"it ends every document"
+            )
+        size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        super().__init__(
+            "HuggingFaceTokenizer", path, size, eod, self._special_id(file.parent, "bos_token"),
+            [file.read_bytes(), str(eod).encode()],
+        )  # fmt: skip
+
+    def _special_id(self, folder: Path, name: str) -> int | None:
+        for file in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
+            if file.is_file():
+                value = json.loads(file.read_text(encoding="utf-8")).get(name)
+                token = value.get("content") if isinstance(value, dict) else value
+                if token is not None:
+                    return self._tokenizer.token_to_id(token)
+        return None
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer.encode`."""
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError) as error:
+            raise ValueError(f"text cannot be encoded, it is not valid Unicode: {error}") from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`."""
+        self._check_range(ids)
+        return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
+
+    def whole_words(self) -> list[str]:
+        """See `Tokenizer.whole_words`."""
+        before = self.encode("a")
+        pieces = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
+        words = [piece[1:] for piece, _ in pieces if piece[:1] in ("\u2581", "\u0120") and _is_plain_word(piece[1:])]
+        return [word for word in words if len(self.encode(f"a {word}")) == len(before) + 1]
+
+
+class NullTokenizer(Tokenizer):
+    """Text is numbers separated by white space; the id after the last number ends documents (so N numbers make N + 1
+    ids)."""
+
+    def __init__(self, numbers: int) -> None:
+        if numbers < 1:
+            raise ValueError(f"--vocab-size {numbers} must be at least 1")
+        super().__init__("NullTokenizer", None, numbers + 1, numbers, None, [str(numbers).encode()])
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer.encode`."""
+        try:
+            ids = [int(word) for word in text.split()]
+        except ValueError as error:
+            raise ValueError(f"NullTokenizer reads numbers separated by spaces: {error}") from error
+        if ids and not (0 <= min(ids) and max(ids) < self.eod):
+            raise ValueError(f"numbers {min(ids)}..{max(ids)} are outside 0..{self.eod - 1} (--vocab-size {self.eod})")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`."""
+        self._check_range(ids)
+        return " ".join(str(int(token)) for token in ids if token != self.eod)
+
+    def whole_words(self) -> list[str]:
+        """Every number is a word."""
+        return [str(token) for token in range(self.eod)]
+
+
+def _is_plain_word(word: str) -> bool:
+    return word.islower() and _WORD.fullmatch(word) is not None
+
+
+def build_tokenizer(data: DataConfig) -> Tokenizer:
+    """The tokenizer that `data` names.
+
+    Raises:
+        ValueError: no or an unreadable --tokenizer-model, no end-of-document token, or a --vocab-size that is not the
+        tokenizer's.
+    """
+    if data.tokenizer_type == "NullTokenizer":
+        if data.vocab_size is None:
+            raise ValueError("--tokenizer-type NullTokenizer needs --vocab-size")
+        return NullTokenizer(data.vocab_size)
+    if data.tokenizer_model is None:
+        raise ValueError(f"--tokenizer-type {data.tokenizer_type} needs --tokenizer-model")
+    path = Path(data.tokenizer_model)
+    if not path.exists():
+        raise ValueError(f"--tokenizer-model {path} does not exist; train one with tools/train_tokenizer.py")
+    tokenizer: Tokenizer
+    if data.tokenizer_type == "SentencePieceTokenizer":
+        if path.is_dir():
+            raise ValueError(f"--tokenizer-model {path} is a folder; a SentencePieceTokenizer is a .model file")
+        tokenizer = SentencePieceTokenizer(path)
+    else:
+        tokenizer = HuggingFaceTokenizer(path)
+    if data.vocab_size is not None and data.vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"--vocab-size {data.vocab_size} differs from the {tokenizer.vocab_size} pieces of {path}; leave it out"
+        )
+    return tokenizer

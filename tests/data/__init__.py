@@ -1,0 +1,1 @@
+"""Tests of tokenizers, preprocessing, datasets and samplers."""
