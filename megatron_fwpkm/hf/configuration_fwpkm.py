@@ -1,0 +1,167 @@
+"""Configuration of the FwPKM language model in Transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+class FwPKMHFConfig(PreTrainedConfig):
+    """A causal transformer with a fast-weight product key memory before the attention of chosen layers.
+
+    Args:
+        vocab_size: tokens of the vocabulary.
+        hidden_size: width of the residual stream.
+        intermediate_size: width of the SwiGLU MLP.
+        num_hidden_layers: number of layers.
+        num_attention_heads: query heads of attention.
+        num_key_value_heads: key/value heads; None for one per query head.
+        head_dim: width of an attention head; None for hidden_size / num_attention_heads.
+        sliding_window: tokens an attention head sees, itself included; None for full causal attention.
+        qk_norm: RMSNorm on queries and keys of every head.
+        linear_bias: biases in the linears of attention and MLP (the memory block always has them).
+        attention_dropout: dropout of attention weights in training.
+        hidden_dropout: dropout of the residual branches in training.
+        rope_theta: base of the rotary embedding.
+        partial_rotary_factor: fraction of a head's width that is rotated.
+        max_position_embeddings: longest training length, for information: nothing in the model depends on it.
+        rms_norm_eps: epsilon of every RMSNorm.
+        initializer_range: standard deviation of the initial linears and embeddings.
+        tie_word_embeddings: the output projection is the embedding.
+        use_cache: stream through a cache when a call does not say (inference).
+        fwpkm_layers: layers, counted from 0, that have a memory before their attention.
+        fwpkm_num_heads: query heads of a memory.
+        fwpkm_num_subkeys: sub-keys per half; the table has their square of slots.
+        fwpkm_key_dim: width of a query, both halves together.
+        fwpkm_value_dim: width of a table row.
+        fwpkm_topk: slots per head and token.
+        fwpkm_chunk_size: tokens between two writes.
+        fwpkm_lookahead: a token's slots learn the value of the token this far ahead.
+        fwpkm_inner_lr: step size of a write; 0 freezes the memory.
+        fwpkm_addressing_weight: weight of the loss that spreads the sub-keys; 0 freezes them.
+        fwpkm_score: "idw" (inverse distance) or "dot_product".
+        fwpkm_gate: a learned gate per token mixes the read with the token's own value, and weighs its write.
+        fwpkm_normalize_targets: z-score the values.
+        fwpkm_boundary: arithmetic of a call without a cache: "drop" as the paper trains (the last lookahead tokens of a
+            chunk are never written), or "carry". A call with a cache always carries.
+        fwpkm_memory: which memory the export holds, for information: "initial" or "trained".
+
+    Raises:
+        ValueError: sizes that do not fit each other.
+    """
+
+    model_type = "fwpkm"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        hidden_size: int = 768,
+        intermediate_size: int = 2048,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        sliding_window: int | None = None,
+        qk_norm: bool = True,
+        linear_bias: bool = False,
+        attention_dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+        rope_theta: float = 10000.0,
+        partial_rotary_factor: float = 1.0,
+        max_position_embeddings: int = 4096,
+        rms_norm_eps: float = 1e-5,
+        initializer_range: float = 0.02,
+        tie_word_embeddings: bool = True,
+        use_cache: bool = True,
+        pad_token_id: int | None = None,
+        bos_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
+        fwpkm_layers: list[int] | None = None,
+        fwpkm_num_heads: int = 1,
+        fwpkm_num_subkeys: int = 512,
+        fwpkm_key_dim: int = 512,
+        fwpkm_value_dim: int = 512,
+        fwpkm_topk: int = 8,
+        fwpkm_chunk_size: int = 512,
+        fwpkm_lookahead: int = 1,
+        fwpkm_inner_lr: float = 1.0,
+        fwpkm_addressing_weight: float = 1.0,
+        fwpkm_score: str = "idw",
+        fwpkm_gate: bool = True,
+        fwpkm_normalize_targets: bool = True,
+        fwpkm_boundary: str = "drop",
+        fwpkm_memory: str = "initial",
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
+        self.head_dim = hidden_size // num_attention_heads if head_dim is None else head_dim
+        self.sliding_window = sliding_window
+        self.qk_norm = qk_norm
+        self.linear_bias = linear_bias
+        self.attention_dropout = attention_dropout
+        self.hidden_dropout = hidden_dropout
+        self.rope_theta = rope_theta
+        self.partial_rotary_factor = partial_rotary_factor
+        self.max_position_embeddings = max_position_embeddings
+        self.rms_norm_eps = rms_norm_eps
+        self.initializer_range = initializer_range
+        self.use_cache = use_cache
+        self.fwpkm_layers = [] if fwpkm_layers is None else list(fwpkm_layers)
+        self.fwpkm_num_heads = fwpkm_num_heads
+        self.fwpkm_num_subkeys = fwpkm_num_subkeys
+        self.fwpkm_key_dim = fwpkm_key_dim
+        self.fwpkm_value_dim = fwpkm_value_dim
+        self.fwpkm_topk = fwpkm_topk
+        self.fwpkm_chunk_size = fwpkm_chunk_size
+        self.fwpkm_lookahead = fwpkm_lookahead
+        self.fwpkm_inner_lr = fwpkm_inner_lr
+        self.fwpkm_addressing_weight = fwpkm_addressing_weight
+        self.fwpkm_score = fwpkm_score
+        self.fwpkm_gate = fwpkm_gate
+        self.fwpkm_normalize_targets = fwpkm_normalize_targets
+        self.fwpkm_boundary = fwpkm_boundary
+        self.fwpkm_memory = fwpkm_memory
+        self._check()
+        super().__init__(
+            tie_word_embeddings=tie_word_embeddings,
+            pad_token_id=pad_token_id,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            **kwargs,
+        )
+
+    def _check(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window={self.sliding_window} must be at least 1, the token itself, or None")
+        if self.head_dim % 2 or round(self.head_dim * self.partial_rotary_factor) % 2:
+            raise ValueError(
+                f"head_dim={self.head_dim} times partial_rotary_factor={self.partial_rotary_factor} must be even: "
+                "RoPE rotates pairs"
+            )
+        for layer in self.fwpkm_layers:
+            if not 0 <= layer < self.num_hidden_layers:
+                raise ValueError(
+                    f"fwpkm_layers has {layer}, but the layers are 0 to {self.num_hidden_layers - 1} (counted from 0)"
+                )
+        for name, value, valid in (
+            ("fwpkm_score", self.fwpkm_score, ("idw", "dot_product")),
+            ("fwpkm_boundary", self.fwpkm_boundary, ("drop", "carry")),
+        ):
+            if value not in valid:
+                raise ValueError(f"{name}={value!r} is not known; choose one of: {', '.join(valid)}")
+        if self.fwpkm_layers and self.fwpkm_key_dim % 2:
+            raise ValueError(f"fwpkm_key_dim={self.fwpkm_key_dim} must be even: a query has two halves")
+        if self.fwpkm_layers and self.fwpkm_topk > self.fwpkm_num_subkeys:
+            raise ValueError(f"fwpkm_topk={self.fwpkm_topk} exceeds fwpkm_num_subkeys={self.fwpkm_num_subkeys}")

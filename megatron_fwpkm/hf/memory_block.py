@@ -1,0 +1,97 @@
+"""The memory as a block of the model: projections, gate and residual around the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .memory import MemorySettings, MemoryStream, Tokens, read_and_write_chunks
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + weight), computed in float32 at least; the weight starts at 0."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        wide = x if x.dtype == torch.float64 else x.float()
+        return F.rms_norm(wide, wide.shape[-1:], 1 + self.weight.to(wide.dtype), self.eps).to(x.dtype)
+
+
+class FastWeightProductKeyMemory(nn.Module):
+    """The memory block: h + Linear(RMSNorm(g * r + (1 - g) * v)), with r read for a query made from h (DESIGN 2).
+
+    The buffers ``sub_keys`` [H, 2, n, key_dim/2] and ``values`` [n*n, value_dim] are the initial memory: float32
+    whatever the model's dtype, because most writes are lost in bfloat16.
+    """
+
+    sub_keys: Tensor
+    values: Tensor
+
+    def __init__(self, hidden_size: int, num_heads: int, num_subkeys: int, key_dim: int, value_dim: int,
+                 settings: MemorySettings, *, eps: float = 1e-5, gate: bool = True, normalize_targets: bool = True,
+                 boundary: str = "drop"):  # fmt: skip
+        super().__init__()
+        self.num_heads, self.key_dim = num_heads, key_dim
+        self.settings, self.normalize_targets, self.boundary = settings, normalize_targets, boundary
+        self.query_norm, self.query_proj = RMSNorm(hidden_size, eps), nn.Linear(hidden_size, num_heads * key_dim)
+        self.value_norm, self.value_proj = RMSNorm(hidden_size, eps), nn.Linear(hidden_size, value_dim)
+        self.gate_norm = RMSNorm(hidden_size, eps) if gate else None
+        self.gate_proj = nn.Linear(hidden_size, 1) if gate else None
+        self.output_norm, self.output_proj = RMSNorm(value_dim, eps), nn.Linear(value_dim, hidden_size)
+        self.register_buffer("sub_keys", torch.zeros(num_heads, 2, num_subkeys, key_dim // 2))
+        self.register_buffer("values", torch.zeros(num_subkeys**2, value_dim))
+
+    def new_stream(self) -> MemoryStream:
+        """A stream that starts from the initial memory."""
+        return MemoryStream(self.sub_keys, self.values, self.settings)
+
+    def forward(self, hidden: Tensor, stream: MemoryStream | None = None, mode: str = "on",
+                mask: Tensor | None = None) -> Tensor:  # fmt: skip
+        """Read the memory for every token, write it, and add what was read to the hidden states.
+
+        Args:
+            hidden: [B, T, hidden_size].
+            stream: the memory along this text; None reads the text as training does, from the initial memory.
+            mode: one of MEMORY_MODES.
+            mask: [B, T], 0 where a token must not be written (padding).
+
+        Returns:
+            [B, T, hidden_size].
+        """
+        dtype = self.values.dtype
+        queries = self.query_proj(self.query_norm(hidden)).to(dtype).unflatten(-1, (self.num_heads, self.key_dim))
+        targets = self.value_proj(self.value_norm(hidden)).to(dtype)
+        if self.normalize_targets:
+            deviation, mean = torch.std_mean(targets, -1, keepdim=True)
+            targets = (targets - mean) / (deviation + 1e-6)
+        gates = None
+        if self.gate_norm is not None and self.gate_proj is not None:
+            gates = torch.sigmoid(self.gate_proj(self.gate_norm(hidden)).to(dtype)).squeeze(-1)
+        tokens = Tokens(queries, targets, gates, None if mask is None else mask.to(dtype))
+        if stream is None:
+            stream = self.new_stream()
+            in_chunks = self.boundary == "drop" and mode == "on"
+            retrieved = read_and_write_chunks(tokens, stream) if in_chunks else stream.step(tokens, mode)
+        else:
+            retrieved = stream.step(tokens, mode)
+        if gates is not None:
+            retrieved = torch.lerp(targets, retrieved, gates.unsqueeze(-1))
+        return hidden + self.output_proj(self.output_norm(retrieved).to(hidden.dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastWeightProductKeyMemory:
+        """Move with the module, but never into half precision: a write rounded to bfloat16 is mostly lost."""
+        tables = {"sub_keys": self.sub_keys, "values": self.values}
+        super()._apply(fn, recurse)
+        for name, before in tables.items():
+            after = getattr(self, name)
+            if after.dtype in (torch.float16, torch.bfloat16):
+                setattr(self, name, before.to(after.device, torch.float32))
+        return self
