@@ -1,0 +1,1 @@
+"""Launch scripts, run against fake programs that write down what they were asked."""
