@@ -1,0 +1,186 @@
+"""Fast weights of every data-parallel replica, in torch.distributed.checkpoint form, for any engine.
+
+Keys: `layer{N}/replica{r}/{sub_keys, values}` and, where tokens wait to be written, `.../pending/{queries, targets,
+gates, mask}`. A tensor that a rank holds in part (its columns or rows) is stored as one global tensor, so loading at
+another tensor- or pipeline-parallel size is exact. At another data-parallel size replica r takes the memory of saved
+replica r modulo their number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from megatron.core import parallel_state
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from ..config import FwPKMConfig
+from ..ops import FastWeightState, PendingTokens
+from .agreement import barrier, rank
+
+DESCRIPTION_NAME = "store.json"
+PENDING_FIELDS = tuple(field.name for field in fields(PendingTokens))
+
+
+class MemoryLayer(Protocol):
+    """What the store needs of a layer with fast weights."""
+
+    layer_number: int
+
+    def fast_weights(self) -> FastWeightState:
+        """References to this rank's tables and waiting tokens."""
+
+    def load_fast_weights(self, state: FastWeightState) -> None:
+        """Take over tables and waiting tokens."""
+
+
+def full_shapes(memory: FwPKMConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the whole tables: sub_keys [heads, 2, num_subkeys, key_dim / 2], values [num_slots, value_dim]."""
+    return {
+        "sub_keys": (memory.num_heads, 2, memory.num_subkeys, memory.key_dim // 2),
+        "values": (memory.num_subkeys**2, memory.value_dim),
+    }
+
+
+def key_of(layer_number: int, replica: int, name: str) -> str:
+    """Key of one tensor in the store."""
+    return f"layer{layer_number}/replica{replica}/{name}"
+
+
+def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
+    """What a store holds, by key, from its metadata alone.
+
+    Raises ValueError for a folder that is no store.
+    """
+    try:
+        metadata: Metadata = dcp.FileSystemReader(folder).read_metadata()
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{folder} holds no fast weights: {error}") from error
+    return {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
+
+
+def replica_count(stored: dict[str, TensorStorageMetadata], layer_number: int) -> int:
+    """Number of replicas whose memory of a layer is stored."""
+    return sum(k.startswith(f"layer{layer_number}/replica") and k.endswith("/values") for k in stored)
+
+
+class FastWeightStore:
+    """Saves and loads the fast weights of a model that runs under megatron.core's parallel state."""
+
+    def __init__(self, memory: FwPKMConfig, seed: int) -> None:
+        """`memory` gives the whole tables' shapes; `seed` is what the initial memory is made from."""
+        self._memory = memory
+        self._seed = seed
+
+    def save(self, folder: Path, layers: Sequence[MemoryLayer]) -> None:
+        """Write this rank's part; called by every rank, also by one without layers (another pipeline stage)."""
+        replica = parallel_state.get_data_parallel_rank()
+        state: dict[str, Tensor] = {}
+        for layer in layers:
+            weights = layer.fast_weights()
+            for name, local in self._tensors(weights).items():
+                state[key_of(layer.layer_number, replica, name)] = self._as_global(name, local.detach().contiguous())
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder, thread_count=1))
+        if rank() == 0:
+            description = {
+                "replicas": parallel_state.get_data_parallel_world_size(),
+                "tensor_parallel": parallel_state.get_tensor_model_parallel_world_size(),
+                "initial_memory_seed": self._seed,
+            }
+            (folder / DESCRIPTION_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        barrier()
+
+    def load(self, folder: Path, layers: Sequence[MemoryLayer]) -> str | None:
+        """Read this rank's part into `layers`; called by every rank.
+
+        Returns a notice when the number of replicas differs from the saved one. Raises ValueError for a store without
+        one of the layers or with other table sizes.
+        """
+        stored = stored_tensors(folder)
+        replicas = parallel_state.get_data_parallel_world_size()
+        mine = parallel_state.get_data_parallel_rank()
+        notice = None
+        targets: list[tuple[MemoryLayer, dict[str, Tensor]]] = []
+        request: dict[str, Tensor] = {}
+        for layer in layers:
+            saved = replica_count(stored, layer.layer_number)
+            if saved == 0:
+                raise ValueError(f"{folder} holds no memory for layer {layer.layer_number}")
+            if saved != replicas:
+                notice = f"fast weights of {saved} replicas go to {replicas}: replica r takes the memory of r modulo {saved}"
+            source = mine % saved
+            local = self._allocate(layer, stored, source)
+            for name, tensor in local.items():
+                request[key_of(layer.layer_number, source, name)] = self._as_global(name, tensor)
+            targets.append((layer, local))
+        self._check_shapes(folder, stored, request)
+        dcp.load(request, storage_reader=dcp.FileSystemReader(folder))
+        for layer, local in targets:
+            waiting = {name.removeprefix("pending/"): t for name, t in local.items() if name.startswith("pending/")}
+            pending = PendingTokens(**waiting) if waiting else None
+            layer.load_fast_weights(FastWeightState(local["sub_keys"], local["values"], pending))
+        return notice
+
+    def _tensors(self, weights: FastWeightState) -> dict[str, Tensor]:
+        """The tensors of a state by their name in the store."""
+        tensors = {"sub_keys": weights.sub_keys, "values": weights.values}
+        if weights.pending is not None:
+            waiting = {f"pending/{name}": getattr(weights.pending, name) for name in PENDING_FIELDS}
+            tensors |= {name: tensor for name, tensor in waiting.items() if tensor is not None}
+        return tensors
+
+    def _allocate(
+        self, layer: MemoryLayer, stored: dict[str, TensorStorageMetadata], replica: int
+    ) -> dict[str, Tensor]:
+        """Empty tensors of this rank's shapes for everything that is stored of a layer."""
+        weights = layer.fast_weights()
+        local = {"sub_keys": torch.empty_like(weights.sub_keys), "values": torch.empty_like(weights.values)}
+        for name in PENDING_FIELDS:
+            found = stored.get(key_of(layer.layer_number, replica, f"pending/{name}"))
+            if found is not None:
+                shape = list(found.size)
+                if name == "targets":
+                    shape[-1] = weights.values.shape[-1]
+                local[f"pending/{name}"] = torch.empty(
+                    shape, dtype=found.properties.dtype, device=weights.values.device
+                )
+        return local
+
+    def _as_global(self, name: str, local: Tensor) -> Tensor:
+        """`local` as this tensor-parallel rank's part of the whole tensor; itself where it is the whole."""
+        shapes = full_shapes(self._memory)
+        if name == "pending/targets":
+            whole: tuple[int, ...] = (*local.shape[:-1], self._memory.value_dim)
+        else:
+            whole = shapes.get(name, tuple(local.shape))
+        size = parallel_state.get_tensor_model_parallel_world_size()
+        cut = [axis for axis, (part, full) in enumerate(zip(local.shape, whole, strict=True)) if part != full]
+        if not cut:
+            if size == 1:
+                return local
+            return DTensor.from_local(local, self._mesh(local), [Replicate()], run_check=False)
+        assert len(cut) == 1 and local.shape[cut[0]] * size == whole[cut[0]], (name, tuple(local.shape), whole, size)
+        return DTensor.from_local(local, self._mesh(local), [Shard(cut[0])], run_check=False)
+
+    @staticmethod
+    def _mesh(local: Tensor) -> DeviceMesh:
+        return DeviceMesh.from_group(parallel_state.get_tensor_model_parallel_group(), local.device.type)
+
+    @staticmethod
+    def _check_shapes(folder: Path, stored: dict[str, TensorStorageMetadata], request: dict[str, Tensor]) -> None:
+        for key, tensor in request.items():
+            if stored[key].size != tensor.shape:
+                raise ValueError(
+                    f"{folder}: {key} has shape {list(stored[key].size)} and the model needs {list(tensor.shape)}; check "
+                    "--fwpkm-num-heads, --fwpkm-num-subkeys, --fwpkm-key-dim and --fwpkm-value-dim"
+                )
+        assert dist.is_initialized()

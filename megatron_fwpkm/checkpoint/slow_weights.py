@@ -1,0 +1,68 @@
+"""Slow weights, optimizer and scheduler through Megatron's dist_checkpointing (torch_dist, fully reshardable)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron.core import dist_checkpointing
+from megatron.core.optimizer import MegatronOptimizer
+from torch import nn
+
+from .optimizer_resume import repaired_for_loading
+
+if TYPE_CHECKING:
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+METADATA = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "singleton_local_shards": False,
+    "chained_optim_avoid_prefix": True,
+}
+"""Content metadata of every save; the default fails on save and dp_reshardable restores a wrong step."""
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DDP and Float16Module."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def _model_state(model: nn.Module) -> dict[str, Any]:
+    return unwrap(model).sharded_state_dict(metadata=METADATA)  # type: ignore[operator]
+
+
+def save_slow_weights(
+    folder: Path, model: nn.Module, optimizer: MegatronOptimizer, scheduler: OptimizerParamScheduler
+) -> None:
+    """Write weights, optimizer state and scheduler into `folder` (made here by rank 0's caller); called by every rank."""
+    state: dict[str, Any] = {"model": _model_state(model)}
+    state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=False, metadata=METADATA)
+    state["scheduler"] = scheduler.state_dict()
+    dist_checkpointing.save(state, str(folder), sharded_strategy=("torch_dist", 1), content_metadata=METADATA)
+
+
+def load_slow_weights(
+    folder: Path,
+    model: nn.Module,
+    optimizer: MegatronOptimizer | None = None,
+    scheduler: OptimizerParamScheduler | None = None,
+) -> None:
+    """Read what `save_slow_weights` wrote, at any tensor-, pipeline- and data-parallel size; called by every rank.
+
+    Without `optimizer` and `scheduler` only the weights are read, and the optimizer's float32 copies must be refreshed
+    by the caller (`optimizer.reload_model_params()`).
+    """
+    if optimizer is None:
+        loaded = dist_checkpointing.load({"model": _model_state(model)}, str(folder))
+        unwrap(model).load_state_dict(loaded["model"])
+        return
+    assert scheduler is not None, "optimizer and scheduler are loaded together"
+    with repaired_for_loading(optimizer):
+        state: dict[str, Any] = {"model": _model_state(model)}
+        state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=METADATA)
+        loaded = dist_checkpointing.load(state, str(folder))
+        unwrap(model).load_state_dict(loaded["model"])
+        optimizer.load_state_dict(loaded["optimizer"])
+    scheduler.load_state_dict(loaded["scheduler"])

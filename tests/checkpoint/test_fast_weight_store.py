@@ -1,0 +1,130 @@
+"""Every replica's tables come back exactly, at the same and at another tensor- and data-parallel size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore, stored_tensors
+from megatron_fwpkm.config import FwPKMConfig
+from megatron_fwpkm.ops import FastWeightState, PendingTokens
+from tests.distributed import run_distributed
+
+MEMORY = FwPKMConfig(layer_numbers=(2, 3), num_heads=2, num_subkeys=4, key_dim=6, value_dim=8)
+
+
+class Layer:
+    """A layer that holds fast weights and nothing else."""
+
+    def __init__(self, layer_number: int, state: FastWeightState) -> None:
+        self.layer_number, self.state = layer_number, state
+
+    def fast_weights(self) -> FastWeightState:
+        return self.state
+
+    def load_fast_weights(self, state: FastWeightState) -> None:
+        self.state = state
+
+
+def whole(layer: int, replica: int, pending: bool = True) -> FastWeightState:
+    """Tables that differ by layer and replica."""
+    generator = torch.Generator().manual_seed(100 * layer + replica)
+    waiting = PendingTokens(
+        torch.randn(1, 3, 2, 6, generator=generator), torch.randn(1, 3, 8, generator=generator), torch.rand(1, 3)
+    )
+    tables = torch.randn(2, 2, 4, 3, generator=generator), torch.randn(16, 8, generator=generator)
+    return FastWeightState(*tables, waiting if pending and layer == 2 else None)
+
+
+def cut(state: FastWeightState, rank: int, size: int) -> FastWeightState:
+    """Value columns of one tensor-parallel rank; sub-keys by rows for layer 3's sake are kept whole."""
+    pending = state.pending
+    if pending is not None:
+        pending = PendingTokens(pending.queries, pending.targets.chunk(size, -1)[rank], pending.gates)
+    return FastWeightState(state.sub_keys, state.values.chunk(size, -1)[rank].contiguous(), pending)
+
+
+def start(tensor_parallel: int) -> tuple[int, int]:
+    """(Re)make Megatron's groups; returns this process's tensor- and data-parallel rank."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(tensor_parallel)
+    return parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_data_parallel_rank()
+
+
+def save(folder: Path, tensor_parallel: int) -> None:
+    tp, dp = start(tensor_parallel)
+    layers = [Layer(n, cut(whole(n, dp), tp, tensor_parallel)) for n in (2, 3)]
+    FastWeightStore(MEMORY, seed=5).save(folder, layers)
+
+
+def load(folder: Path, tensor_parallel: int, saved_replicas: int) -> str | None:
+    tp, dp = start(tensor_parallel)
+    layers = [Layer(n, cut(whole(n, 99, pending=False), tp, tensor_parallel)) for n in (2, 3)]
+    notice = FastWeightStore(MEMORY, seed=5).load(folder, layers)
+    for layer in layers:
+        expected = cut(whole(layer.layer_number, dp % saved_replicas), tp, tensor_parallel)
+        assert torch.equal(layer.state.sub_keys, expected.sub_keys)
+        assert torch.equal(layer.state.values, expected.values)
+        assert (layer.state.pending is None) == (expected.pending is None)
+        if expected.pending is not None and layer.state.pending is not None:
+            assert torch.equal(layer.state.pending.queries, expected.pending.queries)
+            assert torch.equal(layer.state.pending.targets, expected.pending.targets)
+            assert layer.state.pending.mask is None
+    return notice
+
+
+def save_and_load_elsewhere(rank: int, world_size: int, folder: Path) -> list[str | None]:
+    """TP2 to two replicas and back, in one set of processes."""
+    from megatron_fwpkm.training import cpu_compat
+
+    cpu_compat.install()
+    save(folder / "tp2", 2)
+    save(folder / "dp2", 1)
+    return [load(folder / "tp2", 2, 1), load(folder / "tp2", 1, 1), load(folder / "dp2", 1, 2), load(folder / "dp2", 2, 2)]
+
+
+def test_tables_move_between_layouts_exactly(tmp_path: Path) -> None:
+    notices = run_distributed(save_and_load_elsewhere, 2, tmp_path)
+    assert notices[0] == notices[1] == [
+        None,
+        "fast weights of 1 replicas go to 2: replica r takes the memory of r modulo 1",
+        None,
+        "fast weights of 2 replicas go to 1: replica r takes the memory of r modulo 2",
+    ]
+    description = json.loads((tmp_path / "tp2" / "store.json").read_text())
+    assert description == {"replicas": 1, "tensor_parallel": 2, "initial_memory_seed": 5}
+    assert stored_tensors(tmp_path / "tp2")["layer2/replica0/values"].size == torch.Size([16, 8])
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    from megatron.core import parallel_state
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    yield
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path, one_process: None) -> None:
+    store = FastWeightStore(MEMORY, seed=5)
+    store.save(tmp_path / "fast", [Layer(2, whole(2, 0))])
+    again = Layer(2, whole(2, 1, pending=False))
+    assert store.load(tmp_path / "fast", [again]) is None
+    assert torch.equal(again.state.values, whole(2, 0).values)
+    with pytest.raises(ValueError, match="fast holds no memory for layer 3"):
+        store.load(tmp_path / "fast", [Layer(3, whole(3, 0))])
+    small = FwPKMConfig(num_heads=2, num_subkeys=2, key_dim=6, value_dim=8)
+    state = FastWeightState(torch.zeros(2, 2, 2, 3), torch.zeros(4, 8))
+    with pytest.raises(ValueError, match=r"layer2/replica0/.* has shape .* and the model needs .*--fwpkm-num-subkeys"):
+        FastWeightStore(small, seed=5).load(tmp_path / "fast", [Layer(2, state)])
+    with pytest.raises(ValueError, match="nothing holds no fast weights"):
+        store.load(tmp_path / "nothing", [again])
