@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream, check_tables, make_stream
+from megatron_fwpkm.ops.fast_weight_memory.precision import full_precision
 from megatron_fwpkm.ops.fast_weight_memory.reference import run_reference
 from megatron_fwpkm.ops.fast_weight_memory.schedule import (
     Piece,
@@ -16,6 +17,7 @@ from megatron_fwpkm.ops.fast_weight_memory.schedule import (
     flush_schedule,
     official_schedule,
 )
+from megatron_fwpkm.ops.fast_weight_memory.sparse import run_sparse
 from megatron_fwpkm.ops.sharding import TableSharding
 from megatron_fwpkm.ops.state import FastWeightOutput, FastWeightState
 
@@ -57,7 +59,7 @@ def fast_weight_memory(
         boundary: ``drop``: the last ``lookahead`` tokens of a chunk are never written. ``carry``: they wait in
             ``state.pending`` and the result does not depend on how a text is cut into calls.
         write_scale: ``consistent``, or ``official`` for the authors' streaming arithmetic (``carry`` only).
-        implementation: ``reference`` (dense autograd) or ``auto``.
+        implementation: ``reference`` (dense autograd), ``sparse`` (touched rows only) or ``auto`` (``sparse``).
 
     Returns:
         Reads, addresses, losses and the new state.
@@ -243,7 +245,11 @@ def _run(
 ) -> FastWeightOutput:
     if not pieces:
         return _nothing(stream, state, options)
-    result = run_reference(stream, state.sub_keys, state.values, pieces, options, None)
+    with full_precision(state.values.device):
+        if options.implementation == "reference":
+            result = run_reference(stream, state.sub_keys, state.values, pieces, options, None)
+        else:
+            result = run_sparse(stream, state.sub_keys, state.values, pieces, options, None, in_place=False)
     new_state = FastWeightState(result.sub_keys, result.values, stream.tail(waiting))
     return FastWeightOutput(*result[:5], new_state)
 
@@ -258,10 +264,15 @@ def _run_(
 ) -> FastWeightOutput:
     if not pieces:
         return _nothing(stream, state, options)
-    result = run_reference(stream, state.sub_keys, state.values, pieces, options, sharding)
-    with torch.no_grad():
-        state.sub_keys.copy_(result.sub_keys)
-        state.values.copy_(result.values)
+    with full_precision(state.values.device):
+        if options.implementation == "reference":
+            # Backward of the scores needs the sub-keys as they were.
+            result = run_reference(stream, state.sub_keys.clone(), state.values, pieces, options, sharding)
+            with torch.no_grad():
+                state.sub_keys.copy_(result.sub_keys)
+                state.values.copy_(result.values)
+        else:
+            result = run_sparse(stream, state.sub_keys, state.values, pieces, options, sharding, in_place=True)
     new_state = FastWeightState(state.sub_keys, state.values, stream.tail(waiting))
     return FastWeightOutput(*result[:5], new_state, result.undo_log)
 

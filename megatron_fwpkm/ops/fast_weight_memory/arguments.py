@@ -13,7 +13,7 @@ from megatron_fwpkm.ops.state import FastWeightState, PendingTokens
 SCORES = ("idw", "dot_product")
 BOUNDARIES = ("drop", "carry")
 WRITE_SCALES = ("consistent", "official")
-IMPLEMENTATIONS = ("auto", "reference")
+IMPLEMENTATIONS = ("auto", "reference", "sparse")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class MemoryOptions:
         writes_nothing = self.boundary == "drop" or self.write_scale == "official"
         if writes_nothing and self.lookahead >= self.chunk_size:
             raise ValueError(
-                f"lookahead={self.lookahead} leaves nothing to write of a chunk of chunk_size={self.chunk_size} tokens: "
+                f"lookahead={self.lookahead} leaves nothing to write of chunks of chunk_size={self.chunk_size} tokens: "
                 f"raise chunk_size above {self.lookahead}, or use boundary='carry' with write_scale='consistent'"
             )
 

@@ -87,12 +87,12 @@ def run_reference(
         if not outer:
             sub_keys, values, outputs[-1] = sub_keys.detach(), values.detach(), outputs[-1].detach()
             addresses[-1] = (addresses[-1][0], addresses[-1][1].detach())
-    batch = stream.queries.shape[0]
+    squares = torch.cat([stream.targets.new_zeros(stream.targets.shape[0], 0), *squared_errors], 1)
     return ChainResult(
         torch.cat(outputs, 1),
         torch.cat([indices for indices, _ in addresses], 1),
         torch.cat([slot_weights for _, slot_weights in addresses], 1),
-        mean_over_columns(torch.cat([stream.targets.new_zeros(batch, 0), *squared_errors], 1), values.shape[1], sharding),
+        mean_over_columns(squares, values.shape[1], sharding),
         torch.stack(addressing_losses) if addressing_losses else stream.targets.new_zeros(0),
         sub_keys.detach(),
         values.detach(),

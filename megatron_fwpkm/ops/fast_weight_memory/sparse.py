@@ -1,0 +1,121 @@
+"""The memory on touched rows only: the key chain of all pieces, then the value chain, each one autograd function.
+
+Inside, rows are (token, sequence) pairs with time first, so that every piece is a contiguous range of rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream
+from megatron_fwpkm.ops.fast_weight_memory.chain import ChainResult, mean_over_columns, write_scales, write_weights
+from megatron_fwpkm.ops.fast_weight_memory.key_chain import KeyChain, KeyOptions, KeyPiece
+from megatron_fwpkm.ops.fast_weight_memory.schedule import Piece
+from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueLog, ValueOptions
+from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, make_write_plan
+from megatron_fwpkm.ops.sharding import TableSharding
+from megatron_fwpkm.ops.undo_log import UndoLog
+
+
+def run_sparse(
+    stream: Stream,
+    sub_keys: Tensor,
+    values: Tensor,
+    pieces: list[Piece],
+    options: MemoryOptions,
+    sharding: TableSharding | None,
+    *,
+    in_place: bool,
+) -> ChainResult:
+    """Run all pieces of a call.
+
+    Args:
+        stream: the tokens.
+        sub_keys: [heads, 2, num_subkeys, key_dim / 2].
+        values: [num_slots, value_dim] or this process's columns.
+        pieces: what is read and written when.
+        options: the caller's options.
+        sharding: collectives for a table spread by columns, or None.
+        in_place: write ``sub_keys`` and ``values``; otherwise they are copied once.
+
+    Returns:
+        The outputs and the tables after the call.
+    """
+    batch, _, heads, _ = stream.queries.shape
+    # [B, S, heads, 2, h] -> [heads * 2, S * B, h]
+    halves = stream.queries.unflatten(-1, (2, -1)).permute(2, 3, 1, 0, 4).flatten(2, 3).flatten(0, 1)
+    key_pieces = [KeyPiece(p.start * batch, p.stop * batch, p.key_stop * batch) for p in pieces]
+    moves_keys = bool(options.key_lr) and any(piece.key_stop > piece.start for piece in pieces)
+    # Backward needs the sub-keys as they were; they are small.
+    initial_keys = sub_keys.clone() if in_place and moves_keys else sub_keys
+    scores, slots, moved, addressing_loss = KeyChain.apply(
+        halves, initial_keys.flatten(0, 1), KeyOptions(options.topk, options.score, options.key_lr, key_pieces)
+    )
+    slot_weights = scores.softmax(-1)
+    weights = write_weights(stream)
+    shared_weights = slot_weights
+    if sharding is not None:
+        shared_weights, weights = sharding.copy_to_shards(slot_weights), sharding.copy_to_shards(weights)
+    value_pieces = _value_pieces(pieces, batch)
+    plan = make_write_plan(slots, value_pieces, values.shape[0])
+    log = ValueLog()
+    table = values.detach() if in_place or not options.inner_lr else values.detach().clone()
+    reads, squared_errors = ValueChain.apply(
+        values,
+        shared_weights,
+        weights.transpose(0, 1).reshape(-1),
+        stream.targets.transpose(0, 1).flatten(0, 1),
+        table,
+        ValueOptions(
+            value_pieces, plan, write_scales(stream, pieces, options), options.lookahead * batch, not options.inner_lr
+        ),
+        log,
+    )
+    moved = moved.view_as(sub_keys)
+    if in_place and moves_keys:
+        sub_keys.copy_(moved)
+    return ChainResult(
+        _batch_first(reads, batch),
+        _batch_first(_emitted(slots, value_pieces), batch).unflatten(-1, (heads, -1)),
+        _batch_first(_emitted(slot_weights, value_pieces), batch).unflatten(-1, (heads, -1)),
+        _batch_first(mean_over_columns(squared_errors, values.shape[1], sharding), batch),
+        addressing_loss,
+        moved,
+        table,
+        UndoLog(log.rows, log.old_values, initial_keys.detach() if moves_keys else None),
+    )
+
+
+def _value_pieces(pieces: list[Piece], batch: int) -> list[ValuePiece]:
+    """Pieces in rows: reads of all pieces are numbered one after the other (a token may be read by two pieces)."""
+    result, start = [], 0
+    for piece in pieces:
+        def row(token: int, first: int = start - piece.start * batch) -> int:
+            return first + token * batch
+
+        result.append(
+            ValuePiece(
+                start,
+                row(piece.stop),
+                row(piece.emit_start),
+                row(piece.write_stop),
+                row(piece.count_start),
+                row(piece.count_stop),
+                piece.start * batch,
+            )
+        )
+        start = row(piece.stop)
+    return result
+
+
+def _emitted(rows: Tensor, pieces: list[ValuePiece]) -> Tensor:
+    """Of all rows read [R, J] those that are returned."""
+    if all(piece.emit_start == piece.start for piece in pieces):
+        return rows
+    return torch.cat([rows[piece.emit_start : piece.stop] for piece in pieces])
+
+
+def _batch_first(rows: Tensor, batch: int) -> Tensor:
+    """[T * B, ...] -> [B, T, ...]."""
+    return rows.unflatten(0, (-1, batch)).transpose(0, 1)

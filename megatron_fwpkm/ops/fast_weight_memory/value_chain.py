@@ -1,0 +1,218 @@
+"""Reads and in-place writes of the values table, with the closed-form backward of DESIGN section 2.5.
+
+The rows a piece reads are the rows it may write. They are copied out before the write (the undo log), so backward
+needs neither the table nor a rewind of it: the table may have moved on, and does so under pipeline schedules.
+
+Shapes: R rows read by all pieces (time first, then sequence), J = heads * topk, D = value_dim, S stream rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megatron_fwpkm.ops.fast_weight_memory.precision import full_precision
+from megatron_fwpkm.ops.fast_weight_memory.rows import gather_rows, paired_dots, sum_rows
+from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, WritePlan
+
+
+class ValueOptions(NamedTuple):
+    """What the chain needs to know besides its tensors.
+
+    Attributes:
+        pieces: the rows of every piece.
+        plan: their pairs, sorted.
+        scales: [pieces], step size of every write before the division by a slot's readers.
+        shift: stream rows from a token to its target: lookahead * B.
+        frozen: nothing is written; the errors are still measured.
+    """
+
+    pieces: list[ValuePiece]
+    plan: WritePlan
+    scales: Tensor
+    shift: int
+    frozen: bool
+
+
+class ValueLog:
+    """What a forward pass leaves behind for the caller: rows and old values of every write."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] = []
+        self.old_values: list[Tensor] = []
+
+
+def _pair_steps(options: ValueOptions) -> Tensor:
+    """Step size of every pair, alpha of DESIGN 2.5: scale of its piece / readers of its slot, [R * J]."""
+    plan = options.plan
+    lengths = [after - before for before, after in zip(plan.bounds, plan.bounds[1:], strict=False)]
+    scales = options.scales.repeat_interleave(torch.tensor(lengths, device=options.scales.device))
+    return (scales / plan.counts)[plan.segments]
+
+
+def _pair_weights(weights: Tensor, rows: int, pieces: list[ValuePiece], width: int) -> Tensor:
+    """Write weights of stream rows [S] as weights of pairs [R * J]; zero for rows that are not written."""
+    row_weights = weights.new_zeros(rows)
+    for piece in pieces:
+        written = piece.write_stop - piece.start
+        row_weights[piece.start : piece.write_stop] = weights[piece.token : piece.token + written]
+    return row_weights.repeat_interleave(width)
+
+
+class ValueChain(torch.autograd.Function):
+    """values, slot weights [R, J], write weights [S], targets [S, D] -> reads [emitted rows, D], squared errors.
+
+    ``table`` is written in place. ``values`` is the same memory before the call, for its gradient only. Squared errors
+    [written rows] are sums over D of weight * error^2, without gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        slot_weights: Tensor,
+        write_weights: Tensor,
+        targets: Tensor,
+        table: Tensor,
+        options: ValueOptions,
+        log: ValueLog,
+    ) -> tuple[Tensor, Tensor]:
+        """Read and write piece by piece."""
+        plan, pieces = options.plan, options.pieces
+        num_rows, width = slot_weights.shape
+        keep = any(ctx.needs_input_grad)
+        flat_weights = slot_weights.flatten()
+        steps = _pair_steps(options)
+        changes = (steps * flat_weights * _pair_weights(write_weights, num_rows, pieces, width))[plan.order]
+        token_of_pair = plan.order // width
+        row_starts = torch.arange(0, num_rows * width, width, device=table.device)
+        emitted = sum(piece.stop - piece.emit_start for piece in pieces)
+        reads = table.new_empty(emitted, table.shape[1])
+        errors, old_rows, written_weights = [], [], []
+        position = 0
+        for number, piece in enumerate(pieces):
+            segments = slice(plan.bounds[number], plan.bounds[number + 1])
+            pairs = slice(piece.start * width, piece.stop * width)
+            slots = plan.slots[segments]
+            old = gather_rows(table, slots)
+            read = sum_rows(old, plan.places[pairs], row_starts[: piece.stop - piece.start], flat_weights[pairs])
+            length = piece.stop - piece.emit_start
+            reads[position : position + length] = read[piece.emit_start - piece.start :]
+            position += length
+            written = piece.write_stop - piece.start
+            if keep:
+                old_rows.append(old)
+            if not written:
+                continue
+            error = read[:written] - targets[piece.token + options.shift : piece.token + options.shift + written]
+            errors.append(error)
+            written_weights.append(write_weights[piece.token : piece.token + written])
+            if not options.frozen:
+                # Rows that are read but not written have weight zero; the clamp only keeps their address legal.
+                tokens = (token_of_pair[pairs] - piece.start).clamp_(max=written - 1)
+                change = sum_rows(error, tokens, plan.starts[segments] - piece.start * width, changes[pairs])
+                table.index_copy_(0, slots, torch.sub(old, change, out=change))
+                log.rows.append(slots)
+                log.old_values.append(old)
+        squares = [error.square().sum(-1).mul_(weight) for error, weight in zip(errors, written_weights, strict=True)]
+        ctx.options, ctx.num_slots = options, table.shape[0]
+        ctx.save_for_backward(slot_weights, write_weights, steps, *old_rows, *(errors if keep else []))
+        squared_errors = torch.cat(squares) if squares else reads.new_zeros(0)
+        ctx.mark_non_differentiable(squared_errors)
+        ctx.set_materialize_grads(False)
+        return reads, squared_errors
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_reads: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        """Last piece first, with the gradient of the table held for touched rows only."""
+        if grad_reads is None:
+            return (None,) * 7
+        with full_precision(grad_reads.device):
+            return _Backward(ctx, grad_reads).run()
+
+
+class _Backward:
+    """One backward pass of :class:`ValueChain`.
+
+    ``adjoint`` [U, D] is the gradient of the touched rows of the table after the piece at hand.
+    """
+
+    def __init__(self, ctx: Any, grad_reads: Tensor) -> None:
+        options: ValueOptions = ctx.options
+        slot_weights, write_weights, steps, *rows = ctx.saved_tensors
+        self.options, self.plan, self.pieces = options, options.plan, options.pieces
+        self.old_rows, self.errors = rows[: len(self.pieces)], rows[len(self.pieces) :]
+        self.width = slot_weights.shape[1]
+        self.slot_weights, self.write_weights, self.steps = slot_weights.flatten(), write_weights, steps
+        self.grad_reads, self.num_slots = grad_reads.contiguous(), ctx.num_slots
+        self.wants_values = ctx.needs_input_grad[0]
+        self.grad_slot_weights = torch.empty_like(self.slot_weights)
+        self.grad_write_weights = torch.zeros_like(write_weights)
+        stream_rows = write_weights.shape[0]
+        self.grad_targets = grad_reads.new_zeros(stream_rows, grad_reads.shape[1])
+        self.owners = torch.arange(slot_weights.shape[0], device=grad_reads.device).repeat_interleave(self.width)
+        self.row_starts = torch.arange(0, self.slot_weights.numel(), self.width, device=grad_reads.device)
+        self.sorted_weights = self.slot_weights[self.plan.order]
+        self.sorted_owners = self.plan.order // self.width
+        self.touched, self.compact = torch.unique(self.plan.slots, return_inverse=True)
+        self.adjoint = grad_reads.new_zeros(self.touched.shape[0], grad_reads.shape[1])
+
+    def run(self) -> tuple[Tensor | None, ...]:
+        """Gradients in the order of the inputs of :class:`ValueChain`."""
+        end, error_number = self.grad_reads.shape[0], len(self.errors)
+        for number in reversed(range(len(self.pieces))):
+            piece = self.pieces[number]
+            begin = end - (piece.stop - piece.emit_start)
+            error = None
+            if piece.write_stop > piece.start:
+                error_number -= 1
+                error = self.errors[error_number]
+            self._piece(number, self.grad_reads[begin:end], error)
+            end = begin
+        grad_values = None
+        if self.wants_values:
+            grad_values = self.adjoint.new_zeros(self.num_slots, self.adjoint.shape[1])
+            grad_values[self.touched] = self.adjoint
+        grad_slot_weights = self.grad_slot_weights.view(-1, self.width)
+        return grad_values, grad_slot_weights, self.grad_write_weights, self.grad_targets, None, None, None
+
+    def _piece(self, number: int, grad_emitted: Tensor, error: Tensor | None) -> None:
+        piece, plan, width = self.pieces[number], self.plan, self.width
+        segments = slice(plan.bounds[number], plan.bounds[number + 1])
+        pairs = slice(piece.start * width, piece.stop * width)
+        rows = piece.stop - piece.start
+        places, starts, owners = plan.places[pairs], self.row_starts[:rows], self.owners[: rows * width]
+        grad_read = grad_emitted
+        if piece.emit_start > piece.start:
+            unreturned = grad_emitted.new_zeros(piece.emit_start - piece.start, grad_emitted.shape[1])
+            grad_read = torch.cat([unreturned, grad_emitted])
+        compact = self.compact[segments]
+        is_last = number == len(self.pieces) - 1
+        grad_weights = self.grad_slot_weights[pairs]
+        if error is not None and not self.options.frozen and not is_last:
+            written = error.shape[0]
+            pushed = self.adjoint.index_select(0, compact)
+            head = slice(piece.start * width, piece.write_stop * width)
+            strength = self.steps[head] * self.slot_weights[head]
+            pull = sum_rows(pushed, plan.places[head], starts[:written], strength)
+            tokens = slice(piece.token, piece.token + written)
+            weights = self.write_weights[tokens].unsqueeze(1)
+            self.grad_write_weights[tokens] = -(pull * error).sum(-1)
+            pull.mul_(weights)
+            self.grad_targets[piece.token + self.options.shift : piece.token + self.options.shift + written] = pull
+            grad_read = grad_read.clone()
+            grad_read[:written] -= pull
+            owners_of_head = owners[: written * width]
+            dots = paired_dots(error * weights, pushed, plan.places[head], starts[:written], owners_of_head)
+            torch.mul(dots, -self.steps[head], out=self.grad_slot_weights[head])
+            self.grad_slot_weights[piece.write_stop * width : piece.stop * width] = 0
+            grad_weights += paired_dots(grad_read, self.old_rows[number], places, starts, owners)
+        else:
+            grad_weights.copy_(paired_dots(grad_read, self.old_rows[number], places, starts, owners))
+        sorted_rows = self.sorted_owners[pairs] - piece.start
+        change = sum_rows(grad_read, sorted_rows, plan.starts[segments] - pairs.start, self.sorted_weights[pairs])
+        self.adjoint.index_add_(0, compact, change)

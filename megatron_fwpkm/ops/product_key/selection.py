@@ -1,0 +1,169 @@
+"""Product-key selection that is fast (one matrix product) and exact (distances by differences, ties settled).
+
+Shapes: G = heads * 2 groups (one list of n sub-keys each), M tokens, k = topk, h = key_dim / 2.
+
+A matrix product ranks all sub-keys, but its rounding depends on the shape of the batch, and near a key the expanded
+square loses all digits (DESIGN 2.1). So it only proposes: the kept k are scored again by differences, and a token
+whose k-th and next candidate are closer than rounding can tell is ranked by differences over all n sub-keys. The
+result does not depend on how tokens are batched, and equal scores go to the lowest index.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_fwpkm.ops.product_key.reference import IDW_EPSILON
+
+_BLOCK_ELEMENTS = 1 << 24
+"""Largest number of scores that exist at once; longer inputs are done in blocks of tokens."""
+
+
+class KeptSubKeys(NamedTuple):
+    """The topk best sub-keys of every token and group, best first.
+
+    Attributes:
+        indices: [G, M, k] int64.
+        costs: [G, M, k], what is minimised: the squared distance, or minus the dot product.
+    """
+
+    indices: Tensor
+    costs: Tensor
+
+
+class Slots(NamedTuple):
+    """The topk best pairs of sub-keys, best first.
+
+    Attributes:
+        indices: [heads, M, k] int64, slot = first sub-key * n + second sub-key.
+        scores: [heads, M, k], sum of both halves' scores.
+        first: [heads, M, k] int64, position of the pair's first sub-key among the kept ones.
+        second: the same for the second half.
+    """
+
+    indices: Tensor
+    scores: Tensor
+    first: Tensor
+    second: Tensor
+
+
+def gather_sub_keys(sub_keys: Tensor, indices: Tensor) -> Tensor:
+    """Rows ``indices`` [G, M, k] of every group's list ``sub_keys`` [G, n, h], as [G, M, k, h]."""
+    groups, num_subkeys, half_dim = sub_keys.shape
+    offsets = torch.arange(groups, device=indices.device).view(-1, 1, 1) * num_subkeys
+    rows = sub_keys.reshape(-1, half_dim).index_select(0, (indices + offsets).flatten())
+    return rows.view(*indices.shape, half_dim)
+
+
+def exact_costs(queries: Tensor, rows: Tensor, score: str) -> Tensor:
+    """Cost of sub-keys ``rows`` [..., k, h] for ``queries`` [..., h], each on its own, without a matrix product."""
+    if score == "dot_product":
+        return -(rows * queries.unsqueeze(-2)).sum(-1)
+    return (queries.unsqueeze(-2) - rows).square_().sum(-1)
+
+
+def scores_of(costs: Tensor, score: str) -> Tensor:
+    """Scores (larger is better) that belong to costs."""
+    return -costs if score == "dot_product" else -torch.log(costs + IDW_EPSILON)
+
+
+def _select_all(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> tuple[Tensor, Tensor]:
+    """Rank all sub-keys [F, n, h] of F queries [F, h] by exact costs; equal costs: lowest index first."""
+    costs = exact_costs(queries, sub_keys, score)
+    costs, order = costs.sort(dim=-1, stable=True)
+    return order[:, :topk], costs[:, :topk]
+
+
+def _select_block(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> KeptSubKeys:
+    groups, tokens, half_dim = queries.shape
+    transposed = sub_keys.transpose(1, 2)
+    key_squares = sub_keys.square().sum(-1).unsqueeze(1)
+    query_squares = queries.square().sum(-1, keepdim=True)
+    if score == "dot_product":
+        proposals = torch.bmm(queries, transposed).neg_()
+    else:
+        # The square of the query is the same for all sub-keys and does not change their order.
+        proposals = torch.baddbmm(key_squares, queries, transposed, alpha=-2)
+    kept, indices = proposals.topk(topk, dim=-1, largest=False)
+    # What both ways of computing a cost can be off by, with room to spare.
+    norms = (query_squares * key_squares.amax(-1, keepdim=True)).sqrt_()
+    doubt = norms * half_dim**0.5
+    if score != "dot_product":
+        doubt += (kept[..., -1:] + query_squares).abs_()
+    doubt *= 4 * torch.finfo(queries.dtype).eps
+    close = proposals <= kept[..., -1:] + doubt
+    costs, order = exact_costs(queries, gather_sub_keys(sub_keys, indices), score).sort(-1)
+    indices = indices.gather(-1, order)
+    tied = costs[..., 1:] == costs[..., :-1]
+    if int(torch.count_nonzero(close)) + int(torch.count_nonzero(tied)) > groups * tokens * topk:
+        doubtful = (close.sum(-1) > topk) | tied.any(-1)
+        group, token = doubtful.nonzero(as_tuple=True)
+        step = max(1, _BLOCK_ELEMENTS // (sub_keys.shape[1] * half_dim))
+        for g, t in zip(group.split(step), token.split(step), strict=True):
+            indices[g, t], costs[g, t] = _select_all(queries[g, t], sub_keys[g], topk, score)
+    return KeptSubKeys(indices, costs)
+
+
+def select_sub_keys(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> KeptSubKeys:
+    """The ``topk`` best sub-keys of each list for every token; equal scores: lowest index first. No gradient.
+
+    Args:
+        queries: [G, M, h] halves of the queries.
+        sub_keys: [G, n, h].
+        topk: at most n.
+        score: ``idw`` or ``dot_product``.
+
+    Returns:
+        Indices and costs, best first.
+    """
+    with torch.no_grad():
+        step = max(1, _BLOCK_ELEMENTS // (sub_keys.shape[0] * sub_keys.shape[1]))
+        blocks = [_select_block(block, sub_keys, topk, score) for block in queries.split(step, dim=1)]
+        if len(blocks) == 1:
+            return blocks[0]
+        return KeptSubKeys(torch.cat([b.indices for b in blocks], 1), torch.cat([b.costs for b in blocks], 1))
+
+
+class PairCandidates:
+    """Positions (i, j) in two descending lists whose sum can be among the topk largest sums: (i + 1) * (j + 1) <= topk.
+
+    Every other pair has at least topk pairs that are as good in both halves.
+
+    Args:
+        topk: kept entries per list.
+        device: where to put the positions.
+    """
+
+    def __init__(self, topk: int, device: torch.device) -> None:
+        pairs = [(i, j) for i in range(topk) for j in range(topk // (i + 1))]
+        self.first = torch.tensor([i for i, _ in pairs], device=device)
+        self.second = torch.tensor([j for _, j in pairs], device=device)
+
+
+def select_slots(scores: Tensor, indices: Tensor, num_subkeys: int, candidates: PairCandidates) -> Slots:
+    """The topk best slots of every token and head; equal sums: lowest slot first. No gradient.
+
+    Args:
+        scores: [heads, 2, M, k] of the kept sub-keys, best first.
+        indices: [heads, 2, M, k] int64.
+        num_subkeys: n.
+        candidates: made for this k.
+
+    Returns:
+        Slots, scores and the positions of both halves.
+    """
+    topk = scores.shape[-1]
+    sums = scores[:, 0].index_select(-1, candidates.first) + scores[:, 1].index_select(-1, candidates.second)
+    best, chosen = sums.topk(min(topk + 1, sums.shape[-1]), dim=-1)
+    if bool((best[..., 1:] == best[..., :-1]).any()):
+        slots = indices[:, 0].index_select(-1, candidates.first) * num_subkeys
+        slots += indices[:, 1].index_select(-1, candidates.second)
+        ascending = slots.argsort(-1)
+        best, order = sums.gather(-1, ascending).sort(dim=-1, descending=True, stable=True)
+        chosen = ascending.gather(-1, order)
+    chosen, best = chosen[..., :topk].contiguous(), best[..., :topk].contiguous()
+    first, second = candidates.first[chosen], candidates.second[chosen]
+    slots = indices[:, 0].gather(-1, first) * num_subkeys + indices[:, 1].gather(-1, second)
+    return Slots(slots, best, first, second)
