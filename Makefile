@@ -48,7 +48,7 @@ lint: $(VENV)/.ready-dev ## Check style, types, the import rule, shell scripts a
 	@echo '== ruff' && $(bin)/ruff check .
 	@echo '== mypy' && $(bin)/mypy
 	@echo '== import-linter' && $(bin)/lint-imports
-	@echo '== shellcheck' && $(bin)/shellcheck $(shell_scripts)
+	@echo '== shellcheck' && $(bin)/shellcheck -x $(shell_scripts)
 	@echo '== hadolint' && $(bin)/hadolint Dockerfile
 
 format: $(VENV)/.ready-dev ## Sort imports and mend what ruff can mend

@@ -19,6 +19,7 @@ MAX_TOOL_LINES = 80
 _UNFINISHED = re.compile(r"\b(" + "TO" + "DO|FIX" + "ME|X" + "XX|NotImplemented" + r"Error)\b")
 _MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.$}])/(tmp|work|farm|root|home)/")
 _ASSERTS = re.compile(r"\b(assert|raises|warns|fail|_?check)")
+_WITHOUT_MESSAGE = {"SystemExit", "KeyboardInterrupt"}
 _HF_MAY_IMPORT = {"torch", "transformers"}
 
 
@@ -48,8 +49,10 @@ def undocumented(sources: Iterable[Source]) -> list[str]:
         for node in body:
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
                 continue
-            overload = any("overload" in ast.unparse(decorator) for decorator in node.decorator_list)
-            if ast.get_docstring(node) is None and not overload:
+            decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+            # The getter of a property, or the implementation of an overload, speaks for its companions.
+            spoken_for = any(name.endswith(("overload", ".setter", ".deleter")) for name in decorators)
+            if ast.get_docstring(node) is None and not spoken_for:
                 found.append(f"{source.path}:{node.lineno} {owner}{node.name}")
             if isinstance(node, ast.ClassDef):
                 visit(source, node.body, f"{owner}{node.name}.")
@@ -170,10 +173,10 @@ def _code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 
 
 def _unread_error(item: ast.withitem) -> str | None:
-    """The source of `pytest.raises(X)` when it neither has match= nor keeps the error; SystemExit has only a status."""
+    """The source of `pytest.raises(X)` when it neither has match= nor keeps the error, and X has a message to read."""
     call = item.context_expr
     if not isinstance(call, ast.Call) or not ast.unparse(call.func).endswith("raises") or item.optional_vars:
         return None
-    if any(keyword.arg == "match" for keyword in call.keywords) or "SystemExit" in ast.unparse(call):
+    if any(keyword.arg == "match" for keyword in call.keywords) or ast.unparse(call.args[0]) in _WITHOUT_MESSAGE:
         return None
     return ast.unparse(call)

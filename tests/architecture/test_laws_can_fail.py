@@ -8,6 +8,7 @@ from tests.architecture import laws
 from tests.architecture.sources import Source
 
 BODY = "    x = 1\n"
+NO_DOCSTRING = '"""M."""\nclass A:\n  """A."""\n  def f(self): pass'
 TOOL = '"""T."""\ndef main(argv=None):\n    return 0\nif __name__ == "__main__":\n    main()\n'
 
 
@@ -18,7 +19,7 @@ TOOL = '"""T."""\ndef main(argv=None):\n    return 0\nif __name__ == "__main__":
         (laws.long_functions, "a.py", "def f():\n" + BODY * 80, "def f():\n" + BODY * 79),
         (laws.long_functions, "a.py", "@triton.jit\ndef f():\n" + BODY * 150, "@triton.jit\ndef f():\n" + BODY * 149),
         (laws.undocumented, "a.py", '"""M."""\ndef f(): pass', '"""M."""\ndef _f(): pass'),
-        (laws.undocumented, "a.py", '"""M."""\nclass A:\n  """A."""\n  def f(self): 1', '"""M."""\nclass A:\n  """A."""'),
+        (laws.undocumented, "a.py", NO_DOCSTRING, NO_DOCSTRING.replace("f(self)", "_f(self)")),
         (laws.undocumented, "a.py", "x = 1", '"""M."""\nx = 1'),
         (laws.hidden_globals, "a.py", "def f():\n  global x\n  x = 1", "def f(x):\n  x = 1"),
         (laws.hidden_globals, "a.py", "a = get_args()", "a = typing.get_args(kind)"),
