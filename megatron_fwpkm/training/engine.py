@@ -1,0 +1,252 @@
+"""The engine: one optimizer step, one evaluation, saving and loading, on megatron.core.
+
+The loop knows only the `Engine` protocol, so that another engine can stand behind it. Batches are mappings with
+`tokens`, `labels`, `loss_mask`, `position_ids`, `document_starts`, each [b, s].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+from torch import Tensor, nn
+
+from ..checkpoint.agreement import world_size
+from ..checkpoint.fast_weight_store import FastWeightStore
+from ..checkpoint.record import FAST_WEIGHTS_FOLDER, MODEL_FOLDER
+from ..checkpoint.slow_weights import load_slow_weights, save_slow_weights, unwrap
+from ..config import PretrainConfig
+from ..models.builder import build_model, memory_layers, preserve_fast_weights
+from .losses import Losses, mean_over_batches, mean_over_tokens, weighted_loss
+from .memory_report import MemoryReport, collect_memory_report
+from .schedule import build_scheduler
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step tells; the same on every rank."""
+
+    losses: Losses
+    grad_norm: float
+    lr: float
+    """Learning rate that this step used."""
+
+
+class Engine(Protocol):
+    """What the loop needs of the machinery that trains a model."""
+
+    def train_step(self, batches: Iterator[Batch]) -> StepResult:
+        """One optimizer step over the next micro-batches."""
+
+    def evaluate(self, batches: Iterable[Batch], iterations: int) -> Losses:
+        """Losses over `iterations` global batches; changes nothing, fast weights included."""
+
+    def memory_report(self) -> MemoryReport:
+        """Statistics of every memory layer over all ranks."""
+
+    def save(self, folder: Path) -> None:
+        """Write slow weights, optimizer, schedule and fast weights; called by every rank."""
+
+    def load(self, folder: Path, *, weights_only: bool) -> list[str]:
+        """Read them back (`weights_only`: no optimizer and schedule); returns notices for the log."""
+
+    def peak_device_memory(self) -> int | None:
+        """Peak bytes on the accelerator, None on the CPU."""
+
+
+class MegatronEngine:
+    """GPT with memories under megatron.core: DDP, its optimizers, its schedules of micro-batches."""
+
+    def __init__(self, config: PretrainConfig, padded_vocab_size: int, device: torch.device) -> None:
+        """Build model, optimizer and schedule; Megatron's parallel state must exist.
+
+        `padded_vocab_size` is the number of rows of the embedding over all ranks.
+        """
+        self._config = config
+        self._device = device
+        self._num_microbatches = num_microbatches(config, parallel_state.get_data_parallel_world_size())
+        self.model = self._wrap(config, padded_vocab_size)
+        self.optimizer = self._build_optimizer(config)
+        self.scheduler = build_scheduler(self.optimizer, config.optimizer, config.training.train_iters)
+        self.memories = memory_layers(self.model)
+        self._store = FastWeightStore(config.fwpkm, config.training.seed)
+        model_config = self.model.config
+        model_config.finalize_model_grads_func = finalize_model_grads
+        model_config.grad_scale_func = self.optimizer.scale_loss
+        if config.parallel.overlap_grad_reduce:
+            model_config.no_sync_func = self.model.no_sync
+
+    def _wrap(self, config: PretrainConfig, padded_vocab_size: int) -> DistributedDataParallel:
+        model: nn.Module = build_model(
+            config,
+            padded_vocab_size,
+            pre_process=parallel_state.is_pipeline_first_stage(),
+            post_process=parallel_state.is_pipeline_last_stage(),
+        ).to(self._device)
+        core = model
+        if config.training.bf16:
+            model = Float16Module(core.config, model)
+        ddp = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=config.parallel.overlap_grad_reduce,
+            use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+        )
+        wrapped = DistributedDataParallel(core.config, ddp, model)
+        wrapped.broadcast_params()
+        return wrapped
+
+    def _build_optimizer(self, config: PretrainConfig) -> MegatronOptimizer:
+        wanted = config.optimizer
+        return get_megatron_optimizer(
+            MegatronOptimizerConfig(
+                optimizer="adam",
+                lr=wanted.lr,
+                min_lr=wanted.min_lr,
+                weight_decay=wanted.weight_decay,
+                adam_beta1=wanted.adam_beta1,
+                adam_beta2=wanted.adam_beta2,
+                adam_eps=wanted.adam_eps,
+                # Without clipping the norm is still measured, for the log and the guards: nothing exceeds infinity.
+                clip_grad=wanted.clip_grad if wanted.clip_grad > 0 else math.inf,
+                bf16=config.training.bf16,
+                params_dtype=torch.bfloat16 if config.training.bf16 else torch.float32,
+                use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+            ),
+            [self.model],
+        )
+
+    def train_step(self, batches: Iterator[Batch]) -> StepResult:
+        """Forward and backward over the step's micro-batches, then the optimizer and the schedule.
+
+        With --fwpkm-reset step the initial memory is put back first.
+        """
+        self.model.train()
+        if self._config.fwpkm.reset == "step":
+            for memory in self.memories:
+                memory.reset()
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        sums = self._run_micro_batches(batches, forward_only=False)
+        lr = self.optimizer.param_groups[0]["lr"]
+        succeeded, grad_norm, _ = self.optimizer.step()
+        assert succeeded, "only loss scaling (fp16) skips steps"
+        self.scheduler.step(1)
+        losses = self._agree_on(mean_over_batches(sums) if sums is not None else None)
+        return StepResult(losses, float(grad_norm), float(lr))
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch], iterations: int) -> Losses:
+        """Mean losses per token over `iterations` global batches, with the memory reading and writing as in training.
+
+        Whatever it writes is undone bit for bit. Every evaluation begins with the memory as it stands.
+        """
+        self.model.eval()
+        source = iter(batches)
+        collected: list[Tensor] = []
+        with preserve_fast_weights(self.model):
+            for _ in range(iterations):
+                if self._config.fwpkm.reset == "step":
+                    for memory in self.memories:
+                        memory.reset()
+                sums = self._run_micro_batches(source, forward_only=True)
+                if sums is not None:
+                    collected.append(sums)
+        self.model.train()
+        return self._agree_on(mean_over_tokens(torch.cat(collected)) if collected else None)
+
+    def _run_micro_batches(self, batches: Iterator[Batch], *, forward_only: bool) -> Tensor | None:
+        """[m, 3] sums of this rank's micro-batches on the last pipeline stage, None elsewhere."""
+        outputs = get_forward_backward_func()(
+            forward_step_func=self._forward_step,
+            data_iterator=batches,
+            model=self.model,
+            num_microbatches=self._num_microbatches,
+            seq_length=self._config.model.seq_length,
+            micro_batch_size=self._config.training.micro_batch_size,
+            forward_only=forward_only,
+        )
+        return torch.stack([output["sums"] for output in outputs]) if outputs else None
+
+    def _forward_step(self, batches: Iterator[Batch], model: nn.Module) -> tuple[Tensor, Any]:
+        batch = {name: tensor.to(self._device, non_blocking=True) for name, tensor in next(batches).items()}
+        if self._config.fwpkm.reset == "document":
+            unwrap(model).set_document_starts(batch["document_starts"])  # type: ignore[operator]
+        output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+
+        def loss(token_losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            value, sums = weighted_loss(token_losses, batch["loss_mask"])
+            return value, {"sums": sums}
+
+        return output, loss
+
+    def _agree_on(self, losses: Tensor | None) -> Losses:
+        """Mean of [2] losses over the ranks that have them (the last pipeline stage of every replica)."""
+        known = torch.zeros(2, device=self._device) if losses is None else losses
+        if world_size() > 1:
+            dist.all_reduce(known)
+            known = known / (world_size() // parallel_state.get_pipeline_model_parallel_world_size())
+        loss, lm_loss = known.tolist()
+        return Losses(loss, lm_loss)
+
+    def memory_report(self) -> MemoryReport:
+        """Statistics of every memory layer over all ranks."""
+        return collect_memory_report(self.memories, self._config.fwpkm.layer_numbers, self._device)
+
+    def save(self, folder: Path) -> None:
+        """Write slow weights, optimizer, schedule and fast weights into a checkpoint folder; called by every rank."""
+        self._in_folder(folder / MODEL_FOLDER)
+        save_slow_weights(folder / MODEL_FOLDER, self.model, self.optimizer, self.scheduler)
+        if self._config.fwpkm.layer_numbers:
+            self._store.save(folder / FAST_WEIGHTS_FOLDER, self.memories)
+
+    @staticmethod
+    def _in_folder(folder: Path) -> None:
+        """Make a folder before any rank writes into it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if world_size() > 1:
+            dist.barrier()
+
+    def load(self, folder: Path, *, weights_only: bool) -> list[str]:
+        """Read slow weights, fast weights and, unless `weights_only`, optimizer and schedule; called by every rank."""
+        if weights_only:
+            load_slow_weights(folder / MODEL_FOLDER, self.model)
+            self.optimizer.reload_model_params()
+        else:
+            load_slow_weights(folder / MODEL_FOLDER, self.model, self.optimizer, self.scheduler)
+        if not self._config.fwpkm.layer_numbers:
+            return []
+        notice = self._store.load(folder / FAST_WEIGHTS_FOLDER, self.memories)
+        return [notice] if notice else []
+
+    def peak_device_memory(self) -> int | None:
+        """Peak bytes that torch has allocated on the GPU, None on the CPU."""
+        return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
+
+
+def num_microbatches(config: PretrainConfig, data_parallel_size: int) -> int:
+    """Micro-batches of a step on every replica.
+
+    Raises ValueError when the global batch cannot be divided.
+    """
+    training = config.training
+    one_round = training.micro_batch_size * data_parallel_size
+    batch = one_round if training.global_batch_size is None else training.global_batch_size
+    if batch % one_round:
+        raise ValueError(
+            f"--global-batch-size {batch} must be a multiple of --micro-batch-size {training.micro_batch_size} times "
+            f"{data_parallel_size} data-parallel ranks"
+        )
+    return batch // one_round

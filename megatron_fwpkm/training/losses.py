@@ -1,0 +1,45 @@
+"""The loss of a micro-batch and the numbers reported about it.
+
+Shapes: per-token loss and loss_mask [b, s]; loss_mask holds float weights, 0 leaves a token out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Loss as it is optimised, and the plain language-model loss without weights."""
+
+    loss: float
+    lm_loss: float
+
+
+def weighted_loss(token_losses: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss to optimise and the sums to report.
+
+    The loss is sum(loss * mask) over the number of tokens with mask > 0, so that answer weights raise a token's share
+    without lowering the others'. The sums [3] are: weighted loss, plain loss of the tokens with mask > 0, their number;
+    detached and owned, because Megatron's schedules divide the loss in place.
+    """
+    counted = (loss_mask > 0).to(torch.float32)
+    token_losses = token_losses.float()
+    count = counted.sum()
+    weighted = (token_losses * loss_mask).sum()
+    sums = torch.stack([weighted.detach(), (token_losses.detach() * counted).sum(), count])
+    return weighted / count.clamp(min=1.0), sums
+
+
+def mean_over_batches(sums: Tensor) -> Tensor:
+    """[m, 3] sums of m micro-batches -> [2] loss and plain loss, every micro-batch weighing the same, as optimised."""
+    return (sums[:, :2] / sums[:, 2:].clamp(min=1.0)).mean(dim=0)
+
+
+def mean_over_tokens(sums: Tensor) -> Tensor:
+    """[m, 3] sums of m micro-batches -> [2] loss and plain loss, every token weighing the same (evaluation)."""
+    total = sums.sum(dim=0)
+    return total[:2] / total[2].clamp(min=1.0)

@@ -1,0 +1,177 @@
+"""From one started process to one rank of a run: threads, process groups, Megatron's parallel state, seeds, logging."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ..config import ParallelConfig, TrainingConfig
+from . import cpu_compat
+
+logger = logging.getLogger("megatron_fwpkm")
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among all."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which talks and writes for all."""
+        return self.rank == 0
+
+
+class RankFailedError(ValueError):
+    """An error of one rank of several; the message begins with the rank."""
+
+
+@contextmanager
+def distributed_run(parallel: ParallelConfig, training: TrainingConfig) -> Iterator[World]:
+    """Everything between an ordinary process and a rank that can train, and its orderly end.
+
+    torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, ...) are used where they are set; without them the run has one
+    process. A process group that exists already is used and left alone. An error leaves the groups as they are, because
+    taking them down would wait for ranks that will not come; it ends the run with the rank named, and an error that
+    all ranks share is said once.
+
+    Raises ValueError for a world size that the layout does not divide, or for nccl without CUDA.
+    """
+    cpu_compat.install()
+    set_threads(training)
+    set_determinism(training)
+    owned = not dist.is_initialized()
+    world = _join(parallel)
+    set_up_logging(world)
+    try:
+        _make_model_parallel(parallel, world)
+        set_seeds(training.seed)
+        yield world
+    except (ValueError, OSError) as error:
+        if world.size == 1:
+            _leave(owned)
+            raise
+        if _already_said(str(error)):
+            raise SystemExit(1) from None
+        raise RankFailedError(f"rank {world.rank} of {world.size}: {error}") from error
+    except BaseException as error:
+        if world.size == 1:
+            _leave(owned)
+        elif not isinstance(error, (SystemExit, KeyboardInterrupt)):
+            print(f"rank {world.rank} of {world.size} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise
+    _leave(owned)
+
+
+def set_threads(training: TrainingConfig) -> None:
+    """CPU threads of this process: --num-threads, else the cores that this process may use over the local processes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(share if training.num_threads is None else training.num_threads)
+
+
+def set_determinism(training: TrainingConfig) -> None:
+    """Make torch refuse nondeterministic kernels, or not (--deterministic)."""
+    if training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and decides nothing here
+    torch.use_deterministic_algorithms(training.deterministic)
+
+
+def set_seeds(seed: int) -> None:
+    """Seed python, numpy, torch and Megatron's tracker; pipeline stages differ, data-parallel replicas are equal."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    own = seed + 100 * parallel_state.get_pipeline_model_parallel_rank()
+    random.seed(own)
+    np.random.seed(own % 2**32)
+    torch.manual_seed(own)
+    model_parallel_cuda_manual_seed(own, force_reset_rng=True)
+
+
+def set_up_logging(world: World) -> None:
+    """Plain lines on standard output from rank 0; warnings of the other ranks with their rank."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    handler = logging.StreamHandler(sys.stdout)
+    prefix = "" if world.is_main else f"[rank {world.rank}] "
+    handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if world.is_main else logging.WARNING)
+    logger.propagate = False
+
+
+def _join(parallel: ParallelConfig) -> World:
+    """Join the process group (or make one of one process) and choose the device."""
+    backend = parallel.distributed_backend
+    if backend == "auto":
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "nccl" and not torch.cuda.is_available():
+        raise ValueError("--distributed-backend nccl needs CUDA, which is not available here; use gloo or auto")
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} are visible; start at most that many "
+                "processes per node"
+            )
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
+    if not dist.is_initialized():
+        timeout = datetime.timedelta(minutes=parallel.distributed_timeout_minutes)
+        if "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _make_model_parallel(parallel: ParallelConfig, world: World) -> None:
+    """Megatron's parallel state for the layout; a fitting one that exists is kept."""
+    from megatron.core import parallel_state
+
+    sizes = (parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size)
+    if world.size % (sizes[0] * sizes[1]):
+        raise ValueError(
+            f"{world.size} processes cannot be divided by --tensor-model-parallel-size {sizes[0]} times "
+            f"--pipeline-model-parallel-size {sizes[1]}; start a multiple of {sizes[0] * sizes[1]}"
+        )
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        *sizes, distributed_timeout_minutes=max(1, round(parallel.distributed_timeout_minutes))
+    )
+
+
+def _already_said(message: str) -> bool:
+    """Whether another rank has reported the same error; the ranks meet in the process group's store."""
+    key = "error/" + hashlib.sha256(message.encode()).hexdigest()[:16]
+    try:
+        return dist.distributed_c10d._get_default_store().add(key, 1) > 1
+    except RuntimeError:  # the store lived in a rank that is gone
+        return False
+
+
+def _leave(owned: bool) -> None:
+    """Take down what this run has made."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if owned:
+        dist.destroy_process_group()

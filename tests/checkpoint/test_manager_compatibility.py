@@ -1,0 +1,69 @@
+"""A mismatched checkpoint is refused with every offending flag and both values."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from megatron_fwpkm.checkpoint.compatibility import check_resumable, differences, flag_name
+from megatron_fwpkm.config import PretrainConfig
+
+BASE = PretrainConfig()
+
+
+def change(group: str, **values: object) -> PretrainConfig:
+    return replace(BASE, **{group: replace(getattr(BASE, group), **values)})  # type: ignore[arg-type]
+
+
+def test_equal_configurations_have_no_differences() -> None:
+    assert differences(BASE, PretrainConfig()) == []
+
+
+def test_architecture_is_refused_even_for_finetuning() -> None:
+    other = replace(change("model", num_layers=6), fwpkm=replace(BASE.fwpkm, layer_numbers=(2,)))
+    for finetune in (False, True):
+        with pytest.raises(
+            ValueError,
+            match=r"cannot continue from run: --num-layers is 12 there and 6 here; "
+            r"--fwpkm-layer-numbers is \(empty\) there and 2 here; give the saved values$",
+        ):
+            check_resumable(BASE, other, "run", finetune=finetune)
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "message"),
+    [
+        ("training", {"seed": 5}, "--seed is 1234 there and 5 here"),
+        ("needle", {"fraction": 0.5}, "--needle-fraction is 0.0 there and 0.5 here"),
+        ("model", {"seq_length": 128}, "--seq-length is 4096 there and 128 here"),
+        ("parallel", {"use_distributed_optimizer": True}, "--use-distributed-optimizer is False there and True here"),
+    ],
+)
+def test_another_run_may_only_start_from_the_weights(group: str, values: dict[str, object], message: str) -> None:
+    other = change(group, **values)
+    with pytest.raises(ValueError, match=message + ".*or start a new run from its weights with --load run --finetune"):
+        check_resumable(BASE, other, "run", finetune=False)
+    assert check_resumable(BASE, other, "run", finetune=True) == []
+
+
+def test_what_may_change_is_said_and_logging_is_nobodys_business() -> None:
+    assert check_resumable(BASE, change("optimizer", lr=3e-4), "run", finetune=False) == [
+        "changed from here on: --lr is 0.001 there and 0.0003 here"
+    ]
+    assert check_resumable(BASE, change("logging", log_interval=1), "run", finetune=False) == []
+    assert check_resumable(BASE, change("checkpoint", resume=True), "run", finetune=False) == []
+
+
+def test_every_named_field_exists() -> None:
+    """A renamed option must not silently leave the lists."""
+    from megatron_fwpkm.checkpoint import compatibility as module
+
+    def names(group: str) -> set[str]:
+        return {field.name for field in fields(getattr(BASE, group))}
+
+    assert names("model") >= module._NOT_ARCHITECTURE
+    assert names("fwpkm") >= module._MEMORY_ARCHITECTURE
+    assert all(name in names(group) for group, name in module._SAME_RUN)
+    assert all(names(group) >= (ignored or set()) for group, ignored in module._NO_MATTER.items())
+    assert flag_name("fwpkm", "num_subkeys") == "--fwpkm-num-subkeys"
