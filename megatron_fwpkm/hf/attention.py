@@ -55,9 +55,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, key_ma
     if window is not None and num_keys <= window:
         window = None
     if key_mask is None and window is None and (num_queries == 1 or past == 0):
-        return F.scaled_dot_product_attention(
-            q, k, v, is_causal=num_queries > 1, dropout_p=dropout, enable_gqa=grouped
-        )
+        return F.scaled_dot_product_attention(q, k, v, is_causal=num_queries > 1, dropout_p=dropout, enable_gqa=grouped)
     if window is None:
         block = max(1, MASK_ELEMENTS // num_keys)
     else:

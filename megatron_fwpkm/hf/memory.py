@@ -155,7 +155,8 @@ def value_step(
     return rows.flatten(), -(coefficients.unsqueeze(-1) * errors.unsqueeze(2)).view(-1, width)
 
 
-class Tokens(NamedTuple):
+@dataclass(frozen=True)
+class Tokens:
     """Tokens on their way into the memory."""
 
     queries: Tensor

@@ -28,6 +28,8 @@ class RMSNorm(nn.Module):
 class FastWeightProductKeyMemory(nn.Module):
     """The memory block: h + Linear(RMSNorm(g * r + (1 - g) * v)), with r read for a query made from h (DESIGN 2).
 
+    Without a gate r + v takes the place of the mixture, and every write has weight 1.
+
     The buffers ``sub_keys`` [H, 2, n, key_dim/2] and ``values`` [n*n, value_dim] are the initial memory: float32
     whatever the model's dtype, because most writes are lost in bfloat16.
     """
@@ -82,9 +84,8 @@ class FastWeightProductKeyMemory(nn.Module):
             retrieved = read_and_write_chunks(tokens, stream) if in_chunks else stream.step(tokens, mode)
         else:
             retrieved = stream.step(tokens, mode)
-        if gates is not None:
-            retrieved = torch.lerp(targets, retrieved, gates.unsqueeze(-1))
-        return hidden + self.output_proj(self.output_norm(retrieved).to(hidden.dtype))
+        mixed = targets + retrieved if gates is None else torch.lerp(targets, retrieved, gates.unsqueeze(-1))
+        return hidden + self.output_proj(self.output_norm(mixed).to(hidden.dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastWeightProductKeyMemory:
         """Move with the module, but never into half precision: a write rounded to bfloat16 is mostly lost."""
