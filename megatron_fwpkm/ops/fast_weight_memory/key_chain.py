@@ -157,9 +157,7 @@ class KeyChain(torch.autograd.Function):
                 sub_keys = sub_keys - _sum_per_sub_key(movement.pull, directions, order, starts, sub_keys)
             if keep:
                 _, probabilities, pull, mean = movement
-                saved.append(
-                    _Saved(before, *kept, slots.first, slots.second, probabilities, pull, mean, order, starts)
-                )
+                saved.append(_Saved(before, *kept, slots.first, slots.second, probabilities, pull, mean, order, starts))
         ctx.options = options
         ctx.save_for_backward(queries, *(tensor for piece_saved in saved for tensor in piece_saved))
         loss_out = torch.stack(losses) if losses else none
@@ -262,4 +260,3 @@ def _piece_backward(
             total.scatter_add_(1, saved.indices.flatten(1), saved.pull.flatten(1))
             grad_keys += grad_moved * total.unsqueeze(-1)
     return grad_queries, grad_keys
-

@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream
 from megatron_fwpkm.ops.fast_weight_memory.chain import ChainResult, mean_over_columns, write_scales, write_weights
 from megatron_fwpkm.ops.fast_weight_memory.key_chain import KeyChain, KeyOptions, KeyPiece
+from megatron_fwpkm.ops.fast_weight_memory.rows import sum_rows
 from megatron_fwpkm.ops.fast_weight_memory.schedule import Piece
 from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueLog, ValueOptions
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, make_write_plan
@@ -58,21 +59,24 @@ def run_sparse(
     if sharding is not None:
         shared_weights, weights = sharding.copy_to_shards(slot_weights), sharding.copy_to_shards(weights)
     value_pieces = _value_pieces(pieces, batch)
-    plan = make_write_plan(slots, value_pieces, values.shape[0])
     log = ValueLog()
-    table = values.detach() if in_place or not options.inner_lr else values.detach().clone()
-    reads, squared_errors = ValueChain.apply(
-        values,
-        shared_weights,
-        weights.transpose(0, 1).reshape(-1),
-        stream.targets.transpose(0, 1).flatten(0, 1),
-        table,
-        ValueOptions(
-            value_pieces, plan, write_scales(stream, pieces, options), options.lookahead * batch, not options.inner_lr
-        ),
-        log,
-    )
-    moved = moved.view_as(sub_keys)
+    writes = any(piece.num_written for piece in pieces)
+    table = values.detach() if in_place or not writes or not options.inner_lr else values.detach().clone()
+    if writes or torch.is_grad_enabled():
+        scales = write_scales(stream, pieces, options)
+        plan = make_write_plan(slots, value_pieces, values.shape[0])
+        reads, squared_errors = ValueChain.apply(
+            values,
+            shared_weights,
+            weights.transpose(0, 1).reshape(-1),
+            stream.targets.transpose(0, 1).flatten(0, 1),
+            table,
+            ValueOptions(value_pieces, plan, scales, options.lookahead * batch, not options.inner_lr),
+            log,
+        )
+    else:
+        reads, squared_errors = _read_only(table, slots, slot_weights), slot_weights.new_zeros(0)
+    moved = moved.view_as(sub_keys) if moves_keys else sub_keys.detach()
     if in_place and moves_keys:
         sub_keys.copy_(moved)
     return ChainResult(
@@ -87,25 +91,20 @@ def run_sparse(
     )
 
 
+def _read_only(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
+    """Reads of a call that writes nothing and keeps nothing for backward, as most calls of a decoding loop."""
+    starts = torch.arange(0, slots.numel(), slots.shape[1], device=slots.device)
+    return sum_rows(table, slots.flatten(), starts, slot_weights.flatten())
+
+
 def _value_pieces(pieces: list[Piece], batch: int) -> list[ValuePiece]:
     """Pieces in rows: reads of all pieces are numbered one after the other (a token may be read by two pieces)."""
     result, start = [], 0
     for piece in pieces:
-        def row(token: int, first: int = start - piece.start * batch) -> int:
-            return first + token * batch
-
-        result.append(
-            ValuePiece(
-                start,
-                row(piece.stop),
-                row(piece.emit_start),
-                row(piece.write_stop),
-                row(piece.count_start),
-                row(piece.count_stop),
-                piece.start * batch,
-            )
-        )
-        start = row(piece.stop)
+        positions = (piece.stop, piece.emit_start, piece.write_stop, piece.count_start, piece.count_stop)
+        stop, emit, written, count_start, count_stop = (start + (x - piece.start) * batch for x in positions)
+        result.append(ValuePiece(start, stop, emit, written, count_start, count_stop, piece.start * batch))
+        start = stop
     return result
 
 
