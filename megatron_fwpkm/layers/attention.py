@@ -1,0 +1,153 @@
+"""Causal core attention on torch's scaled_dot_product_attention, full or within a sliding window."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from functools import lru_cache
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn import functional as F
+
+_SMALLEST_BLOCK = 32  # smaller ones are slower on CPU and GPU alike
+
+
+class WindowedAttention(MegatronModule):
+    """Core attention in which a token sees itself and, with a window, at most ``window`` tokens before it.
+
+    With a window, queries are taken in blocks that see their own and the preceding keys only, so that memory and work
+    grow with tokens times window and not with the square of the tokens. Key and value heads are not repeated for
+    grouped queries: the queries of a group stand one below the other against the same keys.
+
+    Args:
+        config: transformer configuration.
+        layer_number: counted from 1.
+        attn_mask_type: must be causal.
+        attention_type: ``self``.
+        attention_dropout: probability; default from ``config``.
+        softmax_scale: default 1 / sqrt(head width).
+        cp_comm_type: unused; part of megatron's interface.
+        pg_collection: unused; heads are local to a rank.
+        window: tokens to the left that are visible, or None for all.
+
+    Raises:
+        ValueError: context parallelism is asked for.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        window: int | None = None,
+    ) -> None:
+        super().__init__(config)
+        assert attn_mask_type == AttnMaskType.causal and attention_type == "self"
+        if config.context_parallel_size > 1:
+            raise ValueError(
+                f"--context-parallel-size {config.context_parallel_size}: this attention needs whole sequences; use 1"
+            )
+        self.layer_number = layer_number
+        self.window = window
+        self.softmax_scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: [s, b, heads, width].
+            key: [s, b, groups, width].
+            value: [s, b, groups, width].
+            attention_mask: must be None; the mask is causal.
+            attn_mask_type: part of megatron's interface; causal.
+            attention_bias: must be None.
+            packed_seq_params: must be None.
+
+        Returns:
+            [s, b, heads * width].
+        """
+        assert attention_mask is None and attention_bias is None and packed_seq_params is None
+        assert query.shape[0] == key.shape[0]
+        # Heads differ between tensor-parallel ranks, so their dropout must, too.
+        dropout = self.dropout if self.training else 0.0
+        with get_cuda_rng_tracker().fork() if dropout else nullcontext():
+            return windowed_attention(query, key, value, self.window, self.softmax_scale, dropout)
+
+
+def windowed_attention(
+    query: Tensor, key: Tensor, value: Tensor, window: int | None, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """Causal attention over the last ``window`` tokens and the token itself; see :class:`WindowedAttention`.
+
+    Args:
+        query: [s, b, heads, width].
+        key: [s, b, groups, width].
+        value: [s, b, groups, width].
+        window: visible tokens to the left, or None for all.
+        scale: of the scores.
+        dropout: on the attention weights.
+
+    Returns:
+        [s, b, heads * width].
+    """
+    length, batch, heads, width = query.shape
+    groups = key.shape[2]
+    if window is None or window >= length - 1:
+        # [b * groups, heads // groups, s, width] views: all query heads of a group see one key head through stride 0.
+        q = query.permute(1, 2, 0, 3).reshape(batch * groups, heads // groups, length, width)
+        k, v = (x.permute(1, 2, 0, 3).reshape(batch * groups, 1, length, width).expand_as(q) for x in (key, value))
+        context = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout)
+        return context.view(batch, heads, length, width).permute(2, 0, 1, 3).reshape(length, batch, heads * width)
+    block = _block_size(window)
+    num_blocks = -(-length // block)
+    padding = num_blocks * block - length
+    # Padded queries see padded or real keys before them; their output is cut off. Keys get `window` rows in front.
+    q = F.pad(query, (0, 0, 0, 0, 0, 0, 0, padding)).view(num_blocks, block, batch * groups, heads // groups, width)
+    q = q.permute(0, 2, 3, 1, 4).reshape(num_blocks, batch * groups, heads // groups * block, width)
+    k, v = (
+        # [blocks, b * groups, width, window + block] overlapping views of one padded copy
+        F.pad(x, (0, 0, 0, 0, 0, 0, window, padding)).flatten(1, 2).unfold(0, window + block, block).transpose(2, 3)
+        for x in (key, value)
+    )
+    mask = _block_mask(num_blocks, block, window, heads // groups, query.device)
+    context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, dropout_p=dropout)
+    context = context.view(num_blocks, batch, groups, heads // groups, block, width).permute(0, 4, 1, 2, 3, 5)
+    return context.reshape(num_blocks * block, batch, heads * width)[:length]
+
+
+def _block_size(window: int) -> int:
+    """Queries per block: about the window, so that at most half of the scores are masked."""
+    return max(_SMALLEST_BLOCK, window)
+
+
+@lru_cache(maxsize=16)
+def _block_mask(num_blocks: int, block: int, window: int, repeats: int, device: torch.device) -> Tensor:
+    """[blocks, 1, repeats * block, window + block] bool, True where query sees key."""
+    query = torch.arange(block, device=device).view(-1, 1) + window
+    key = torch.arange(window + block, device=device).view(1, -1)
+    visible = (key <= query) & (key >= query - window)
+    mask = visible.repeat(repeats, 1).expand(num_blocks, 1, -1, -1).clone()
+    mask[0, :, :, :window] = False  # the rows in front of the text
+    return mask

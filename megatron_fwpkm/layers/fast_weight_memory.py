@@ -1,0 +1,249 @@
+"""The fast-weight product key memory as a Megatron module (DESIGN section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, make_sharded_tensors_for_checkpoint
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megatron_fwpkm.layers.fast_weight_tables import FastWeightTables
+from megatron_fwpkm.layers.norm import RMSNorm, rms_normalize
+from megatron_fwpkm.layers.statistics import ForwardRecord, MemoryStatistics
+from megatron_fwpkm.layers.table_sharding import ColumnSharding, rms_normalize_columns, standardize
+from megatron_fwpkm.ops import FastWeightOutput, FastWeightState, fast_weight_memory_, flush_pending_
+
+# Which dimension of a parameter is spread over tensor-parallel ranks; all others are replicated.
+_SHARDED_DIMENSIONS = {"value_proj.weight": 0, "value_proj.bias": 0, "output_norm.weight": 0, "output_proj.weight": 1}
+
+
+class FastWeightProductKeyMemory(FastWeightTables):
+    """``h + Linear(RMSNorm(g * r + (1 - g) * v))``: reads a table of slots for every token and rewrites it per chunk.
+
+    With hidden state h: query q = Linear(RMSNorm(h)), value v = zscore(Linear(RMSNorm(h))), gate g =
+    sigmoid(Linear(RMSNorm(h))), each with its own norm; r is what the memory returns for q. It writes in training and
+    in evaluation alike; what is written lasts until a reset (``--fwpkm-reset``).
+
+    Attributes:
+        chunk_size: tokens between two writes; from the configuration, may be changed between two forwards.
+        boundary: ``drop`` or ``carry``; likewise.
+        streaming: with ``carry``, keep the tokens that wait at the end of a forward for the next one, which continues
+            the same texts. Otherwise the complete pairs among them are written at the end, and the rest is forgotten.
+        document_starts: [b, s] bool for ``--fwpkm-reset document``, True at the first token of every document; None
+            when every sequence is one document.
+
+    Args:
+        config: transformer configuration with ``fwpkm`` and ``init_seed``.
+        layer_number: counted from 1 over the whole model.
+        pg_collection: process groups; default those of megatron's parallel state.
+
+    Raises:
+        ValueError: the tensor-parallel size does not divide the value dimension.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, pg_collection: ProcessGroupCollection | None = None
+    ) -> None:
+        if pg_collection is None:
+            pg_collection = ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp"])
+        fwpkm = config.fwpkm
+        sharding = ColumnSharding(pg_collection.tp, fwpkm.value_dim)
+        super().__init__(config, layer_number, sharding.columns)
+        self.tp_group, self.sharding = pg_collection.tp, sharding
+        self.chunk_size: int = fwpkm.chunk_size
+        self.boundary: str = fwpkm.boundary
+        self.streaming = False
+        self.document_starts: Tensor | None = None
+        self._last: ForwardRecord | None = None
+
+        hidden, columns = config.hidden_size, fwpkm.value_dim // sharding.size
+        self._add("query", hidden, fwpkm.num_heads * fwpkm.key_dim)
+        self._add("value", hidden, columns)
+        if fwpkm.gate:
+            self._add("gate", hidden, 1)
+        self._add("output", columns, hidden)
+        self._initialize_parameters()
+
+    def _add(self, name: str, width: int, outputs: int) -> None:
+        """Make one norm and the linear behind it; both see whole sequences."""
+        norm = RMSNorm(self.config, width, self.config.layernorm_epsilon, on_sequence_shards=False)
+        self.add_module(f"{name}_norm", norm)
+        self.add_module(f"{name}_proj", nn.Linear(width, outputs, dtype=self.config.params_dtype))
+
+    @torch.no_grad()
+    def _initialize_parameters(self) -> None:
+        """Draw whole linears and keep this rank's part, so that all tensor-parallel sizes begin alike."""
+        for name, parameter in self.named_parameters():
+            dimension = _SHARDED_DIMENSIONS.get(name)
+            if dimension is not None:
+                set_tensor_model_parallel_attributes(parameter, self.sharding.size > 1, dimension, 1)
+            if parameter.dim() == 2:
+                shape = list(parameter.shape)
+                if dimension is not None:
+                    shape[dimension] *= self.sharding.size
+                whole = self.config.init_method(torch.empty(shape))
+                part = whole if dimension is None else whole.chunk(self.sharding.size, dimension)[self.tp_group.rank()]
+                parameter.copy_(part)
+            elif name.endswith(".bias"):
+                parameter.fill_(self.config.fwpkm.gate_bias_init if name == "gate_proj.bias" else 0.0)
+        # The only parameter that is used on sequence shards: it is added after the reduce-scatter.
+        self.output_proj.bias.sequence_parallel = self.config.sequence_parallel
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Read, write, and add the result to the residual stream.
+
+        Args:
+            hidden_states: [s, b, h], or this rank's [s / tp, b, h] with sequence parallelism.
+
+        Returns:
+            Like ``hidden_states``.
+
+        Raises:
+            ValueError: ``document_starts`` do not fit the sequences.
+        """
+        sharding, sequence_parallel = self.sharding, self.config.sequence_parallel
+        x = sharding.gather_sequence(hidden_states) if sequence_parallel else hidden_states
+        normalized = rms_normalize(x, self.query_norm.eps)  # shared: the norms differ in their weights only
+        queries = self.query_proj(self.query_norm.scale(normalized).to(x.dtype)).to(self.values.dtype)
+        value_input = sharding.copy_to_shards(self.value_norm.scale(normalized).to(x.dtype))
+        values = self.value_proj(value_input).to(self.values.dtype)
+        if self.config.fwpkm.normalize_targets:
+            values = standardize(values, sharding)
+        gates = None
+        if self.config.fwpkm.gate:
+            logits = self.gate_proj(self.gate_norm.scale(normalized).to(x.dtype))
+            gates = logits.to(self.values.dtype).sigmoid()
+        output = self._remember(queries, values, gates)
+        if gates is not None:
+            output = torch.lerp(values, output, sharding.copy_to_shards(gates))
+        output = self.output_norm.scale(rms_normalize_columns(output, self.output_norm.eps, sharding)).to(x.dtype)
+        partial = F.linear(output, self.output_proj.weight)
+        return hidden_states + sharding.sum_rows(partial, sequence_parallel) + self.output_proj.bias
+
+    def _remember(self, queries: Tensor, values: Tensor, gates: Tensor | None) -> Tensor:
+        """What the memory returns for ``queries`` [s, b, heads * key_dim], in [s, b, columns]; its tables move on."""
+        per_sequence = queries.transpose(0, 1).unflatten(-1, (self.config.fwpkm.num_heads, -1))
+        targets = values.transpose(0, 1)
+        token_gates = None if gates is None else gates.squeeze(-1).transpose(0, 1)
+        if self.config.fwpkm.reset == "document":
+            outputs, retrieved = self._read_documents(per_sequence, targets, token_gates)
+        else:
+            outputs = [self._call(per_sequence, targets, token_gates)]
+            retrieved = outputs[0].retrieved
+            self._finish(outputs[0].state)
+        self._last = ForwardRecord(gates, outputs, self.chunk_size)
+        return retrieved.transpose(0, 1)
+
+    def _call(self, queries: Tensor, targets: Tensor, gates: Tensor | None) -> FastWeightOutput:
+        fwpkm = self.config.fwpkm
+        output = fast_weight_memory_(
+            queries,
+            targets,
+            gates,
+            self.fast_weights(),
+            topk=fwpkm.topk,
+            chunk_size=self.chunk_size,
+            lookahead=fwpkm.lookahead,
+            inner_lr=fwpkm.inner_lr,
+            addressing_weight=fwpkm.addressing_weight,
+            score=fwpkm.score,
+            boundary=self.boundary,
+            implementation=fwpkm.implementation,
+            sharding=self.sharding if self.sharding.size > 1 else None,
+        )
+        if fwpkm.reset != "document" and output.undo_log is not None:
+            self._record(output.undo_log)
+        return output
+
+    def _finish(self, state: FastWeightState) -> None:
+        """Keep the waiting tokens of a stream; otherwise write those whose targets are known and forget the rest."""
+        if self.streaming:
+            self.pending = state.pending
+            return
+        if state.pending is None:
+            return
+        fwpkm = self.config.fwpkm
+        with torch.no_grad():
+            flushed = flush_pending_(
+                state,
+                topk=fwpkm.topk,
+                chunk_size=self.chunk_size,
+                lookahead=fwpkm.lookahead,
+                inner_lr=fwpkm.inner_lr,
+                addressing_weight=fwpkm.addressing_weight,
+                score=fwpkm.score,
+                implementation=fwpkm.implementation,
+                sharding=self.sharding if self.sharding.size > 1 else None,
+            )
+        if flushed.undo_log is not None:
+            self._record(flushed.undo_log)
+
+    def _read_documents(
+        self, queries: Tensor, targets: Tensor, gates: Tensor | None
+    ) -> tuple[list[FastWeightOutput], Tensor]:
+        """Run every document of every sequence [b, s, ...] from the initial memory, and undo its writes."""
+        outputs: list[FastWeightOutput] = []
+        self._touched.zero_()
+        for sequence, lengths in enumerate(self._document_lengths(*queries.shape[:2])):
+            start = 0
+            for length in lengths:
+                part = slice(sequence, sequence + 1), slice(start, start + length)
+                output = self._call(queries[part], targets[part], None if gates is None else gates[part])
+                if output.undo_log is not None:
+                    for rows in output.undo_log.rows:
+                        self._touched[rows] = True
+                    # Safe before backward, which reads the log and not the table.
+                    output.undo_log.undo_(self.fast_weights())
+                outputs.append(replace(output, undo_log=None))
+                start += length
+        retrieved = torch.cat([output.retrieved for output in outputs], dim=1)
+        return outputs, retrieved.view(*queries.shape[:2], -1)
+
+    def _document_lengths(self, num_sequences: int, num_tokens: int) -> list[list[int]]:
+        """Tokens of the consecutive documents of every sequence."""
+        starts = self.document_starts
+        if starts is None:
+            return [[num_tokens]] * num_sequences
+        if tuple(starts.shape) != (num_sequences, num_tokens):
+            raise ValueError(
+                f"document starts are {list(starts.shape)} but the batch has {num_sequences} sequences of "
+                f"{num_tokens} tokens: set them anew before every forward, or to None"
+            )
+        lengths = []
+        for row in starts.cpu():
+            edges = [0, *(position for position in row.nonzero().flatten().tolist() if position), num_tokens]
+            lengths.append([stop - start for start, stop in zip(edges, edges[1:], strict=False)])
+        return lengths
+
+    def statistics(self) -> MemoryStatistics:
+        """Figures of the last forward and of the tables."""
+        assert self._last is not None, "statistics were asked for before the first forward"
+        return self._last.summarize(self.coverage())
+
+    @contextmanager
+    def preserve_fast_weights(self) -> Iterator[None]:
+        """Undo bit for bit at exit whatever is written, reset or loaded inside. May be nested."""
+        last = self._last
+        with super().preserve_fast_weights():
+            yield
+        self._last = last
+
+    def sharded_state_dict(  # type: ignore[no-untyped-def]
+        self, prefix: str = "", sharded_offsets: tuple[tuple[int, int, int], ...] = (), metadata=None
+    ):
+        """Parameters for megatron's distributed checkpoints, sharded so that any tensor-parallel size can load them."""
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            _SHARDED_DIMENSIONS,
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"],
+        )

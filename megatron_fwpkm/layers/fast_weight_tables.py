@@ -1,0 +1,197 @@
+"""Where a memory's fast weights live: guarded buffers that are reset, preserved and loaded as a whole (DESIGN 2.6)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from megatron_fwpkm.config import FwPKMConfig
+from megatron_fwpkm.layers.seeding import derived_seed
+from megatron_fwpkm.ops import FastWeightState, PendingTokens, ResetJournal, UndoLog
+
+_TABLES = ("sub_keys", "values")
+_ROWS_AT_ONCE = 8192
+
+
+def initial_sub_keys(fwpkm: FwPKMConfig, seed: int, layer_number: int) -> Tensor:
+    """The sub-keys before any write: U(+-key_dim^-1/2), a fixed function of (seed, layer).
+
+    Returns:
+        [heads, 2, num_subkeys, key_dim / 2] float32 on the CPU.
+    """
+    generator = torch.Generator().manual_seed(derived_seed(seed, "sub_keys", layer_number))
+    sub_keys = torch.empty(fwpkm.num_heads, 2, fwpkm.num_subkeys, fwpkm.key_dim // 2)
+    bound = fwpkm.key_dim**-0.5
+    return sub_keys.uniform_(-bound, bound, generator=generator)
+
+
+def initial_values(fwpkm: FwPKMConfig, seed: int, layer_number: int, columns: slice = slice(None)) -> Tensor:
+    """Columns of the values table before any write: N(0, value_dim^-1/2), a fixed function of (seed, layer).
+
+    The whole table is drawn and cut, so that every tensor-parallel size has the same one; only a few rows of it exist
+    at a time.
+
+    Returns:
+        [num_slots, number of columns] float32 on the CPU.
+    """
+    generator = torch.Generator().manual_seed(derived_seed(seed, "values", layer_number))
+    num_slots = fwpkm.num_subkeys**2
+    width = len(range(fwpkm.value_dim)[columns])
+    values = torch.empty(num_slots, width)
+    rows = torch.empty(min(_ROWS_AT_ONCE, num_slots), fwpkm.value_dim)
+    for start in range(0, num_slots, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, num_slots)
+        rows.normal_(0.0, fwpkm.value_dim**-0.5, generator=generator)
+        values[start:stop] = rows[: stop - start, columns]
+    return values
+
+
+class FastWeightTables(MegatronModule):
+    """A module that owns one memory's tables, as float32 buffers outside state dict, optimizer and DDP.
+
+    ``.half()``, ``.bfloat16()``, ``.to(dtype)`` and Float16Module move the tables between devices but never cast them.
+
+    Args:
+        config: the transformer configuration, with ``fwpkm`` and ``init_seed``.
+        layer_number: counted from 1 over the whole model; the initial memory depends on it.
+        columns: which columns of the values table this rank holds.
+    """
+
+    sub_keys: Tensor
+    values: Tensor
+
+    def __init__(self, config, layer_number: int, columns: slice) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(config)
+        self.layer_number = layer_number
+        self.columns = columns
+        self.pending: PendingTokens | None = None
+        self._journal: ResetJournal | None = None
+        self._touched = torch.zeros(0, dtype=torch.bool)
+        self._preserving: list[ResetJournal] = []
+        for name, table in zip(_TABLES, self._initial_tables(), strict=True):
+            self.register_buffer(name, table, persistent=False)
+        self._mark_untouched()
+
+    def fast_weights(self) -> FastWeightState:
+        """The tables themselves (not copies: they change with the next forward) and the tokens that wait."""
+        return FastWeightState(self.sub_keys, self.values, self.pending)
+
+    def load_fast_weights(self, state: FastWeightState) -> None:
+        """Copy ``state`` into the tables, for example from a checkpoint. ``reset`` still means the initial memory.
+
+        Args:
+            state: sub-keys [heads, 2, num_subkeys, key_dim / 2] and this rank's columns of the values.
+
+        Raises:
+            ValueError: a table has another shape than this memory's.
+        """
+        for name in _TABLES:
+            old, new = getattr(self, name), getattr(state, name)
+            if old.shape != new.shape:
+                raise ValueError(
+                    f"the fast weights of layer {self.layer_number} do not fit: {name} is {list(new.shape)} but this "
+                    f"memory has {list(old.shape)}; give the --fwpkm- sizes and the layout they come from"
+                )
+        self._record_everything()
+        with torch.no_grad():
+            self.sub_keys.copy_(state.sub_keys)
+            self.values.copy_(state.values)
+        self.pending = state.pending
+        self._find_touched()
+
+    def reset(self) -> None:
+        """Put the initial memory back, bit for bit, and forget waiting tokens. Cheap when few slots were written."""
+        self.pending = None
+        if self._journal is None:
+            self._record_everything()
+            with torch.no_grad():
+                for name, table in zip(_TABLES, self._initial_tables(), strict=True):
+                    getattr(self, name).copy_(table)
+            self._mark_untouched()
+            return
+        changed = self._journal.rows_and_values()
+        if self._preserving:
+            if changed is not None:
+                self._preserving[-1].record_rows(changed[0], self.values[changed[0]])
+            self._preserving[-1].record_sub_keys(self.sub_keys)
+        self._journal.restore_(self.values, self.sub_keys)
+        self._touched.zero_()
+
+    @contextmanager
+    def preserve_fast_weights(self) -> Iterator[None]:
+        """Undo bit for bit at exit whatever is written, reset or loaded inside. May be nested."""
+        outer = self.pending, self._journal, self._touched
+        # Inside, both go on as copies, because a reset empties them.
+        self._journal, self._touched = copy.deepcopy(self._journal), self._touched.clone()
+        self._preserving.append(ResetJournal(self.values.shape[0], self.values.device))
+        try:
+            yield
+        finally:
+            self._preserving.pop().restore_(self.values, self.sub_keys)
+            self.pending, self._journal, self._touched = outer
+
+    def coverage(self) -> float:
+        """Share of the slots that differ from the initial memory because they were written."""
+        return self._touched.sum().item() / self._touched.numel()
+
+    def _record(self, log: UndoLog) -> None:
+        """Remember what one call of the memory overwrote."""
+        for rows in log.rows:
+            self._touched[rows] = True
+        if self._journal is not None:
+            self._journal.record(log)
+        if self._preserving:
+            self._preserving[-1].record(log)
+
+    def _mark_untouched(self) -> None:
+        """Begin anew: the tables are the initial ones."""
+        num_slots, device = self.values.shape[0], self.values.device
+        self._touched = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        # Old values cost as much as the rows they belong to. A memory that is never reset would end up stored twice,
+        # so there a reset draws the whole initial memory again.
+        self._journal = None if self.config.fwpkm.reset == "never" else ResetJournal(num_slots, device)
+
+    def _find_touched(self) -> None:
+        """Compare the tables with the initial ones, where their history is not known."""
+        self._mark_untouched()
+        sub_keys, values = (table.to(self.values.device) for table in self._initial_tables())
+        self._touched = (self.values != values).any(1)
+        if self._journal is not None:
+            rows = self._touched.nonzero().squeeze(1)
+            self._journal.record_rows(rows, values[rows])
+            self._journal.record_sub_keys(sub_keys)
+
+    def _record_everything(self) -> None:
+        if self._preserving:
+            rows = torch.arange(self.values.shape[0], device=self.values.device)
+            self._preserving[-1].record_rows(rows, self.values.clone())
+            self._preserving[-1].record_sub_keys(self.sub_keys)
+
+    def _initial_tables(self) -> tuple[Tensor, Tensor]:
+        fwpkm, seed = self.config.fwpkm, self.config.init_seed
+        return (
+            initial_sub_keys(fwpkm, seed, self.layer_number),
+            initial_values(fwpkm, seed, self.layer_number, self.columns),
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastWeightTables:
+        """Apply a conversion of ``nn.Module`` to everything but the tables, of which only the device follows."""
+        tables = {name: self._buffers.pop(name) for name in _TABLES}
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._buffers.update(tables)
+        for name, table in tables.items():
+            assert table is not None
+            device = fn(torch.empty(0, dtype=table.dtype, device=table.device)).device
+            if device != table.device:
+                assert not self._preserving, "a model must not move while its fast weights are preserved"
+                self._buffers[name] = table.to(device)
+        if self._touched.device != self.values.device:
+            self._find_touched()
+        return self

@@ -1,0 +1,1 @@
+"""The language model: Megatron's GPT with memories before chosen layers."""

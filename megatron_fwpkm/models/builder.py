@@ -1,0 +1,108 @@
+"""Builds the language model, and finds the memories in it however it is wrapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor, nn
+
+from megatron_fwpkm.config import PretrainConfig
+from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
+from megatron_fwpkm.layers.seeding import seeded
+from megatron_fwpkm.models.specs import layer_specs
+from megatron_fwpkm.models.transformer_config import transformer_config
+
+
+class FwPKMModel(GPTModel):
+    """Megatron's GPT with memories in its layers.
+
+    ``model(tokens [b, s], position_ids [b, s], None, labels=[b, s])`` returns the loss of every token [b, s];
+    without labels the logits [b, s, vocabulary / tp].
+    """
+
+    def set_document_starts(self, document_starts: Tensor | None) -> None:
+        """Say where documents begin in the next forward's sequences; used with ``--fwpkm-reset document`` only.
+
+        Args:
+            document_starts: [b, s] bool, True at the first token of a document; None when a sequence is one document.
+        """
+        for memory in memory_layers(self):
+            memory.document_starts = document_starts
+
+
+def build_model(
+    config: PretrainConfig,
+    padded_vocab_size: int,
+    *,
+    pre_process: bool = True,
+    post_process: bool = True,
+    vp_stage: int | None = None,
+) -> FwPKMModel:
+    """Build this process's part of the model, on the CPU and with weights that depend on ``--seed`` only.
+
+    Megatron's parallel state must be initialised.
+
+    Args:
+        config: the whole configuration.
+        padded_vocab_size: rows of the embedding.
+        pre_process: build the embedding (first pipeline stage).
+        post_process: build the output layer (last pipeline stage).
+        vp_stage: virtual pipeline stage, with interleaved pipelines.
+
+    Raises:
+        ValueError: the layout or a layer number does not fit the model.
+    """
+    model, numbers = config.model, config.fwpkm.layer_numbers
+    wrong = [number for number in numbers if not 1 <= number <= model.num_layers]
+    if wrong:
+        raise ValueError(
+            f"--fwpkm-layer-numbers {' '.join(map(str, wrong))} do not exist: the model has --num-layers "
+            f"{model.num_layers}, counted from 1"
+        )
+    megatron_config = transformer_config(config)
+    with seeded(config.training.seed, "embedding"):  # the layers seed themselves
+        built = FwPKMModel(
+            megatron_config,
+            layer_specs(megatron_config, vp_stage),
+            vocab_size=padded_vocab_size,
+            max_sequence_length=model.seq_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
+            position_embedding_type="rope",
+            rotary_percent=model.rotary_percent,
+            rotary_base=int(model.rotary_base),
+            vp_stage=vp_stage,
+        )
+    if post_process and model.untie_embeddings_and_output_weights:
+        _initialize_output_layer(built, config.training.seed)
+    return built
+
+
+@torch.no_grad()
+def _initialize_output_layer(model: FwPKMModel, seed: int) -> None:
+    """Draw the output layer from its own seed: what was drawn before it depends on the pipeline stage."""
+    group = model.pg_collection.tp
+    weight = model.output_layer.weight
+    with seeded(seed, "output_layer"):
+        whole = model.config.init_method(torch.empty(weight.shape[0] * group.size(), weight.shape[1]))
+    weight.copy_(whole.chunk(group.size())[group.rank()])
+
+
+def memory_layers(model: nn.Module | Iterable[nn.Module]) -> list[FastWeightProductKeyMemory]:
+    """All memories of a model or of its pipeline chunks, in the order of their layers, through any wrapper."""
+    chunks = [model] if isinstance(model, nn.Module) else list(model)
+    found = [module for chunk in chunks for module in chunk.modules() if isinstance(module, FastWeightProductKeyMemory)]
+    return sorted(found, key=lambda memory: memory.layer_number)
+
+
+@contextmanager
+def preserve_fast_weights(model: nn.Module | Iterable[nn.Module]) -> Iterator[None]:
+    """Undo bit for bit at exit whatever the memories of ``model`` write inside, for example in an evaluation."""
+    with ExitStack() as stack:
+        for memory in memory_layers(model):
+            stack.enter_context(memory.preserve_fast_weights())
+        yield

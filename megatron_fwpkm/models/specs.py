@@ -1,0 +1,108 @@
+"""Layer specs: which modules megatron builds the model from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
+from torch import Tensor
+
+from megatron_fwpkm.layers.attention import WindowedAttention
+from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
+from megatron_fwpkm.layers.norm import RMSNorm
+from megatron_fwpkm.layers.seeding import seeded
+from megatron_fwpkm.models.transformer_config import FwPKMTransformerConfig
+
+
+@dataclass
+class FwPKMTransformerLayerSubmodules(TransformerLayerSubmodules):
+    """Modules of a layer; ``memory`` stands before everything else and keeps the residual stream's shape."""
+
+    memory: ModuleSpec | type = IdentityOp
+
+
+class FwPKMTransformerLayer(TransformerLayer):
+    """A transformer layer that passes its input through a memory first.
+
+    Its weights depend on (seed, layer number) only, so every pipeline layout begins with the same model.
+
+    Args:
+        config: transformer configuration.
+        submodules: what to build.
+        layer_number: counted from 1 within the pipeline stage.
+        kwargs: passed on to megatron's layer.
+    """
+
+    def __init__(
+        self,
+        config: FwPKMTransformerConfig,
+        submodules: FwPKMTransformerLayerSubmodules,
+        layer_number: int = 1,
+        **kwargs: object,
+    ) -> None:
+        offset = get_transformer_layer_offset(config, kwargs.get("vp_stage"))
+        with seeded(config.init_seed, "layer", layer_number + offset):
+            super().__init__(config, submodules, layer_number, **kwargs)
+            memory_kwargs = {} if submodules.memory is IdentityOp else {"pg_collection": self.pg_collection}
+            self.memory = build_module(
+                submodules.memory, config=config, layer_number=self.layer_number, **memory_kwargs
+            )
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
+        """Pass ``hidden_states`` [s, b, h] through memory, attention and MLP; the rest as in megatron's layer."""
+        return super().forward(self.memory(hidden_states), *args, **kwargs)
+
+
+def layer_spec(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
+    """The spec of one layer.
+
+    Args:
+        config: transformer configuration.
+        layer_number: counted from 1 over the whole model; decides on memory and window.
+    """
+    norm = RMSNorm
+    qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
+    attention = SelfAttentionSubmodules(
+        linear_qkv=ColumnParallelLinear,
+        core_attention=partial(WindowedAttention, window=config.layer_windows[layer_number - 1]),
+        linear_proj=RowParallelLinear,
+        q_layernorm=qk_norm,
+        k_layernorm=qk_norm,
+    )
+    mlp = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    has_memory = layer_number in config.fwpkm.layer_numbers
+    return ModuleSpec(
+        module=FwPKMTransformerLayer,
+        submodules=FwPKMTransformerLayerSubmodules(
+            memory=FastWeightProductKeyMemory if has_memory else IdentityOp,
+            input_layernorm=norm,
+            self_attention=ModuleSpec(
+                module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=norm,
+            mlp=ModuleSpec(module=MLP, submodules=mlp),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def layer_specs(config: FwPKMTransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """The specs of the layers that this pipeline stage builds, and the final norm."""
+    offset = get_transformer_layer_offset(config, vp_stage)
+    count = get_num_layers_to_build(config, vp_stage)
+    specs = [layer_spec(config, offset + number) for number in range(1, count + 1)]
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)

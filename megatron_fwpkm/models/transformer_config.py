@@ -1,0 +1,78 @@
+"""megatron-core's transformer configuration with the memory's beside it, made from ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional as F
+
+from megatron_fwpkm.config import FwPKMConfig, PretrainConfig
+from megatron_fwpkm.models.sizes import ffn_hidden_size, kv_channels, layer_windows, num_query_groups
+
+
+@dataclass
+class FwPKMTransformerConfig(TransformerConfig):
+    """What every module of the model is built from.
+
+    Attributes:
+        fwpkm: the memory.
+        layer_windows: per layer of the whole model the tokens an attention sees to its left, None for all.
+        init_seed: seed of slow weights and initial fast weights.
+    """
+
+    fwpkm: FwPKMConfig = field(default_factory=FwPKMConfig)
+    layer_windows: tuple[int | None, ...] = ()
+    init_seed: int = 1234
+
+
+def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
+    """Translate our configuration for the layout that megatron's parallel state was initialised with."""
+    model, training = config.model, config.training
+    dtype = torch.bfloat16 if training.bf16 else torch.float32
+    tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
+    return FwPKMTransformerConfig(
+        fwpkm=config.fwpkm,
+        layer_windows=tuple(window and window[0] for window in layer_windows(model)),
+        init_seed=training.seed,
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=ffn_hidden_size(model),
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=num_query_groups(model),
+        kv_channels=kv_channels(model),
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        qk_layernorm=model.qk_layernorm,
+        add_bias_linear=model.add_bias_linear,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        init_method_std=model.init_method_std,
+        embedding_init_method_std=model.embedding_init_method_std,
+        attention_dropout=model.attention_dropout,
+        hidden_dropout=model.hidden_dropout,
+        tensor_model_parallel_size=tensor_parallel,
+        pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        context_parallel_size=parallel_state.get_context_parallel_world_size(),
+        # With one rank there is no sequence to share; megatron would warn at every linear.
+        sequence_parallel=config.parallel.sequence_parallel and tensor_parallel > 1,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=training.bf16,
+        deterministic_mode=False,
+        # Whole matrices are drawn and cut: one seed gives the same weights at every tensor-parallel size.
+        use_cpu_initialization=True,
+        # Layers differ (memory, window), so checkpoints keep a tensor per layer.
+        hetereogenous_dist_checkpoint=True,
+        # The batched form gives wrong gradients with interleaved pipelines, without an error.
+        batch_p2p_comm=False,
+        # Fusions need CUDA, Apex or Transformer Engine.
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+    )
