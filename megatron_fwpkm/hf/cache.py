@@ -127,6 +127,4 @@ class FwPKMCache(Cache):
 
 
 def _attention_layers(config: FwPKMHFConfig) -> list[DynamicLayer]:
-    if config.sliding_window is None:
-        return [DynamicLayer() for _ in range(config.num_hidden_layers)]
-    return [WindowLayer(config.sliding_window) for _ in range(config.num_hidden_layers)]
+    return [DynamicLayer() if window is None else WindowLayer(window) for window in config.attention_windows]

@@ -18,7 +18,8 @@ class FwPKMHFConfig(PreTrainedConfig):
         num_attention_heads: query heads of attention.
         num_key_value_heads: key/value heads; None for one per query head.
         head_dim: width of an attention head; None for hidden_size / num_attention_heads.
-        sliding_window: tokens an attention head sees, itself included; None for full causal attention.
+        attention_windows: per layer the tokens its attention sees, the token itself included, or None for full causal
+            attention; default full in all layers.
         qk_norm: RMSNorm on queries and keys of every head.
         linear_bias: biases in the linears of attention and MLP (the memory block always has them).
         attention_dropout: dropout of attention weights in training.
@@ -63,7 +64,7 @@ class FwPKMHFConfig(PreTrainedConfig):
         num_attention_heads: int = 12,
         num_key_value_heads: int | None = None,
         head_dim: int | None = None,
-        sliding_window: int | None = None,
+        attention_windows: list[int | None] | None = None,
         qk_norm: bool = True,
         linear_bias: bool = False,
         attention_dropout: float = 0.0,
@@ -102,7 +103,7 @@ class FwPKMHFConfig(PreTrainedConfig):
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
         self.head_dim = hidden_size // num_attention_heads if head_dim is None else head_dim
-        self.sliding_window = sliding_window
+        self.attention_windows = list(attention_windows or [None] * num_hidden_layers)
         self.qk_norm = qk_norm
         self.linear_bias = linear_bias
         self.attention_dropout = attention_dropout
@@ -128,7 +129,8 @@ class FwPKMHFConfig(PreTrainedConfig):
         self.fwpkm_normalize_targets = fwpkm_normalize_targets
         self.fwpkm_boundary = fwpkm_boundary
         self.fwpkm_memory = fwpkm_memory
-        self._check()
+        self._check_attention()
+        self._check_memory()
         super().__init__(
             tie_word_embeddings=tie_word_embeddings,
             pad_token_id=pad_token_id,
@@ -137,19 +139,28 @@ class FwPKMHFConfig(PreTrainedConfig):
             **kwargs,
         )
 
-    def _check(self) -> None:
+    def _check_attention(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads={self.num_key_value_heads}"
             )
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window={self.sliding_window} must be at least 1, the token itself, or None")
+        if len(self.attention_windows) != self.num_hidden_layers:
+            raise ValueError(
+                f"attention_windows has {len(self.attention_windows)} entries; give one for each of the "
+                f"{self.num_hidden_layers} layers, None for full attention"
+            )
+        if any(window is not None and window < 1 for window in self.attention_windows):
+            raise ValueError(
+                f"attention_windows={self.attention_windows}: a window is at least 1, the token itself, or None"
+            )
         if self.head_dim % 2 or round(self.head_dim * self.partial_rotary_factor) % 2:
             raise ValueError(
                 f"head_dim={self.head_dim} times partial_rotary_factor={self.partial_rotary_factor} must be even: "
                 "RoPE rotates pairs"
             )
+
+    def _check_memory(self) -> None:
         for layer in self.fwpkm_layers:
             if not 0 <= layer < self.num_hidden_layers:
                 raise ValueError(

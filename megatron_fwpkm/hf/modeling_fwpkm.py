@@ -35,7 +35,7 @@ class FwPKMAttention(nn.Module):
 
     def __init__(self, config: FwPKMHFConfig, layer_idx: int):
         super().__init__()
-        self.layer_idx, self.head_dim, self.window = layer_idx, config.head_dim, config.sliding_window
+        self.layer_idx, self.head_dim, self.window = layer_idx, config.head_dim, config.attention_windows[layer_idx]
         self.dropout = config.attention_dropout
         width, bias = config.hidden_size, config.linear_bias
         self.q_proj = nn.Linear(width, config.num_attention_heads * self.head_dim, bias=bias)

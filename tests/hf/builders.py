@@ -17,7 +17,7 @@ def small_config(**changes: Any) -> FwPKMHFConfig:
     """Two layers, the second with a memory of 64 slots; chunks of 8, window of 6."""
     values: dict[str, Any] = dict(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=4, sliding_window=6, partial_rotary_factor=0.5, fwpkm_layers=[1],
+        num_key_value_heads=2, head_dim=4, attention_windows=[6, 6], partial_rotary_factor=0.5, fwpkm_layers=[1],
         fwpkm_num_subkeys=8, fwpkm_key_dim=8, fwpkm_value_dim=12, fwpkm_topk=3, fwpkm_chunk_size=8, bos_token_id=1,
         eos_token_id=2,
     )  # fmt: skip

@@ -16,8 +16,14 @@ from .builders import small_config, small_model, token_ids
 
 LAYOUTS = [
     {},
-    {"sliding_window": None, "fwpkm_layers": [0, 1], "fwpkm_lookahead": 0},
-    {"sliding_window": 1, "tie_word_embeddings": False, "linear_bias": True, "qk_norm": False, "fwpkm_gate": False},
+    {"attention_windows": None, "fwpkm_layers": [0, 1], "fwpkm_lookahead": 0},
+    {
+        "attention_windows": [1, None],
+        "tie_word_embeddings": False,
+        "linear_bias": True,
+        "qk_norm": False,
+        "fwpkm_gate": False,
+    },
     {"fwpkm_score": "dot_product", "fwpkm_lookahead": 2, "fwpkm_num_heads": 2, "fwpkm_normalize_targets": False},
     {"fwpkm_layers": []},
 ]
@@ -237,7 +243,8 @@ def test_refusals() -> None:
     ("changes", "message"),
     [
         ({"num_key_value_heads": 3}, "num_attention_heads=4 is not a multiple of num_key_value_heads=3"),
-        ({"sliding_window": 0}, "sliding_window=0 must be at least 1"),
+        ({"attention_windows": [0, 3]}, r"attention_windows=\[0, 3\]: a window is at least 1"),
+        ({"attention_windows": [3]}, "attention_windows has 1 entries; give one for each of the 2 layers"),
         ({"head_dim": 6, "partial_rotary_factor": 0.5}, "head_dim=6 times partial_rotary_factor=0.5 must be even"),
         ({"fwpkm_layers": [2]}, r"fwpkm_layers has 2, but the layers are 0 to 1 \(counted from 0\)"),
         ({"fwpkm_score": "cosine"}, "fwpkm_score='cosine' is not known"),
