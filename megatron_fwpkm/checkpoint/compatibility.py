@@ -13,6 +13,7 @@ _NOT_ARCHITECTURE = {
     "seq_length",
     "max_position_embeddings",
     "init_method_std",
+    "embedding_init_method_std",
     "attention_dropout",
     "hidden_dropout",
     "make_vocab_size_divisible_by",
@@ -43,7 +44,7 @@ _NO_MATTER = {
     "data": {"data_cache_path", "num_workers", "tokenizer_model"},
     "parallel": {"distributed_backend", "distributed_timeout_minutes", "overlap_grad_reduce"},
     "fwpkm": {"implementation", "gate_bias_init"},
-    "model": {"init_method_std", "max_position_embeddings"},
+    "model": {"init_method_std", "embedding_init_method_std", "max_position_embeddings"},
 }
 
 Kind = Literal["architecture", "same run", "free"]

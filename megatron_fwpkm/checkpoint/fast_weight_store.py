@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Protocol
 
@@ -19,16 +18,16 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from megatron.core import parallel_state
 from torch import Tensor, nn
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ..config import FwPKMConfig
 from ..ops import FastWeightState, PendingTokens
 from .agreement import barrier, rank
+from .store_layout import PENDING_FIELDS, key_of, replica_count, stored_tensors
 
 DESCRIPTION_NAME = "store.json"
-PENDING_FIELDS = tuple(field.name for field in fields(PendingTokens))
 
 
 class MemoryLayer(Protocol):
@@ -49,28 +48,6 @@ def full_shapes(memory: FwPKMConfig) -> dict[str, tuple[int, ...]]:
         "sub_keys": (memory.num_heads, 2, memory.num_subkeys, memory.key_dim // 2),
         "values": (memory.num_subkeys**2, memory.value_dim),
     }
-
-
-def key_of(layer_number: int, replica: int, name: str) -> str:
-    """Key of one tensor in the store."""
-    return f"layer{layer_number}/replica{replica}/{name}"
-
-
-def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
-    """What a store holds, by key, from its metadata alone.
-
-    Raises ValueError for a folder that is no store.
-    """
-    try:
-        metadata: Metadata = dcp.FileSystemReader(folder).read_metadata()
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{folder} holds no fast weights: {error}") from error
-    return {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
-
-
-def replica_count(stored: dict[str, TensorStorageMetadata], layer_number: int) -> int:
-    """Number of replicas whose memory of a layer is stored."""
-    return sum(k.startswith(f"layer{layer_number}/replica") and k.endswith("/values") for k in stored)
 
 
 class FastWeightStore:

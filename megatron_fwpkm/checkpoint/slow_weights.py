@@ -30,7 +30,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _model_state(model: nn.Module) -> dict[str, Any]:
-    return unwrap(model).sharded_state_dict(metadata=METADATA)  # type: ignore[operator]
+    return unwrap(model).sharded_state_dict(metadata=dict(METADATA))  # type: ignore[operator]
 
 
 def save_slow_weights(
@@ -38,9 +38,9 @@ def save_slow_weights(
 ) -> None:
     """Write weights, optimizer state and scheduler into `folder` (made here by rank 0's caller); called by every rank."""
     state: dict[str, Any] = {"model": _model_state(model)}
-    state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=False, metadata=METADATA)
+    state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=False, metadata=dict(METADATA))
     state["scheduler"] = scheduler.state_dict()
-    dist_checkpointing.save(state, str(folder), sharded_strategy=("torch_dist", 1), content_metadata=METADATA)
+    dist_checkpointing.save(state, str(folder), sharded_strategy=("torch_dist", 1), content_metadata=dict(METADATA))
 
 
 def load_slow_weights(
@@ -61,7 +61,7 @@ def load_slow_weights(
     assert scheduler is not None, "optimizer and scheduler are loaded together"
     with repaired_for_loading(optimizer):
         state: dict[str, Any] = {"model": _model_state(model)}
-        state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=METADATA)
+        state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=dict(METADATA))
         loaded = dist_checkpointing.load(state, str(folder))
         unwrap(model).load_state_dict(loaded["model"])
         optimizer.load_state_dict(loaded["optimizer"])

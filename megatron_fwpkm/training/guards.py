@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 from statistics import median
 
-BASELINE_OBSERVATIONS = 20
-"""Iterations whose median memorization loss is the yardstick of a layer."""
+BASELINE_OBSERVATIONS = 10
+"""Observations (one per log interval or checkpoint) whose median memorization loss is the yardstick of a layer."""
 
 
 class TrainingDivergedError(ValueError):
@@ -28,7 +28,7 @@ def check_finite(iteration: int, losses: Mapping[str, float], grad_norm: float) 
 
 
 class MemoryGuard:
-    """Compares every layer's memorization loss with the median of its first iterations."""
+    """Compares every layer's memorization loss with the median of its first observations."""
 
     def __init__(self, factor: float) -> None:
         """`factor` is --divergence-factor: a loss above factor * early median stops the run."""

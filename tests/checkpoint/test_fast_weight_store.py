@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore, stored_tensors
+from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore
+from megatron_fwpkm.checkpoint.store_layout import stored_tensors
 from megatron_fwpkm.config import FwPKMConfig
 from megatron_fwpkm.ops import FastWeightState, PendingTokens
 from tests.distributed import run_distributed
@@ -126,5 +127,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, one_process: None) -> None
     state = FastWeightState(torch.zeros(2, 2, 2, 3), torch.zeros(4, 8))
     with pytest.raises(ValueError, match=r"layer2/replica0/.* has shape .* and the model needs .*--fwpkm-num-subkeys"):
         FastWeightStore(small, seed=5).load(tmp_path / "fast", [Layer(2, state)])
-    with pytest.raises(ValueError, match="nothing holds no fast weights"):
+    with pytest.raises(ValueError, match="nothing holds no stored tensors"):
         store.load(tmp_path / "nothing", [again])

@@ -1,0 +1,20 @@
+"""The resolved configuration that lies in every checkpoint, read by the same parser as the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..config import PretrainConfig
+from ..config.loading import parse_pretrain
+from .record import CONFIG_NAME
+
+
+def read_saved_config(folder: Path) -> PretrainConfig:
+    """The configuration of a checkpoint folder.
+
+    Raises ValueError where it is missing or not understood by this version.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise ValueError(f"{folder} is torn: {CONFIG_NAME} is missing; use an earlier checkpoint")
+    return parse_pretrain(["--config", str(path)]).config

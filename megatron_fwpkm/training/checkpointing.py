@@ -1,0 +1,198 @@
+"""What a run saves and how it goes on: engine, random states, data position, configuration and tokenizer in one folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+
+from ..checkpoint.agreement import on_rank_zero
+from ..checkpoint.compatibility import check_resumable
+from ..checkpoint.manager import CheckpointManager, folder_name, latest_checkpoint, resolve_checkpoint
+from ..checkpoint.record import CONFIG_NAME, Layout, RunRecord, read_record
+from ..checkpoint.rng import load_rng_state, save_rng_state
+from ..checkpoint.saved_config import read_saved_config
+from ..config import PretrainConfig
+from ..config.loading import Resolved
+from ..data.tokenizers import Tokenizer
+from .engine import Engine
+from .startup import World
+
+logger = logging.getLogger("megatron_fwpkm")
+
+
+@dataclass
+class Progress:
+    """How far a run has come, and what its logs and guards remember; saved with every checkpoint."""
+
+    iteration: int = 0
+    consumed_samples: int = 0
+    consumed_tokens: int = 0
+    best_loss: float | None = None
+    window: list[tuple[float, float]] = field(default_factory=list)
+    """(loss, lm loss) of the iterations since the last log record."""
+    guard: dict[str, list[float]] = field(default_factory=dict)
+
+
+def current_layout(config: PretrainConfig, world: World) -> Layout:
+    """The layout of the running processes."""
+    return Layout(
+        world_size=world.size,
+        tensor_parallel=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline_parallel=parallel_state.get_pipeline_model_parallel_world_size(),
+        data_parallel=parallel_state.get_data_parallel_world_size(),
+        distributed_optimizer=config.parallel.use_distributed_optimizer,
+        bf16=config.training.bf16,
+    )
+
+
+def prepare_save_folder(config: PretrainConfig) -> CheckpointManager | None:
+    """The manager of --save, whose folder can be written and is not another run's; None without --save."""
+    chosen = config.checkpoint
+    if chosen.save is None:
+        return None
+    manager = CheckpointManager(Path(chosen.save), chosen.keep_last)
+    manager.prepare(resume=chosen.resume)
+    return manager
+
+
+class RunCheckpoints:
+    """Saves and restores one run. Every method is called by every rank."""
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        world: World,
+        manager: CheckpointManager | None,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        padded_vocab_size: int,
+    ) -> None:
+        """Nothing is touched here; `restore` comes first, then `save` as often as wanted. No `manager`: no --save."""
+        self._resolved = resolved
+        self._config = resolved.config
+        self._world = world
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._padded_vocab_size = padded_vocab_size
+        self._layout = current_layout(self._config, world)
+        self._manager = manager
+        self.saved_iteration: int | None = None
+        """Iteration of the newest checkpoint that this run has written or loaded from --save."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether --save was given."""
+        return self._manager is not None
+
+    def newest(self) -> str | None:
+        """Path of the newest checkpoint of this run, for the summary."""
+        if self._manager is None or self.saved_iteration is None:
+            return None
+        return str(self._manager.root / folder_name(self.saved_iteration))
+
+    def restore(self) -> Progress:
+        """Load what --resume, --load and --finetune ask for; returns where training goes on.
+
+        Raises ValueError for a checkpoint that is torn, foreign or does not fit, with the reason.
+        """
+        chosen = self._config.checkpoint
+        if self._manager is not None and chosen.resume:
+            root = self._manager.root
+            found = on_rank_zero(lambda: latest_checkpoint(root))
+            if found is not None:
+                progress = self._load(found, finetune=False)
+                self.saved_iteration = progress.iteration
+                return progress
+            logger.info("--resume: %s holds no checkpoint, the run starts anew", root)
+        if chosen.load is not None:
+            source = Path(chosen.load)
+            return self._load(on_rank_zero(lambda: resolve_checkpoint(source)), finetune=chosen.finetune)
+        return Progress()
+
+    def _load(self, folder: Path, *, finetune: bool) -> Progress:
+        record = on_rank_zero(lambda: read_record(folder))
+        notices = check_resumable(read_saved_config(folder), self._config, str(folder), finetune=finetune)
+        if record.tokenizer_hash != self._tokenizer.identity:
+            raise ValueError(
+                f"cannot continue from {folder}: it was trained with another tokenizer ({record.vocab_size} pieces, "
+                f"identity {record.tokenizer_hash[:12]}) than --tokenizer-model gives ({self._tokenizer.vocab_size} pieces, "
+                f"identity {self._tokenizer.identity[:12]}); a copy of the right one lies in the checkpoint"
+            )
+        notices += self._engine.load(folder, weights_only=finetune)
+        if finetune:
+            logger.info("weights and fast weights from %s (iteration %d)", folder, record.iteration)
+            progress = Progress()
+        else:
+            progress = self._go_on(folder, record, notices)
+        for notice in notices:
+            logger.info("%s", notice)
+        return progress
+
+    def _go_on(self, folder: Path, record: RunRecord, notices: list[str]) -> Progress:
+        """Restore the rest of the state; bit for bit where the layout is the saved one."""
+        if record.layout == self._layout:
+            load_rng_state(folder, self._world.rank)
+        else:
+            notices.append(
+                f"the layout changed (was {record.layout}, is {self._layout}): random states start anew, the weights are exact"
+            )
+        loop = record.loop
+        logger.info("resumed from %s: iteration %d, %d samples", folder, record.iteration, record.consumed_samples)
+        return Progress(
+            iteration=record.iteration,
+            consumed_samples=record.consumed_samples,
+            consumed_tokens=record.consumed_tokens,
+            best_loss=loop["best_loss"],
+            window=[(loss, lm_loss) for loss, lm_loss in loop["window"]],
+            guard=loop["guard"],
+        )
+
+    def save(self, progress: Progress) -> None:
+        """Write and publish a checkpoint of the present state; without --save nothing happens."""
+        if self._manager is None:
+            return
+        with self._manager.publish(progress.iteration, self._record(progress)) as folder:
+            self._engine.save(folder)
+            save_rng_state(folder, self._world.rank)
+            if self._world.is_main:
+                (folder / CONFIG_NAME).write_text(self._resolved.to_yaml(), encoding="utf-8")
+                self._copy_tokenizer(folder)
+        self.saved_iteration = progress.iteration
+
+    def _record(self, progress: Progress) -> RunRecord:
+        loop: dict[str, Any] = {"best_loss": progress.best_loss, "window": progress.window, "guard": progress.guard}
+        return RunRecord(
+            iteration=progress.iteration,
+            consumed_samples=progress.consumed_samples,
+            consumed_tokens=progress.consumed_tokens,
+            layout=self._layout,
+            vocab_size=self._tokenizer.vocab_size,
+            padded_vocab_size=self._padded_vocab_size,
+            tokenizer_hash=self._tokenizer.identity,
+            tokenizer_file=self._tokenizer_name(),
+            loop=loop,
+            versions={"torch": torch.__version__, "megatron-core": importlib.metadata.version("megatron-core")},
+        )
+
+    def _tokenizer_name(self) -> str | None:
+        path = self._tokenizer.path
+        if path is None:
+            return None
+        return "tokenizer" if path.is_dir() else "tokenizer" + path.suffix
+
+    def _copy_tokenizer(self, folder: Path) -> None:
+        """Keep the tokenizer with the weights, so that an export needs nothing else."""
+        path, name = self._tokenizer.path, self._tokenizer_name()
+        if path is None or name is None:
+            return
+        if path.is_dir():
+            shutil.copytree(path, folder / name)
+        else:
+            shutil.copyfile(path, folder / name)

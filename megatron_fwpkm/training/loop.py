@@ -1,0 +1,213 @@
+"""The training loop: steps, logs, evaluations, checkpoints and the ways to end. It knows an Engine and no Megatron."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from statistics import fmean
+from typing import Protocol
+
+from ..checkpoint.agreement import any_rank
+from ..config import PretrainConfig
+from .checkpointing import Progress
+from .engine import Batch, Engine, StepResult
+from .guards import MemoryGuard, check_finite
+from .memory_report import MemoryReport
+from .metrics import JsonRecord, MetricsLog, median_or_zero, peak_memory_gib, progress_line, summary_lines
+from .signals import StopSignals
+from .startup import World
+
+logger = logging.getLogger("megatron_fwpkm")
+
+
+class Checkpoints(Protocol):
+    """What the loop needs of the run's checkpoints."""
+
+    saved_iteration: int | None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is saved."""
+
+    def save(self, progress: Progress) -> None:
+        """Write and publish a checkpoint."""
+
+    def newest(self) -> str | None:
+        """Path of the newest checkpoint."""
+
+
+class TrainingLoop:
+    """Runs a model from where `progress` stands to --train-iters, or to an earlier wish to stop."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        world: World,
+        engine: Engine,
+        checkpoints: Checkpoints,
+        metrics: MetricsLog,
+        progress: Progress,
+        samples_per_step: int,
+    ) -> None:
+        """`samples_per_step` is the global batch; `metrics` writes on rank 0 and has no sinks elsewhere."""
+        self._config = config
+        self._world = world
+        self._engine = engine
+        self._checkpoints = checkpoints
+        self._metrics = metrics
+        self.progress = progress
+        self._samples_per_step = samples_per_step
+        self._tokens_per_step = samples_per_step * config.model.seq_length
+        self._guard = MemoryGuard(config.training.divergence_factor)
+        self._guard.load_state_dict(progress.guard)
+        self._started = time.monotonic()
+        self._first_iteration = progress.iteration
+        self._step_seconds: list[float] = []
+        self._speeds: list[float] = []
+        self._last: StepResult | None = None
+        self._validation_loss: float | None = None
+        self._stop = StopSignals()
+
+    def run(self, train: Iterable[Batch], validation: Iterable[Batch] | None, places: dict[str, str | None]) -> None:
+        """Train, evaluate, log and save until the run ends; then write the summary.
+
+        `places` names files and folders for the summary. Raises TrainingDivergedError when the run has gone wrong; the
+        last published checkpoint is untouched then.
+        """
+        batches = iter(train)
+        with self._stop:
+            reason = self._why_stop()
+            while reason is None:
+                self._step(batches)
+                report = self._log_if_due()
+                self._evaluate_if_due(validation)
+                reason = self._why_stop()
+                self._save_if_due(report, ending=reason is not None)
+        self._finish(reason, places)
+
+    def _step(self, batches: Iterator[Batch]) -> None:
+        begin = time.monotonic()
+        result = self._engine.train_step(batches)
+        self._step_seconds.append(time.monotonic() - begin)
+        self._last = result
+        progress = self.progress
+        progress.iteration += 1
+        progress.consumed_samples += self._samples_per_step
+        progress.consumed_tokens += self._tokens_per_step
+        check_finite(progress.iteration, asdict(result.losses), result.grad_norm)
+        progress.window.append((result.losses.loss, result.losses.lm_loss))
+        if progress.best_loss is None or result.losses.loss < progress.best_loss:
+            progress.best_loss = result.losses.loss
+
+    def _log_if_due(self) -> MemoryReport | None:
+        """At every log interval: look at the memories, write one record and one line."""
+        progress, config = self.progress, self._config
+        if progress.iteration % config.logging.log_interval and progress.iteration != config.training.train_iters:
+            return None
+        report = self._look_at_memories()
+        assert self._last is not None
+        seconds = sum(self._step_seconds)
+        speed = len(self._step_seconds) * self._tokens_per_step / max(seconds, 1e-9)
+        self._speeds.append(speed)
+        record: JsonRecord = {
+            "iteration": progress.iteration,
+            "consumed_samples": progress.consumed_samples,
+            "consumed_tokens": progress.consumed_tokens,
+            "loss": fmean(loss for loss, _ in progress.window),
+            "lm_loss": fmean(lm_loss for _, lm_loss in progress.window),
+            "lr": self._last.lr,
+            "grad_norm": self._last.grad_norm,
+            "tokens_per_second": speed,
+            "seconds": time.monotonic() - self._started,
+            "memory_gib": peak_memory_gib(self._engine.peak_device_memory()),
+            "memory": report.as_record(),
+        }
+        self._metrics.write("train", record)
+        remaining = config.training.train_iters - progress.iteration
+        logger.info("%s", progress_line(record, config.training.train_iters, remaining * self._seconds_per_iteration()))
+        self._step_seconds.clear()
+        progress.window.clear()
+        return report
+
+    def _seconds_per_iteration(self) -> float:
+        """Wall time per iteration of this process so far, evaluations and checkpoints included."""
+        return (time.monotonic() - self._started) / max(1, self.progress.iteration - self._first_iteration)
+
+    def _look_at_memories(self) -> MemoryReport:
+        """Collect the statistics and let the guard see them."""
+        report = self._engine.memory_report()
+        self._guard.check(self.progress.iteration, report.worst_memorization_loss, report.finite_tables)
+        self.progress.guard = self._guard.state_dict()
+        return report
+
+    def _evaluate_if_due(self, validation: Iterable[Batch] | None) -> None:
+        training = self._config.training
+        due = self.progress.iteration % training.eval_interval == 0 or self.progress.iteration == training.train_iters
+        if validation is None or not due:
+            return
+        begin = time.monotonic()
+        losses = self._engine.evaluate(validation, training.eval_iters)
+        seconds = time.monotonic() - begin
+        self._validation_loss = losses.lm_loss
+        record = {"iteration": self.progress.iteration, **asdict(losses), "seconds": seconds}
+        self._metrics.write("evaluation", record)
+        logger.info(
+            "validation at iteration %d: loss %.4f | lm loss %.4f | %.1f s",
+            self.progress.iteration,
+            losses.loss,
+            losses.lm_loss,
+            seconds,
+        )
+
+    def _why_stop(self) -> str | None:
+        """The reason to end after this iteration, the same on every rank; None to go on."""
+        training, iteration = self._config.training, self.progress.iteration
+        if iteration >= training.train_iters:
+            return "finished"
+        minutes = (time.monotonic() - self._started) / 60
+        late = training.exit_duration_in_mins is not None and minutes >= training.exit_duration_in_mins
+        signalled, late = any_rank([self._stop.received is not None, late], self._world.device)
+        if signalled:
+            name = self._stop.received.name if self._stop.received is not None else "a signal to another rank"
+            return f"stopped by {name}"
+        if late:
+            return f"stopped after --exit-duration-in-mins {training.exit_duration_in_mins:g}"
+        if training.exit_interval and iteration > self._first_iteration and iteration % training.exit_interval == 0:
+            return f"stopped at --exit-interval {training.exit_interval}"
+        return None
+
+    def _save_if_due(self, report: MemoryReport | None, *, ending: bool) -> None:
+        """Save at the interval and at the end, but never a memory that the guard has not seen healthy."""
+        progress, interval = self.progress, self._config.checkpoint.save_interval
+        due = ending or (interval is not None and progress.iteration % interval == 0)
+        if not self._checkpoints.enabled or not due or self._checkpoints.saved_iteration == progress.iteration:
+            return
+        if report is None:
+            self._look_at_memories()
+        begin = time.monotonic()
+        self._checkpoints.save(progress)
+        logger.info("saved %s in %.1f s", self._checkpoints.newest(), time.monotonic() - begin)
+
+    def _finish(self, reason: str | None, places: dict[str, str | None]) -> None:
+        """Write the `end` record and say the summary."""
+        progress = self.progress
+        trained = progress.iteration - self._first_iteration
+        summary: JsonRecord = {
+            "iteration": progress.iteration,
+            "reason": reason,
+            "seconds": time.monotonic() - self._started,
+            "tokens": trained * self._tokens_per_step,
+            "tokens_per_second": median_or_zero(self._speeds),
+            "peak_memory_gib": peak_memory_gib(self._engine.peak_device_memory()),
+            "last_loss": self._last.losses.loss if self._last is not None else None,
+            "best_loss": progress.best_loss,
+            "validation_loss": self._validation_loss,
+            "places": {"checkpoint": self._checkpoints.newest(), **places},
+        }
+        self._metrics.write("end", summary)
+        for line in summary_lines(summary):
+            logger.info("%s", line)
+        if not self._checkpoints.enabled:
+            logger.info("nothing was saved: --save was not given")

@@ -1,0 +1,117 @@
+"""A whole pretraining run, from a resolved configuration to the closing summary."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from megatron.core import parallel_state
+
+from ..checkpoint.agreement import on_rank_zero
+from ..config import PretrainConfig
+from ..config.derived import padded_vocab_size
+from ..config.loading import Resolved
+from ..config.validation import validate
+from ..data.datasets import build_datasets
+from ..data.sampler import build_loader
+from ..data.tokenizers import build_tokenizer
+from .checkpointing import RunCheckpoints, prepare_save_folder
+from .engine import Batch, MegatronEngine, num_microbatches
+from .loop import TrainingLoop
+from .metrics import JsonLines, MetricsLog, Sink, TensorBoard
+from .startup import World, distributed_run
+
+logger = logging.getLogger("megatron_fwpkm")
+
+
+def run(resolved: Resolved) -> int:
+    """Train as `resolved` says; returns the exit status 0.
+
+    Raises ValueError or OSError for what a user can cause (configuration, data, checkpoints, a run that diverges), on
+    the rank where it is noticed, with that rank in the message when there are several.
+    """
+    config = resolved.config
+    with distributed_run(config.parallel, config.training) as world:
+        validate(config, world.size)
+        _train(resolved, world)
+    return 0
+
+
+def _train(resolved: Resolved, world: World) -> None:
+    config = resolved.config
+    replicas = parallel_state.get_data_parallel_world_size()
+    global_batch = num_microbatches(config, replicas) * config.training.micro_batch_size * replicas
+    manager = prepare_save_folder(config)
+    tokenizer = build_tokenizer(config.data)
+    train, validation, _ = build_datasets(config, tokenizer, global_batch_size=global_batch)
+    rows = padded_vocab_size(
+        tokenizer.vocab_size, config.model.make_vocab_size_divisible_by, config.parallel.tensor_model_parallel_size
+    )
+    engine = MegatronEngine(config, rows, world.device)
+    checkpoints = RunCheckpoints(resolved, world, manager, engine, tokenizer, rows)
+    progress = checkpoints.restore()
+    loaders = [
+        None
+        if dataset is None
+        else build_loader(
+            dataset,
+            micro_batch_size=config.training.micro_batch_size,
+            data_parallel_rank=parallel_state.get_data_parallel_rank(),
+            data_parallel_size=replicas,
+            consumed_samples=consumed,
+            num_workers=config.data.num_workers,
+        )
+        for dataset, consumed in ((train, progress.consumed_samples), (validation, 0))
+    ]
+    train_batches: Iterable[Batch] = loaders[0] or ()
+    log_dir = on_rank_zero(lambda: _make_log_dir(resolved))
+    with open_metrics(config, world, log_dir, progress.iteration) as metrics:
+        _announce(config, world, global_batch, sum(p.numel() for p in engine.model.parameters()))
+        loop = TrainingLoop(config, world, engine, checkpoints, metrics, progress, global_batch)
+        places = {"metrics": str(log_dir / "metrics.jsonl"), "tensorboard": config.logging.tensorboard_dir}
+        loop.run(train_batches, loaders[1], places)
+
+
+def _make_log_dir(resolved: Resolved) -> Path:
+    """The folder of logs, with the resolved configuration in it.
+
+    Raises ValueError when it cannot be written.
+    """
+    config = resolved.config
+    now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path(config.logging.log_dir or config.checkpoint.save or f"runs/{now}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--log-dir {folder} cannot be written: {error.strerror}; choose another folder") from error
+    return folder
+
+
+def open_metrics(config: PretrainConfig, world: World, log_dir: Path, iteration: int) -> MetricsLog:
+    """The sinks of this rank: all on rank 0, none elsewhere. Records after `iteration` of an earlier run are dropped."""
+    if not world.is_main:
+        return MetricsLog([])
+    sinks: list[Sink] = [JsonLines(log_dir / "metrics.jsonl", keep_until=iteration)]
+    if config.logging.tensorboard_dir is not None:
+        sinks.append(TensorBoard(config.logging.tensorboard_dir, purge_step=iteration + 1))
+    return MetricsLog(sinks)
+
+
+def _announce(config: PretrainConfig, world: World, global_batch: int, parameters: int) -> None:
+    """One line on what is about to be trained where."""
+    parallel = config.parallel
+    logger.info(
+        "training on %s: %d process(es), TP %d, PP %d | %s parameters per rank, memories at layers %s | "
+        "%d sequences of %d tokens per step",
+        world.device,
+        world.size,
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        f"{parameters:,}",
+        " ".join(map(str, config.fwpkm.layer_numbers)) or "none",
+        global_batch,
+        config.model.seq_length,
+    )
