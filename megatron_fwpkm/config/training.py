@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """Batch, length, precision and checks of a training run."""

@@ -1,0 +1,91 @@
+"""What every command line shares: exit status, errors in one line, types of arguments."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+Main = Callable[[Sequence[str] | None], int]
+
+TRACEBACK_VARIABLE = "FWPKM_TRACEBACK"
+
+
+def run_cli(main: Main, argv: Sequence[str] | None = None) -> int:
+    """Run an entry point and turn what a user can cause into one line on standard error; returns the exit status.
+
+    ValueError, OSError and missing packages end as `error: ...` with status 1, Ctrl-C with 130; wrong usage has left with
+    status 2 by argparse. With the environment variable FWPKM_TRACEBACK=1 errors keep their traceback.
+    """
+    try:
+        return main(argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has left; Python would complain again when it flushes standard output at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if os.environ.get(TRACEBACK_VARIABLE) == "1":
+            raise
+        sys.stdout.flush()
+        print(f"error: {message(error)}", file=sys.stderr)
+        return 1
+
+
+def message(error: Exception) -> str:
+    """What to tell of an error that a user can cause."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is not installed here; run `make setup`, or see `python tools/doctor.py`"
+    return str(error) or type(error).__name__
+
+
+def positive_int(text: str) -> int:
+    """argparse type: a whole number of at least 1."""
+    return _at_least(text, 1)
+
+
+def non_negative_int(text: str) -> int:
+    """argparse type: a whole number of at least 0."""
+    return _at_least(text, 0)
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a finite number above 0."""
+    value = _finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    """argparse type: a number from 0 to 1."""
+    value = _finite(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 1")
+    return value
+
+
+def _at_least(text: str, low: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < low:
+        raise argparse.ArgumentTypeError(f"{text} must be at least {low}")
+    return value
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
