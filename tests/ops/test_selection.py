@@ -1,0 +1,104 @@
+"""Product-key selection: exactly the best pairs, lowest index first among equals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from megatron_fwpkm.ops.product_key import selection
+from megatron_fwpkm.ops.product_key.reference import read_slots
+from megatron_fwpkm.ops.product_key.selection import PairCandidates, scores_of, select_slots, select_sub_keys
+from tests.ops.cases import make_case
+
+
+def slots_of(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> Tensor:
+    """Slots [B, T, heads, topk] by the fast selection."""
+    batch, tokens, heads, _ = queries.shape
+    halves = queries.unflatten(-1, (2, -1)).permute(2, 3, 0, 1, 4).flatten(2, 3).flatten(0, 1)
+    kept = select_sub_keys(halves, sub_keys.flatten(0, 1), topk, score)
+    shape = (heads, 2, batch * tokens, topk)
+    pairs = PairCandidates(topk, queries.device)
+    scores = scores_of(kept.costs, score)
+    slots = select_slots(scores.view(shape), kept.indices.view(shape), sub_keys.shape[2], pairs)
+    return slots.indices.transpose(0, 1).unflatten(0, (batch, tokens))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 10**6),
+    num_subkeys=st.integers(1, 12),
+    data=st.data(),
+    levels=st.integers(1, 3),
+    score=st.sampled_from(["idw", "dot_product"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_many_equal_scores(
+    seed: int, num_subkeys: int, data: st.DataObject, levels: int, score: str, dtype: torch.dtype
+) -> None:
+    """Small integers as coordinates: most scores are equal, and all arithmetic up to the logarithm is exact."""
+    topk = data.draw(st.integers(1, num_subkeys))
+    generator = torch.Generator().manual_seed(seed)
+    queries = torch.randint(-levels, levels + 1, (2, 3, 2, 4), generator=generator).to(dtype)
+    sub_keys = torch.randint(-levels, levels + 1, (2, 2, num_subkeys, 2), generator=generator).to(dtype)
+    expected, _, _ = read_slots(queries, sub_keys, topk, score)
+    assert torch.equal(slots_of(queries, sub_keys, topk, score), expected)
+
+
+@pytest.mark.parametrize("score", ["idw", "dot_product"])
+def test_identical_sub_keys_go_to_the_lowest_slots(score: str) -> None:
+    """All 64 sub-keys equal, with coordinates no matrix product rounds alike in every column."""
+    case = make_case(1, num_subkeys=64, key_dim=34, topk=3, dtype=torch.float32)
+    sub_keys = case.state.sub_keys[:, :, :1].expand(-1, -1, 64, -1).contiguous()
+    slots = slots_of(case.queries, sub_keys, 3, score)
+    assert (slots == torch.tensor([0, 1, 2])).all()
+
+
+@pytest.mark.parametrize("score", ["idw", "dot_product"])
+def test_selection_does_not_depend_on_the_batch(score: str) -> None:
+    """Sub-keys in near-equal pairs, which a matrix product of another shape may order otherwise."""
+    case = make_case(2, batch=1, tokens=200, heads=1, num_subkeys=96, key_dim=128, topk=8, dtype=torch.float32)
+    sub_keys = case.state.sub_keys
+    sub_keys[:, :, 48:] = sub_keys[:, :, :48] * (1 + 1e-7)
+    together = slots_of(case.queries, sub_keys, 8, score)
+    alone = [slots_of(case.queries[:, t : t + 1], sub_keys, 8, score) for t in range(200)]
+    assert torch.equal(together, torch.cat(alone, 1))
+
+
+def test_blocks_of_tokens_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(3, tokens=50, num_subkeys=9, topk=4)
+    expected = slots_of(case.queries, case.state.sub_keys, 4, "idw")
+    monkeypatch.setattr(selection, "_BLOCK_ELEMENTS", 9 * 4 * 7)
+    assert torch.equal(slots_of(case.queries, case.state.sub_keys, 4, "idw"), expected)
+
+
+@pytest.mark.parametrize("topk", [1, 2, 7, 8, 32])
+def test_candidates_always_contain_the_best_pairs(topk: int) -> None:
+    """Against all topk * topk pairs, with halves of very different spread."""
+    generator = torch.Generator().manual_seed(topk)
+    for spread in (0.01, 1.0, 100.0):
+        scores = torch.randn(1, 2, 64, topk, generator=generator, dtype=torch.float64)
+        scores[:, 1] *= spread
+        scores = scores.sort(-1, descending=True).values
+        indices = torch.arange(topk).expand(1, 2, 64, topk)
+        chosen = select_slots(scores, indices, topk, PairCandidates(topk, scores.device))
+        every = (scores[:, 0, :, :, None] + scores[:, 1, :, None, :]).flatten(-2).topk(topk)
+        assert torch.equal(chosen.scores, every.values) and torch.equal(chosen.indices, every.indices)
+
+
+def test_autocast_does_not_reach_the_scores() -> None:
+    """bf16 scores are off by 0.16 near a key."""
+    case = make_case(4, num_subkeys=16, key_dim=32, dtype=torch.float32).requires_grad()
+    expected = case.run()
+    expected.retrieved.sum().backward()
+    for implementation in ("reference", "sparse"):
+        other = case.requires_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = other.run(implementation=implementation)
+        (gradient,) = torch.autograd.grad(output.retrieved.sum(), other.queries)
+        assert torch.equal(output.slot_indices, expected.slot_indices)
+        assert torch.allclose(output.retrieved, expected.retrieved, rtol=1e-5, atol=1e-6)
+        assert case.queries.grad is not None
+        assert torch.allclose(gradient, case.queries.grad, rtol=1e-4, atol=1e-5)
