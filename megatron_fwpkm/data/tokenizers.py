@@ -88,8 +88,8 @@ class SentencePieceTokenizer(Tokenizer):
         """See `Tokenizer.encode`. SentencePiece never matches control pieces in text."""
         try:
             return self._processor.encode(text)
-        except UnicodeEncodeError as error:
-            raise ValueError(f"text has a lone surrogate at character {error.start}: not valid Unicode") from error
+        except (RuntimeError, UnicodeEncodeError) as error:
+            raise _unencodable(text, error) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
@@ -101,6 +101,10 @@ class SentencePieceTokenizer(Tokenizer):
         pieces = (self._processor.id_to_piece(token) for token in range(self.vocab_size))
         words = [piece[1:] for piece in pieces if piece[:1] == "\u2581" and _is_plain_word(piece[1:])]
         return [word for word in words if len(self.encode(word)) == 1]
+
+    def piece(self, token: int) -> str:
+        """The piece with this id as SentencePiece writes it, a space as U+2581."""
+        return str(self._processor.id_to_piece(token))
 
     def is_byte(self, token: int) -> bool:
         """Whether `token` is one of the 256 byte-fallback pieces."""
@@ -146,8 +150,8 @@ class HuggingFaceTokenizer(Tokenizer):
         """See `Tokenizer.encode`."""
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
-        except (UnicodeEncodeError, TypeError) as error:
-            raise ValueError(f"text cannot be encoded, it is not valid Unicode: {error}") from error
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _unencodable(text, error) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
@@ -189,6 +193,15 @@ class NullTokenizer(Tokenizer):
     def whole_words(self) -> list[str]:
         """Every number is a word."""
         return [str(token) for token in range(self.eod)]
+
+
+def _unencodable(text: str, error: Exception) -> ValueError:
+    """The libraries say little about text that UTF-8 cannot hold; this says where it is."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as surrogate:
+        return ValueError(f"lone surrogate at character {surrogate.start}: not valid Unicode")
+    return ValueError(f"the tokenizer failed: {error}")
 
 
 def _is_plain_word(word: str) -> bool:

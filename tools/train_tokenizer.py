@@ -1,0 +1,68 @@
+"""Train a SentencePiece BPE tokenizer with byte fallback and split digits. Example:
+
+python tools/train_tokenizer.py --input books.jsonl.gz notes.txt --vocab-size 32000 --output-prefix data/tokenizer
+
+writes data/tokenizer.model and data/tokenizer.vocab.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from megatron_fwpkm.config.cli import run_cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, metavar="FILE", help="jsonl or txt files, plain or gzip (told by content)")
+    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.model and PREFIX.vocab")
+    add("--vocab-size", type=int, required=True, metavar="N", help="number of pieces, all of them counted")
+    add(
+        "--character-coverage",
+        type=float,
+        default=0.9995,
+        metavar="SHARE",
+        help="share of the corpus's characters that get a piece; the others are written in bytes (default: 0.9995)",
+    )
+    add("--extra-pieces", nargs="+", default=[], metavar="PIECE", help="texts that always become one piece")
+    add("--json-key", default="text", metavar="KEY", help="key of the text in jsonl files (default: text)")
+    add(
+        "--normalization",
+        choices=["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"],
+        default="identity",
+        help="identity keeps every character; the others change characters and join white space (default: identity)",
+    )
+    add("--on-error", choices=["fail", "skip"], default="fail", help="what a bad record does (default: fail)")
+    add("--overwrite", action="store_true", help="replace a tokenizer that exists")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and print what came out."""
+    args = build_parser().parse_args(argv)
+    from megatron_fwpkm.data.progress import table
+    from megatron_fwpkm.data.train_tokenizer import TokenizerOptions, train_tokenizer
+
+    report = train_tokenizer(
+        TokenizerOptions(
+            inputs=tuple(args.input),
+            output_prefix=args.output_prefix,
+            vocab_size=args.vocab_size,
+            character_coverage=args.character_coverage,
+            extra_pieces=tuple(args.extra_pieces),
+            json_key=args.json_key,
+            normalization=args.normalization,
+            on_error=args.on_error,
+            overwrite=args.overwrite,
+        )
+    )
+    print(table(report.rows()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
