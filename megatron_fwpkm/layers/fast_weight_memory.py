@@ -28,8 +28,8 @@ class FastWeightProductKeyMemory(FastWeightTables):
     """``h + Linear(RMSNorm(g * r + (1 - g) * v))``: reads a table of slots for every token and rewrites it per chunk.
 
     With hidden state h: query q = Linear(RMSNorm(h)), value v = zscore(Linear(RMSNorm(h))), gate g =
-    sigmoid(Linear(RMSNorm(h))), each with its own norm; r is what the memory returns for q. It writes in training and
-    in evaluation alike; what is written lasts until a reset (``--fwpkm-reset``).
+    sigmoid(Linear(RMSNorm(h))), each with its own norm; r is what the memory returns for q. Without a gate r + v takes
+    the place of the mixture, as in the authors' code. It writes in training and in evaluation alike; what is written lasts until a reset (``--fwpkm-reset``).
 
     Attributes:
         chunk_size: tokens between two writes; from the configuration, may be changed between two forwards.
@@ -96,11 +96,12 @@ class FastWeightProductKeyMemory(FastWeightTables):
         # The only parameter that is used on sequence shards: it is added after the reduce-scatter.
         self.output_proj.bias.sequence_parallel = self.config.sequence_parallel
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, write_mask: Tensor | None = None) -> Tensor:
         """Read, write, and add the result to the residual stream.
 
         Args:
             hidden_states: [s, b, h], or this rank's [s / tp, b, h] with sequence parallelism.
+            write_mask: [b, s], 0 where a token must not be written (padding); default all are.
 
         Returns:
             Like ``hidden_states``.
@@ -120,28 +121,32 @@ class FastWeightProductKeyMemory(FastWeightTables):
         if self.config.fwpkm.gate:
             logits = self.gate_proj(self.gate_norm.scale(normalized).to(x.dtype))
             gates = logits.to(self.values.dtype).sigmoid()
-        output = self._remember(queries, values, gates)
-        if gates is not None:
+        output = self._remember(queries, values, gates, write_mask)
+        if gates is None:
+            output = output + values
+        else:
             output = torch.lerp(values, output, sharding.copy_to_shards(gates))
         output = self.output_norm.scale(rms_normalize_columns(output, self.output_norm.eps, sharding)).to(x.dtype)
         partial = F.linear(output, self.output_proj.weight)
         return hidden_states + sharding.sum_rows(partial, sequence_parallel) + self.output_proj.bias
 
-    def _remember(self, queries: Tensor, values: Tensor, gates: Tensor | None) -> Tensor:
+    def _remember(self, queries: Tensor, values: Tensor, gates: Tensor | None, mask: Tensor | None) -> Tensor:
         """What the memory returns for ``queries`` [s, b, heads * key_dim], in [s, b, columns]; its tables move on."""
         per_sequence = queries.transpose(0, 1).unflatten(-1, (self.config.fwpkm.num_heads, -1))
         targets = values.transpose(0, 1)
         token_gates = None if gates is None else gates.squeeze(-1).transpose(0, 1)
         if self.config.fwpkm.reset == "document":
-            outputs, retrieved = self._read_documents(per_sequence, targets, token_gates)
+            outputs, retrieved = self._read_documents(per_sequence, targets, token_gates, mask)
         else:
-            outputs = [self._call(per_sequence, targets, token_gates)]
+            outputs = [self._call(per_sequence, targets, token_gates, mask)]
             retrieved = outputs[0].retrieved
             self._finish(outputs[0].state)
         self._last = ForwardRecord(gates, outputs, self.chunk_size)
         return retrieved.transpose(0, 1)
 
-    def _call(self, queries: Tensor, targets: Tensor, gates: Tensor | None) -> FastWeightOutput:
+    def _call(
+        self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None
+    ) -> FastWeightOutput:
         fwpkm = self.config.fwpkm
         output = fast_weight_memory_(
             queries,
@@ -154,6 +159,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
             inner_lr=fwpkm.inner_lr,
             addressing_weight=fwpkm.addressing_weight,
             score=fwpkm.score,
+            mask=mask,
             boundary=self.boundary,
             implementation=fwpkm.implementation,
             sharding=self.sharding if self.sharding.size > 1 else None,
@@ -186,7 +192,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
             self._record(flushed.undo_log)
 
     def _read_documents(
-        self, queries: Tensor, targets: Tensor, gates: Tensor | None
+        self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None
     ) -> tuple[list[FastWeightOutput], Tensor]:
         """Run every document of every sequence [b, s, ...] from the initial memory, and undo its writes."""
         outputs: list[FastWeightOutput] = []
@@ -195,7 +201,8 @@ class FastWeightProductKeyMemory(FastWeightTables):
             start = 0
             for length in lengths:
                 part = slice(sequence, sequence + 1), slice(start, start + length)
-                output = self._call(queries[part], targets[part], None if gates is None else gates[part])
+                part_gates, part_mask = (None if x is None else x[part] for x in (gates, mask))
+                output = self._call(queries[part], targets[part], part_gates, part_mask)
                 if output.undo_log is not None:
                     for rows in output.undo_log.rows:
                         self._touched[rows] = True

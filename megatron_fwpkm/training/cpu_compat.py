@@ -130,10 +130,10 @@ def _patch_tensor_methods() -> None:
 def _patch_random(megatron_random: Any) -> None:
     """Keep the tracked random states on the CPU generator, so that dropout and recompute use them."""
 
-    base: Any = megatron_random.CudaRNGStatesTracker
-
-    class CpuRNGStatesTracker(base):
+    class CpuRNGStatesTracker(megatron_random.CudaRNGStatesTracker):
         """A tracker whose forks switch the one CPU generator; the original warns that this generator has moved."""
+
+        _current_state_name: str
 
         @contextlib.contextmanager
         def fork(self, name: str = megatron_random._MODEL_PARALLEL_RNG_TRACKER_NAME) -> Iterator[None]:
@@ -142,8 +142,7 @@ def _patch_random(megatron_random: Any) -> None:
                 raise ValueError(
                     f"random state {name} is unknown: call model_parallel_cuda_manual_seed before using dropout"
                 )
-            outer_name: str = self._current_state_name
-            outer_state = torch.get_rng_state()
+            outer_name, outer_state = self._current_state_name, torch.get_rng_state()
             torch.set_rng_state(self.states_[name])
             self._current_state_name = name
             try:

@@ -1,0 +1,61 @@
+"""What tests of the Megatron rooms share: parallel state in this process, small configurations."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from megatron_fwpkm.config import FwPKMConfig, ModelConfig, ParallelConfig, PretrainConfig, TrainingConfig
+from megatron_fwpkm.training import cpu_compat
+
+VOCABULARY = 64
+
+TINY = PretrainConfig(
+    model=ModelConfig(
+        num_layers=3,
+        hidden_size=32,
+        ffn_hidden_size=48,
+        num_attention_heads=4,
+        num_query_groups=2,
+        seq_length=48,
+        window_size=((5, 0), (-1, 0), (9, 0)),
+        init_method_std=0.1,
+    ),
+    fwpkm=FwPKMConfig(layer_numbers=(2, 3), num_subkeys=8, key_dim=16, value_dim=16, topk=4, chunk_size=16),
+)
+
+
+def initialize(tensor_parallel: int = 1) -> None:
+    """Megatron's parallel state over the processes there are, or over this one alone; may be called again."""
+    cpu_compat.install()
+    if not torch.distributed.is_initialized():
+        store = torch.distributed.FileStore(str(Path(tempfile.mkdtemp()) / "rendezvous"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(tensor_parallel)
+    model_parallel_cuda_manual_seed(7, force_reset_rng=True)
+
+
+def tiny(*, sequence_parallel: bool = False, bf16: bool = False, model: Any = None, **fwpkm: Any) -> PretrainConfig:
+    """TINY with other fields of the memory (keywords) and of the model (a dict)."""
+    return replace(
+        TINY,
+        model=replace(TINY.model, **(model or {})),
+        fwpkm=replace(TINY.fwpkm, **fwpkm),
+        parallel=ParallelConfig(sequence_parallel=sequence_parallel),
+        training=TrainingConfig(bf16=bf16),
+    )
+
+
+def batch(batch_size: int = 2, length: int = 48, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens, position ids and labels, each [b, s]."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, VOCABULARY, (batch_size, length + 1), generator=generator)
+    positions = torch.arange(length).expand(batch_size, -1).contiguous()
+    return tokens[:, :-1].contiguous(), positions, tokens[:, 1:].contiguous()
