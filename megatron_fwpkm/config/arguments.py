@@ -91,8 +91,15 @@ def options(cls: type, prefix: str = "") -> list[Option]:
         kind, parse, choices = _converter(annotation)
         found.append(
             Option(
-                flag="--" + prefix + item.name.replace("_", "-"), field_name=item.name, kind=kind, parse=parse,
-                default=item.default, help=helps[item.name], choices=choices, is_list=is_list, nullable=nullable,
+                flag="--" + prefix + item.name.replace("_", "-"),
+                field_name=item.name,
+                kind=kind,
+                parse=parse,
+                default=item.default,
+                help=helps[item.name],
+                choices=choices,
+                is_list=is_list,
+                nullable=nullable,
             )
         )
     return found
@@ -118,8 +125,8 @@ def field_docstrings(cls: type) -> dict[str, str]:
 def add_dataclass_arguments(parser: argparse.ArgumentParser, cls: type, prefix: str = "") -> None:
     """Add a group of flags to a parser, one per field.
 
-    A flag that is not given leaves no attribute behind, so that what was given can be told from defaults; `from_namespace`
-    fills in the rest. Values like `-1,0` are understood as values.
+    A flag that is not given leaves no attribute behind, so that what was given can be told from defaults;
+    `from_namespace` fills in the rest. Values like `-1,0` are understood as values.
     """
     parser._negative_number_matcher = _NEGATIVE_VALUE
     title = cls.__name__.removesuffix("Config")
@@ -133,8 +140,14 @@ def add_dataclass_arguments(parser: argparse.ArgumentParser, cls: type, prefix: 
             )
             continue
         group.add_argument(
-            option.flag, dest=dest, action=_StoreOption, option=option, nargs="+" if option.is_list else None,
-            default=argparse.SUPPRESS, metavar=metavar(option), help=text,
+            option.flag,
+            dest=dest,
+            action=_StoreOption,
+            option=option,
+            nargs="+" if option.is_list else None,
+            default=argparse.SUPPRESS,
+            metavar=metavar(option),
+            help=text,
         )
 
 
@@ -183,7 +196,11 @@ class _StoreOption(argparse.Action):
         self.option = option
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
     ) -> None:
         try:
             converted = convert(self.option, values if isinstance(values, list) else [values])
@@ -209,7 +226,10 @@ def _converter(annotation: Any) -> tuple[str, Callable[[str], Any], tuple[str, .
     if annotation == tuple[int, int]:
         return "LEFT,RIGHT", _pair, ()
     simple: dict[Any, tuple[str, Callable[[str], Any]]] = {
-        bool: ("yes or no", _boolean), int: ("whole number", _integer), float: ("number", _number), str: ("text", str),
+        bool: ("yes or no", _boolean),
+        int: ("whole number", _integer),
+        float: ("number", _number),
+        str: ("text", str),
     }
     kind, parse = simple[annotation]
     return kind, parse, ()

@@ -16,8 +16,8 @@ TRACEBACK_VARIABLE = "FWPKM_TRACEBACK"
 def run_cli(main: Main, argv: Sequence[str] | None = None) -> int:
     """Run an entry point and turn what a user can cause into one line on standard error; returns the exit status.
 
-    ValueError, OSError and missing packages end as `error: ...` with status 1, Ctrl-C with 130; wrong usage has left with
-    status 2 by argparse. With the environment variable FWPKM_TRACEBACK=1 errors keep their traceback.
+    ValueError, OSError and missing packages end as `error: ...` with status 1, Ctrl-C with 130; wrong usage has left
+    with status 2 by argparse. With the environment variable FWPKM_TRACEBACK=1 errors keep their traceback.
     """
     try:
         return main(argv)

@@ -22,7 +22,9 @@ class DataConfig:
     """Test prefix or blend, together with --train-data-path."""
     data_cache_path: str | None = None
     """Folder for the index caches of the datasets; default beside the data."""
-    tokenizer_type: Literal["SentencePieceTokenizer", "HuggingFaceTokenizer", "NullTokenizer"] = "SentencePieceTokenizer"
+    tokenizer_type: Literal["SentencePieceTokenizer", "HuggingFaceTokenizer", "NullTokenizer"] = (
+        "SentencePieceTokenizer"
+    )
     """Kind of tokenizer the corpus was made with."""
     tokenizer_model: str | None = None
     """Tokenizer file (SentencePiece) or folder (Hugging Face)."""
@@ -38,7 +40,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class NeedleConfig:
-    """Facts mixed into training windows on the fly, so that a small model learns to use its memory; every flag begins with --needle-."""
+    """Facts mixed into training windows on the fly, so that a small model learns to use its memory.
+
+    Every flag begins with --needle-.
+    """
 
     fraction: float = 0.0
     """Share of training windows that get facts inserted; 0 leaves the text alone."""

@@ -1,7 +1,7 @@
 """A pretraining run's configuration from its command line and YAML files, with the origin of every value.
 
-YAML is a saved command line (DESIGN section 5): flat, the same names, and every value is read from its written text by the same
-parser, so that `lr: 1e-3` is a number although YAML 1.1 takes it for text.
+YAML is a saved command line (DESIGN section 5): flat, the same names, and every value is read from its written text by
+the same parser, so that `lr: 1e-3` is a number although YAML 1.1 takes it for text.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _USAGE = "%(prog)s [--config FILE] [flags]"
 _DESCRIPTION = """\
 Pretrain a language model with a fast-weight product key memory on Megatron-Core.
 
-Every option is a flag below and, without its dashes, a name in a YAML file given by --config: the file is a saved command
-line (flat, the same names, lists for several values), and the command line wins over it. Booleans go both ways (--x, --no-x).
-`none` unsets a value or empties a list."""
+Every option is a flag below and, without its dashes, a name in a YAML file given by --config: the file is a saved
+command line (flat, the same names, lists for several values), and the command line wins over it. Booleans go both ways
+(--x, --no-x). `none` unsets a value or empties a list."""
 _EPILOG = """\
 examples:
   python pretrain.py --config examples/paper/base_112m.yaml --dry-run
@@ -81,11 +81,18 @@ def option_groups() -> Iterator[tuple[str, type, list[Option]]]:
 def build_parser(prog: str | None = "pretrain.py") -> argparse.ArgumentParser:
     """The parser of pretrain.py: --config and a group of flags per dataclass."""
     parser = argparse.ArgumentParser(
-        prog=prog, usage=_USAGE, description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False,
+        prog=prog,
+        usage=_USAGE,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--config", action="append", default=[], metavar="FILE",
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
         help="YAML file with options; may be given several times, later files win over earlier ones",
     )
     for group, cls, _ in option_groups():
@@ -115,15 +122,17 @@ def parse_pretrain(argv: Sequence[str] | None = None) -> Resolved:
             merged[_dest(option)] = getattr(namespace, _dest(option))
             origins[option.flag] = COMMAND_LINE
     whole = argparse.Namespace(**merged)
-    groups = {group: from_namespace(cls, whole, PREFIXES.get(group, "")) for group, cls, _ in option_groups()}
+    groups: dict[str, Any] = {
+        group: from_namespace(cls, whole, PREFIXES.get(group, "")) for group, cls, _ in option_groups()
+    }
     return Resolved(PretrainConfig(**groups), origins)
 
 
 def read_yaml(path: str, known: dict[str, Option]) -> list[tuple[Option, Any, int]]:
     """(option, value, line) of every entry of a YAML file.
 
-    Raises ValueError, beginning with `file:line`, for text that is no YAML, an unknown or repeated name, a nested mapping and a
-    value of the wrong type.
+    Raises ValueError, beginning with `file:line`, for text that is no YAML, an unknown or repeated name, a nested
+    mapping and a value of the wrong type.
     """
     root = _compose(path)
     if root is None:
@@ -189,7 +198,8 @@ def _find(where: str, key: yaml.Node, node: yaml.Node, known: dict[str, Option])
         inner = next((k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode)), "x").replace("_", "-")
         flat = next((other for other in (inner, f"{name}-{inner}") if other in known), f"{name}-{inner}")
         raise ValueError(
-            f"{where}: {key.value} holds a nested mapping, but names are flat, as on the command line: write `{flat}: ...` at the left edge"
+            f"{where}: {key.value} holds a nested mapping, but names are flat, as on the command line: write "
+            f"`{flat}: ...` at the left edge"
         )
     if name in known:
         return known[name]
@@ -227,7 +237,8 @@ def _item(option: Option, node: yaml.Node) -> str:
     if isinstance(node, yaml.SequenceNode) and option.kind == "LEFT,RIGHT":
         return ",".join(_item(option, part) for part in node.value)
     if not isinstance(node, yaml.ScalarNode):
-        raise ValueError(f"takes a {option.kind} here, not a {'list' if isinstance(node, yaml.SequenceNode) else 'mapping'}")
+        found = "list" if isinstance(node, yaml.SequenceNode) else "mapping"
+        raise ValueError(f"takes a {option.kind} here, not a {found}")
     if option.kind == "text" and _is_plain(node) and node.value.lower() in BOOLEAN_WORDS:
         raise ValueError(f"takes text, not {node.value}; put it in quotes if that is meant")
     return node.value

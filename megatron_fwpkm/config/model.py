@@ -26,7 +26,8 @@ class ModelConfig:
     max_position_embeddings: int | None = None
     """Longest position recorded in an export; default the sequence length (RoPE itself has no limit)."""
     window_size: tuple[tuple[int, int], ...] = ()
-    """Sliding attention window as LEFT,0 (a token sees itself and LEFT tokens before it), once for all layers or once per layer, -1,0 being full causal attention; default full everywhere."""
+    """Sliding attention window as LEFT,0 (a token sees itself and LEFT tokens before it), once for all layers or once
+    per layer, -1,0 being full causal attention; default full everywhere."""
     rotary_base: float = 10000.0
     """Base of the rotary position embedding."""
     rotary_percent: float = 1.0

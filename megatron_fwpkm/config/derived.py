@@ -1,0 +1,188 @@
+"""Sizes that follow from a configuration: pure arithmetic, exact, shared by the model, --dry-run, exports and tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .fwpkm import FwPKMConfig
+from .model import ModelConfig
+from .pretrain import PretrainConfig
+
+TABLE_ELEMENT_BYTES = 4
+"""Fast weights are float32 always (DESIGN section 2.6)."""
+
+
+def ffn_hidden_size(model: ModelConfig) -> int:
+    """Width of the SwiGLU MLP: --ffn-hidden-size, else 8/3 of the hidden size rounded up to a multiple of 64."""
+    if model.ffn_hidden_size is not None:
+        return model.ffn_hidden_size
+    return round_up(-(-model.hidden_size * 8 // 3), 64)
+
+
+def kv_channels(model: ModelConfig) -> int:
+    """Width of one attention head: --kv-channels, else hidden size / attention heads."""
+    return model.hidden_size // model.num_attention_heads if model.kv_channels is None else model.kv_channels
+
+
+def num_query_groups(model: ModelConfig) -> int:
+    """Number of key/value heads: --num-query-groups, else one per query head."""
+    return model.num_attention_heads if model.num_query_groups is None else model.num_query_groups
+
+
+def max_position_embeddings(model: ModelConfig) -> int:
+    """Longest position that an export records: --max-position-embeddings, else the sequence length."""
+    return model.seq_length if model.max_position_embeddings is None else model.max_position_embeddings
+
+
+def rotary_dim(model: ModelConfig) -> int:
+    """Rotated width of every attention head."""
+    return int(kv_channels(model) * model.rotary_percent)
+
+
+def layer_windows(model: ModelConfig) -> tuple[int | None, ...]:
+    """Per layer the number of tokens that attention sees before a token, None for all; --window-size must be valid."""
+    if not model.window_size:
+        return (None,) * model.num_layers
+    windows = model.window_size * model.num_layers if len(model.window_size) == 1 else model.window_size
+    return tuple(None if left < 0 else left for left, _ in windows)
+
+
+def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel: int) -> int:
+    """Rows of the embedding: the vocabulary, rounded up to a multiple of `divisible_by` times the TP size."""
+    return round_up(vocab_size, divisible_by * tensor_parallel)
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `value`."""
+    return -(-value // multiple) * multiple
+
+
+def num_slots(fwpkm: FwPKMConfig) -> int:
+    """Rows of one memory's values table."""
+    return fwpkm.num_subkeys**2
+
+
+def data_parallel_size(config: PretrainConfig, world_size: int) -> int:
+    """Replicas among `world_size` processes, a multiple of the tensor-parallel times the pipeline size."""
+    return world_size // (config.parallel.tensor_model_parallel_size * config.parallel.pipeline_model_parallel_size)
+
+
+def global_batch_size(config: PretrainConfig, data_parallel: int) -> int:
+    """Sequences per step: --global-batch-size, else one micro-batch per replica."""
+    if config.training.global_batch_size is None:
+        return config.training.micro_batch_size * data_parallel
+    return config.training.global_batch_size
+
+
+def table_elements(config: PretrainConfig, tensor_parallel: int = 1) -> int:
+    """Fast weights of one memory on a rank: its columns of the values and all sub-keys."""
+    fwpkm = config.fwpkm
+    values = num_slots(fwpkm) * fwpkm.value_dim // tensor_parallel
+    return values + fwpkm.num_heads * fwpkm.num_subkeys * fwpkm.key_dim
+
+
+def table_bytes(config: PretrainConfig, tensor_parallel: int = 1) -> int:
+    """Bytes of one memory's tables on a rank."""
+    return TABLE_ELEMENT_BYTES * table_elements(config, tensor_parallel)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Slow weights of one part of the model: `sharded` ones are spread over tensor-parallel ranks."""
+
+    sharded: int = 0
+    replicated: int = 0
+
+    def on_rank(self, tensor_parallel: int) -> int:
+        """Parameters that one tensor-parallel rank holds."""
+        return self.sharded // tensor_parallel + self.replicated
+
+    @property
+    def total(self) -> int:
+        """Parameters of the whole model."""
+        return self.sharded + self.replicated
+
+    def __add__(self, other: Parameters) -> Parameters:
+        return Parameters(self.sharded + other.sharded, self.replicated + other.replicated)
+
+    def __mul__(self, count: int) -> Parameters:
+        return Parameters(self.sharded * count, self.replicated * count)
+
+
+def attention_parameters(model: ModelConfig) -> Parameters:
+    """One attention with the norm before it."""
+    hidden, head = model.hidden_size, kv_channels(model)
+    queries, keys = model.num_attention_heads * head, num_query_groups(model) * head
+    bias = int(model.add_bias_linear)
+    return Parameters(
+        sharded=(hidden + bias) * (queries + 2 * keys) + queries * hidden,
+        replicated=hidden + bias * hidden + (2 * head if model.qk_layernorm else 0),
+    )
+
+
+def mlp_parameters(model: ModelConfig) -> Parameters:
+    """One SwiGLU MLP with the norm before it."""
+    hidden, ffn, bias = model.hidden_size, ffn_hidden_size(model), int(model.add_bias_linear)
+    return Parameters(sharded=(hidden + bias) * 2 * ffn + ffn * hidden, replicated=hidden + bias * hidden)
+
+
+def memory_parameters(model: ModelConfig, fwpkm: FwPKMConfig) -> Parameters:
+    """Slow weights of one memory block: four norms and linears (DESIGN section 2); linears have biases."""
+    hidden, width = model.hidden_size, fwpkm.value_dim
+    query = hidden + (hidden + 1) * fwpkm.num_heads * fwpkm.key_dim
+    gate = hidden + hidden + 1 if fwpkm.gate else 0
+    return Parameters(
+        sharded=(hidden + 1) * width + width + width * hidden,  # value_proj, output_norm, output_proj.weight
+        replicated=query + gate + hidden + hidden,  # value_norm and output_proj.bias
+    )
+
+
+def embedding_parameters(model: ModelConfig, padded_vocab: int) -> Parameters:
+    """The token embedding."""
+    return Parameters(sharded=padded_vocab * model.hidden_size)
+
+
+def parameters_by_part(config: PretrainConfig, vocab_size: int) -> dict[str, Parameters]:
+    """Slow weights of the whole model by part; `vocab_size` is the tokenizer's, padding is added here."""
+    model = config.model
+    padded = padded_vocab_size(
+        vocab_size, model.make_vocab_size_divisible_by, config.parallel.tensor_model_parallel_size
+    )
+    parts = {
+        "embedding": embedding_parameters(model, padded),
+        "attention": attention_parameters(model) * model.num_layers,
+        "mlp": mlp_parameters(model) * model.num_layers,
+        "memory": memory_parameters(model, config.fwpkm) * len(config.fwpkm.layer_numbers),
+        "final norm": Parameters(replicated=model.hidden_size),
+    }
+    if model.untie_embeddings_and_output_weights:
+        parts["output"] = embedding_parameters(model, padded)
+    return parts
+
+
+def num_parameters(config: PretrainConfig, vocab_size: int) -> int:
+    """Slow weights of the whole model; `vocab_size` is the tokenizer's, padding is added here."""
+    return sum(part.total for part in parameters_by_part(config, vocab_size).values())
+
+
+def stage_layers(config: PretrainConfig, stage: int) -> range:
+    """Layer numbers (from 1) of a pipeline stage; the stages must divide the layers."""
+    share = config.model.num_layers // config.parallel.pipeline_model_parallel_size
+    return range(stage * share + 1, (stage + 1) * share + 1)
+
+
+def stage_parameters(config: PretrainConfig, vocab_size: int, stage: int) -> Parameters:
+    """Slow weights of a pipeline stage over all its tensor-parallel ranks; tied embeddings live on both ends."""
+    model, last = config.model, config.parallel.pipeline_model_parallel_size - 1
+    layers = stage_layers(config, stage)
+    parts = parameters_by_part(config, vocab_size)
+    memories = sum(number in layers for number in config.fwpkm.layer_numbers)
+    found = (attention_parameters(model) + mlp_parameters(model)) * len(layers)
+    found += memory_parameters(model, config.fwpkm) * memories
+    if stage == 0:
+        found += parts["embedding"]
+    if stage == last:
+        found += parts["final norm"]
+        if "output" in parts or last > 0:
+            found += parts.get("output", parts["embedding"])
+    return found

@@ -1,0 +1,98 @@
+"""Ranges of single numbers; rules between options are in `validation`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+
+from .loading import PREFIXES
+from .pretrain import PretrainConfig
+
+# Least value of a number by (group, field). Fields that may be None are checked when they are set.
+_AT_LEAST: dict[tuple[str, str], float] = {
+    **{
+        ("model", name): 1
+        for name in (
+            "num_layers",
+            "hidden_size",
+            "ffn_hidden_size",
+            "num_attention_heads",
+            "num_query_groups",
+            "kv_channels",
+            "seq_length",
+            "max_position_embeddings",
+            "make_vocab_size_divisible_by",
+        )  # fmt: skip
+    },
+    **{("fwpkm", name): 1 for name in ("num_heads", "num_subkeys", "value_dim", "topk", "chunk_size")},
+    **{("fwpkm", name): 0 for name in ("lookahead", "inner_lr", "addressing_weight")},
+    ("fwpkm", "key_dim"): 2,
+    **{("parallel", name): 1 for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size")},
+    **{("optimizer", name): 0 for name in ("min_lr", "lr_warmup_iters", "weight_decay", "clip_grad")},
+    **{("optimizer", name): 1 for name in ("lr_decay_iters", "lr_wsd_decay_iters")},
+    ("data", "vocab_size"): 1,
+    ("data", "num_workers"): 0,
+    **{("needle", name): 1 for name in ("facts", "key_words", "value_words")},
+    ("needle", "answer_weight"): 0,
+    **{
+        ("training", name): 1
+        for name in (
+            "micro_batch_size",
+            "global_batch_size",
+            "train_iters",
+            "exit_interval",
+            "eval_interval",
+            "num_threads",
+        )  # fmt: skip
+    },
+    **{("training", name): 0 for name in ("eval_iters", "seed")},
+    ("checkpoint", "save_interval"): 1,
+    ("checkpoint", "keep_last"): 0,
+    ("logging", "log_interval"): 1,
+}
+_ABOVE: dict[tuple[str, str], float] = {
+    ("model", "rotary_base"): 1,
+    ("model", "rotary_percent"): 0,
+    ("model", "norm_epsilon"): 0,
+    ("model", "init_method_std"): 0,
+    ("model", "embedding_init_method_std"): 0,
+    ("parallel", "distributed_timeout_minutes"): 0,
+    ("optimizer", "lr"): 0,
+    ("optimizer", "adam_eps"): 0,
+    ("training", "exit_duration_in_mins"): 0,
+    ("training", "divergence_factor"): 1,
+}
+_AT_MOST: dict[tuple[str, str], float] = {
+    ("model", "rotary_percent"): 1,
+    ("needle", "fraction"): 1,
+    ("training", "seed"): 2**32 - 1,
+}
+# From 0 to below 1.
+_SHARES = (
+    ("model", "attention_dropout"),
+    ("model", "hidden_dropout"),
+    ("optimizer", "adam_beta1"),
+    ("optimizer", "adam_beta2"),
+)
+
+
+def values_out_of_range(config: PretrainConfig) -> Iterator[str]:
+    """A sentence for every number of a configuration that is out of its range, looked at alone."""
+    for group in fields(config):
+        part = getattr(config, group.name)
+        for item in fields(part):
+            place, value = (group.name, item.name), getattr(part, item.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            flag = "--" + PREFIXES.get(group.name, "") + item.name.replace("_", "-")
+            if not math.isfinite(value):
+                yield f"{flag} {value} must be a finite number"
+            elif place in _AT_LEAST and value < _AT_LEAST[place]:
+                yield f"{flag} {value} must be at least {_AT_LEAST[place]}"
+            elif place in _ABOVE and value <= _ABOVE[place]:
+                yield f"{flag} {value} must be above {_ABOVE[place]}"
+            elif place in _AT_MOST and not 0 <= value <= _AT_MOST[place]:
+                yield f"{flag} {value} must lie between 0 and {_AT_MOST[place]}"
+            elif place in _SHARES and not 0 <= value < 1:
+                yield f"{flag} {value} must be at least 0 and below 1"

@@ -1,0 +1,311 @@
+"""Rules between options, checked at start-up; every message names flags, values and what to do (DESIGN section 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from .derived import ffn_hidden_size, kv_channels, num_query_groups, rotary_dim, round_up
+from .pretrain import PretrainConfig
+from .ranges import values_out_of_range
+
+
+def validate(config: PretrainConfig, world_size: int | None = None) -> None:
+    """Check a configuration, for `world_size` processes where that is known.
+
+    With --dry-run data and tokenizer may be missing. Raises ValueError with every problem: one line for one, a list for
+    several.
+    """
+    found = problems(config, world_size)
+    if len(found) == 1:
+        raise ValueError(found[0])
+    if found:
+        raise ValueError(f"{len(found)} problems in the configuration:" + "".join(f"\n  - {line}" for line in found))
+
+
+def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]:
+    """Every violated rule in a sentence; rules between options are looked at once each value alone is in its range."""
+    alone = list(values_out_of_range(config))
+    if alone:
+        return alone
+    rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
+        _attention, _windows, _memory, _layout, _schedule, _data, _splits, _tokenizer, _needles, _checkpoints,
+    )  # fmt: skip
+    found = [line for rule in rules for line in rule(config)]
+    return found + list(_batch(config, world_size))
+
+
+def _attention(config: PretrainConfig) -> Iterator[str]:
+    model = config.model
+    if model.kv_channels is None and model.hidden_size % model.num_attention_heads:
+        yield (
+            f"--hidden-size {model.hidden_size} is not a multiple of --num-attention-heads "
+            f"{model.num_attention_heads}: "
+            f"take --hidden-size {_near_multiples(model.hidden_size, model.num_attention_heads)}, or give --kv-channels"
+        )
+        return
+    groups = num_query_groups(model)
+    if model.num_attention_heads % groups:
+        yield (
+            f"--num-query-groups {groups} must divide --num-attention-heads {model.num_attention_heads}: take "
+            f"{_near_divisors(groups, model.num_attention_heads)}"
+        )
+    rotated = rotary_dim(model)
+    if rotated < 2 or rotated % 2:
+        yield (
+            f"--rotary-percent {model.rotary_percent} of a head of {kv_channels(model)} rotates {rotated} channels, "
+            "which "
+            "must be an even number of at least 2; change it or --kv-channels"
+        )
+    if model.rotary_base != int(model.rotary_base):
+        yield f"--rotary-base {model.rotary_base} must be a whole number; take {round(model.rotary_base)}"
+
+
+def _windows(config: PretrainConfig) -> Iterator[str]:
+    model = config.model
+    windows = model.window_size
+    if len(windows) not in (0, 1, model.num_layers):
+        yield (
+            f"--window-size has {len(windows)} windows for --num-layers {model.num_layers}: give one for all layers or "
+            f"{model.num_layers}, one per layer"
+        )
+    for left, right in dict.fromkeys(windows):
+        if right != 0:
+            yield (
+                f"--window-size {left},{right} would see tokens to come: RIGHT must be 0, as in "
+                f"{left if left >= -1 else 127},0"
+            )
+        elif left < -1:
+            yield f"--window-size {left},0 has no meaning: LEFT is the number of tokens before a token, or -1 for all"
+
+
+def _memory(config: PretrainConfig) -> Iterator[str]:
+    fwpkm, model = config.fwpkm, config.model
+    wrong = [number for number in fwpkm.layer_numbers if not 1 <= number <= model.num_layers]
+    if wrong:
+        hint = " (the paper counts from 0: add 1)" if 0 in wrong else ""
+        yield (
+            f"--fwpkm-layer-numbers {_words(wrong)}: the model has layers 1 to {model.num_layers} "
+            f"(--num-layers){hint}; "
+            "take numbers among them"
+        )
+    twice = sorted({number for number in fwpkm.layer_numbers if fwpkm.layer_numbers.count(number) > 1})
+    if twice:
+        yield f"--fwpkm-layer-numbers names {_words(twice)} more than once; a layer has one memory at most"
+    if not fwpkm.layer_numbers:
+        return
+    if fwpkm.topk > fwpkm.num_subkeys:
+        yield (
+            f"--fwpkm-topk {fwpkm.topk} is more than the {fwpkm.num_subkeys} sub-keys of a half (--fwpkm-num-subkeys); "
+            f"take at most {fwpkm.num_subkeys}"
+        )
+    if fwpkm.key_dim % 2:
+        yield (
+            f"--fwpkm-key-dim {fwpkm.key_dim} must be even, for a query is cut into halves; take "
+            f"{fwpkm.key_dim - 1} or {fwpkm.key_dim + 1}"
+        )
+    if fwpkm.normalize_targets and fwpkm.value_dim < 2:
+        yield "--fwpkm-value-dim 1 cannot be z-scored: take at least 2, or --no-fwpkm-normalize-targets"
+    if fwpkm.lookahead >= fwpkm.chunk_size:
+        yield (
+            f"--fwpkm-lookahead {fwpkm.lookahead} leaves nothing to write of --fwpkm-chunk-size {fwpkm.chunk_size} "
+            f"tokens: take a lookahead of at most {fwpkm.chunk_size - 1} or a longer chunk"
+        )
+    if model.seq_length < fwpkm.chunk_size:
+        yield (
+            f"--seq-length {model.seq_length} is shorter than --fwpkm-chunk-size {fwpkm.chunk_size}, so nothing "
+            "written "
+            f"could be read in the same sequence: take a chunk of at most {max(1, model.seq_length // 2)}"
+        )
+
+
+def _layout(config: PretrainConfig) -> Iterator[str]:
+    parallel, model, fwpkm = config.parallel, config.model, config.fwpkm
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    divided = {
+        "--num-attention-heads": model.num_attention_heads,
+        "--num-query-groups": num_query_groups(model),
+        "--ffn-hidden-size": ffn_hidden_size(model),
+    }
+    if fwpkm.layer_numbers:
+        divided |= {"--fwpkm-num-subkeys": fwpkm.num_subkeys, "--fwpkm-value-dim": fwpkm.value_dim}
+    if parallel.sequence_parallel:
+        divided["--seq-length"] = model.seq_length
+    for flag, value in divided.items():
+        if value % tensor:
+            yield (
+                f"--tensor-model-parallel-size {tensor} does not divide {flag} {value}: take {flag} "
+                f"{_near_multiples(value, tensor)}, or a tensor-parallel size of {_near_divisors(tensor, value)}"
+            )
+    if parallel.sequence_parallel and tensor == 1:
+        yield "--sequence-parallel shards over tensor-parallel ranks: give --tensor-model-parallel-size of at least 2"
+    if model.num_layers % pipeline:
+        yield (
+            f"--pipeline-model-parallel-size {pipeline} does not divide --num-layers {model.num_layers}: take "
+            f"{_near_divisors(pipeline, model.num_layers)} stages"
+        )
+
+
+def _schedule(config: PretrainConfig) -> Iterator[str]:
+    optimizer, iterations = config.optimizer, config.training.train_iters
+    decay = iterations if optimizer.lr_decay_iters is None else optimizer.lr_decay_iters
+    source = "--train-iters" if optimizer.lr_decay_iters is None else "--lr-decay-iters"
+    if optimizer.lr_warmup_iters >= decay:
+        yield (
+            f"--lr-warmup-iters {optimizer.lr_warmup_iters} does not end before the decay does ({source} {decay}): "
+            "shorten the warm-up"
+        )
+    if optimizer.min_lr > optimizer.lr:
+        yield f"--min-lr {optimizer.min_lr} is above the peak --lr {optimizer.lr}: lower it"
+    final = optimizer.lr_wsd_decay_iters
+    if final is None:
+        return
+    if optimizer.lr_decay_style != "WSD":
+        yield (
+            f"--lr-wsd-decay-iters {final} belongs to --lr-decay-style WSD, not {optimizer.lr_decay_style}: choose WSD "
+            "or remove it"
+        )
+    elif optimizer.lr_warmup_iters < decay < final + optimizer.lr_warmup_iters:
+        yield (
+            f"--lr-wsd-decay-iters {final} does not fit between --lr-warmup-iters {optimizer.lr_warmup_iters} and "
+            f"{source} {decay}: take at most {decay - optimizer.lr_warmup_iters}"
+        )
+
+
+def _data(config: PretrainConfig) -> Iterator[str]:
+    data, training = config.data, config.training
+    apart = {
+        "--train-data-path": data.train_data_path,
+        "--valid-data-path": data.valid_data_path,
+        "--test-data-path": data.test_data_path,
+    }
+    given = [flag for flag, paths in apart.items() if paths]
+    if data.data_path and given:
+        yield f"--data-path and {' '.join(given)} exclude each other: one corpus that --split divides, or one per split"
+    elif given and not data.train_data_path:
+        yield f"{' '.join(given)} needs --train-data-path beside it"
+    elif not given and not data.data_path and not training.dry_run:
+        yield "no training data: give --data-path PREFIX (made by tools/preprocess_data.py) or --train-data-path"
+    for flag, paths in {"--data-path": data.data_path, **apart}.items():
+        yield from _blend(flag, paths)
+
+
+def _splits(config: PretrainConfig) -> Iterator[str]:
+    data, training = config.data, config.training
+    shares = _shares(data.split)
+    if shares is None:
+        yield (
+            f"--split {data.split} is malformed: write the shares of training, validation and test as three numbers "
+            "like "
+            "969,30,1, at least one for training"
+        )
+    elif data.data_path and training.eval_iters and not shares[1]:
+        yield (
+            f"--split {data.split} leaves no validation documents for --eval-iters {training.eval_iters}: give them a "
+            "share or take --eval-iters 0"
+        )
+    if data.train_data_path and not data.valid_data_path and training.eval_iters:
+        yield (
+            f"--eval-iters {training.eval_iters} needs --valid-data-path beside --train-data-path, or take "
+            "--eval-iters 0"
+        )
+
+
+def _tokenizer(config: PretrainConfig) -> Iterator[str]:
+    data = config.data
+    if data.tokenizer_type == "NullTokenizer":
+        if data.vocab_size is None:
+            yield "--tokenizer-type NullTokenizer needs --vocab-size"
+    elif data.tokenizer_model is None and not config.training.dry_run:
+        yield f"--tokenizer-type {data.tokenizer_type} needs --tokenizer-model"
+
+
+def _blend(flag: str, paths: tuple[str, ...]) -> Iterator[str]:
+    """A path alone, or WEIGHT PREFIX pairs."""
+    if len(paths) < 2:
+        return
+    pairs = list(zip(paths[::2], paths[1::2], strict=False))
+    if len(paths) % 2 or not all(_is_weight(weight) for weight, _ in pairs):
+        yield (
+            f"{flag} {' '.join(paths)}: several corpora are a blend, written as pairs WEIGHT PREFIX with weights above "
+            "0, like 0.7 books 0.3 web"
+        )
+
+
+def _is_weight(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
+
+
+def _shares(split: str) -> list[float] | None:
+    try:
+        shares = [float(part) for part in split.split(",")]
+    except ValueError:
+        return None
+    sound = len(shares) == 3 and all(math.isfinite(share) and share >= 0 for share in shares) and shares[0] > 0
+    return shares if sound else None
+
+
+def _needles(config: PretrainConfig) -> Iterator[str]:
+    needle = config.needle
+    if not needle.fraction:
+        return
+    counts = {part: needle.template.count(part) for part in ("{key}", "{value}")}
+    if counts != {"{key}": 1, "{value}": 1} or needle.template.index("{key}") > needle.template.index("{value}"):
+        yield (
+            f"--needle-template {needle.template!r} must hold {{key}} once and {{value}} once behind it, for the "
+            "value is "
+            "what is asked"
+        )
+
+
+def _checkpoints(config: PretrainConfig) -> Iterator[str]:
+    checkpoint = config.checkpoint
+    if checkpoint.resume and checkpoint.save is None:
+        yield "--resume continues the run in --save: give --save"
+    if checkpoint.finetune and checkpoint.load is None:
+        yield "--finetune starts from another run's weights: give --load"
+    if checkpoint.save_interval is not None and checkpoint.save is None and not config.training.dry_run:
+        yield f"--save-interval {checkpoint.save_interval} saves nothing without --save: give --save"
+
+
+def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:
+    training, parallel = config.training, config.parallel
+    replica = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    replicas = 1
+    if world_size is not None:
+        if world_size % replica:
+            yield (
+                f"{world_size} processes cannot be divided by --tensor-model-parallel-size "
+                f"{parallel.tensor_model_parallel_size} times --pipeline-model-parallel-size "
+                f"{parallel.pipeline_model_parallel_size}: start {_near_multiples(world_size, replica)}"
+            )
+            return
+        replicas = world_size // replica
+    batch, unit = training.global_batch_size, training.micro_batch_size * replicas
+    if batch is not None and batch % unit:
+        shared = f"--micro-batch-size {training.micro_batch_size}"
+        if replicas > 1:
+            shared += f" times {replicas} data-parallel replicas"
+        yield f"--global-batch-size {batch} is not a multiple of {shared}: take {_near_multiples(batch, unit)}"
+
+
+def _near_multiples(value: int, unit: int) -> str:
+    """`504 or 512`: the multiples of `unit` around `value`."""
+    above = round_up(value, unit)
+    below = above - unit
+    return f"{below} or {above}" if below > 0 else str(above)
+
+
+def _near_divisors(value: int, whole: int) -> str:
+    """`2 or 4`: the divisors of `whole` around `value`."""
+    divisors = [number for number in range(1, whole + 1) if whole % number == 0]
+    below = max((number for number in divisors if number < value), default=None)
+    above = min((number for number in divisors if number > value), default=None)
+    return " or ".join(str(number) for number in (below, above) if number is not None)
+
+
+def _words(numbers: list[int]) -> str:
+    return " ".join(str(number) for number in numbers)
