@@ -1,0 +1,52 @@
+"""Run a benchmark: `python -m benchmarks.run memory`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from benchmarks import memory
+from benchmarks.report import Report
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """An entry of the registry."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, str], Report]
+
+
+BENCHMARKS = {
+    "memory": Benchmark(
+        "the fast-weight memory alone: sparse against dense reference", memory.add_arguments, memory.run
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the report and write it; returns the exit code (1: a side failed or the sides disagree)."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    commands = parser.add_subparsers(dest="name", required=True, metavar="BENCHMARK")
+    for name, benchmark in BENCHMARKS.items():
+        benchmark.add_arguments(commands.add_parser(name, help=benchmark.help))
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.repeats < 1:
+        parser.error(f"--repeats {arguments.repeats} must be at least 1")
+    try:
+        report = BENCHMARKS[arguments.name].run(arguments, " ".join(["python -m benchmarks.run", *argv]))
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report.markdown())
+    for path in report.write(arguments.output):
+        print(f"wrote {path.name}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
