@@ -8,7 +8,7 @@ fast-weight store, whole, under `model.layers.{layer}.memory.{sub_keys,values}`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -197,17 +197,13 @@ def hf_to_megatron(hf: Mapping[str, Tensor], shapes: WeightShapes, expected: Ite
     return translated
 
 
-def _find(name: str, patterns_of: _PatternsOf) -> tuple[Rule, dict[str, str]] | None:
+def _find(name: str, patterns_of: Callable[[Rule], tuple[str, ...]]) -> tuple[Rule, dict[str, str]] | None:
     for rule in TABLE:
         for pattern in patterns_of(rule):
             match = _regular_expression(pattern).fullmatch(name)
             if match:
                 return rule, match.groupdict()
     return None
-
-
-class _PatternsOf(Protocol):
-    def __call__(self, rule: Rule) -> tuple[str, ...]: ...
 
 
 def _regular_expression(pattern: str) -> re.Pattern[str]:
@@ -239,9 +235,3 @@ def _listed(names: list[str]) -> str:
 def _expect_rows(tensor: Tensor, rows: int, what: str) -> None:
     if tensor.shape[0] != rows:
         raise ValueError(f"has {tensor.shape[0]} rows where {what} make {rows}")
-
-
-def documented_rules() -> Iterator[tuple[str, str, str]]:
-    """The table for people: Megatron name, Hugging Face names, transform."""
-    for rule in TABLE:
-        yield rule.megatron, ", ".join(rule.hf), type(rule.transform).__name__

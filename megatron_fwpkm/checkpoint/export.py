@@ -1,0 +1,255 @@
+"""From a Megatron checkpoint to a Hugging Face model, in memory or as a folder that needs nothing of this package.
+
+megatron.core is imported only where a checkpoint is read: an export is used on machines without it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ..config import PretrainConfig
+from ..config.derived import (
+    ffn_hidden_size,
+    kv_channels,
+    layer_windows,
+    max_position_embeddings,
+    num_query_groups,
+)
+from ..hf import FwPKMForCausalLM, FwPKMHFConfig
+from .model_card import model_card
+from .tokenizer_export import convert_tokenizer, save_tokenizer
+from .weight_mapping import WeightShapes, megatron_to_hf
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from .reading import CheckpointContents
+
+Memory = Literal["initial", "trained"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TABLES = ("sub_keys", "values")
+MODELING_FOLDER = Path(__file__).parent.parent / "hf"
+AUTO_MAP = {
+    "AutoConfig": "configuration_fwpkm.FwPKMHFConfig",
+    "AutoModel": "modeling_fwpkm.FwPKMModel",
+    "AutoModelForCausalLM": "modeling_fwpkm.FwPKMForCausalLM",
+}
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    dtype: str = "float32",
+    memory: Memory | None = None,
+    tokenizer: bool = True,
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint as a Hugging Face folder; it appears whole or not at all.
+
+    Args:
+        checkpoint: checkpoint folder, or a run's --save folder for its latest.
+        output: folder to write.
+        dtype: of the slow weights: float32, bfloat16 or float16. The memory's tables stay float32.
+        memory: `initial`: every text starts from the memory before any write. `trained`: from the memory as training
+            left it (replica 0). Default: what the run's --fwpkm-reset means, `trained` for never, else `initial`.
+        tokenizer: write the tokenizer too.
+        overwrite: replace an existing folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: no checkpoint there, the folder exists, or weights that do not map (all are listed).
+    """
+    from .reading import read_checkpoint
+
+    target = Path(output)
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target} exists already; give another --output, or --overwrite to replace it")
+    contents = read_checkpoint(checkpoint)
+    model = hf_model(contents, memory=memory, dtype=dtype)
+    with _published(target) as folder:
+        model.config.auto_map = dict(AUTO_MAP)
+        model.save_pretrained(folder)
+        for file in sorted(MODELING_FOLDER.glob("*.py")):
+            if file.name != "__init__.py":
+                shutil.copyfile(file, folder / file.name)
+        if tokenizer and contents.tokenizer_path is not None:
+            save_tokenizer(contents.tokenizer_path, folder)
+        (folder / "README.md").write_text(model_card(contents, model), encoding="utf-8")
+    return target
+
+
+def hf_model(contents: CheckpointContents, *, memory: Memory | None = None, dtype: str = "float32") -> FwPKMForCausalLM:
+    """The Hugging Face model of a checkpoint's contents, in evaluation mode; arguments as in :func:`export`."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not known; choose one of: {', '.join(DTYPES)}")
+    chosen = default_memory(contents.config) if memory is None else memory
+    config = hf_config(contents, chosen)
+    with torch.device("meta"):
+        model = FwPKMForCausalLM(config)
+    names = set(model.state_dict())
+    if config.tie_word_embeddings:
+        names.discard("lm_head.weight")
+    slow_names = {name for name in names if name.rpartition(".")[2] not in TABLES}
+    state = megatron_to_hf(contents.slow, weight_shapes(contents), slow_names)
+    state = {name: tensor.to(DTYPES[dtype], copy=True) for name, tensor in state.items()}
+    for index in config.fwpkm_layers:
+        for table, tensor in zip(TABLES, fast_weights(contents, index + 1, chosen), strict=True):
+            state[f"model.layers.{index}.memory.{table}"] = tensor.to(torch.float32, copy=True)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    unfilled = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    assert not unfilled, f"weights without a value: {unfilled}"
+    model.generation_config.update(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.eos_token_id
+    )
+    return model.eval()
+
+
+def default_memory(config: PretrainConfig) -> Memory:
+    """The memory a stream starts from under the run's --fwpkm-reset."""
+    return "trained" if config.fwpkm.reset == "never" else "initial"
+
+
+def fast_weights(contents: CheckpointContents, layer_number: int, memory: Memory) -> tuple[Tensor, Tensor]:
+    """Whole sub-keys and values of a layer (counted from 1).
+
+    Raises:
+        ValueError: the checkpoint holds no memory for the layer.
+    """
+    if memory == "trained":
+        if layer_number not in contents.fast:
+            raise ValueError(f"{contents.path} holds no memory for layer {layer_number}; use --memory initial")
+        state = contents.fast[layer_number]
+        return state.sub_keys, state.values
+    from ..layers.fast_weight_tables import initial_sub_keys, initial_values
+
+    fwpkm, seed = contents.config.fwpkm, contents.config.training.seed
+    return initial_sub_keys(fwpkm, seed, layer_number), initial_values(fwpkm, seed, layer_number)
+
+
+def weight_shapes(contents: CheckpointContents) -> WeightShapes:
+    """What the weight table needs to know of the model."""
+    model = contents.config.model
+    groups = num_query_groups(model)
+    return WeightShapes(
+        groups,
+        model.num_attention_heads // groups,
+        kv_channels(model),
+        contents.vocab_size,
+        contents.padded_vocab_size,
+    )
+
+
+def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
+    """The Transformers configuration of a checkpoint's model."""
+    model, fwpkm = contents.config.model, contents.config.fwpkm
+    bos, eos = _special_tokens(contents.tokenizer_path)
+    return FwPKMHFConfig(
+        vocab_size=contents.vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=ffn_hidden_size(model),
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=num_query_groups(model),
+        head_dim=kv_channels(model),
+        # Megatron counts the tokens to the left, Transformers the token itself too.
+        attention_windows=[None if window is None else window + 1 for window in layer_windows(model)],
+        qk_norm=model.qk_layernorm,
+        linear_bias=model.add_bias_linear,
+        attention_dropout=model.attention_dropout,
+        hidden_dropout=model.hidden_dropout,
+        rope_theta=float(int(model.rotary_base)),
+        partial_rotary_factor=model.rotary_percent,
+        max_position_embeddings=max_position_embeddings(model),
+        rms_norm_eps=model.norm_epsilon,
+        initializer_range=model.init_method_std,
+        tie_word_embeddings=not model.untie_embeddings_and_output_weights,
+        bos_token_id=bos,
+        eos_token_id=eos,
+        fwpkm_layers=[number - 1 for number in fwpkm.layer_numbers],
+        fwpkm_num_heads=fwpkm.num_heads,
+        fwpkm_num_subkeys=fwpkm.num_subkeys,
+        fwpkm_key_dim=fwpkm.key_dim,
+        fwpkm_value_dim=fwpkm.value_dim,
+        fwpkm_topk=fwpkm.topk,
+        fwpkm_chunk_size=fwpkm.chunk_size,
+        fwpkm_lookahead=fwpkm.lookahead,
+        fwpkm_inner_lr=fwpkm.inner_lr,
+        fwpkm_addressing_weight=fwpkm.addressing_weight,
+        fwpkm_score=fwpkm.score,
+        fwpkm_gate=fwpkm.gate,
+        fwpkm_normalize_targets=fwpkm.normalize_targets,
+        fwpkm_boundary=fwpkm.boundary,
+        fwpkm_memory=memory,
+        architectures=["FwPKMForCausalLM"],
+    )
+
+
+def hf_model_from_checkpoint(path: str | Path) -> tuple[FwPKMForCausalLM, PreTrainedTokenizerFast | None]:
+    """Load an export or a Megatron checkpoint (folder, or a run's --save folder) alike.
+
+    Returns:
+        The model in evaluation mode and float32, and its tokenizer, None when there is none (NullTokenizer).
+
+    Raises:
+        ValueError: the path is neither, with the reason.
+    """
+    folder = Path(path)
+    if (folder / "config.json").is_file():
+        from transformers import AutoTokenizer
+
+        if FwPKMHFConfig.get_config_dict(folder)[0].get("model_type") != FwPKMHFConfig.model_type:
+            raise ValueError(f"{folder} holds a Hugging Face model of another kind than {FwPKMHFConfig.model_type}")
+        model = FwPKMForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        has_tokenizer = (folder / "tokenizer_config.json").is_file()
+        return model, AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
+    from .reading import read_checkpoint
+
+    contents = read_checkpoint(folder)
+    source = contents.tokenizer_path
+    return hf_model(contents), None if source is None else convert_tokenizer(source)
+
+
+def _special_tokens(tokenizer_path: Path | None) -> tuple[int | None, int | None]:
+    if tokenizer_path is None:
+        return None, None
+    if tokenizer_path.suffix == ".model":
+        import sentencepiece
+
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
+        found = processor.bos_id(), processor.eos_id()
+        return tuple(token if token >= 0 else None for token in found)  # type: ignore[return-value]
+    tokenizer = convert_tokenizer(tokenizer_path)
+    return tokenizer.bos_token_id, tokenizer.eos_token_id
+
+
+@contextmanager
+def _published(target: Path) -> Iterator[Path]:
+    """A folder to fill; it takes its name when the body has ended well, and vanishes otherwise."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if target.exists():
+            previous = target.with_name(f".{target.name}.previous")
+            shutil.rmtree(previous, ignore_errors=True)
+            os.replace(target, previous)
+            os.replace(partial, target)
+            shutil.rmtree(previous)
+        else:
+            os.replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
