@@ -6,8 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ..config import PretrainConfig
-
-_PREFIXES = {"fwpkm": "fwpkm-", "needle": "needle-"}
+from ..config.loading import PREFIXES
 
 _NOT_ARCHITECTURE = {
     "seq_length",
@@ -67,7 +66,7 @@ class Difference:
 
 def flag_name(group: str, field_name: str) -> str:
     """The command-line flag of a field of PretrainConfig's group."""
-    return "--" + _PREFIXES.get(group, "") + field_name.replace("_", "-")
+    return "--" + PREFIXES.get(group, "") + field_name.replace("_", "-")
 
 
 def differences(saved: PretrainConfig, given: PretrainConfig) -> list[Difference]:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from megatron.core import parallel_state
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -93,7 +93,9 @@ class FastWeightStore:
             if saved == 0:
                 raise ValueError(f"{folder} holds no memory for layer {layer.layer_number}")
             if saved != replicas:
-                notice = f"fast weights of {saved} replicas go to {replicas}: replica r takes the memory of r modulo {saved}"
+                notice = (
+                    f"fast weights of {saved} replicas go to {replicas}: replica r takes the memory of r modulo {saved}"
+                )
             source = mine % saved
             local = self._allocate(layer, stored, source)
             for name, tensor in local.items():

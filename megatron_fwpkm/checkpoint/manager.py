@@ -1,8 +1,8 @@
 """Checkpoint folders of a run: atomic publish, the `latest` marker, retention, and finding what to load.
 
-    root/iter_0000020/{model/, fast_weights/, config.yaml, rng_*.pt, tokenizer..., run.json}
-    root/latest                       text: the name of the newest published folder
-    root/.iter_0000030.partial        being written; renamed when every rank has finished and everything is on disk
+root/iter_0000020/{model/, fast_weights/, config.yaml, rng_*.pt, tokenizer..., run.json}
+root/latest                       text: the name of the newest published folder
+root/.iter_0000030.partial        being written; renamed when every rank has finished and everything is on disk
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class CheckpointManager:
             with tempfile.TemporaryFile(dir=self.root):
                 pass
         except OSError as error:
-            raise ValueError(f"--save {self.root} cannot be written: {error.strerror}; choose another folder") from error
+            raise ValueError(
+                f"--save {self.root} cannot be written: {error.strerror}; choose another folder"
+            ) from error
         found = published(self.root)
         if found and not resume:
             raise ValueError(

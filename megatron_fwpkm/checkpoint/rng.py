@@ -18,7 +18,7 @@ def rng_file(folder: Path, rank: int) -> Path:
 
 def rng_state() -> dict[str, Any]:
     """All generator states of this process, as tensors and plain Python values."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # type: ignore[misc]
+    name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),

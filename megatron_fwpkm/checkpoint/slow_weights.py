@@ -24,8 +24,8 @@ METADATA = {
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside DDP and Float16Module."""
-    while hasattr(model, "module"):
-        model = model.module
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
     return model
 
 

@@ -83,7 +83,11 @@ def collect_memory_report(
         finite = is_finite(weights.values) and is_finite(weights.sub_keys)
         # NaN does not survive a maximum on every backend, so it travels as a flag.
         worst[row] = torch.stack(
-            [torch.nan_to_num(loss, nan=0.0), (~torch.isfinite(loss)).double(), torch.tensor(float(not finite)).double()]
+            [
+                torch.nan_to_num(loss, nan=0.0),
+                (~torch.isfinite(loss)).double(),
+                torch.tensor(float(not finite)).double(),
+            ]
         )
     if world_size() > 1:
         sums, worst = sums.to(device), worst.to(device)

@@ -86,7 +86,9 @@ class MetricsLog:
         """Use as a context manager closes the sinks at the end."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the sinks."""
         for sink in self._sinks:
             sink.close()

@@ -62,9 +62,7 @@ def make_schedule(config: OptimizerConfig, train_iters: int) -> Schedule:
     )
 
 
-def build_scheduler(
-    optimizer: MegatronOptimizer, config: OptimizerConfig, train_iters: int
-) -> OptimizerParamScheduler:
+def build_scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, train_iters: int) -> OptimizerParamScheduler:
     """Megatron's scheduler, stepped by 1 per iteration.
 
     The flags win over what a checkpoint says (`override_opt_param_scheduler`): a resumed run may be given another

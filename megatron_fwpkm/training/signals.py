@@ -28,7 +28,9 @@ class StopSignals:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Put the previous handlers back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]

@@ -72,7 +72,11 @@ def distributed_run(parallel: ParallelConfig, training: TrainingConfig) -> Itera
         if world.size == 1:
             _leave(owned)
         elif not isinstance(error, (SystemExit, KeyboardInterrupt)):
-            print(f"rank {world.rank} of {world.size} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(
+                f"rank {world.rank} of {world.size} failed: {type(error).__name__}: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
         raise
     _leave(owned)
 
@@ -88,7 +92,8 @@ def set_determinism(training: TrainingConfig) -> None:
     """Make torch refuse nondeterministic kernels, or not (--deterministic)."""
     if training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and decides nothing here
+        # Filling new tensors costs time and decides nothing here.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(training.deterministic)
 
 

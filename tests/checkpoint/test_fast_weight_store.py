@@ -88,17 +88,26 @@ def save_and_load_elsewhere(rank: int, world_size: int, folder: Path) -> list[st
     cpu_compat.install()
     save(folder / "tp2", 2)
     save(folder / "dp2", 1)
-    return [load(folder / "tp2", 2, 1), load(folder / "tp2", 1, 1), load(folder / "dp2", 1, 2), load(folder / "dp2", 2, 2)]
+    return [
+        load(folder / "tp2", 2, 1),
+        load(folder / "tp2", 1, 1),
+        load(folder / "dp2", 1, 2),
+        load(folder / "dp2", 2, 2),
+    ]
 
 
 def test_tables_move_between_layouts_exactly(tmp_path: Path) -> None:
     notices = run_distributed(save_and_load_elsewhere, 2, tmp_path)
-    assert notices[0] == notices[1] == [
-        None,
-        "fast weights of 1 replicas go to 2: replica r takes the memory of r modulo 1",
-        None,
-        "fast weights of 2 replicas go to 1: replica r takes the memory of r modulo 2",
-    ]
+    assert (
+        notices[0]
+        == notices[1]
+        == [
+            None,
+            "fast weights of 1 replicas go to 2: replica r takes the memory of r modulo 1",
+            None,
+            "fast weights of 2 replicas go to 1: replica r takes the memory of r modulo 2",
+        ]
+    )
     description = json.loads((tmp_path / "tp2" / "store.json").read_text())
     assert description == {"replicas": 1, "tensor_parallel": 2, "initial_memory_seed": 5}
     assert stored_tensors(tmp_path / "tp2")["layer2/replica0/values"].size == torch.Size([16, 8])

@@ -1,4 +1,4 @@
-"""Engine and checkpoints on a small real model: 20 steps = 10 + resume + 10, bit for bit; evaluation leaves no trace."""
+"""Engine and checkpoints on a small real model: 8 steps = 4 + resume + 4, bit for bit; evaluation leaves no trace."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ from megatron_fwpkm.training.startup import distributed_run
 VOCABULARY = 96
 BASE = PretrainConfig(
     model=ModelConfig(
-        num_layers=2, hidden_size=16, num_attention_heads=2, num_query_groups=1, seq_length=24, hidden_dropout=0.1
+        num_layers=2,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_query_groups=1,
+        seq_length=24,
+        hidden_dropout=0.1,
+        attention_dropout=0.1,
     ),
     fwpkm=FwPKMConfig(layer_numbers=(2,), num_subkeys=4, key_dim=8, value_dim=8, topk=2, chunk_size=8),
     optimizer=OptimizerConfig(lr=1e-2, lr_warmup_iters=2),

@@ -9,7 +9,9 @@ import pytest
 from megatron_fwpkm.training.guards import BASELINE_OBSERVATIONS, MemoryGuard, TrainingDivergedError, check_finite
 
 
-@pytest.mark.parametrize(("losses", "norm", "named"), [({"loss": math.nan}, 1.0, "loss"), ({"loss": 1.0}, math.inf, "gradient norm")])
+@pytest.mark.parametrize(
+    ("losses", "norm", "named"), [({"loss": math.nan}, 1.0, "loss"), ({"loss": 1.0}, math.inf, "gradient norm")]
+)
 def test_not_finite_stops(losses: dict[str, float], norm: float, named: str) -> None:
     with pytest.raises(TrainingDivergedError, match=rf"iteration 7: the {named} is (nan|inf).*smaller --lr"):
         check_finite(7, losses, norm)
@@ -21,7 +23,9 @@ def test_diverging_memory_is_measured_against_its_early_median() -> None:
     for iteration in range(BASELINE_OBSERVATIONS):
         guard.check(iteration, {3: 100.0 if iteration == 0 else 1.0, 7: 5.0}, {})
     guard.check(30, {3: 9.9, 7: 49.0}, {})
-    with pytest.raises(TrainingDivergedError, match="iteration 31: the memory of layer 3 diverges.*10.1.*--fwpkm-inner-lr"):
+    with pytest.raises(
+        TrainingDivergedError, match="iteration 31: the memory of layer 3 diverges.*10.1.*--fwpkm-inner-lr"
+    ):
         guard.check(31, {3: 10.1, 7: 49.0}, {})
 
 
