@@ -35,6 +35,8 @@ class TrainingConfig:
     """Stop when the memorization loss exceeds this times its early median, or when loss or gradients are not finite."""
     dry_run: bool = False
     """Print the resolved configuration, the layer plan, parameters and memory per rank, and stop."""
+    dry_run_all: bool = False
+    """With --dry-run: print the options that have their default, too."""
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ def _attention(config: PretrainConfig) -> Iterator[str]:
     if model.kv_channels is None and model.hidden_size % model.num_attention_heads:
         yield (
             f"--hidden-size {model.hidden_size} is not a multiple of --num-attention-heads "
-            f"{model.num_attention_heads}: "
-            f"take --hidden-size {_near_multiples(model.hidden_size, model.num_attention_heads)}, or give --kv-channels"
+            f"{model.num_attention_heads}: take --hidden-size "
+            f"{_near_multiples(model.hidden_size, model.num_attention_heads)}, or give --kv-channels"
         )
         return
     groups = num_query_groups(model)
@@ -54,8 +54,7 @@ def _attention(config: PretrainConfig) -> Iterator[str]:
     if rotated < 2 or rotated % 2:
         yield (
             f"--rotary-percent {model.rotary_percent} of a head of {kv_channels(model)} rotates {rotated} channels, "
-            "which "
-            "must be an even number of at least 2; change it or --kv-channels"
+            "which must be an even number of at least 2; change it or --kv-channels"
         )
     if model.rotary_base != int(model.rotary_base):
         yield f"--rotary-base {model.rotary_base} must be a whole number; take {round(model.rotary_base)}"
@@ -86,8 +85,7 @@ def _memory(config: PretrainConfig) -> Iterator[str]:
         hint = " (the paper counts from 0: add 1)" if 0 in wrong else ""
         yield (
             f"--fwpkm-layer-numbers {_words(wrong)}: the model has layers 1 to {model.num_layers} "
-            f"(--num-layers){hint}; "
-            "take numbers among them"
+            f"(--num-layers){hint}; take numbers among them"
         )
     twice = sorted({number for number in fwpkm.layer_numbers if fwpkm.layer_numbers.count(number) > 1})
     if twice:
@@ -114,8 +112,7 @@ def _memory(config: PretrainConfig) -> Iterator[str]:
     if model.seq_length < fwpkm.chunk_size:
         yield (
             f"--seq-length {model.seq_length} is shorter than --fwpkm-chunk-size {fwpkm.chunk_size}, so nothing "
-            "written "
-            f"could be read in the same sequence: take a chunk of at most {max(1, model.seq_length // 2)}"
+            f"written could be read in the same sequence: take a chunk of at most {max(1, model.seq_length // 2)}"
         )
 
 
@@ -131,12 +128,15 @@ def _layout(config: PretrainConfig) -> Iterator[str]:
         divided |= {"--fwpkm-num-subkeys": fwpkm.num_subkeys, "--fwpkm-value-dim": fwpkm.value_dim}
     if parallel.sequence_parallel:
         divided["--seq-length"] = model.seq_length
-    for flag, value in divided.items():
-        if value % tensor:
-            yield (
-                f"--tensor-model-parallel-size {tensor} does not divide {flag} {value}: take {flag} "
-                f"{_near_multiples(value, tensor)}, or a tensor-parallel size of {_near_divisors(tensor, value)}"
-            )
+    wrong = {flag: value for flag, value in divided.items() if value % tensor}
+    if wrong:
+        named = " and ".join(
+            f"{flag} {value} (near: {_near_multiples(value, tensor)})" for flag, value in wrong.items()
+        )
+        yield (
+            f"--tensor-model-parallel-size {tensor} does not divide {named}: take a tensor-parallel size of "
+            f"{_near_divisors(tensor, math.gcd(*divided.values()))}, which divides everything, or change the sizes"
+        )
     if parallel.sequence_parallel and tensor == 1:
         yield "--sequence-parallel shards over tensor-parallel ranks: give --tensor-model-parallel-size of at least 2"
     if model.num_layers % pipeline:
@@ -196,8 +196,7 @@ def _splits(config: PretrainConfig) -> Iterator[str]:
     if shares is None:
         yield (
             f"--split {data.split} is malformed: write the shares of training, validation and test as three numbers "
-            "like "
-            "969,30,1, at least one for training"
+            "like 969,30,1, at least one for training"
         )
     elif data.data_path and training.eval_iters and not shares[1]:
         yield (
@@ -256,13 +255,14 @@ def _needles(config: PretrainConfig) -> Iterator[str]:
     if counts != {"{key}": 1, "{value}": 1} or needle.template.index("{key}") > needle.template.index("{value}"):
         yield (
             f"--needle-template {needle.template!r} must hold {{key}} once and {{value}} once behind it, for the "
-            "value is "
-            "what is asked"
+            "value is what is asked"
         )
 
 
 def _checkpoints(config: PretrainConfig) -> Iterator[str]:
     checkpoint = config.checkpoint
+    if config.training.dry_run_all and not config.training.dry_run:
+        yield "--dry-run-all says how much --dry-run prints: give --dry-run, too"
     if checkpoint.resume and checkpoint.save is None:
         yield "--resume continues the run in --save: give --save"
     if checkpoint.finetune and checkpoint.load is None:

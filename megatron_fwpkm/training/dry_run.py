@@ -1,0 +1,224 @@
+"""--dry-run: what would run, in one screen, without torch and without a GPU (DESIGN section 5)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..config import PretrainConfig
+from ..config.derived import (
+    Parameters,
+    data_parallel_size,
+    global_batch_size,
+    layer_windows,
+    memory_parameters,
+    num_slots,
+    padded_vocab_size,
+    parameters_by_part,
+    stage_layers,
+    table_bytes,
+    table_elements,
+)
+from ..config.loading import DEFAULT, Resolved, option_groups
+from ..config.validation import validate
+from ..data.tokenizers import build_tokenizer
+from .memory_estimate import estimate_memory, micro_batches
+
+_PLAIN_WIDTH = 120
+
+
+def dry_run(resolved: Resolved, console: Console | None = None) -> int:
+    """Print the resolved configuration with origins, the layer plan, parameters and memory per rank; returns 0.
+
+    The number of processes is torchrun's WORLD_SIZE, else the least that the layout needs; of several only rank 0
+    prints. Data and tokenizer files may be missing when --vocab-size is given. Raises ValueError for a configuration
+    that could not run.
+    """
+    config = resolved.config
+    known = os.environ.get("WORLD_SIZE")
+    validate(config, None if known is None else int(known))
+    vocab_size = vocabulary_size(config)
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    replica = config.parallel.tensor_model_parallel_size * config.parallel.pipeline_model_parallel_size
+    world_size = replica if known is None else int(known)
+    if console is None:
+        console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+    console.print(options_table(resolved))
+    console.print(layers_table(config))
+    console.print(parameters_table(config, vocab_size))
+    console.print(memory_table(config, vocab_size, world_size))
+    for line in summary(config, vocab_size, world_size, known is not None):
+        console.print(line, markup=False)
+    return 0
+
+
+def vocabulary_size(config: PretrainConfig) -> int:
+    """Pieces of the tokenizer: of the file where it is there, else --vocab-size.
+
+    Raises ValueError when neither is given or the two differ.
+    """
+    data = config.data
+    missing = data.tokenizer_model is None or not Path(data.tokenizer_model).exists()
+    if data.tokenizer_type == "NullTokenizer" or not (missing and data.vocab_size is not None):
+        if data.tokenizer_model is None and data.tokenizer_type != "NullTokenizer":
+            raise ValueError("--dry-run needs the size of the vocabulary: give --tokenizer-model or --vocab-size")
+        return build_tokenizer(data).vocab_size
+    assert data.vocab_size is not None
+    return data.vocab_size
+
+
+def options_table(resolved: Resolved) -> Table:
+    """Options by group with value and origin; defaults only with --dry-run-all."""
+    config = resolved.config
+    everything = config.training.dry_run_all
+    hidden = 0
+    table = Table(title="Configuration", title_justify="left", box=None, pad_edge=False)
+    for heading in ("option", "value", "origin"):
+        table.add_column(heading, overflow="fold")
+    for group, _, options in option_groups():
+        rows = [option for option in options if everything or resolved.origins[option.flag] != DEFAULT]
+        hidden += len(options) - len(rows)
+        if rows:
+            table.add_row(f"[bold]{group}[/bold]")
+        for option in rows:
+            value = getattr(getattr(config, group), option.field_name)
+            table.add_row(f"  {option.flag}", _plain(option.format(value)), _plain(resolved.origins[option.flag]))
+    if hidden:
+        table.caption = f"{hidden} more options have their default; --dry-run-all prints them, too"
+        table.caption_justify = "left"
+    return table
+
+
+def layers_table(config: PretrainConfig) -> Table:
+    """What every layer is; equal neighbours share a row."""
+    table = Table(title="\nLayer plan", title_justify="left", box=None, pad_edge=False)
+    for heading in ("layer", "stage", "memory before attention", "attention sees"):
+        table.add_column(heading)
+    for (stage, memory, window), group in groupby(_layers(config), key=lambda row: row[1:]):
+        numbers = [row[0] for row in group]
+        span = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
+        table.add_row(span, str(stage), memory, window)
+    return table
+
+
+def _layers(config: PretrainConfig) -> Iterator[tuple[int, int, str, str]]:
+    """(number, stage, memory, attention) of every layer."""
+    fwpkm, windows = config.fwpkm, layer_windows(config.model)
+    memory = (
+        f"FwPKM {num_slots(fwpkm):,} slots x {fwpkm.value_dim}, {_count(fwpkm.num_heads, 'head')} top-{fwpkm.topk}, "
+        f"chunk {fwpkm.chunk_size}"
+    )
+    for stage in range(config.parallel.pipeline_model_parallel_size):
+        for number in stage_layers(config, stage):
+            window = windows[number - 1]
+            sees = "all tokens before" if window is None else f"itself and {_count(window, 'token')} before"
+            yield number, stage, memory if number in fwpkm.layer_numbers else "-", sees
+
+
+def parameters_table(config: PretrainConfig, vocab_size: int) -> Table:
+    """Slow weights by part, and the fast weights apart: they belong to no optimizer."""
+    tensor = config.parallel.tensor_model_parallel_size
+    parts = parameters_by_part(config, vocab_size)
+    table = Table(title="\nParameters", title_justify="left", box=None, pad_edge=False)
+    table.add_column("part")
+    for heading in ("whole model", "per tensor-parallel rank"):
+        table.add_column(heading, justify="right")
+
+    def add(name: str, parameters: Parameters, style: str | None = None) -> None:
+        table.add_row(name, f"{parameters.total:,}", f"{parameters.on_rank(tensor):,}", style=style)
+
+    for name, part in parts.items():
+        if part.total:
+            add(name, part)
+    add("slow weights", sum(parts.values(), Parameters()), "bold")
+    memories = len(config.fwpkm.layer_numbers)
+    if memories:
+        table.add_row(
+            f"fast weights ({_count(memories, 'memory', 'memories')})",
+            f"{memories * table_elements(config):,}",
+            f"{memories * table_elements(config, tensor):,}",
+        )
+    return table
+
+
+def memory_table(config: PretrainConfig, vocab_size: int, world_size: int) -> Table:
+    """Bytes on a rank of every pipeline stage."""
+    stages = range(config.parallel.pipeline_model_parallel_size)
+    found = [estimate_memory(config, vocab_size, world_size, stage) for stage in stages]
+    table = Table(title="\nMemory per rank", title_justify="left", box=None, pad_edge=False)
+    table.add_column("what")
+    for stage in stages:
+        table.add_column(f"stage {stage}" if len(stages) > 1 else "bytes", justify="right")
+    precision = "bf16" if config.training.bf16 else "fp32"
+    sharded = " (sharded over replicas)" if config.parallel.use_distributed_optimizer else ""
+    rows = {
+        f"weights ({precision})": [one.weights for one in found],
+        "gradients (fp32)": [one.gradients for one in found],
+        f"optimizer states (fp32){sharded}": [one.optimizer for one in found],
+        "fast-weight tables (fp32)": [one.tables for one in found],
+        "undo log and reset journal, at most": [one.undo_log for one in found],
+        "activations, about": [one.activations for one in found],
+    }
+    for name, values in rows.items():
+        table.add_row(name, *(format_bytes(value) for value in values))
+    table.add_row("together, about", *(format_bytes(one.total) for one in found), style="bold")
+    return table
+
+
+def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_known: bool) -> Iterator[str]:
+    """The closing lines: layout, batch, vocabulary, table, and what is missing for a real run."""
+    parallel, model, training, data = config.parallel, config.model, config.training, config.data
+    tensor, replicas = parallel.tensor_model_parallel_size, data_parallel_size(config, world_size)
+    batch = global_batch_size(config, replicas)
+    tokens = batch * model.seq_length
+    yield ""
+    yield (
+        f"Layout: {_count(world_size, 'process', 'processes')} = TP {tensor} x "
+        f"PP {parallel.pipeline_model_parallel_size} x DP {replicas}"
+        + ("" if world_known else "  (the least; WORLD_SIZE=N before the command shows N processes)")
+    )
+    yield (
+        f"Step: {batch} sequences x {model.seq_length} tokens = {tokens:,} tokens in "
+        f"{_count(micro_batches(config, replicas), 'micro-batch', 'micro-batches')} per replica; "
+        f"{training.train_iters:,} steps = {tokens * training.train_iters:,} tokens"
+    )
+    padded = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by, tensor)
+    yield f"Vocabulary: {vocab_size} pieces, padded to {padded}"
+    if config.fwpkm.layer_numbers:
+        own = memory_parameters(model, config.fwpkm).total
+        yield (
+            f"One memory: {format_bytes(table_bytes(config))} of fast weights beside {own:,} slow weights; every "
+            f"replica has its own, reset {config.fwpkm.reset}"
+        )
+    for flag, paths in (("--data-path", data.data_path), ("--train-data-path", data.train_data_path)):
+        for prefix in paths[1::2] if len(paths) > 1 else paths:
+            if not Path(f"{prefix}.idx").is_file():
+                yield f"Missing for a real run: {prefix}.idx ({flag}), made by tools/preprocess_data.py"
+    if not data.data_path and not data.train_data_path:
+        yield "Missing for a real run: --data-path, made by tools/preprocess_data.py"
+    if data.tokenizer_type != "NullTokenizer" and (not data.tokenizer_model or not Path(data.tokenizer_model).exists()):
+        yield f"Missing for a real run: --tokenizer-model {data.tokenizer_model or ''}".rstrip()
+
+
+def format_bytes(count: int) -> str:
+    """`512 B`, `1.5 MiB`."""
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def _count(number: int, singular: str, plural: str | None = None) -> str:
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def _plain(text: str) -> str:
+    """Text in which rich sees no markup."""
+    return text.replace("[", r"\[")

@@ -1,0 +1,135 @@
+"""Bytes that a rank of a run needs, before anything runs: exact for what is stored, estimated for what lives in a step.
+
+Weights, gradients, optimizer states and tables follow from the shapes. Activations are an estimate, fitted to what
+autograd saves for this model on torch's own attention (tests compare it with a measurement); the undo log is given at
+its upper bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import PretrainConfig
+from ..config.derived import (
+    data_parallel_size,
+    ffn_hidden_size,
+    global_batch_size,
+    kv_channels,
+    num_query_groups,
+    num_slots,
+    padded_vocab_size,
+    stage_layers,
+    stage_parameters,
+    table_bytes,
+)
+
+_GRADIENT_BYTES = 4
+"""Gradients are reduced in float32."""
+_INDEX_BYTES = 8
+_PAIR_BYTES = 64
+"""Per token, head and slot read: index, weight, score and what the key update's second derivative keeps."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one rank of a pipeline stage."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    tables: int
+    undo_log: int
+    """At most: rows that the micro-batches in flight overwrite, and the journal that a reset needs."""
+    activations: int
+    """About: what autograd keeps for the micro-batches in flight."""
+
+    @property
+    def total(self) -> int:
+        """Everything together."""
+        return self.weights + self.gradients + self.optimizer + self.tables + self.undo_log + self.activations
+
+
+def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, stage: int = 0) -> MemoryEstimate:
+    """Bytes on every rank of pipeline stage `stage` in a run of `world_size` processes.
+
+    `vocab_size` is the tokenizer's. With bf16, AdamW keeps a float32 copy of the weights beside its two moments.
+    """
+    parallel, bf16 = config.parallel, config.training.bf16
+    tensor, replicas = parallel.tensor_model_parallel_size, data_parallel_size(config, world_size)
+    parameters = stage_parameters(config, vocab_size, stage).on_rank(tensor)
+    optimizer = parameters * (12 if bf16 else 8)
+    if parallel.use_distributed_optimizer:
+        optimizer = -(-optimizer // replicas)
+    memories = _memories(config, stage)
+    in_flight = min(parallel.pipeline_model_parallel_size - stage, micro_batches(config, replicas))
+    return MemoryEstimate(
+        weights=parameters * (2 if bf16 else 4),
+        gradients=parameters * _GRADIENT_BYTES,
+        optimizer=optimizer,
+        tables=memories * table_bytes(config, tensor),
+        undo_log=memories * (in_flight * undo_log_bytes(config) + _journal_bytes(config, replicas)),
+        activations=in_flight * activation_bytes(config, vocab_size, stage),
+    )
+
+
+def micro_batches(config: PretrainConfig, replicas: int) -> int:
+    """Micro-batches of a step on every replica."""
+    return max(1, global_batch_size(config, replicas) // (config.training.micro_batch_size * replicas))
+
+
+def undo_log_bytes(config: PretrainConfig) -> int:
+    """Upper bound of one memory's undo log for one micro-batch on a rank: no two reads of a chunk meet in a slot."""
+    fwpkm, training = config.fwpkm, config.training
+    full, tail = divmod(config.model.seq_length, fwpkm.chunk_size)
+    chunks = [fwpkm.chunk_size] * full + [tail] * (tail > 0)
+    reads = fwpkm.num_heads * fwpkm.topk * training.micro_batch_size
+    rows = sum(min(num_slots(fwpkm), tokens * reads) for tokens in chunks)
+    sub_keys = 4 * fwpkm.num_heads * fwpkm.num_subkeys * fwpkm.key_dim
+    return rows * _row_bytes(config) + sub_keys
+
+
+def activation_bytes(config: PretrainConfig, vocab_size: int, stage: int) -> int:
+    """About what autograd saves for one micro-batch on a rank of a stage, undo logs apart.
+
+    Coefficients are bytes per token and channel: `size` times the tensors in the weights' precision, plus the float32
+    ones.
+    """
+    model, parallel, fwpkm = config.model, config.parallel, config.fwpkm
+    tensor, size = parallel.tensor_model_parallel_size, 2 if config.training.bf16 else 4
+    queries = model.num_attention_heads * kv_channels(model)
+    keys_and_values = 2 * num_query_groups(model) * kv_channels(model)
+    inside = (8 + 3 * size) * queries + (6 + size) * keys_and_values + 5 * size * ffn_hidden_size(model)
+    shared = (16 + 2 * size) * model.hidden_size
+    layer = inside // tensor + (shared // tensor if parallel.sequence_parallel else shared)
+    memory = (
+        (10 + 7 * size // 2) * model.hidden_size
+        + 18 * fwpkm.value_dim // tensor
+        + 5 * fwpkm.num_heads * fwpkm.key_dim
+        + _PAIR_BYTES * fwpkm.num_heads * fwpkm.topk
+    )
+    per_token = layer * len(stage_layers(config, stage)) + memory * _memories(config, stage)
+    if stage == parallel.pipeline_model_parallel_size - 1:
+        vocabulary = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by, tensor)
+        # The loss works in float32 on whole rows of logits.
+        per_token += 4 * vocabulary // tensor + (8 + size) * model.hidden_size
+    return config.training.micro_batch_size * model.seq_length * per_token
+
+
+def _memories(config: PretrainConfig, stage: int) -> int:
+    layers = stage_layers(config, stage)
+    return sum(number in layers for number in config.fwpkm.layer_numbers)
+
+
+def _row_bytes(config: PretrainConfig) -> int:
+    """One saved row of a values table on a rank."""
+    return 4 * config.fwpkm.value_dim // config.parallel.tensor_model_parallel_size + _INDEX_BYTES
+
+
+def _journal_bytes(config: PretrainConfig, replicas: int) -> int:
+    """The mark per slot, and for a memory that is reset the first value of the rows that a step can touch."""
+    fwpkm = config.fwpkm
+    slots = num_slots(fwpkm)
+    if fwpkm.reset != "step":
+        return slots
+    tokens = global_batch_size(config, replicas) // replicas * config.model.seq_length
+    return slots + min(slots, tokens * fwpkm.num_heads * fwpkm.topk) * _row_bytes(config)
