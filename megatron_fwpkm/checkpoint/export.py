@@ -20,7 +20,6 @@ from ..config.derived import (
     ffn_hidden_size,
     kv_channels,
     layer_windows,
-    max_position_embeddings,
     num_query_groups,
 )
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
@@ -37,6 +36,8 @@ Memory = Literal["initial", "trained"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TABLES = ("sub_keys", "values")
 MODELING_FOLDER = Path(__file__).parent.parent / "hf"
+MODELING_FILES = ("attention", "cache", "configuration_fwpkm", "memory", "memory_block", "modeling_fwpkm")
+"""Files of the room `hf` that an export carries."""
 AUTO_MAP = {
     "AutoConfig": "configuration_fwpkm.FwPKMHFConfig",
     "AutoModel": "modeling_fwpkm.FwPKMModel",
@@ -80,9 +81,8 @@ def export(
     with _published(target) as folder:
         model.config.auto_map = dict(AUTO_MAP)
         model.save_pretrained(folder)
-        for file in sorted(MODELING_FOLDER.glob("*.py")):
-            if file.name != "__init__.py":
-                shutil.copyfile(file, folder / file.name)
+        for name in MODELING_FILES:
+            shutil.copyfile(MODELING_FOLDER / f"{name}.py", folder / f"{name}.py")
         if tokenizer and contents.tokenizer_path is not None:
             save_tokenizer(contents.tokenizer_path, folder)
         (folder / "README.md").write_text(model_card(contents, model), encoding="utf-8")
@@ -171,7 +171,8 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
         hidden_dropout=model.hidden_dropout,
         rope_theta=float(int(model.rotary_base)),
         partial_rotary_factor=model.rotary_percent,
-        max_position_embeddings=max_position_embeddings(model),
+        max_position_embeddings=model.max_position_embeddings,
+        training_length=model.seq_length,
         rms_norm_eps=model.norm_epsilon,
         initializer_range=model.init_method_std,
         tie_word_embeddings=not model.untie_embeddings_and_output_weights,
@@ -219,6 +220,25 @@ def hf_model_from_checkpoint(path: str | Path) -> tuple[FwPKMForCausalLM, PreTra
     contents = read_checkpoint(folder)
     source = contents.tokenizer_path
     return hf_model(contents), None if source is None else convert_tokenizer(source)
+
+
+def load_for_text(path: str | Path, device: str = "auto") -> tuple[FwPKMForCausalLM, PreTrainedTokenizerFast]:
+    """:func:`hf_model_from_checkpoint` on a device (`auto`: CUDA where there is one), for work that needs a tokenizer.
+
+    Raises:
+        ValueError: as there; an unknown device; or no tokenizer.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    try:
+        target = torch.device(name)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    model, tokenizer = hf_model_from_checkpoint(path)
+    if tokenizer is None:
+        raise ValueError(f"{path} holds no tokenizer, so there is no text to read or write")
+    model.to(target)
+    return model, tokenizer
 
 
 def _special_tokens(tokenizer_path: Path | None) -> tuple[int | None, int | None]:

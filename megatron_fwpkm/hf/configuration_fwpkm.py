@@ -26,7 +26,8 @@ class FwPKMHFConfig(PreTrainedConfig):
         hidden_dropout: dropout of the residual branches in training.
         rope_theta: base of the rotary embedding.
         partial_rotary_factor: fraction of a head's width that is rotated.
-        max_position_embeddings: longest training length, for information: nothing in the model depends on it.
+        max_position_embeddings: longest text that generation accepts without a remark; None for no limit.
+        training_length: tokens of a training sequence, for information.
         rms_norm_eps: epsilon of every RMSNorm.
         initializer_range: standard deviation of the initial linears and embeddings.
         tie_word_embeddings: the output projection is the embedding.
@@ -71,7 +72,8 @@ class FwPKMHFConfig(PreTrainedConfig):
         hidden_dropout: float = 0.0,
         rope_theta: float = 10000.0,
         partial_rotary_factor: float = 1.0,
-        max_position_embeddings: int = 4096,
+        max_position_embeddings: int | None = None,
+        training_length: int | None = None,
         rms_norm_eps: float = 1e-5,
         initializer_range: float = 0.02,
         tie_word_embeddings: bool = True,
@@ -111,6 +113,7 @@ class FwPKMHFConfig(PreTrainedConfig):
         self.rope_theta = rope_theta
         self.partial_rotary_factor = partial_rotary_factor
         self.max_position_embeddings = max_position_embeddings
+        self.training_length = training_length
         self.rms_norm_eps = rms_norm_eps
         self.initializer_range = initializer_range
         self.use_cache = use_cache

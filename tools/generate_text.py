@@ -1,0 +1,73 @@
+"""Continue a text with a model and its memory. Examples:
+
+python tools/generate_text.py --model runs/mine/hf --prompt "It is a truth universally acknowledged"
+python tools/generate_text.py --model runs/mine/hf --remember notes.txt --prompt "The code of" --max-new-tokens 5
+
+The model is an export or a checkpoint (a run's --save folder). --remember reads documents into the memory first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from megatron_fwpkm.config.cli import fraction, non_negative_int, positive_float, positive_int, run_cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="export, checkpoint or --save folder of a run")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="text to continue; default: standard input")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="file with the text to continue")
+    add("--remember", nargs="+", default=[], metavar="FILE", help="documents to read first, in this order")
+    add("--memory", choices=["on", "frozen", "off"], default="on",
+        help="on: read and write; frozen: read what was remembered, but write no prompt or answer; off: the memory "
+        "of the start, never written (default: on)")  # fmt: skip
+    add("--max-new-tokens", type=positive_int, default=100, metavar="N", help="most tokens to write (default: 100)")
+    add("--temperature", type=float, default=0.0, metavar="X",
+        help="0 takes the most probable token, higher values are freer (default: 0)")  # fmt: skip
+    add("--top-k", type=non_negative_int, default=0, metavar="N", help="choose among so many tokens; 0 for all")
+    add("--top-p", type=fraction, default=1.0, metavar="P", help="choose among the likeliest that make P (default: 1)")
+    add("--repetition-penalty", type=positive_float, default=1.0, metavar="X", help="above 1 avoids repetition")
+    add("--seed", type=int, default=0, metavar="N", help="of sampling (default: 0)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ...; auto takes cuda where there is one")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read, remember and write; the new text goes to standard output as it comes."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.temperature < 0:
+        parser.error(f"--temperature {args.temperature} must be 0 or more")
+    if args.memory == "off" and args.remember:
+        parser.error("--memory off never reads what --remember writes: leave one out, or use --memory frozen")
+    import torch
+    from transformers import TextStreamer
+
+    from megatron_fwpkm.checkpoint.export import load_for_text
+    from megatron_fwpkm.hf.generation import Sampling, continue_text, read_text, remember
+
+    model, tokenizer = load_for_text(args.model, args.device)
+    prompt = (
+        args.prompt
+        if args.prompt is not None
+        else (read_text(args.prompt_file) if args.prompt_file else sys.stdin.read())
+    )
+    cache = model.new_cache()
+    for file in args.remember:
+        print(f"remembered {file}: {remember(model, tokenizer, read_text(file), cache)} tokens", file=sys.stderr)
+    model.memory_mode = args.memory
+    torch.manual_seed(args.seed)
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    continue_text(model, tokenizer, prompt, sampling, cache, streamer)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
