@@ -1,0 +1,75 @@
+"""One loaded model, one text and the settings: everything a process needs to measure samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from megatron_fwpkm.data.needles import NeedleSpec
+
+from .haystack import Haystack
+from .loading import LoadedModel
+from .needle_samples import Cell, NeedleSample, all_cells, make_sample, shortest_context
+from .reading import CausalityCheck, NeedleReader, check_causality
+from .sample_log import SampleRecord
+from .settings import NeedleSettings
+
+Loader = Callable[[str, str], LoadedModel]
+"""Model folder and device to a loaded model; a top-level function, since every process calls it."""
+
+
+class Evaluator:
+    """Makes samples and asks one loaded model about them."""
+
+    def __init__(self, settings: NeedleSettings, loaded: LoadedModel, haystack: Haystack) -> None:
+        """Raises ValueError when facts cannot be worded with the tokenizer, or do not fit the lengths or the text."""
+        self.settings = settings
+        self.tokenizer = loaded.tokenizer
+        self.haystack = haystack
+        self.spec = NeedleSpec.from_config(settings.needle, loaded.tokenizer)
+        self.reader = NeedleReader(loaded.model, settings, loaded.tokenizer.vocab_size)
+        self._check_lengths()
+
+    def run(self, cell: Cell) -> SampleRecord:
+        """The finished sample of a cell."""
+        sample = self._sample(cell)
+        result = self.reader.ask(sample)
+        texts = {"question": self._text(sample.asked.question), "value": self._text(sample.asked.answer_tokens)}
+        texts |= {condition: self._text(answer.given) for condition, answer in result.answers.items()}
+        return SampleRecord(
+            cell, sample.asked_start, sample.in_window, round(result.read_seconds, 4), result.answers, texts
+        )
+
+    def causality(self) -> CausalityCheck:
+        """The check on the shortest length's first context."""
+        sample = self._sample(next(all_cells(self.settings)))
+        return check_causality(self.reader.model, sample.context, self.tokenizer.vocab_size)
+
+    def _sample(self, cell: Cell) -> NeedleSample:
+        settings = self.settings
+        return make_sample(
+            self.haystack, self.spec, cell, needles=settings.needles, seed=settings.seed, reach=self.reader.reach
+        )
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode([int(token) for token in tokens])
+
+    def _check_lengths(self) -> None:
+        needed = shortest_context(self.spec, self.settings.needles)
+        for length in self.settings.lengths:
+            if length < needed:
+                raise ValueError(
+                    f"--lengths {length} is too short for --needles {self.settings.needles}: at least {needed} tokens "
+                    "are needed"
+                )
+        if len(self.haystack.tokens) < (longest := max(self.settings.lengths)):
+            raise ValueError(
+                f"the haystack has {len(self.haystack.tokens)} tokens, fewer than the longest of --lengths, {longest}: "
+                f"add text to --haystack ({', '.join(self.haystack.sources)}) or leave that length out"
+            )
+
+
+def make_evaluator(
+    settings: NeedleSettings, haystack: Haystack, loader: Loader, device: str
+) -> Callable[[Cell], SampleRecord]:
+    """What a worker process does with a cell; `loader` as in `evaluate`."""
+    return Evaluator(settings, loader(settings.model, device), haystack).run

@@ -1,0 +1,68 @@
+"""Real text to hide facts in: read and tokenized once, cut by slicing."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_fwpkm.data.tokenizers import Tokenizer
+
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """All texts as one row of tokens, an end-of-document token between two texts."""
+
+    tokens: np.ndarray
+    """int64 [N]"""
+    sources: tuple[str, ...]
+    """The files, in order."""
+
+    def cut(self, rng: np.random.Generator, length: int) -> np.ndarray:
+        """A stretch of `length` tokens from anywhere. Raises ValueError when there are fewer."""
+        room = len(self.tokens) - length
+        if room < 0:
+            raise ValueError(
+                f"the haystack has {len(self.tokens)} tokens, a context needs {length}: add text to --haystack "
+                f"({', '.join(self.sources)}) or take shorter --lengths"
+            )
+        start = int(rng.integers(room + 1))
+        return self.tokens[start : start + length]
+
+
+def load_haystack(paths: Sequence[str], tokenizer: Tokenizer) -> Haystack:
+    """Read and tokenize text files, plain or gzip (told by content).
+
+    Raises:
+        ValueError: no file, a missing, empty or damaged one, or one that is not UTF-8.
+    """
+    if not paths:
+        raise ValueError("--haystack names no file")
+    rows = []
+    for path in paths:
+        text = _read(Path(path))
+        if not text.strip():
+            raise ValueError(f"--haystack {path} holds no text")
+        rows += [np.asarray(tokenizer.encode(text), dtype=np.int64), np.asarray([tokenizer.eod], dtype=np.int64)]
+    return Haystack(np.concatenate(rows[:-1]), tuple(paths))
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"--haystack {path} does not exist or is not a file")
+    data = path.read_bytes()
+    try:
+        if data.startswith(_GZIP_MAGIC):
+            data = gzip.decompress(data)
+        return data.decode("utf-8-sig")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"--haystack {path} is damaged gzip data: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--haystack {path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at "
+                         f"{error.start}") from error  # fmt: skip

@@ -1,0 +1,81 @@
+"""The picture of an evaluation: recall over depth and length, the controls beside it on the same scale."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from .results import NeedleResults
+from .settings import MEMORY_ON
+
+_COLOURS = LinearSegmentedColormap.from_list("recall", ["#fbf3ec", "#f4c7a1", "#8fb8c9", "#2a6f97", "#012a4a"])
+_INK = "#1b2733"
+_PALE = "#67737f"
+
+
+def draw_heatmap(results: NeedleResults) -> bytes:
+    """PNG of exact match: a panel per condition, columns are context lengths, rows are depths and their mean."""
+    conditions = results.settings.conditions()
+    lengths = sorted(results.settings.lengths)
+    rows = len(results.settings.depth_grid()) + 1
+    column, row = 0.82, 0.52
+    width = 1.0 + len(conditions) * (column * len(lengths) + 0.35) + 0.9
+    figure = Figure(figsize=(max(width, 6.5), 1.75 + row * rows), dpi=160, facecolor="white", layout="constrained")
+    panels = figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0]
+    image = None
+    for axes, condition in zip(panels, conditions, strict=True):
+        image = _panel(axes, results, condition)
+    panels[0].set_ylabel("depth of the needle in the context", color=_INK)
+    figure.supxlabel("context length (tokens)", color=_INK, fontsize=10)
+    samples, settings = results.settings.samples, results.settings
+    figure.suptitle(
+        f"Exact match of the asked value, {settings.needles} needles a context, {samples} contexts a length, "
+        f"{settings.protocol}",
+        color=_INK, fontsize=11, x=0.01, ha="left",
+    )  # fmt: skip
+    if image is not None:
+        bar = figure.colorbar(image, ax=list(panels), shrink=0.9, pad=0.015, aspect=28)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(colors=_PALE, length=0, labelsize=8)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()
+
+
+def _panel(axes: Axes, results: NeedleResults, condition: str) -> AxesImage:
+    """One condition; the last row is the mean over depths, with its 95 % interval."""
+    lengths, depths = sorted(results.settings.lengths), results.settings.depth_grid()
+    cells = np.array([[results.find(condition, n, depth).exact_match for n in lengths] for depth in (*depths, None)])
+    image = axes.imshow(cells, cmap=_COLOURS, vmin=0, vmax=1, aspect="auto")
+    axes.set_title(_TITLES.get(condition, condition), color=_INK, fontsize=10, loc="left")
+    axes.set_xticks(range(len(lengths)), [_short(length) for length in lengths])
+    axes.set_yticks(range(len(depths) + 1), [*(f"{100 * depth:.0f} %" for depth in depths), "all"])
+    axes.set_xticks(np.arange(len(lengths) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(depths) + 2) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.axhline(len(depths) - 0.5, color="white", linewidth=7)
+    axes.tick_params(which="both", length=0, colors=_INK, labelsize=9)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    for y, x in np.ndindex(*cells.shape):
+        colour = "white" if cells[y, x] > 0.55 else _INK
+        summary = y == len(depths)
+        axes.text(x, y - (0.13 if summary else 0), f"{cells[y, x]:.2f}", ha="center", va="center", color=colour,
+                  fontsize=9, fontweight="bold" if summary else "normal")  # fmt: skip
+        if summary:
+            recall = results.find(condition, lengths[x])
+            axes.text(x, y + 0.24, f"{recall.low:.2f}–{recall.high:.2f}", ha="center", va="center", color=colour,
+                      fontsize=6.5)  # fmt: skip
+    return image
+
+
+_TITLES = {MEMORY_ON: "memory on", "memory-off": "control: memory off", "never-shown": "control: never shown"}
+
+
+def _short(length: int) -> str:
+    return f"{length // 1024}K" if length % 1024 == 0 else f"{length:,}"

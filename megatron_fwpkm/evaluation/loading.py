@@ -1,0 +1,78 @@
+"""A model to evaluate and the tokenizer it was trained with, from an export or a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megatron_fwpkm.checkpoint.export import hf_model_from_checkpoint
+from megatron_fwpkm.checkpoint.manager import resolve_checkpoint
+from megatron_fwpkm.checkpoint.record import read_record
+from megatron_fwpkm.config import DataConfig
+from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
+from megatron_fwpkm.hf.modeling_fwpkm import FwPKMForCausalLM
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What an evaluation needs of a model."""
+
+    model: FwPKMForCausalLM
+    tokenizer: Tokenizer
+
+    def weights_digest(self) -> str:
+        """Hex digest of all weights and initial tables: tells whether two folders hold the same model."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def load_model(path: str, device: str = "cpu") -> LoadedModel:
+    """Load an export or a checkpoint for evaluation, in float32.
+
+    Raises:
+        ValueError: no such folder, no tokenizer in it, a model without memory layers, or a tokenizer with more pieces
+            than the model has embeddings.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"--model {path} is not a folder; give an export or a checkpoint")
+    model, _ = hf_model_from_checkpoint(folder)
+    tokenizer = _load_tokenizer(folder)
+    check_fits(model, tokenizer, path)
+    return LoadedModel(model.to(torch.device(device)).eval(), tokenizer)
+
+
+def check_fits(model: FwPKMForCausalLM, tokenizer: Tokenizer, path: str) -> None:
+    """Raise ValueError for a model that has no memory, or not the tokenizer's vocabulary."""
+    if not model.new_cache().memory:
+        raise ValueError(
+            f"--model {path} has no fast-weight memory (it was trained without --fwpkm-layer-numbers): nothing to "
+            "measure"
+        )
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"--model {path} has {model.config.vocab_size} token embeddings, but {tokenizer.path} has "
+            f"{tokenizer.vocab_size} pieces: it is not the tokenizer the model was trained with"
+        )
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in an export, or the copy in a checkpoint."""
+    if (folder / "config.json").is_file():
+        files = [folder / name for name in ("tokenizer.model", "tokenizer.json")]
+        file = next((file for file in files if file.is_file()), None)
+    else:
+        checkpoint = resolve_checkpoint(folder)
+        name = read_record(checkpoint).tokenizer_file
+        file = checkpoint / name if name else None
+    if file is None:
+        raise ValueError(f"--model {folder} holds no tokenizer (tokenizer.model or tokenizer.json)")
+    if file.suffix == ".model":
+        return build_tokenizer(DataConfig(tokenizer_type="SentencePieceTokenizer", tokenizer_model=str(file)))
+    return build_tokenizer(DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(file)))

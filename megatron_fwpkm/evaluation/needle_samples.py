@@ -1,0 +1,136 @@
+"""Contexts with facts in them: how long, where the facts stand, what is asked. Free of torch.
+
+Positions count tokens of the finished context. The asked fact stands exactly at its depth: with N tokens of context and
+n of its sentence, at round(depth * (N - n)). The other facts go to random places before and after it, outside the part
+that attention can still see from the end of the context as long as there is room elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_fwpkm.data.needles import EncodedFact, NeedleSpec
+
+from .haystack import Haystack
+from .settings import NeedleSettings
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Which sample: its length, its depth and its number within the length."""
+
+    length: int
+    depth: float
+    index: int
+
+
+@dataclass(frozen=True)
+class NeedleSample:
+    """A context and its two questions."""
+
+    cell: Cell
+    context: np.ndarray
+    """int64 [length]"""
+    asked: EncodedFact
+    asked_start: int
+    """Where the asked fact's sentence begins."""
+    in_window: bool
+    """Whether attention alone can still reach part of the asked fact from the end of the context."""
+    never_shown: EncodedFact
+    """A fact of the same form that is not in the context."""
+
+
+def all_cells(settings: NeedleSettings) -> Iterator[Cell]:
+    """Every sample of an evaluation, shortest contexts first, depths in turn."""
+    grid = settings.depth_grid()
+    for length in sorted(settings.lengths):
+        for index in range(settings.samples):
+            yield Cell(length, grid[index % len(grid)], index)
+
+
+def shortest_context(spec: NeedleSpec, needles: int) -> int:
+    """Tokens from which on `needles` facts always find a place, whatever the depth."""
+    longest = max(len(spec.encode_fact(fact).tokens) for fact in spec.draw(np.random.default_rng(0), 64))
+    return (needles + 2) * longest
+
+
+def make_sample(
+    haystack: Haystack, spec: NeedleSpec, cell: Cell, *, needles: int, seed: int, reach: int | None
+) -> NeedleSample:
+    """The sample of a cell: the same for the same arguments, whatever was made before.
+
+    Args:
+        haystack: text to cut from.
+        spec: how facts are drawn and worded.
+        cell: length, depth and number.
+        needles: facts in the context.
+        seed: of the evaluation.
+        reach: tokens before the end of the context that attention can see from there; None for all.
+
+    Raises:
+        ValueError: the haystack is shorter than the context, or the context too short for the facts.
+    """
+    rng = np.random.default_rng([seed, cell.length, cell.index])
+    *facts, never_shown = (spec.encode_fact(fact) for fact in spec.draw(rng, needles + 1))
+    sizes = [len(fact.tokens) for fact in facts]
+    if cell.length < sum(sizes) + 2 * max(sizes):
+        raise ValueError(
+            f"--lengths {cell.length} is too short for --needles {needles} of {max(sizes)} tokens: at least "
+            f"{shortest_context(spec, needles)} tokens are needed"
+        )
+    starts = [round(cell.depth * (cell.length - sizes[0]))]
+    visible_from = 0 if reach is None else max(0, cell.length - reach)
+    starts += _other_starts(rng, sizes, starts[0], cell.length, visible_from)
+    context = _insert(haystack.cut(rng, cell.length - sum(sizes)), facts, starts)
+    assert len(context) == cell.length
+    return NeedleSample(cell, context, facts[0], starts[0], starts[0] + sizes[0] > visible_from, never_shown)
+
+
+def _other_starts(
+    rng: np.random.Generator, sizes: Sequence[int], asked_start: int, length: int, visible_from: int
+) -> list[int]:
+    """Starts of the facts 1, 2, ... around the asked one, before `visible_from` where they fit there."""
+    asked_end = asked_start + sizes[0]
+    for limit in (visible_from, length):
+        sides = [(0, min(asked_start, limit)), (asked_end, max(asked_end, limit))]
+        placed = _spread(rng, sizes, sides)
+        if placed is not None:
+            return placed
+    raise AssertionError("no room for facts in a context that is long enough for them")
+
+
+def _spread(rng: np.random.Generator, sizes: Sequence[int], sides: Sequence[tuple[int, int]]) -> list[int] | None:
+    """Random starts for the facts 1, 2, ... within the sides, without overlaps; None where they do not fit.
+
+    A side is chosen with a probability in proportion to the room left there.
+    """
+    room = np.array([end - begin for begin, end in sides])
+    members: list[list[int]] = [[] for _ in sides]
+    for which in rng.permutation(np.arange(1, len(sizes))):
+        open_room = np.where(room >= sizes[which], room, 0)
+        if not open_room.any():
+            return None
+        side = int(rng.choice(len(sides), p=open_room / open_room.sum()))
+        members[side].append(int(which))
+        room[side] -= sizes[which]
+    starts = [0] * len(sizes)
+    for (begin, _), inside, free in zip(sides, members, room, strict=True):
+        gaps = np.sort(rng.integers(0, free + 1, size=len(inside)))
+        taken = 0
+        for which, gap in zip(inside, gaps, strict=True):
+            starts[which] = begin + int(gap) + taken
+            taken += sizes[which]
+    return starts[1:]
+
+
+def _insert(text: np.ndarray, facts: Sequence[EncodedFact], starts: Sequence[int]) -> np.ndarray:
+    """Text with the facts' tokens inserted so that each begins at its start in the result."""
+    parts, used, written = [], 0, 0
+    for start, fact in sorted(zip(starts, facts, strict=True), key=lambda pair: pair[0]):
+        parts += [text[used : used + start - written], np.asarray(fact.tokens, dtype=np.int64)]
+        used += start - written
+        written = start + len(fact.tokens)
+    return np.concatenate([*parts, text[used:]])

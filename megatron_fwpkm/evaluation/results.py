@@ -1,0 +1,138 @@
+"""From samples to numbers: a row per condition, length, depth and side of the attention window; JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from .reading import CausalityCheck
+from .sample_log import SampleRecord
+from .settings import MEMORY_ON, NeedleSettings
+from .statistics import Recall, recall
+
+Where = Literal["anywhere", "beyond window", "in window"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of the tables. `depth` None is all depths together."""
+
+    condition: str
+    length: int
+    depth: float | None
+    where: Where
+    recall: Recall
+
+
+@dataclass(frozen=True)
+class NeedleResults:
+    """A finished evaluation."""
+
+    settings: NeedleSettings
+    rows: tuple[Row, ...]
+    reach: int | None
+    """Tokens that attention alone can look back; None for all."""
+    chance_exact: float
+    """Probability of guessing a whole value."""
+    chance_token: float
+    """Probability of guessing one of its tokens."""
+    tokens_per_second: dict[int, float]
+    """By length: context tokens read per second and process, memory on."""
+    causality: CausalityCheck | None
+    """None when the check was not asked for."""
+    provenance: dict[str, str]
+    model_config: dict[str, Any]
+
+    def find(self, condition: str, length: int, depth: float | None = None, where: Where = "anywhere") -> Recall:
+        """One row's numbers. Raises KeyError when the evaluation has no such row."""
+        for row in self.rows:
+            if (row.condition, row.length, row.depth, row.where) == (condition, length, depth, where):
+                return row.recall
+        raise KeyError(f"no row for {condition}, {length} tokens, depth {depth}, {where}")
+
+    def to_json(self) -> str:
+        """Everything, readable."""
+        values = {
+            "format": "megatron_fwpkm needle evaluation 1",
+            "settings": asdict(self.settings) | {"reset": "sample"},
+            "attention_reach": self.reach,
+            "chance": {"exact_match": self.chance_exact, "token": self.chance_token},
+            "results": [_flat(row) for row in self.rows],
+            "tokens_per_second": {str(length): round(speed, 1) for length, speed in self.tokens_per_second.items()},
+            "causality": None if self.causality is None else asdict(self.causality) | {"passed": self.causality.passed},
+            "provenance": self.provenance,
+            "model_config": self.model_config,
+        }
+        return json.dumps(values, indent=2) + "\n"
+
+    def to_csv(self) -> str:
+        """The rows, with a header line."""
+        text = io.StringIO()
+        rows = [_flat(row) for row in self.rows]
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    place = {"condition": row.condition, "length": row.length, "depth": row.depth, "where": row.where}
+    return place | {
+        name: round(value, 6) if isinstance(value, float) else value for name, value in row.recall.as_dict().items()
+    }
+
+
+def tabulate(settings: NeedleSettings, records: Sequence[SampleRecord]) -> tuple[Row, ...]:
+    """All rows of an evaluation: per length and condition all depths together, on either side of the window, and each
+    depth. A control that shows no needle has no side of the window."""
+    rows = []
+    for condition in settings.conditions():
+        for length in sorted(settings.lengths):
+            ours = [record for record in records if record.cell.length == length]
+            rows.append(_row(condition, length, None, "anywhere", ours))
+            if condition != "never-shown":
+                sides: tuple[tuple[Where, bool], ...] = (("beyond window", False), ("in window", True))
+                for where, inside in sides:
+                    rows.append(_row(condition, length, None, where, (r for r in ours if r.in_window is inside)))
+            for depth in settings.depth_grid():
+                rows.append(_row(condition, length, depth, "anywhere", (r for r in ours if r.cell.depth == depth)))
+    return tuple(rows)
+
+
+def _row(
+    condition: str, length: int, depth: float | None, where: Where, records: Iterable[SampleRecord]
+) -> Row:
+    return Row(condition, length, depth, where, recall(record.answers[condition] for record in records))
+
+
+def reading_speed(records: Sequence[SampleRecord]) -> dict[int, float]:
+    """Context tokens per second, by length."""
+    speeds = {}
+    for length in sorted({record.cell.length for record in records}):
+        seconds = [record.read_seconds for record in records if record.cell.length == length]
+        speeds[length] = length * len(seconds) / max(sum(seconds), 1e-9)
+    return speeds
+
+
+def text_table(results: NeedleResults) -> str:
+    """The summary for a terminal: a line per length, exact match with its interval, then the controls."""
+    conditions = results.settings.conditions()
+    header = ["tokens", "exact match [95 %]", "beyond window", "first token", "token", *conditions[1:]]
+    lines = [header]
+    for length in sorted(results.settings.lengths):
+        main = results.find(MEMORY_ON, length)
+        beyond = results.find(MEMORY_ON, length, where="beyond window")
+        lines.append([
+            f"{length}",
+            f"{main.exact_match:.2f} [{main.low:.2f}, {main.high:.2f}]",
+            f"{beyond.exact_match:.2f} ({beyond.samples})" if beyond.samples else "-",
+            f"{main.first_token:.2f}",
+            f"{main.token_accuracy:.2f}",
+            *(f"{results.find(condition, length).exact_match:.2f}" for condition in conditions[1:]),
+        ])  # fmt: skip
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

@@ -1,0 +1,86 @@
+"""What a needle evaluation measures. Free of torch, so that the tool's help is instant."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from megatron_fwpkm.config import NeedleConfig
+
+Protocol = Literal["ask-after-write", "streaming"]
+Control = Literal["memory-off", "never-shown"]
+MEMORY_ON = "memory-on"
+"""Name of the measured condition, beside those of the controls."""
+
+PROTOCOL_MEANINGS = {
+    "ask-after-write": "The context is read once, what waits to be written is written, then the question is asked and "
+    "answered while the memory only reads.",
+    "streaming": "The question follows the context like any other text; what waits stays waiting and writes go on "
+    "while the answer is generated.",
+}
+CONTROL_MEANINGS = {
+    "memory-off": "The same contexts and questions, but the memory is never written: what attention alone recalls.",
+    "never-shown": "A question of the same form whose fact was not in the context: what guessing gives.",
+}
+
+
+@dataclass(frozen=True)
+class NeedleSettings:
+    """One needle evaluation. Every sample is drawn from (seed, length, number of the sample) alone."""
+
+    model: str
+    """Export or checkpoint folder."""
+    haystack: tuple[str, ...]
+    """Text files, plain or gzip."""
+    lengths: tuple[int, ...]
+    """Context lengths in tokens, needles included, question not."""
+    depths: int = 5
+    """Depths of the asked needle, from 0 % (the context begins with it) to 100 % (it ends with it), evenly spaced."""
+    samples: int = 50
+    """Contexts per length, spread over the depths in turn."""
+    needles: int = 5
+    """Facts in a context; one of them is asked."""
+    protocol: Protocol = "ask-after-write"
+    """Key of PROTOCOL_MEANINGS."""
+    controls: tuple[Control, ...] = ("memory-off", "never-shown")
+    """Keys of CONTROL_MEANINGS."""
+    needle: NeedleConfig = field(default_factory=NeedleConfig)
+    """Wording of the facts: template, key_words and value_words."""
+    seed: int = 1
+    """Seed of contexts, facts and places."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what cannot be measured."""
+        for name, values, known in (
+            ("--protocol", (self.protocol,), get_args(Protocol)),
+            ("--controls", self.controls, get_args(Control)),
+        ):
+            for value in values:
+                if value not in known:
+                    raise ValueError(f"{name} {value!r} is not known; choose from {', '.join(known)}")
+        for name, number in (("--depths", self.depths), ("--samples", self.samples), ("--needles", self.needles)):
+            if number < 1:
+                raise ValueError(f"{name} {number} must be at least 1")
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError(f"--lengths {' '.join(map(str, self.lengths))} must name positive numbers of tokens")
+        if len(set(self.lengths)) != len(self.lengths):
+            raise ValueError(f"--lengths {' '.join(map(str, self.lengths))} names a length twice")
+        if self.samples < self.depths:
+            raise ValueError(f"--samples {self.samples} must be at least --depths {self.depths}, one each")
+
+    def depth_grid(self) -> tuple[float, ...]:
+        """The depths as fractions; a single depth is the middle."""
+        if self.depths == 1:
+            return (0.5,)
+        return tuple(index / (self.depths - 1) for index in range(self.depths))
+
+    def conditions(self) -> tuple[str, ...]:
+        """What is asked of every sample: the memory, then the controls."""
+        return (MEMORY_ON, *self.controls)
+
+    def decides_a_sample(self) -> dict[str, Any]:
+        """Settings that change what one sample gives; lengths and number of samples only say how many there are."""
+        values = asdict(self)
+        for name in ("lengths", "samples"):
+            del values[name]
+        return values

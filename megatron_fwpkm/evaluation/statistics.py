@@ -1,0 +1,83 @@
+"""Counts of right answers with their uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_NORMAL_975 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one question brought."""
+
+    expected: tuple[int, ...]
+    """Tokens of the value."""
+    given: tuple[int, ...]
+    """Tokens the model generated greedily, as many."""
+
+    @property
+    def right_tokens(self) -> int:
+        """Tokens of the value that are right in their places."""
+        return sum(a == b for a, b in zip(self.expected, self.given, strict=True))
+
+    @property
+    def exact(self) -> bool:
+        """Whether all tokens are right."""
+        return self.given == self.expected
+
+    @property
+    def first(self) -> bool:
+        """Whether the first token is right."""
+        return self.given[0] == self.expected[0]
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Right answers among `samples`; fractions are nan where there are none."""
+
+    samples: int
+    exact_match: float
+    """Fraction with every token of the value right."""
+    low: float
+    """Lower end of the Wilson 95 % interval of exact_match."""
+    high: float
+    """Upper end of it."""
+    first_token: float
+    """Fraction with the first token right."""
+    token_accuracy: float
+    """Fraction of all value tokens that are right in their places."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fields by name, nan as None (JSON has no nan)."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion: honest at 0 and 1 and for few trials; (0, 1) without any."""
+    if not trials:
+        return 0.0, 1.0
+    z2 = _NORMAL_975**2
+    centre = (successes + z2 / 2) / (trials + z2)
+    half = _NORMAL_975 / (trials + z2) * math.sqrt(successes * (trials - successes) / trials + z2 / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def recall(answers: Iterable[Answer]) -> Recall:
+    """Summary of answers."""
+    answers = list(answers)
+    count = len(answers)
+    if not count:
+        return Recall(0, math.nan, 0.0, 1.0, math.nan, math.nan)
+    exact = sum(answer.exact for answer in answers)
+    tokens = sum(len(answer.expected) for answer in answers)
+    return Recall(
+        count,
+        exact / count,
+        *wilson_interval(exact, count),
+        sum(answer.first for answer in answers) / count,
+        sum(answer.right_tokens for answer in answers) / tokens,
+    )

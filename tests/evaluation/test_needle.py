@@ -1,0 +1,160 @@
+"""A whole evaluation: numbers, going on, processes, outputs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import struct
+
+import pytest
+
+from megatron_fwpkm.evaluation import needle as needle_module
+from megatron_fwpkm.evaluation.files import write_atomically
+from megatron_fwpkm.evaluation.heatmap import draw_heatmap
+from megatron_fwpkm.evaluation.needle import RunOptions, evaluate
+from megatron_fwpkm.evaluation.results import text_table
+from megatron_fwpkm.evaluation.settings import MEMORY_ON
+from tests.evaluation.oracle import fail_to_load, load_oracle
+
+OUTPUTS = ["heatmap.png", "report.html", "results.csv", "results.json", "samples.jsonl"]
+
+
+@pytest.fixture
+def oracle_results(make_settings, tmp_path):
+    """A finished evaluation of the oracle and its folder."""
+    options = RunOptions(tmp_path / "out", check_causality=True, command=("python", "tool.py", "--seed", "1 2"))
+    return evaluate(make_settings(samples=10), options, load_oracle), tmp_path / "out"
+
+
+def test_numbers_of_a_model_whose_recall_is_known(oracle_results):
+    results, _ = oracle_results
+    for length in (128, 512):
+        on = results.find(MEMORY_ON, length)
+        assert (on.samples, on.exact_match, on.first_token, on.token_accuracy) == (10, 1.0, 1.0, 1.0)
+        assert on.low == pytest.approx(0.7225, abs=1e-4)
+        assert results.find("never-shown", length).exact_match == 0
+        assert results.find("memory-off", length, where="beyond window").exact_match == 0
+        sides = [results.find(MEMORY_ON, length, where=where).samples for where in ("beyond window", "in window")]
+        assert sides == [8, 2]  # the deepest of five depths ends in the window
+        assert [results.find(MEMORY_ON, length, depth).samples for depth in results.settings.depth_grid()] == [2] * 5
+    assert results.chance_exact == pytest.approx(32**-3)
+    assert results.causality is not None and results.causality.passed
+    assert results.reach == 15
+
+
+def test_outputs_are_complete_and_agree(oracle_results):
+    results, folder = oracle_results
+    assert sorted(path.name for path in folder.iterdir()) == OUTPUTS
+    values = json.loads((folder / "results.json").read_text())
+    assert values["settings"]["reset"] == "sample" and values["settings"]["lengths"] == [128, 512]
+    assert values["provenance"]["command"] == "python tool.py --seed '1 2'"
+    assert {"date", "commit", "torch", "hardware"} <= values["provenance"].keys()
+    assert values["causality"]["passed"] is True
+    assert set(values["tokens_per_second"]) == {"128", "512"}
+    rows = list(csv.DictReader((folder / "results.csv").open()))
+    assert len(rows) == len(values["results"]) == len(results.rows)
+    for row, value in zip(rows, values["results"], strict=True):
+        assert row["condition"] == value["condition"] and float(row["exact_match"]) == value["exact_match"]
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()[1:]]
+    assert len(samples) == 20
+    assert all(sample["texts"]["value"] == sample["texts"][MEMORY_ON] for sample in samples)
+
+
+def test_the_report_needs_nothing_else(oracle_results):
+    results, folder = oracle_results
+    page = (folder / "report.html").read_text()
+    assert re.search(r'src="data:image/png;base64,[A-Za-z0-9+/=]{1000,}"', page)
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "$" not in re.sub(r"base64,[^\"]*", "", page)
+    for said in ("512 tokens", "1.00", "[0.72, 1.00] of 10", "never shown", "15 tokens through all layers", "Passed"):
+        assert said in page
+    assert text_table(results).splitlines()[1].split()[:3] == ["128", "1.00", "[0.72,"]
+
+
+def test_the_picture_has_a_panel_per_condition(oracle_results, make_settings, tmp_path):
+    results, folder = oracle_results
+    bare = evaluate(make_settings(controls=()), RunOptions(tmp_path / "bare"), load_oracle)
+
+    def width(png: bytes) -> int:
+        assert png.startswith(b"\x89PNG")
+        return struct.unpack(">I", png[16:20])[0]
+
+    assert (folder / "heatmap.png").read_bytes() == draw_heatmap(results)
+    assert width(draw_heatmap(results)) > width(draw_heatmap(bare))
+
+
+def test_a_stopped_evaluation_goes_on(make_settings, tmp_path, monkeypatch, capsys):
+    settings, options = make_settings(), RunOptions(tmp_path / "out")
+    first = evaluate(settings, options, load_oracle)
+    log = tmp_path / "out" / "samples.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:5]) + lines[5][:20])
+    asked = []
+    run = needle_module.Evaluator.run
+    monkeypatch.setattr(needle_module.Evaluator, "run", lambda self, cell: asked.append(cell) or run(self, cell))
+    monkeypatch.setattr(needle_module, "write_outputs", lambda results, folder: None)
+    again = evaluate(settings, options, load_oracle)
+    assert len(asked) == 10 - 4
+    assert "4 of 10 samples are there" in capsys.readouterr().err
+    assert again.rows == first.rows
+    longer = evaluate(make_settings(lengths=(128, 512, 256)), options, load_oracle)
+    assert len(asked) == 6 + 5 and longer.find(MEMORY_ON, 256).samples == 5
+    evaluate(settings, RunOptions(tmp_path / "out", overwrite=True), load_oracle)
+    assert len(asked) == 11 + 10
+
+
+def test_another_evaluation_in_the_folder_is_refused(make_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(needle_module, "write_outputs", lambda results, folder: None)
+    evaluate(make_settings(), RunOptions(tmp_path / "out"), load_oracle)
+    with pytest.raises(ValueError, match=r"\(needles, seed differ\).*--overwrite"):
+        evaluate(make_settings(seed=2, needles=2), RunOptions(tmp_path / "out"), load_oracle)
+
+
+def test_processes_do_not_change_a_number(make_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(needle_module, "write_outputs", lambda results, folder: None)
+    settings = make_settings(lengths=(128,))
+    alone = evaluate(settings, RunOptions(tmp_path / "one"), load_oracle)
+    together = evaluate(settings, RunOptions(tmp_path / "two", workers=2), load_oracle)
+    assert alone.rows == together.rows
+
+
+def test_text_shorter_than_a_context_is_refused(make_settings, tmp_path):
+    with pytest.raises(ValueError, match=r"the haystack has \d+ tokens, fewer than the longest of --lengths, 1000000"):
+        evaluate(make_settings(lengths=(128, 10**6)), RunOptions(tmp_path / "out"), load_oracle)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_length_that_cannot_hold_the_facts_is_refused(make_settings, tmp_path):
+    with pytest.raises(ValueError, match=r"--lengths 20 is too short for --needles 3: at least \d+ tokens"):
+        evaluate(make_settings(lengths=(128, 20)), RunOptions(tmp_path / "out"), load_oracle)
+
+
+def test_no_worker_is_refused(make_settings, tmp_path):
+    with pytest.raises(ValueError, match="--workers 0 must be at least 1"):
+        evaluate(make_settings(), RunOptions(tmp_path, workers=0), load_oracle)
+
+
+def test_a_model_that_cannot_be_loaded_is_told(make_settings, tmp_path):
+    with pytest.raises(ValueError, match="cannot load"):
+        evaluate(make_settings(), RunOptions(tmp_path), fail_to_load)
+
+
+def test_a_row_that_is_not_there(oracle_results):
+    with pytest.raises(KeyError, match="no row for memory-on, 77 tokens"):
+        oracle_results[0].find(MEMORY_ON, 77)
+    assert math.isclose(oracle_results[0].chance_token, 1 / 32)
+
+
+def test_a_failed_write_leaves_the_former_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_atomically(path, "first")
+
+    def full(self, data):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "second")
+    assert path.read_text() == "first"

@@ -1,0 +1,144 @@
+"""Protocols and controls on a model whose recall is known, and on a real one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_fwpkm.evaluation.haystack import load_haystack
+from megatron_fwpkm.evaluation.needle_samples import Cell, make_sample
+from megatron_fwpkm.evaluation.reading import NeedleReader, attention_reach, check_causality
+from megatron_fwpkm.evaluation.settings import MEMORY_ON
+from tests.evaluation.oracle import CHUNK, WINDOW, OracleModel
+
+LENGTH = 7 * CHUNK + 40  # the last 40 tokens wait for their chunk
+
+
+@pytest.fixture
+def ask(folder, tokenizer, spec, make_settings):
+    """ask(model, depth, **settings): the sample and what the model made of it."""
+    haystack = load_haystack([str(folder / "novel.txt")], tokenizer)
+
+    def call(model, depth, index=0, **changes):
+        reader = NeedleReader(model, make_settings(**changes), tokenizer.vocab_size)
+        sample = make_sample(haystack, spec, Cell(LENGTH, depth, index), needles=3, seed=1, reach=reader.reach)
+        return sample, reader.ask(sample).answers
+
+    return call
+
+
+def waiting_depth(sample_size: int) -> float:
+    """A depth whose needle is beyond the window and still waits to be written."""
+    return (LENGTH - 36) / (LENGTH - sample_size)
+
+
+@pytest.mark.parametrize("protocol", ["ask-after-write", "streaming"])
+def test_the_memory_recalls_what_was_written_and_controls_do_not(ask, tokenizer, protocol):
+    for index, depth in enumerate((0.0, 0.3, 0.6)):
+        sample, answers = ask(OracleModel(tokenizer.vocab_size), depth, index, protocol=protocol)
+        assert not sample.in_window
+        assert answers[MEMORY_ON].exact
+        assert not answers["memory-off"].exact
+        assert not answers["never-shown"].exact
+        assert answers["memory-off"].expected == answers[MEMORY_ON].expected == sample.asked.answer_tokens
+        assert answers["never-shown"].expected == sample.never_shown.answer_tokens
+
+
+def test_only_asking_after_the_write_finds_what_was_waiting(ask, tokenizer, spec):
+    size = len(ask(OracleModel(tokenizer.vocab_size), 0.5)[0].asked.tokens)
+    depth = waiting_depth(size)
+    sample, after = ask(OracleModel(tokenizer.vocab_size), depth, protocol="ask-after-write")
+    assert LENGTH - 40 <= sample.asked_start and not sample.in_window
+    assert after[MEMORY_ON].exact
+    assert not ask(OracleModel(tokenizer.vocab_size), depth, protocol="streaming")[1][MEMORY_ON].exact
+
+
+def test_a_needle_in_the_window_is_said_to_be_there(ask, tokenizer):
+    sample, answers = ask(OracleModel(tokenizer.vocab_size, window=24), 1.0)
+    assert sample.in_window
+    assert answers["memory-off"].exact  # attention alone finds it, which is why such samples are told apart
+
+
+def test_writes_go_on_only_in_the_streaming_protocol(ask, tokenizer):
+    for protocol, mode in (("ask-after-write", "frozen"), ("streaming", "on")):
+        model = OracleModel(tokenizer.vocab_size)
+        sample, _ = ask(model, 0.5, protocol=protocol, controls=())
+        question, answer = len(sample.asked.question), len(sample.asked.answer_tokens)
+        assert model.calls == [(LENGTH, "on"), (question, mode), *[(1, mode)] * (answer - 1)]
+
+
+def test_memory_off_reads_no_more_than_attention_can_see(ask, tokenizer):
+    model = OracleModel(tokenizer.vocab_size)
+    ask(model, 0.5, controls=("memory-off",))
+    assert (WINDOW, "off") in model.calls
+    model = OracleModel(tokenizer.vocab_size, window=None)
+    ask(model, 0.5, controls=("memory-off",))
+    assert (LENGTH, "off") in model.calls
+
+
+def test_no_control_is_asked_unless_wanted(ask, tokenizer):
+    assert list(ask(OracleModel(tokenizer.vocab_size), 0.5, controls=())[1]) == [MEMORY_ON]
+
+
+def test_reach_adds_up_over_layers(tiny_model):
+    assert attention_reach(tiny_model) == 2 * 7
+    assert attention_reach(OracleModel(10, window=None)) is None
+
+
+@torch.inference_mode()
+def test_the_end_of_a_context_is_enough_for_the_control(tiny_model, folder, tokenizer, spec, make_settings):
+    haystack = load_haystack([str(folder / "novel.txt")], tokenizer)
+    reader = NeedleReader(tiny_model, make_settings(), tokenizer.vocab_size)
+    sample = make_sample(haystack, spec, Cell(300, 0.5, 0), needles=3, seed=1, reach=reader.reach)
+
+    def logits(context: np.ndarray) -> torch.Tensor:
+        return reader._call(sample.asked.question, reader._read(context, "off"), "off")
+
+    whole, end = logits(sample.context), logits(reader._visible(sample))
+    assert len(reader._visible(sample)) == reader.reach + 1
+    torch.testing.assert_close(end, whole, rtol=1e-4, atol=1e-4)
+    with pytest.raises(AssertionError, match="not close"):  # a shorter end is not enough, so the comparison can fail
+        torch.testing.assert_close(logits(sample.context[-3:]), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_answering_leaves_the_past_alone(tiny_model, folder, tokenizer, spec, make_settings):
+    haystack = load_haystack([str(folder / "novel.txt")], tokenizer)
+    reader = NeedleReader(tiny_model, make_settings(protocol="streaming"), tokenizer.vocab_size)
+    sample = make_sample(haystack, spec, Cell(200, 0.5, 0), needles=3, seed=1, reach=reader.reach)
+    with torch.inference_mode():
+        past = reader._read(sample.context, "on")
+        before = [stream.values.clone() for stream in past.memory.values()]
+        first = reader._answer(past, sample.asked, "on")
+        assert reader._answer(past, sample.asked, "on") == first
+    assert all(torch.equal(a, b.values) for a, b in zip(before, past.memory.values(), strict=True))
+
+
+def test_ids_beyond_the_tokenizer_are_no_answers(folder, tokenizer, spec, make_settings):
+    class Padding(OracleModel):
+        def _predict(self, cache):
+            return self.config.vocab_size - 1
+
+    haystack = load_haystack([str(folder / "novel.txt")], tokenizer)
+    reader = NeedleReader(Padding(tokenizer.vocab_size + 8), make_settings(), tokenizer.vocab_size)
+    sample = make_sample(haystack, spec, Cell(200, 0.5, 0), needles=3, seed=1, reach=reader.reach)
+    assert max(reader.ask(sample).answers[MEMORY_ON].given) < tokenizer.vocab_size
+
+
+def test_a_causal_model_passes_the_check(tiny_model, tokenizer):
+    text = np.random.default_rng(0).integers(3, tokenizer.vocab_size, 150)
+    check = check_causality(tiny_model, text, tokenizer.vocab_size)
+    assert check.passed and check.changed == 75
+
+
+def test_a_model_that_peeks_fails_the_check(tokenizer):
+    text = np.random.default_rng(0).integers(3, tokenizer.vocab_size, 150)
+    check = check_causality(OracleModel(tokenizer.vocab_size, peeks=True), text, tokenizer.vocab_size)
+    assert not check.before_identical and not check.passed
+
+
+def test_a_check_that_sees_no_effect_does_not_pass(tokenizer):
+    text = np.full(150, 5)
+    text[:75] = np.arange(10, 85)
+    check = check_causality(OracleModel(tokenizer.vocab_size, window=1), text, tokenizer.vocab_size)
+    assert check.before_identical and not check.after_differs and not check.passed

@@ -1,0 +1,77 @@
+"""Measure long-context recall: facts hidden in real text, one asked for, with controls. Example:
+
+python tools/evaluate_needle.py --model runs/quickstart/hf --haystack novel.txt.gz --lengths 256 1024 4096 8192 \
+    --depths 5 --samples 50 --needles 5 --workers 2 --output runs/needle
+
+writes results.json, results.csv, heatmap.png, report.html and samples.jsonl. The same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_fwpkm.config import NeedleConfig
+from megatron_fwpkm.config.cli import run_cli
+from megatron_fwpkm.evaluation.settings import CONTROL_MEANINGS, PROTOCOL_MEANINGS, NeedleSettings
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, defaults, needle = parser.add_argument, NeedleSettings("", (), (1,)), NeedleConfig()
+    add("--model", required=True, metavar="DIR", help="export or checkpoint")
+    add("--haystack", required=True, nargs="+", metavar="FILE", help="text to hide facts in, plain or gzip")
+    add("--output", required=True, metavar="DIR", type=Path, help="folder of the results")
+    add("--lengths", required=True, nargs="+", type=int, metavar="N", help="context lengths in tokens")
+    counts = {"depths": "depths of the asked needle, from 0 to 100 %%", "needles": "facts per context, one is asked",
+              "samples": "contexts per length, spread over the depths", "seed": "seed of the samples"}  # fmt: skip
+    for name, text in counts.items():
+        value = getattr(defaults, name)
+        add(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default: {value})")
+    add("--protocol", choices=list(PROTOCOL_MEANINGS), default=defaults.protocol,
+        help="ask when everything is written, with the memory frozen; or let the question follow and writes go on "
+        f"(default: {defaults.protocol})")  # fmt: skip
+    add("--controls", nargs="*", choices=list(CONTROL_MEANINGS), default=list(defaults.controls),
+        help="never write the memory; ask for a fact that is not there (default: both)")  # fmt: skip
+    add("--needle-template", default=needle.template, metavar="TEXT", help=f"a fact (default: {needle.template!r})")
+    for name in ("key_words", "value_words"):
+        value = getattr(needle, name)
+        flag = f"--needle-{name.replace('_', '-')}"
+        add(flag, type=int, default=value, metavar="N", help=f"words of a {name[:-6]} (default: {value})")
+    add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    add("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
+    add("--check-causality", action="store_true", 
+        help="also change a token and compare all earlier logits; exit 1 if one moves")  # fmt: skip
+    add("--overwrite", action="store_true", help="measure anew what is already in --output")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate, print the table and where the report is; 1 when the causality check fails."""
+    args = build_parser().parse_args(argv)
+    needle = NeedleConfig(
+        template=args.needle_template, key_words=args.needle_key_words, value_words=args.needle_value_words
+    )
+    settings = NeedleSettings(
+        args.model, tuple(args.haystack), tuple(args.lengths), args.depths, args.samples, args.needles, args.protocol,
+        tuple(dict.fromkeys(args.controls)), needle, args.seed,
+    )  # fmt: skip
+    from megatron_fwpkm.evaluation.needle import RunOptions, evaluate
+    from megatron_fwpkm.evaluation.results import text_table
+
+    command = ("python", "tools/evaluate_needle.py", *(sys.argv[1:] if argv is None else argv))
+    options = RunOptions(args.output, args.workers, args.device, args.overwrite, args.check_causality, command)
+    results = evaluate(settings, options)
+    print(text_table(results))
+    print(f"report: {args.output / 'report.html'}")
+    if results.causality is not None and not results.causality.passed:
+        print("error: the causality check failed: a token changed logits before it", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
