@@ -90,6 +90,19 @@ def test_document_starts_are_true_boundaries(write_dataset: WriteDataset, null: 
         assert torch.equal(item["document_starts"], expected)
 
 
+def test_an_end_of_document_inside_a_sequence_starts_one(write_dataset: WriteDataset, null: Tokenizer) -> None:
+    packed = [token for document in numbered(60, eod=null.eod) for token in document]
+    prefix = write_dataset("packed", [packed], null)
+    train, _, _ = build_datasets(
+        configuration(dataclasses.replace(NULL, data_path=(prefix,), split="1,0,0"), eval_iters=0), null
+    )
+    for index in range(10):
+        item = train[index]
+        expected = (item["tokens"] % 7 == 0) & (item["tokens"] != null.eod)
+        expected[0] = True
+        assert torch.equal(item["document_starts"], expected)
+
+
 @pytest.mark.parametrize("flags", [{"eod_mask_loss": True}, {"reset_position_ids": True}, {}])
 def test_masks_and_positions_agree_with_megatron(
     write_dataset: WriteDataset, null: Tokenizer, flags: dict[str, bool]
@@ -161,6 +174,8 @@ def test_facts_stand_in_both_halves_and_answers_weigh(write_dataset: WriteDatase
             "mean loss + 5 * mean loss of the answers"
         )
         # every answered value stood behind the same key in the first half
+        predicted = tokenizer.decode(item["labels"][heavy].tolist()).split()
+        assert len(predicted) == 12 and set(predicted) <= set(train.spec.value_vocabulary)
         answers = heavy.nonzero().flatten().tolist()
         for begin in range(0, 12, 3):
             first = answers[begin] + 1

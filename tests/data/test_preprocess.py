@@ -175,6 +175,7 @@ TEXT = st.text(st.sampled_from("ab \n\t\u2028\u00e9\U0001f600</s>"), min_size=1,
     contents=st.lists(st.lists(st.one_of(TEXT, st.none()), max_size=8), min_size=1, max_size=3),
     compressed=st.booleans(),
     block_bytes=st.integers(1, 80),
+    workers=st.sampled_from([1, 1, 1, 2]),  # starting processes takes most of the time
 )
 def test_every_good_document_once_in_order(
     tmp_path: Path,
@@ -183,6 +184,7 @@ def test_every_good_document_once_in_order(
     contents: list[list[str | None]],
     compressed: bool,
     block_bytes: int,
+    workers: int,
 ) -> None:
     inputs = []
     for number, texts in enumerate(contents):
@@ -196,7 +198,8 @@ def test_every_good_document_once_in_order(
             with pytest.raises(ValueError, match="holds no document"):
                 run(tmp_path, tokenizer_file, *inputs, on_error="skip", overwrite=True)
             return
-        report = run(tmp_path, tokenizer_file, *inputs, on_error="skip", overwrite=True, append_eod=True)
+        options = {"on_error": "skip", "overwrite": True, "append_eod": True, "workers": workers}
+        report = run(tmp_path, tokenizer_file, *inputs, **options)
     documents = documents_of(report.prefixes[0])
     assert [tokenizer.decode(document) for document in documents] == good
     assert all(document[-1] == tokenizer.eod for document in documents)

@@ -33,14 +33,14 @@ def load(path: Path) -> SentencePieceTokenizer:
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
-    path.write_text(novel(50_000), encoding="utf-8")
+    path.write_text(novel(50_000) + "In 1811 and 1818.\n" * 40, encoding="utf-8")
     return path
 
 
 def test_training_is_reproducible_whatever_the_form_of_the_input(tmp_path: Path, text: Path) -> None:
     packed = tmp_path / "packed.bin"
     packed.write_bytes(gzip.compress(text.read_bytes()))
-    parts = [part for part in novel(50_000).split("\n\n") if part.strip()]
+    parts = [part for part in text.read_text(encoding="utf-8").split("\n\n") if part.strip()]
     lines = tmp_path / "lines.jsonl"
     lines.write_text("".join(json.dumps({"content": part}) + "\n" for part in parts))
     models = []
@@ -80,10 +80,11 @@ def test_normalization_joins_white_space(tmp_path: Path, text: Path) -> None:
 def test_the_report_counts(tmp_path: Path, text: Path) -> None:
     report = train(tmp_path, text)
     tokenizer = load(report.model)
-    paragraphs = ["\n".join(part.split("\n")) for part in novel(50_000).split("\n\n")]
+    content = text.read_text(encoding="utf-8")
+    paragraphs = content.split("\n\n")
     ids = [token for part in paragraphs for token in tokenizer.encode(part.strip("\n"))]
     assert report.tokens == pytest.approx(len(ids), rel=0.01)
-    assert report.words == len(novel(50_000).split())
+    assert report.words == len(content.split())
     assert report.byte_pieces == pytest.approx(sum(map(tokenizer.is_byte, ids)), abs=len(paragraphs))
     assert report.whole_words == len(tokenizer.whole_words())
     rows = dict(report.rows())
