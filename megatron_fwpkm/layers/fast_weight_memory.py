@@ -75,7 +75,9 @@ class FastWeightProductKeyMemory(FastWeightTables):
         """Make one norm and the linear behind it; both see whole sequences."""
         norm = RMSNorm(self.config, width, self.config.layernorm_epsilon, on_sequence_shards=False)
         self.add_module(f"{name}_norm", norm)
-        self.add_module(f"{name}_proj", nn.Linear(width, outputs, dtype=self.config.params_dtype))
+        # Without torch's own initialisation, which draws as many numbers as this rank has columns.
+        linear = nn.utils.skip_init(nn.Linear, width, outputs, dtype=self.config.params_dtype)
+        self.add_module(f"{name}_proj", linear)
 
     @torch.no_grad()
     def _initialize_parameters(self) -> None:
@@ -144,9 +146,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
         self._last = ForwardRecord(gates, outputs, self.chunk_size)
         return retrieved.transpose(0, 1)
 
-    def _call(
-        self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None
-    ) -> FastWeightOutput:
+    def _call(self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None) -> FastWeightOutput:
         fwpkm = self.config.fwpkm
         output = fast_weight_memory_(
             queries,

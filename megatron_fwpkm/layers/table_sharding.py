@@ -8,13 +8,47 @@ from __future__ import annotations
 
 import torch
 from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
-    reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.distributed import ProcessGroup
+
+
+class _CopyToShards(torch.autograd.Function):
+    """Identity; backward sums over ranks.
+
+    Megatron's own mapping reduces ``grad.contiguous()`` and returns ``grad``: right for contiguous gradients only, and
+    it overwrites them.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group  # type: ignore[attr-defined]
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _sum(gradients[0], ctx.group), None  # type: ignore[attr-defined]
+
+
+class _SumOfShards(torch.autograd.Function):
+    """Sum over ranks; in backward the identity, for a result of which every rank makes the same use."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, group: ProcessGroup) -> Tensor:
+        return _sum(x, group)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def _sum(x: Tensor, group: ProcessGroup) -> Tensor:
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(total, group=group)
+    return total
 
 
 class ColumnSharding:
@@ -44,20 +78,17 @@ class ColumnSharding:
 
     def copy_to_shards(self, x: Tensor) -> Tensor:
         """Return ``x``; in backward, sum its gradient over the ranks, each of which used it for its columns."""
-        return copy_to_tensor_model_parallel_region(x, self.group) if self.size > 1 else x
+        return _CopyToShards.apply(x, self.group) if self.size > 1 else x
 
     def sum_columns(self, x: Tensor) -> Tensor:
         """Return the sum of ``x`` over the ranks, without gradient."""
-        if self.size > 1:
-            x = x.detach().clone()
-            torch.distributed.all_reduce(x, group=self.group)
-        return x
+        return _sum(x, self.group) if self.size > 1 else x
 
     def total(self, x: Tensor) -> Tensor:
         """Return the sum of ``x`` over the ranks; in backward, sum the gradients of all its users, too."""
         if self.size == 1:
             return x
-        return self.copy_to_shards(reduce_from_tensor_model_parallel_region(x, self.group))
+        return _CopyToShards.apply(_SumOfShards.apply(x, self.group), self.group)
 
     def gather_sequence(self, x: Tensor) -> Tensor:
         """All-gather sequence shards [s/tp, ...] to [s, ...]; backward cuts the gradient, complete on all."""
@@ -71,7 +102,7 @@ class ColumnSharding:
             return x
         if sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(x, self.group)
-        return reduce_from_tensor_model_parallel_region(x, self.group)
+        return _SumOfShards.apply(x, self.group)
 
 
 def standardize(x: Tensor, sharding: ColumnSharding) -> Tensor:

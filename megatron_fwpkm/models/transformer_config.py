@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
 from megatron_fwpkm.config import FwPKMConfig, PretrainConfig
-from megatron_fwpkm.models.sizes import ffn_hidden_size, kv_channels, layer_windows, num_query_groups
+from megatron_fwpkm.config.derived import ffn_hidden_size, kv_channels, layer_windows, num_query_groups
 
 
 @dataclass
@@ -35,7 +35,7 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
     tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
     return FwPKMTransformerConfig(
         fwpkm=config.fwpkm,
-        layer_windows=tuple(window and window[0] for window in layer_windows(model)),
+        layer_windows=layer_windows(model),
         init_seed=training.seed,
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
