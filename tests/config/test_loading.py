@@ -1,0 +1,238 @@
+"""Command line and YAML to one configuration, with origins."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron_fwpkm.config import PretrainConfig
+from megatron_fwpkm.config.loading import COMMAND_LINE, DEFAULT, Resolved, option_groups, parse_pretrain
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write text to run.yaml in the working directory; returns its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def to_file(text: str, name: str = "run.yaml") -> str:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return name
+
+    return to_file
+
+
+def config_of(*argv: str) -> PretrainConfig:
+    return parse_pretrain(argv).config
+
+
+def test_without_arguments_all_is_default():
+    resolved = parse_pretrain([])
+    assert resolved.config == PretrainConfig()
+    assert set(resolved.origins.values()) == {DEFAULT}
+    assert len(resolved.origins) == sum(len(found) for _, _, found in option_groups())
+
+
+def test_command_line_wins_over_file_over_default(write):
+    path = write("# a comment\nlr: 2e-4\nfwpkm_topk: 4\nfwpkm-layer-numbers: [3, 7]\n")
+    resolved = parse_pretrain(["--config", path, "--fwpkm-topk", "16", "--bf16"])
+    assert resolved.config.optimizer.lr == 2e-4
+    assert resolved.config.fwpkm.topk == 16
+    assert resolved.config.fwpkm.layer_numbers == (3, 7)
+    assert resolved.config.training.bf16
+    assert resolved.origins["--lr"] == "run.yaml:2"
+    assert resolved.origins["--fwpkm-topk"] == COMMAND_LINE
+    assert resolved.origins["--fwpkm-layer-numbers"] == "run.yaml:4"
+    assert resolved.origins["--min-lr"] == DEFAULT
+
+
+def test_a_value_equal_to_the_default_still_has_its_origin(write):
+    resolved = parse_pretrain(["--config", write("bf16: false\n"), "--lr", "0.001"])
+    assert resolved.origins["--bf16"] == "run.yaml:1"
+    assert resolved.origins["--lr"] == COMMAND_LINE
+
+
+def test_later_files_win(write):
+    first, second = write("lr: 1.0\nseed: 1\n", "a.yaml"), write("lr: 2.0\n", "b.yaml")
+    resolved = parse_pretrain(["--config", first, "--config", second])
+    assert (resolved.config.optimizer.lr, resolved.config.training.seed) == (2.0, 1)
+    assert (resolved.origins["--lr"], resolved.origins["--seed"]) == ("b.yaml:1", "a.yaml:2")
+
+
+@pytest.mark.parametrize(
+    ("text", "group", "field", "value"),
+    [
+        ("lr: 1e-3", "optimizer", "lr", 1e-3),  # text for YAML 1.1
+        ("lr: 1", "optimizer", "lr", 1.0),
+        ("num-layers: '6'", "model", "num_layers", 6),
+        ("bf16: yes", "training", "bf16", True),
+        ("fwpkm-gate: off", "fwpkm", "gate", False),
+        ("window-size: 511,0", "model", "window_size", ((511, 0),)),
+        ("window-size: ['23,0', \"-1,0\"]", "model", "window_size", ((23, 0), (-1, 0))),
+        ("window-size: [[23, 0], [-1, 0]]", "model", "window_size", ((23, 0), (-1, 0))),
+        ("window-size:\n  - 23,0\n  - -1,0", "model", "window_size", ((23, 0), (-1, 0))),
+        ("fwpkm-layer-numbers: 3", "fwpkm", "layer_numbers", (3,)),
+        ("fwpkm-layer-numbers: []", "fwpkm", "layer_numbers", ()),
+        ("fwpkm-layer-numbers: none", "fwpkm", "layer_numbers", ()),
+        ("ffn-hidden-size: null", "model", "ffn_hidden_size", None),
+        ("ffn-hidden-size: none", "model", "ffn_hidden_size", None),
+        ("ffn-hidden-size:", "model", "ffn_hidden_size", None),
+        ("save: 'none'", "checkpoint", "save", "none"),
+        ("save: 2026", "checkpoint", "save", "2026"),
+        ("data-path: corpus", "data", "data_path", ("corpus",)),
+        ("data-path: [0.5, a b, 0.5, c]", "data", "data_path", ("0.5", "a b", "0.5", "c")),
+        ("split: 90,5,5", "data", "split", "90,5,5"),
+        ("", "model", "num_layers", 12),
+        ("# nothing", "model", "num_layers", 12),
+    ],
+)
+def test_yaml_values(write, text, group, field, value):
+    assert getattr(getattr(config_of("--config", write(text)), group), field) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: 1\nfwpkm-lookhead: 2", r"^run.yaml:2: there is no option fwpkm-lookhead; did you mean fwpkm-lookahead\?"),
+        ("topk: 8", r"^run.yaml:1: there is no option topk; did you mean fwpkm-topk\?"),
+        ("zzzzzz: 8", r"^run.yaml:1: there is no option zzzzzz$"),
+        ("--lr: 8", r"^run.yaml:1: write lr without dashes before it"),
+        ("no-bf16: true", r"^run.yaml:1: write `bf16: false` instead of no-bf16"),
+        ("config: other.yaml", r"^run.yaml:1: a file cannot name another file; give --config several times"),
+        ("lr: 1\n\nlr: 2", r"^run.yaml:3: lr stands here a second time \(first in line 1\); remove one"),
+        ("fwpkm-topk: 1\nfwpkm_topk: 2", r"^run.yaml:2: fwpkm-topk stands here a second time \(first in line 1\)"),
+        ("fwpkm:\n  topk: 8", r"^run.yaml:1: fwpkm holds a nested mapping.*write `fwpkm-topk: ...` at the left edge"),
+        ("optimizer:\n  lr: 8", r"^run.yaml:1: optimizer holds a nested mapping.*write `lr: ...` at the left edge"),
+        ("lr: fast", r"^run.yaml:1: lr: 'fast' is not a number"),
+        ("num-layers: 1.5", r"^run.yaml:1: num-layers: '1.5' is not a whole number"),
+        ("num-layers: [4]", r"^run.yaml:1: num-layers: takes one whole number, not a list"),
+        ("num-layers:", r"^run.yaml:1: num-layers: has no value; it takes a whole number, or remove the line"),
+        ("bf16: 1", r"^run.yaml:1: bf16: '1' is neither true nor false"),
+        ("save: true", r"^run.yaml:1: save: takes text, not true; put it in quotes"),
+        ("lr-decay-style: cosin", r"^run.yaml:1: lr-decay-style: 'cosin' is none of constant, linear, cosine, WSD"),
+        ("fwpkm-layer-numbers: 3 7", r"^run.yaml:1: fwpkm-layer-numbers: write several values as a list: \[3, 7\]"),
+        ("fwpkm-layer-numbers: [3, x]", r"^run.yaml:1: fwpkm-layer-numbers: 'x' is not a whole number"),
+        ("fwpkm-layer-numbers: [[3]]", r"^run.yaml:1: fwpkm-layer-numbers: takes a whole number here, not a list"),
+        ("data-path:\n  - a: b", r"^run.yaml:2: data-path: takes a text here, not a mapping"),
+        ("window-size: 127", r"^run.yaml:1: window-size: '127' is not a pair of whole numbers like 127,0"),
+        ("lr: [1", r"^run.yaml:\d: is not YAML"),
+        ("lr: 1\n\tseed: 2", r"^run.yaml:2: is not YAML"),
+        ("lr: 1\n---\nlr: 2", r"^run.yaml:\d: is not YAML: but found another document"),
+        ("- lr", r"^run.yaml:1: a configuration is a list of lines `name: value`"),
+        ("just text", r"^run.yaml:1: a configuration is a list of lines"),
+        ("[a, b]: 1", r"^run.yaml:1: a name is one word"),
+        ("lr: \x01", r"^run.yaml: is not YAML"),
+    ],
+)
+def test_wrong_yaml_names_file_and_line(write, text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_pretrain(["--config", write(text)])
+
+
+def test_a_file_that_is_not_text(write, tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"lr: \xff\xfe")
+    with pytest.raises(ValueError, match="run.yaml: is not UTF-8 text: invalid start byte at byte 4"):
+        parse_pretrain(["--config", "run.yaml"])
+
+
+def test_a_missing_file_is_an_error_with_its_path():
+    with pytest.raises(FileNotFoundError, match="absent.yaml"):
+        parse_pretrain(["--config", "absent.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fwpkm-lookhead", "2"], "unknown flag --fwpkm-lookhead; did you mean --fwpkm-lookahead?"),
+        (["--topk=2"], "unknown flag --topk; did you mean --fwpkm-topk?"),
+        (["--fwpkm_topk", "2"], "unknown flag --fwpkm_topk; did you mean --fwpkm-topk?"),
+        (["--confg", "x"], "unknown flag --confg; did you mean --config?"),
+        (["run.yaml"], "unexpected argument 'run.yaml': every option is a flag (--config run.yaml?)"),
+        (["--lr", "fast"], "argument --lr: 'fast' is not a number"),
+        (["--bf16", "true"], "unexpected argument 'true'"),
+    ],
+)
+def test_wrong_usage_leaves_with_status_2(words, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_pretrain(words)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_yaml_reads_back_with_origins(write):
+    argv = [
+        "--config",
+        write("lr: 1e-5\nbf16: true\n"),
+        "--window-size",
+        "23,0",
+        "-1,0",
+        "--data-path",
+        "0.3",
+        "a: b #c",
+    ]
+    resolved = parse_pretrain(argv)
+    text = resolved.to_yaml()
+    assert config_of("--config", write(text, "saved.yaml")) == resolved.config
+    assert "\nlr: 1.0e-05  # run.yaml:1\n" in text
+    assert '\nwindow-size: ["23,0", "-1,0"]  # command line\n' in text
+    assert "\nseed: 1234  # default\n" in text
+    loaded = yaml.safe_load(text)  # any YAML reader sees the same
+    assert loaded["lr"] == 1e-5 and loaded["bf16"] is True and loaded["save"] is None
+    assert loaded["data-path"] == ["0.3", "a: b #c"]
+
+
+_texts = st.text(st.characters(codec="utf-8"), max_size=12)
+_numbers = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lr=_numbers,
+    size=st.integers(),
+    split=_texts,
+    save=st.none() | _texts,
+    paths=st.lists(_texts).map(tuple),
+    layers=st.lists(st.integers()).map(tuple),
+    windows=st.lists(st.tuples(st.integers(), st.integers())).map(tuple),
+    vocab=st.none() | st.integers(),
+    bf16=st.booleans(),
+)
+def test_every_configuration_reads_back(write, lr, size, split, save, paths, layers, windows, vocab, bf16):
+    start = PretrainConfig()
+    config = replace(
+        start,
+        model=replace(start.model, num_layers=size, window_size=windows),
+        optimizer=replace(start.optimizer, lr=lr),
+        fwpkm=replace(start.fwpkm, layer_numbers=layers),
+        data=replace(start.data, split=split, data_path=paths, vocab_size=vocab),
+        checkpoint=replace(start.checkpoint, save=save),
+        training=replace(start.training, bf16=bf16),
+    )
+    text = Resolved(config, parse_pretrain([]).origins).to_yaml()
+    assert config_of("--config", write(text)) == config
+
+
+def test_all_groups_are_options():
+    assert [name for name, _, _ in option_groups()] == [group.name for group in fields(PretrainConfig)]
+
+
+def test_help_is_fast_and_teaches():
+    start = time.perf_counter()
+    script = "import sys; from megatron_fwpkm.config.loading import parse_pretrain as p\ntry: p(['--help'])\nfinally: "
+    check = "print('HEAVY', {'torch', 'numpy', 'rich'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", script + check], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    elapsed = time.perf_counter() - start
+    assert run.returncode == 0, run.stderr
+    assert "HEAVY set()" in run.stdout
+    assert elapsed < 5  # a second on an idle machine
+    for piece in ("Model:", "FwPKM:", "--no-bf16", "examples:", "--dry-run", "(default: 0.001)", "torchrun"):
+        assert piece in run.stdout, piece

@@ -1,0 +1,174 @@
+"""Every rule between options: its message names flags, values and a way out."""
+
+# ruff: noqa: E501 - a table of whole messages is read more easily than one of pieces
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from megatron_fwpkm.config import PretrainConfig
+from megatron_fwpkm.config.loading import parse_pretrain
+from megatron_fwpkm.config.ranges import values_out_of_range
+from megatron_fwpkm.config.validation import problems, validate
+
+SOUND = ["--data-path", "corpus", "--tokenizer-model", "t.model", "--num-layers", "4", "--fwpkm-layer-numbers", "2"]
+
+
+def config_of(*words: str) -> PretrainConfig:
+    return parse_pretrain([*SOUND, *words]).config
+
+
+def test_a_sound_configuration_passes():
+    validate(config_of())
+    validate(config_of("--tensor-model-parallel-size", "4", "--num-query-groups", "4"), 8)
+    validate(config_of("--fwpkm-layer-numbers", "none", "--fwpkm-topk", "600", "--seq-length", "8"))
+    validate(config_of("--window-size", "23,0", "-1,0", "0,0", "127,0"))
+    validate(config_of("--lr-decay-style", "WSD", "--lr-warmup-iters", "100", "--lr-wsd-decay-iters", "900"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        # model
+        ("--hidden-size 100", "--hidden-size 100 is not a multiple of --num-attention-heads 12: take --hidden-size 96 or 108, or give --kv-channels"),
+        ("--num-query-groups 5", "--num-query-groups 5 must divide --num-attention-heads 12: take 4 or 6"),
+        ("--rotary-percent 0.05", "--rotary-percent 0.05 of a head of 64 rotates 3 channels, which must be an even number of at least 2"),
+        ("--rotary-base 10000.5", "--rotary-base 10000.5 must be a whole number; take 10000"),
+        ("--window-size 1,0 1,0 1,0", "--window-size has 3 windows for --num-layers 4: give one for all layers or 4"),
+        ("--window-size 127,3", "--window-size 127,3 would see tokens to come: RIGHT must be 0, as in 127,0"),
+        ("--window-size 64,-1", "--window-size 64,-1 would see tokens to come: RIGHT must be 0"),
+        ("--window-size -2,0", "--window-size -2,0 has no meaning: LEFT is the number of tokens before a token, or -1"),
+        # memory
+        ("--fwpkm-layer-numbers 2 5", "--fwpkm-layer-numbers 5: the model has layers 1 to 4 (--num-layers); take"),
+        ("--fwpkm-layer-numbers 0", "layers 1 to 4 (--num-layers) (the paper counts from 0: add 1)"),
+        ("--fwpkm-layer-numbers 2 2", "--fwpkm-layer-numbers names 2 more than once"),
+        ("--fwpkm-num-subkeys 4", "--fwpkm-topk 8 is more than the 4 sub-keys of a half (--fwpkm-num-subkeys); take at most 4"),
+        ("--fwpkm-key-dim 33", "--fwpkm-key-dim 33 must be even, for a query is cut into halves; take 32 or 34"),
+        ("--fwpkm-value-dim 1", "--fwpkm-value-dim 1 cannot be z-scored: take at least 2, or --no-fwpkm-normalize-targets"),
+        ("--fwpkm-lookahead 64 --fwpkm-chunk-size 64", "--fwpkm-lookahead 64 leaves nothing to write of --fwpkm-chunk-size 64 tokens: take a lookahead of at most 63"),
+        ("--seq-length 256", "--seq-length 256 is shorter than --fwpkm-chunk-size 512, so nothing written could be read in the same sequence: take a chunk of at most 128"),
+        # layout
+        ("--tensor-model-parallel-size 3 --fwpkm-value-dim 513 --ffn-hidden-size 2049", "--tensor-model-parallel-size 3 does not divide --fwpkm-num-subkeys 512 (near: 510 or 513)"),
+        ("--tensor-model-parallel-size 8", "--tensor-model-parallel-size 8 does not divide --num-attention-heads 12 (near: 8 or 16) and --num-query-groups 12 (near: 8 or 16): take a tensor-parallel size of 4, which divides everything"),
+        ("--tensor-model-parallel-size 4 --fwpkm-value-dim 510", "does not divide --fwpkm-value-dim 510 (near: 508 or 512): take a tensor-parallel size of 2"),
+        ("--tensor-model-parallel-size 2 --ffn-hidden-size 7", "does not divide --ffn-hidden-size 7 (near: 6 or 8)"),
+        ("--tensor-model-parallel-size 2 --sequence-parallel --seq-length 1023", "does not divide --seq-length 1023 (near: 1022 or 1024)"),
+        ("--sequence-parallel", "--sequence-parallel shards over tensor-parallel ranks: give --tensor-model-parallel-size of at least 2"),
+        ("--pipeline-model-parallel-size 3", "--pipeline-model-parallel-size 3 does not divide --num-layers 4: take 2 or 4 stages"),
+        # schedule
+        ("--lr-warmup-iters 1000", "--lr-warmup-iters 1000 does not end before the decay does (--train-iters 1000): shorten the warm-up"),
+        ("--lr-warmup-iters 50 --lr-decay-iters 50", "--lr-warmup-iters 50 does not end before the decay does (--lr-decay-iters 50)"),
+        ("--min-lr 1", "--min-lr 1.0 is above the peak --lr 0.001: lower it"),
+        ("--lr-wsd-decay-iters 10", "--lr-wsd-decay-iters 10 belongs to --lr-decay-style WSD, not cosine: choose WSD or remove it"),
+        ("--lr-decay-style WSD --lr-wsd-decay-iters 999 --lr-warmup-iters 2", "--lr-wsd-decay-iters 999 does not fit between --lr-warmup-iters 2 and --train-iters 1000: take at most 998"),
+        # data
+        ("--data-path none", "no training data: give --data-path PREFIX (made by tools/preprocess_data.py) or --train-data-path"),
+        ("--train-data-path a --valid-data-path b", "--data-path and --train-data-path --valid-data-path exclude each other"),
+        ("--data-path none --valid-data-path b", "--valid-data-path needs --train-data-path beside it"),
+        ("--data-path none --train-data-path b", "--eval-iters 100 needs --valid-data-path beside --train-data-path, or take --eval-iters 0"),
+        ("--data-path a b", "--data-path a b: several corpora are a blend, written as pairs WEIGHT PREFIX"),
+        ("--data-path 0.5 a 0.5", "--data-path 0.5 a 0.5: several corpora are a blend"),
+        ("--data-path 0 a 1 b", "--data-path 0 a 1 b: several corpora are a blend, written as pairs WEIGHT PREFIX with weights above 0"),
+        ("--split 90,10", "--split 90,10 is malformed: write the shares of training, validation and test as three numbers like 969,30,1"),
+        ("--split a,b,c", "--split a,b,c is malformed"),
+        ("--split 0,1,1", "--split 0,1,1 is malformed: write the shares of training, validation and test as three numbers like 969,30,1, at least one for training"),
+        ("--split 9,-1,1", "--split 9,-1,1 is malformed"),
+        ("--split 100,0,0", "--split 100,0,0 leaves no validation documents for --eval-iters 100: give them a share or take --eval-iters 0"),
+        ("--tokenizer-type NullTokenizer", "--tokenizer-type NullTokenizer needs --vocab-size"),
+        ("--tokenizer-model none", "--tokenizer-type SentencePieceTokenizer needs --tokenizer-model"),
+        ("--needle-fraction 0.5 --needle-template {key}", "--needle-template '{key}' must hold {key} once and {value} once behind it"),
+        ("--needle-fraction 0.5 --needle-template {value}{key}", "--needle-template '{value}{key}' must hold"),
+        # checkpoints
+        ("--resume", "--resume continues the run in --save: give --save"),
+        ("--finetune", "--finetune starts from another run's weights: give --load"),
+        ("--save-interval 5", "--save-interval 5 saves nothing without --save: give --save"),
+        ("--dry-run-all", "--dry-run-all says how much --dry-run prints: give --dry-run, too"),
+        # batch
+        ("--micro-batch-size 3 --global-batch-size 32", "--global-batch-size 32 is not a multiple of --micro-batch-size 3: take 30 or 33"),
+    ],
+)  # fmt: skip
+def test_rule(words, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        validate(config_of(*words.split()))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "world_size", "message"),
+    [
+        ("--tensor-model-parallel-size 4", 6, "6 processes cannot be divided by --tensor-model-parallel-size 4 times --pipeline-model-parallel-size 1: start 4 or 8"),
+        ("--global-batch-size 12 --micro-batch-size 2", 4, "--global-batch-size 12 is not a multiple of --micro-batch-size 2 times 4 data-parallel replicas: take 8 or 16"),
+        ("--global-batch-size 3 --tensor-model-parallel-size 2", 4, "--global-batch-size 3 is not a multiple of --micro-batch-size 1 times 2 data-parallel replicas: take 2 or 4"),
+    ],
+)  # fmt: skip
+def test_rule_with_a_world_size(words, world_size, message):
+    config = config_of(*words.split())
+    with pytest.raises(ValueError, match=re.escape(message)):
+        validate(config, world_size)
+    validate(config)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--num-layers", "0", "--num-layers 0 must be at least 1"),
+        ("--ffn-hidden-size", "-5", "--ffn-hidden-size -5 must be at least 1"),
+        ("--fwpkm-topk", "0", "--fwpkm-topk 0 must be at least 1"),
+        ("--fwpkm-lookahead", "-1", "--fwpkm-lookahead -1 must be at least 0"),
+        ("--fwpkm-inner-lr", "-0.5", "--fwpkm-inner-lr -0.5 must be at least 0"),
+        ("--fwpkm-key-dim", "1", "--fwpkm-key-dim 1 must be at least 2"),
+        ("--lr", "0", "--lr 0.0 must be above 0"),
+        ("--divergence-factor", "1", "--divergence-factor 1.0 must be above 1"),
+        ("--rotary-percent", "1.5", "--rotary-percent 1.5 must lie between 0 and 1"),
+        ("--needle-fraction", "1.5", "--needle-fraction 1.5 must lie between 0 and 1"),
+        ("--needle-fraction", "-0.5", "--needle-fraction -0.5 must lie between 0 and 1"),
+        ("--seed", "4294967296", "--seed 4294967296 must lie between 0 and 4294967295"),
+        ("--hidden-dropout", "1", "--hidden-dropout 1.0 must be at least 0 and below 1"),
+        ("--adam-beta2", "1.0", "--adam-beta2 1.0 must be at least 0 and below 1"),
+        ("--train-iters", "0", "--train-iters 0 must be at least 1"),
+        ("--keep-last", "-1", "--keep-last -1 must be at least 0"),
+    ],
+)
+def test_range(flag, value, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        validate(config_of(flag, value))
+
+
+def test_numbers_made_in_python_are_checked_for_nan():
+    config = config_of()
+    config = replace(config, optimizer=replace(config.optimizer, lr=float("nan")))
+    with pytest.raises(ValueError, match="--lr nan must be a finite number"):
+        validate(config)
+
+
+def test_every_number_has_a_range():
+    """A very negative value of any number is refused, but for the one that may be negative."""
+    start = PretrainConfig()
+    for group in ("model", "fwpkm", "parallel", "optimizer", "data", "needle", "training", "checkpoint", "logging"):
+        part = getattr(start, group)
+        for name, hint in type(part).__annotations__.items():
+            if hint.split(" | ")[0] not in ("int", "float") or name == "gate_bias_init":
+                continue
+            changed = replace(start, **{group: replace(part, **{name: -7})})
+            assert list(values_out_of_range(changed)), (group, name)
+
+
+def test_several_problems_are_told_together():
+    with pytest.raises(
+        ValueError, match="2 problems in the configuration:\n  - .*--window-size 1,1.*\n  - .*--min-lr 1"
+    ):
+        validate(config_of("--window-size", "1,1", "--min-lr", "1"))
+
+
+def test_ranges_come_before_rules():
+    found = problems(config_of("--num-attention-heads", "0", "--min-lr", "1"))
+    assert found == ["--num-attention-heads 0 must be at least 1"]
+
+
+def test_a_dry_run_needs_neither_data_nor_tokenizer():
+    words = ["--data-path", "none", "--tokenizer-model", "none", "--save-interval", "5"]
+    assert len(problems(config_of(*words))) == 3
+    assert problems(config_of(*words, "--dry-run")) == []
