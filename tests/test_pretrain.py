@@ -180,7 +180,10 @@ def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"data_path": None}, "--data-path"),
         ({"data_path": "{tmp}/empty"}, "holds no documents"),
         ({"vocab_size": 30}, "made with another tokenizer"),
-        ({"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "{tmp}/no.model", "vocab_size": None}, "no.model does not exist"),
+        (
+            {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "{tmp}/no.model", "vocab_size": None},
+            "no.model does not exist",
+        ),
         ({"global_batch_size": 3}, "--global-batch-size 3"),
         ({"tensor_model_parallel_size": 2}, "--tensor-model-parallel-size 2"),
         ({"fwpkm_layer_numbers": 3}, "--fwpkm-layer-numbers 3"),

@@ -159,7 +159,7 @@ class FastWeightStore:
         for key, tensor in request.items():
             if stored[key].size != tensor.shape:
                 raise ValueError(
-                    f"{folder}: {key} has shape {list(stored[key].size)} and the model needs {list(tensor.shape)}; check "
-                    "--fwpkm-num-heads, --fwpkm-num-subkeys, --fwpkm-key-dim and --fwpkm-value-dim"
+                    f"{folder}: {key} has shape {list(stored[key].size)} and the model needs {list(tensor.shape)}; "
+                    "check --fwpkm-num-heads, --fwpkm-num-subkeys, --fwpkm-key-dim and --fwpkm-value-dim"
                 )
         assert dist.is_initialized()

@@ -36,7 +36,7 @@ def _model_state(model: nn.Module) -> dict[str, Any]:
 def save_slow_weights(
     folder: Path, model: nn.Module, optimizer: MegatronOptimizer, scheduler: OptimizerParamScheduler
 ) -> None:
-    """Write weights, optimizer state and scheduler into `folder` (made here by rank 0's caller); called by every rank."""
+    """Write weights, optimizer state and scheduler into `folder`, which exists; called by every rank."""
     state: dict[str, Any] = {"model": _model_state(model)}
     state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=False, metadata=dict(METADATA))
     state["scheduler"] = scheduler.state_dict()

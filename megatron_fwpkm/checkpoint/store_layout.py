@@ -1,4 +1,4 @@
-"""Keys of stored tensors, and what a torch.distributed.checkpoint folder holds; needs no process group and no Megatron."""
+"""Keys of stored tensors, and what a folder of torch.distributed.checkpoint holds. Needs no Megatron."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run saves and how it goes on: engine, random states, data position, configuration and tokenizer in one folder."""
+"""What a run saves and how it goes on: engine, random states, data position, configuration, tokenizer in one folder."""
 
 from __future__ import annotations
 
@@ -122,8 +122,9 @@ class RunCheckpoints:
         if record.tokenizer_hash != self._tokenizer.identity:
             raise ValueError(
                 f"cannot continue from {folder}: it was trained with another tokenizer ({record.vocab_size} pieces, "
-                f"identity {record.tokenizer_hash[:12]}) than --tokenizer-model gives ({self._tokenizer.vocab_size} pieces, "
-                f"identity {self._tokenizer.identity[:12]}); a copy of the right one lies in the checkpoint"
+                f"identity {record.tokenizer_hash[:12]}) than --tokenizer-model gives "
+                f"({self._tokenizer.vocab_size} pieces, identity {self._tokenizer.identity[:12]}); a copy of the right "
+                "one lies in the checkpoint"
             )
         notices += self._engine.load(folder, weights_only=finetune)
         if finetune:
@@ -141,7 +142,8 @@ class RunCheckpoints:
             load_rng_state(folder, self._world.rank)
         else:
             notices.append(
-                f"the layout changed (was {record.layout}, is {self._layout}): random states start anew, the weights are exact"
+                f"the layout changed (was {record.layout}, is {self._layout}): the weights are exact, random states "
+                "start anew"
             )
         loop = record.loop
         logger.info("resumed from %s: iteration %d, %d samples", folder, record.iteration, record.consumed_samples)

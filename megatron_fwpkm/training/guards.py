@@ -22,8 +22,8 @@ def check_finite(iteration: int, losses: Mapping[str, float], grad_norm: float) 
     for name, value in {**losses, "gradient norm": grad_norm}.items():
         if not math.isfinite(value):
             raise TrainingDivergedError(
-                f"iteration {iteration}: the {name} is {value}. The last checkpoint is intact. Try a smaller --lr, a longer "
-                "--lr-warmup-iters, --clip-grad 1.0, or --no-bf16"
+                f"iteration {iteration}: the {name} is {value}. The last checkpoint is intact. Try a smaller --lr, a "
+                "longer --lr-warmup-iters, --clip-grad 1.0, or --no-bf16"
             )
 
 
@@ -44,8 +44,8 @@ class MemoryGuard:
             loss = memorization_loss[layer]
             if not finite_tables.get(layer, True) or not math.isfinite(loss):
                 raise TrainingDivergedError(
-                    f"iteration {iteration}: the memory of layer {layer} is not finite (memorization loss {loss}). The last "
-                    "checkpoint is intact. Try a smaller --fwpkm-inner-lr, --fwpkm-normalize-targets, or "
+                    f"iteration {iteration}: the memory of layer {layer} is not finite (memorization loss {loss}). The "
+                    "last checkpoint is intact. Try a smaller --fwpkm-inner-lr, --fwpkm-normalize-targets, or "
                     "--fwpkm-reset step"
                 )
             early = self._early.setdefault(layer, [])
@@ -55,9 +55,9 @@ class MemoryGuard:
             limit = self.factor * median(early)
             if loss > limit:
                 raise TrainingDivergedError(
-                    f"iteration {iteration}: the memory of layer {layer} diverges: memorization loss {loss:.4g} is above "
-                    f"--divergence-factor {self.factor:g} times its early median {median(early):.4g}. The last checkpoint is "
-                    "intact. Try a smaller --fwpkm-inner-lr, --fwpkm-reset step, or a smaller --lr"
+                    f"iteration {iteration}: the memory of layer {layer} diverges: memorization loss {loss:.4g} is "
+                    f"above --divergence-factor {self.factor:g} times its early median {median(early):.4g}. The last "
+                    "checkpoint is intact. Try a smaller --fwpkm-inner-lr, --fwpkm-reset step, or a smaller --lr"
                 )
 
     def state_dict(self) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""What a run says while it trains: metrics.jsonl always, TensorBoard when asked, one progress line, a closing summary."""
+"""What a run says while it trains: metrics.jsonl always, TensorBoard when asked, a progress line, a closing summary."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _make_log_dir(resolved: Resolved) -> Path:
 
 
 def open_metrics(config: PretrainConfig, world: World, log_dir: Path, iteration: int) -> MetricsLog:
-    """The sinks of this rank: all on rank 0, none elsewhere. Records after `iteration` of an earlier run are dropped."""
+    """This rank's sinks: all on rank 0, none elsewhere. Records of an earlier run after `iteration` are dropped."""
     if not world.is_main:
         return MetricsLog([])
     sinks: list[Sink] = [JsonLines(log_dir / "metrics.jsonl", keep_until=iteration)]

@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 
 
 class StopSignals:
-    """Context manager that turns the first SIGTERM or SIGINT into a wish to stop; a second one ends the process at once.
+    """Context manager that turns the first SIGTERM or SIGINT into a wish to stop; the second ends the process at once.
 
     Forked children (loader workers) inherit the handler but not the wish: there a signal acts as it did before.
     """

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ def distributed_run(parallel: ParallelConfig, training: TrainingConfig) -> Itera
 
     Raises ValueError for a world size that the layout does not divide, or for nccl without CUDA.
     """
+    if parallel.tensor_model_parallel_size > 1:
+        # Megatron orders communication before computation by there being one queue; must be set before CUDA starts.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     cpu_compat.install()
     set_threads(training)
     set_determinism(training)
@@ -81,6 +85,19 @@ def distributed_run(parallel: ParallelConfig, training: TrainingConfig) -> Itera
     _leave(owned)
 
 
+def silence_known_warnings() -> None:
+    """Leave out what megatron-core says at every start about optional packages, and its own deprecations."""
+    for text in (
+        "Transformer Engine and Apex",
+        "Apex is not installed",
+        "full scope is deprecated",
+        "`load_state_dict` is deprecated",
+        "`torch.distributed.*` is deprecated",
+        "The .grad attribute of a Tensor that is not a leaf",
+    ):
+        warnings.filterwarnings("ignore", message=text)
+
+
 def set_threads(training: TrainingConfig) -> None:
     """CPU threads of this process: --num-threads, else the cores that this process may use over the local processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -94,7 +111,8 @@ def set_determinism(training: TrainingConfig) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # Filling new tensors costs time and decides nothing here.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.use_deterministic_algorithms(training.deterministic)
+    # Only a warning where torch has no deterministic kernel to offer, such as cumulative sums on CUDA.
+    torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
 
 
 def set_seeds(seed: int) -> None:
@@ -140,6 +158,8 @@ def _join(parallel: ParallelConfig) -> World:
         device = torch.device("cuda", local_rank)
     if not dist.is_initialized():
         timeout = datetime.timedelta(minutes=parallel.distributed_timeout_minutes)
+        if backend == "nccl":  # a collective that fails or times out must end the process, not wait for ever
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
         else:

@@ -1,4 +1,4 @@
-"""Publishing is all or nothing, `latest` is always good, retention spares it, and bad folders are refused with a reason."""
+"""Publishing is all or nothing, `latest` is always good, retention spares it, bad folders are refused with a reason."""
 
 from __future__ import annotations
 
