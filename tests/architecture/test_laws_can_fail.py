@@ -35,6 +35,12 @@ TOOL = '"""T."""\ndef main(argv=None):\n    return 0\nif __name__ == "__main__":
         (
             laws.tests_that_cannot_fail,
             "tests/t.py",
+            "def same(x):\n  return x\ndef test_a():\n  same(1)",
+            "def same(x):\n  assert x\ndef test_a():\n  same(1)",
+        ),
+        (
+            laws.tests_that_cannot_fail,
+            "tests/t.py",
             "def test_a():\n  with pytest.raises(ValueError):\n    f()",
             "def test_a():\n  with pytest.raises(ValueError, match='x'):\n    f()",
         ),
