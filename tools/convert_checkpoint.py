@@ -54,13 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                         tokenizer=not args.no_tokenizer, overwrite=args.overwrite)  # fmt: skip
         print(f"exported to {folder}")
         return 0
+    from megatron_fwpkm.checkpoint.quiet import quiet_libraries
     from megatron_fwpkm.checkpoint.verify import verify
     from megatron_fwpkm.config import ParallelConfig, TrainingConfig
     from megatron_fwpkm.hf.generation import read_text
     from megatron_fwpkm.training.startup import distributed_run
 
     text = None if args.text is None else read_text(args.text)
-    with distributed_run(ParallelConfig(), TrainingConfig()):
+    with quiet_libraries(), distributed_run(ParallelConfig(), TrainingConfig()):
         checks = verify(args.checkpoint, args.export, lengths=args.lengths, text=text, tolerance=args.tolerance,
                         seed=args.seed)  # fmt: skip
     print("\n".join(check.row() for check in checks))

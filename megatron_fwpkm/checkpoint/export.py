@@ -24,6 +24,7 @@ from ..config.derived import (
 )
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
 from .model_card import model_card
+from .quiet import quiet_libraries
 from .tokenizer_export import convert_tokenizer, save_tokenizer
 from .weight_mapping import WeightShapes, megatron_to_hf
 
@@ -71,14 +72,12 @@ def export(
     Raises:
         ValueError: no checkpoint there, the folder exists, or weights that do not map (all are listed).
     """
-    from .reading import read_checkpoint
-
     target = Path(output)
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists already; give another --output, or --overwrite to replace it")
-    contents = read_checkpoint(checkpoint)
-    model = hf_model(contents, memory=memory, dtype=dtype)
-    with _published(target) as folder:
+    contents = checkpoint_contents(checkpoint)
+    with quiet_libraries(), _published(target) as folder:
+        model = hf_model(contents, memory=memory, dtype=dtype)
         model.config.auto_map = dict(AUTO_MAP)
         model.save_pretrained(folder)
         for name in MODELING_FILES:
@@ -87,6 +86,14 @@ def export(
             save_tokenizer(contents.tokenizer_path, folder)
         (folder / "README.md").write_text(model_card(contents, model), encoding="utf-8")
     return target
+
+
+def checkpoint_contents(path: str | Path) -> CheckpointContents:
+    """:func:`megatron_fwpkm.checkpoint.reading.read_checkpoint`, imported when it is needed and without remarks."""
+    with quiet_libraries():
+        from .reading import read_checkpoint
+
+        return read_checkpoint(path)
 
 
 def hf_model(contents: CheckpointContents, *, memory: Memory | None = None, dtype: str = "float32") -> FwPKMForCausalLM:
@@ -207,19 +214,18 @@ def hf_model_from_checkpoint(path: str | Path) -> tuple[FwPKMForCausalLM, PreTra
         ValueError: the path is neither, with the reason.
     """
     folder = Path(path)
-    if (folder / "config.json").is_file():
-        from transformers import AutoTokenizer
+    if not (folder / "config.json").is_file():
+        contents = checkpoint_contents(folder)
+        source = contents.tokenizer_path
+        return hf_model(contents), None if source is None else convert_tokenizer(source)
+    from transformers import PreTrainedTokenizerFast
 
+    with quiet_libraries():
         if FwPKMHFConfig.get_config_dict(folder)[0].get("model_type") != FwPKMHFConfig.model_type:
             raise ValueError(f"{folder} holds a Hugging Face model of another kind than {FwPKMHFConfig.model_type}")
         model = FwPKMForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         has_tokenizer = (folder / "tokenizer_config.json").is_file()
-        return model, AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
-    from .reading import read_checkpoint
-
-    contents = read_checkpoint(folder)
-    source = contents.tokenizer_path
-    return hf_model(contents), None if source is None else convert_tokenizer(source)
+        return model, PreTrainedTokenizerFast.from_pretrained(folder) if has_tokenizer else None
 
 
 def load_for_text(path: str | Path, device: str = "auto") -> tuple[FwPKMForCausalLM, PreTrainedTokenizerFast]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import ParallelConfig
 from ..hf import FwPKMForCausalLM
-from .export import DTYPES, Memory, fast_weights, hf_model_from_checkpoint
+from .export import DTYPES, Memory, checkpoint_contents, fast_weights, hf_model_from_checkpoint
 
 if TYPE_CHECKING:
     from .reading import CheckpointContents
@@ -80,9 +80,7 @@ def verify(
     Raises:
         ValueError: one of the two cannot be read, or they cannot belong together.
     """
-    from .reading import read_checkpoint
-
-    contents = read_checkpoint(checkpoint)
+    contents = checkpoint_contents(checkpoint)
     model, tokenizer = hf_model_from_checkpoint(export)
     _check_kinship(contents, model)
     generator = torch.Generator().manual_seed(seed)
