@@ -37,18 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes that tokenize; the output is the same (default: 1)",
     )
-    add(
-        "--on-error",
-        choices=["fail", "skip", "quarantine"],
-        default="fail",
-        help="a bad record ends the run, is left out, or is also kept in PREFIX_quarantine.jsonl (default: fail)",
-    )
-    add(
-        "--txt-documents",
-        choices=["file", "paragraph", "line"],
-        default="file",
-        help="what a document is in txt files; blank lines part paragraphs (default: file)",
-    )
+    on_error = "a bad record ends the run, is left out, or is also kept in PREFIX_quarantine.jsonl (default: fail)"
+    add("--on-error", choices=["fail", "skip", "quarantine"], default="fail", help=on_error)
+    txt = "what a document is in txt files; blank lines part paragraphs (default: file)"
+    add("--txt-documents", choices=["file", "paragraph", "line"], default="file", help=txt)
     add("--overwrite", action="store_true", help="replace datasets that exist")
     return parser
 

@@ -14,6 +14,8 @@ import json
 import os
 import struct
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -86,7 +88,8 @@ class IndexedWriter:
     ) -> None:
         for path in self._partials:
             path.unlink(missing_ok=True)
-        self._bin.close()
+        with suppress(OSError):  # what a full disk still refuses is not wanted any more
+            self._bin.close()
 
     @property
     def documents(self) -> int:
@@ -96,7 +99,8 @@ class IndexedWriter:
     def append(self, tokens: bytes, lengths: array[int]) -> None:
         """Add documents: their tokens back to back in this dataset's dtype, and the number of tokens of each."""
         assert sum(lengths) * self.dtype.itemsize == len(tokens)
-        self._bin.write(tokens)
+        with _naming(self._partials[0]):
+            self._bin.write(tokens)
         self._digest.update(tokens)
         self._lengths.extend(lengths)
         self.tokens += len(tokens) // self.dtype.itemsize
@@ -105,7 +109,9 @@ class IndexedWriter:
         """Write the index and `sidecar` (with dtype, counts and digest added), flush everything to disk, rename into
         place."""
         bin_partial, idx_partial, json_partial = self._partials
-        with open(idx_partial, "wb") as stream:
+        with _naming(bin_partial):
+            _flush(self._bin)
+        with _naming(idx_partial), open(idx_partial, "wb") as stream:
             self._write_index(stream)
             _flush(stream)
         described = sidecar | {
@@ -115,11 +121,10 @@ class IndexedWriter:
             "tokens": self.tokens,
             "bin_sha256": self._digest.hexdigest(),
         }
-        with open(json_partial, "w", encoding="utf-8") as text:
+        with _naming(json_partial), open(json_partial, "w", encoding="utf-8") as text:
             json.dump(described, text, indent=2, ensure_ascii=False, sort_keys=True)
             text.write("\n")
             _flush(text)
-        _flush(self._bin)
         bin_final, idx_final, json_final = self._finals
         idx_final.unlink(missing_ok=True)  # when overwriting: never an old index over new tokens
         os.replace(bin_partial, bin_final)
@@ -139,6 +144,15 @@ class IndexedWriter:
             offset = int(ends[-1])
         for begin in range(0, len(lengths) + 1, _BLOCK):
             stream.write(np.arange(begin, min(begin + _BLOCK, len(lengths) + 1), dtype=np.int64).tobytes())
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of writing, such as a full disk, come without the name of the file; this adds it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _flush(stream: Any) -> None:

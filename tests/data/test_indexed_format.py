@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
@@ -40,7 +39,7 @@ def test_bytes_are_megatrons(tmp_path: Path, documents: list[list[int]], dtype: 
     write(tmp_path / "ours", documents, dtype, overwrite=True)
     builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.dtype(dtype).type)
     for document in documents:
-        builder.add_document(torch.tensor(document), [len(document)])
+        builder.add_document(np.array(document), [len(document)])
     builder.finalize(str(tmp_path / "theirs.idx"))
     for suffix in (".bin", ".idx"):
         assert (tmp_path / f"ours{suffix}").read_bytes() == (tmp_path / f"theirs{suffix}").read_bytes()

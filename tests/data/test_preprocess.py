@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
@@ -59,7 +58,7 @@ def test_documents_become_megatrons_bytes(tmp_path: Path, tokenizer_file: Path, 
     builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint16)
     for text in texts:
         ids = tokenizer.encode(text) + [tokenizer.eod]
-        builder.add_document(torch.tensor(ids), [len(ids)])
+        builder.add_document(np.array(ids), [len(ids)])
     builder.finalize(str(tmp_path / "theirs.idx"))
     prefix = str(tmp_path / "out_text_document")
     assert report.prefixes == [prefix]

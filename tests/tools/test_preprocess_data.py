@@ -81,6 +81,21 @@ def test_text_files(tmp_path: Path, model: Path) -> None:
     assert counts == {"file": 1, "paragraph": 2, "line": 3}
 
 
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one two three"}\n' * 5000)
+    limited = (
+        "import resource, runpy, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "runpy.run_path('tools/preprocess_data.py', run_name='__main__')\n"
+    )
+    arguments = ["--input", tmp_path / "a.jsonl", "--output-prefix", tmp_path / "out", "--tokenizer-model", model]
+    command = [sys.executable, "-c", limited, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path / 'out_text_document.bin.partial'}: File too large\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
 def test_errors_are_one_line(tmp_path: Path, model: Path) -> None:
     missing = tool("--input", tmp_path / "absent", "--output-prefix", tmp_path / "out", "--tokenizer-model", model)
     assert (missing.returncode, missing.stdout) == (1, "")
