@@ -29,7 +29,8 @@ class FastWeightProductKeyMemory(FastWeightTables):
 
     With hidden state h: query q = Linear(RMSNorm(h)), value v = zscore(Linear(RMSNorm(h))), gate g =
     sigmoid(Linear(RMSNorm(h))), each with its own norm; r is what the memory returns for q. Without a gate r + v takes
-    the place of the mixture, as in the authors' code. It writes in training and in evaluation alike; what is written lasts until a reset (``--fwpkm-reset``).
+    the place of the mixture, as in the authors' code. It writes in training and in evaluation alike; what is written
+    lasts until a reset (``--fwpkm-reset``).
 
     Attributes:
         chunk_size: tokens between two writes; from the configuration, may be changed between two forwards.

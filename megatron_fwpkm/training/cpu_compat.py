@@ -143,14 +143,16 @@ def _patch_random(megatron_random: Any) -> None:
                     f"random state {name} is unknown: call model_parallel_cuda_manual_seed before using dropout"
                 )
             outer_name, outer_state = self._current_state_name, torch.get_rng_state()
+            if outer_name in self.states_:  # a fork within a fork
+                self.states_[outer_name] = outer_state
             torch.set_rng_state(self.states_[name])
             self._current_state_name = name
             try:
                 yield
             finally:
                 self.states_[name] = torch.get_rng_state()
-                # A fork within a fork of the same name goes on where the inner one stopped, as on CUDA.
-                torch.set_rng_state(self.states_[name] if outer_name == name else outer_state)
+                # Within a fork of the same name, go on where the inner one stopped.
+                torch.set_rng_state(self.states_.get(outer_name, outer_state))
                 self._current_state_name = outer_name
 
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()

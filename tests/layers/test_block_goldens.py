@@ -1,4 +1,4 @@
-"""The memory block equals the authors' released code: outputs, addresses, losses, gradients and the tables it leaves."""
+"""The memory block equals the authors' released code: outputs, losses, gradients and the tables it leaves."""
 
 from __future__ import annotations
 
