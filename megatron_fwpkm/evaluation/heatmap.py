@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from .results import NeedleResults
 from .settings import MEMORY_ON
 
-_COLOURS = LinearSegmentedColormap.from_list("recall", ["#fbf3ec", "#f4c7a1", "#8fb8c9", "#2a6f97", "#012a4a"])
+_COLOURS = LinearSegmentedColormap.from_list("recall", ["#fbf6ee", "#d3e6df", "#8cc0c6", "#3d7fa6", "#123c5a"])
 _INK = "#1b2733"
 _PALE = "#67737f"
 

@@ -63,7 +63,7 @@ def _table(results: NeedleResults) -> str:
             f"<td>{_exact(beyond)}</td>",
             f"<td>{main.first_token:.2f}</td>",
             f"<td>{main.token_accuracy:.2f}</td>",
-            *(f"<td>{_exact(results.find(control, length))}</td>" for control in controls),
+            *(f"<td>{_exact(results.find(name, length))}{_beyond(results, name, length)}</td>" for name in controls),
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table>{''.join(lines)}</table>"
@@ -74,6 +74,14 @@ def _exact(recall: Recall) -> str:
         return "–"
     interval = f"[{recall.low:.2f}, {recall.high:.2f}] of {recall.samples}"
     return f'{recall.exact_match:.2f} <span class="pale">{interval}</span>'
+
+
+def _beyond(results: NeedleResults, control: str, length: int) -> str:
+    """What attention alone recalls where it cannot reach the needle: the part of the control that must be at chance."""
+    if control == "never-shown":
+        return ""
+    beyond = results.find(control, length, where="beyond window")
+    return f'<br><span class="pale">beyond window {beyond.exact_match:.2f}</span>' if beyond.samples else ""
 
 
 def _definitions(pairs: Iterable[tuple[str, str]]) -> str:

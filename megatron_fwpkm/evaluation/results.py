@@ -119,20 +119,27 @@ def reading_speed(records: Sequence[SampleRecord]) -> dict[int, float]:
 
 
 def text_table(results: NeedleResults) -> str:
-    """The summary for a terminal: a line per length, exact match with its interval, then the controls."""
-    conditions = results.settings.conditions()
-    header = ["tokens", "exact match [95 %]", "beyond window", "first token", "token", *conditions[1:]]
+    """The summary for a terminal: a line per length, exact match with its interval, then the controls. In brackets how
+    much of it is left where attention cannot reach the needle."""
+    controls = results.settings.controls
+    header = ["tokens", "exact match [95 %]", "(beyond window)", "first token", "token", *controls]
     lines = [header]
     for length in sorted(results.settings.lengths):
         main = results.find(MEMORY_ON, length)
-        beyond = results.find(MEMORY_ON, length, where="beyond window")
         lines.append([
             f"{length}",
             f"{main.exact_match:.2f} [{main.low:.2f}, {main.high:.2f}]",
-            f"{beyond.exact_match:.2f} ({beyond.samples})" if beyond.samples else "-",
+            _beyond(results, MEMORY_ON, length),
             f"{main.first_token:.2f}",
             f"{main.token_accuracy:.2f}",
-            *(f"{results.find(condition, length).exact_match:.2f}" for condition in conditions[1:]),
+            *(f"{results.find(name, length).exact_match:.2f} {_beyond(results, name, length)}".strip() for name in controls),
         ])  # fmt: skip
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def _beyond(results: NeedleResults, condition: str, length: int) -> str:
+    if condition == "never-shown":
+        return ""
+    beyond = results.find(condition, length, where="beyond window")
+    return f"({beyond.exact_match:.2f})" if beyond.samples else "(none)"

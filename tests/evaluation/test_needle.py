@@ -70,7 +70,8 @@ def test_the_report_needs_nothing_else(oracle_results):
     assert "$" not in re.sub(r"base64,[^\"]*", "", page)
     for said in ("512 tokens", "1.00", "[0.72, 1.00] of 10", "never shown", "15 tokens through all layers", "Passed"):
         assert said in page
-    assert text_table(results).splitlines()[1].split()[:3] == ["128", "1.00", "[0.72,"]
+    line = text_table(results).splitlines()[1].split()
+    assert line == ["128", "1.00", "[0.72,", "1.00]", "(1.00)", "1.00", "1.00", "0.20", "(0.00)", "0.00"]
 
 
 def test_the_picture_has_a_panel_per_condition(oracle_results, make_settings, tmp_path):

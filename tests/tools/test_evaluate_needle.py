@@ -46,7 +46,7 @@ def test_an_export_is_measured(export, folder, tmp_path):  # noqa: F811
                   "--samples", 2, "--needles", 2, "--check-causality", "--output", tmp_path / "out")  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[0].split() == (
-        "tokens exact match [95 %] beyond window first token token memory-off never-shown".split()
+        "tokens exact match [95 %] (beyond window) first token token memory-off never-shown".split()
     )
     assert process.stdout.splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
     values = json.loads((tmp_path / "out" / "results.json").read_text())
