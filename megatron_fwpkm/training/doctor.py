@@ -1,0 +1,198 @@
+"""What is installed and works together, which implementation each part of a run uses and why, and what to mend."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from .probes import SUPPORTED_MEGATRON, SUPPORTED_PYTHONS, Environment, Finding, survey
+
+Findings = dict[str, Finding]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which implementation a part of a run uses here."""
+
+    part: str
+    implementation: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that should be mended."""
+
+    what: str
+    advice: str
+    blocks_training: bool
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that the doctor says."""
+
+    findings: list[Finding]
+    choices: list[Choice]
+    problems: list[Problem]
+
+    @property
+    def can_train(self) -> bool:
+        """Whether pretrain.py can run here."""
+        return not any(problem.blocks_training for problem in self.problems)
+
+    def to_json(self) -> str:
+        """The diagnosis for programs."""
+        return json.dumps({"can_train": self.can_train, **asdict(self)}, indent=2)
+
+
+def examine(environment: Environment | None = None) -> Diagnosis:
+    """Look at this machine; takes the time of importing torch and Megatron."""
+    found = survey(environment or Environment())
+    return Diagnosis(list(found.values()), list(_choices(found)), list(_problems(found)))
+
+
+def render(diagnosis: Diagnosis) -> str:
+    """One screen of text."""
+    lines = ["Installed"]
+    marks = {"ok": "ok", "absent": "-", "broken": "BROKEN", "other version": "VERSION", "foreign": "FOREIGN"}
+    for one in diagnosis.findings:
+        version = one.version or ("not installed" if one.status == "absent" and not one.note else "")
+        lines.append(f"  {marks[one.status]:8} {one.name:19} {version:14} {one.note}".rstrip())
+    lines += ["", "A run here will use"]
+    lines += [f"  {one.part:21} {one.implementation:28} {one.why}" for one in diagnosis.choices]
+    lines += ["", "Problems" if diagnosis.problems else "No problems."]
+    for problem in diagnosis.problems:
+        weight = "stops training" if problem.blocks_training else "to know"
+        lines += [f"  [{weight}] {problem.what}", f"      {problem.advice}"]
+    lines += ["", "Training can run here." if diagnosis.can_train else "Training cannot run here until this is mended."]
+    return "\n".join(lines)
+
+
+def _choices(found: Findings) -> Iterator[Choice]:
+    """What pretrain.py takes with its defaults; `auto` options are told by their flag."""
+    gpu = found["CUDA"].ok
+    yield Choice("memory", "sparse", "--fwpkm-implementation auto: touched rows only, in torch")
+    yield Choice("norms", "RMSNorm of this project", "works with sequence parallelism, needs no fused library")
+    attention = "flash kernels where the GPU has them" if gpu else "torch's CPU kernels"
+    yield Choice("attention", "torch SDPA", f"full and sliding windows; {attention}")
+    yield Choice("linears", "megatron-core's", "no Transformer Engine modules in the layer specs")
+    yield _optimizer(found)
+    has_fusion = "built with " in found["apex"].note
+    fused = "Apex has the kernel, the model does not use it" if has_fusion else "it needs a kernel of Apex, not here"
+    yield Choice("gradient accumulation", "torch", f"fusion is off: {fused}")
+    if gpu and found["nccl"].ok:
+        yield Choice("communication", "nccl", "--distributed-backend auto: CUDA is here")
+    else:
+        why = "CUDA is here but NCCL is not" if gpu else "no CUDA"
+        yield Choice("communication", "gloo", f"--distributed-backend auto: {why}")
+    device = "GPU" if gpu else "CPU"
+    yield Choice("device", device, found["CUDA"].note or "torch finds no GPU")
+
+
+def _optimizer(found: Findings) -> Choice:
+    """megatron-core's own order: Transformer Engine, Apex, torch."""
+    engine, apex = found["transformer_engine"], found["apex"]
+    if engine.status in ("ok", "other version"):
+        return Choice("optimizer", "Transformer Engine FusedAdam", "first choice of megatron-core")
+    if apex.ok:
+        return Choice("optimizer", "Apex FusedAdam", "Transformer Engine is not here")
+    return Choice("optimizer", "torch AdamW", "neither Transformer Engine nor Apex is here")
+
+
+def _problems(found: Findings) -> Iterator[Problem]:
+    yield from _foundations(found)
+    yield from _megatron(found)
+    yield from _fused_libraries(found)
+    yield from _package(found["sentencepiece"], "SentencePiece tokenizers", blocks=True)
+    yield from _package(found["safetensors"], "exports", blocks=False)
+    yield from _package(found["transformers"], "export and generation in Hugging Face format", blocks=False)
+    if found["deepspeed"].status == "broken":
+        yield Problem(
+            f"DeepSpeed does not import ({found['deepspeed'].note})",
+            "nothing here needs it: pip uninstall deepspeed, or repair it",
+            False,
+        )
+
+
+def _foundations(found: Findings) -> Iterator[Problem]:
+    python, torch, cuda = found["python"], found["torch"], found["CUDA"]
+    if not python.ok:
+        names = " and ".join(".".join(map(str, version)) for version in SUPPORTED_PYTHONS)
+        yield Problem(
+            f"Python {python.version} is not supported", f"use Python {names}: make setup PYTHON=python3.12", True
+        )
+    if not torch.ok:
+        state = torch.note or "not installed"
+        yield Problem(
+            f"torch {torch.version}: {state}".replace(" :", ":"),
+            "make setup installs the version of constraints.txt",
+            True,
+        )
+        return
+    if cuda.status == "broken":
+        yield Problem(f"CUDA fails: {cuda.note}", "check nvidia-smi and that the driver fits torch's CUDA", True)
+    elif not cuda.ok and cuda.version:
+        yield Problem(
+            f"torch is built for CUDA {cuda.version} but finds no GPU, so runs use the CPU",
+            "on a GPU machine: check nvidia-smi, CUDA_VISIBLE_DEVICES and the driver",
+            False,
+        )
+    if cuda.ok and not found["nccl"].ok:
+        yield Problem("a GPU but no working NCCL", "install a torch with NCCL; gloo moves tensors over the CPU", False)
+    if not found["gloo"].ok and not (cuda.ok and found["nccl"].ok):
+        yield Problem("torch has neither gloo nor a usable NCCL", "install an official torch build", True)
+
+
+def _megatron(found: Findings) -> Iterator[Problem]:
+    megatron, helper = found["megatron-core"], found["dataset helper"]
+    if not megatron.ok:
+        state = megatron.note or "not installed"
+        yield Problem(
+            f"megatron-core {megatron.version}: {state}".replace(" :", ":"),
+            f"make setup, or pip install --no-deps megatron-core=={SUPPORTED_MEGATRON}",
+            True,
+        )
+    elif not helper.ok:
+        yield Problem(
+            f"megatron-core's compiled dataset helper is missing ({helper.note})",
+            f"install a wheel: pip install --no-deps --force-reinstall megatron-core=={SUPPORTED_MEGATRON}",
+            True,
+        )
+
+
+def _fused_libraries(found: Findings) -> Iterator[Problem]:
+    engine, apex = found["transformer_engine"], found["apex"]
+    if engine.status == "broken":
+        # megatron-core catches ImportError only, whatever else the import raises ends the run.
+        yield Problem(
+            f"Transformer Engine is installed but does not import ({engine.note})",
+            "pip uninstall transformer_engine transformer_engine_torch, or install the one for this CUDA",
+            not engine.note.startswith(("ImportError", "ModuleNotFoundError")),
+        )
+    elif engine.status == "other version":
+        yield Problem(
+            f"Transformer Engine {engine.version}: {engine.note}", "install 2.11, the version tested with it", False
+        )
+    if apex.status == "foreign":
+        yield Problem(
+            f"the package apex {apex.version} is not NVIDIA's, and megatron-core takes it for that",
+            "pip uninstall apex; NVIDIA's is built from source and is in its PyTorch images",
+            False,
+        )
+    elif apex.status == "broken":
+        yield Problem(
+            f"apex is installed but does not import ({apex.note})",
+            "pip uninstall apex, or build it for this torch",
+            not apex.note.startswith(("ImportError", "ModuleNotFoundError")),
+        )
+
+
+def _package(found: Finding, use: str, *, blocks: bool) -> Iterator[Problem]:
+    if not found.ok:
+        yield Problem(
+            f"{found.name} is {found.status}{f' ({found.note})' if found.note else ''}: {use} need it",
+            f"make setup, or pip install {found.name}",
+            blocks,
+        )

@@ -1,0 +1,212 @@
+"""Looks at what is installed, without trusting it: a package may be absent, broken, foreign or of another version.
+
+An import is tried in earnest and every Exception is caught: a half-installed Transformer Engine raises RuntimeError.
+What is found is a `Finding`; what follows from it is decided in `doctor`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import io
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Literal
+
+Status = Literal["ok", "absent", "broken", "other version", "foreign"]
+
+SUPPORTED_MEGATRON = "0.16.1"
+"""The one megatron-core release that the CPU module and the checkpoints are made for."""
+LEAST_TORCH = (2, 10)
+TRANSFORMER_ENGINE_RANGE = ((2, 9), (2, 12))
+"""Releases that go with this megatron-core: from, below."""
+SUPPORTED_PYTHONS = ((3, 11), (3, 12))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One package or facility of this machine."""
+
+    name: str
+    status: Status
+    version: str = ""
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it can be used."""
+        return self.status == "ok"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """How the machine is looked at; tests put fakes in."""
+
+    import_module: Callable[[str], ModuleType] = importlib.import_module
+    version: Callable[[str], str] = importlib.metadata.version
+    python: tuple[int, ...] = field(default_factory=lambda: tuple(sys.version_info[:3]))
+
+
+def survey(environment: Environment) -> dict[str, Finding]:
+    """All findings by name, in the order in which they are shown."""
+    torch, torch_finding = _load(environment, "torch", "torch")
+    probes: list[Finding] = [
+        _python(environment),
+        _at_least(torch_finding, LEAST_TORCH),
+        _cuda(torch),
+        *_backends(torch),
+        _load(environment, "triton", "triton")[1],
+        _megatron(environment),
+        _index_helper(environment),
+        _transformer_engine(environment),
+        _apex(environment),
+        _load(environment, "deepspeed", "deepspeed")[1],
+        *(_load(environment, name, name)[1] for name in ("sentencepiece", "transformers", "safetensors")),
+    ]
+    return {found.name: found for found in probes}
+
+
+def import_quietly(environment: Environment, module: str) -> tuple[ModuleType | None, Exception | None]:
+    """(module, None), or (None, what the import raised); whatever it prints or warns is swallowed."""
+    sink = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            warnings.simplefilter("ignore")
+            return environment.import_module(module), None
+    except Exception as error:  # anything at all: see the module's docstring
+        return None, error
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: `2.13.0+cpu` is (2, 13, 0)."""
+    found = []
+    for part in version.split("+")[0].split("."):
+        digits = "".join(letter for letter in part if letter.isdigit())
+        if not part[:1].isdigit():
+            break
+        found.append(int(digits))
+    return tuple(found)
+
+
+def _load(environment: Environment, module: str, distribution: str) -> tuple[ModuleType | None, Finding]:
+    """Import a package; absent only when it is that very package that cannot be found."""
+    loaded, error = import_quietly(environment, module)
+    if loaded is not None:
+        return loaded, Finding(module, "ok", _version_of(environment, loaded, distribution))
+    if isinstance(error, ModuleNotFoundError) and error.name in (None, module, module.split(".")[0]):
+        return None, Finding(module, "absent")
+    return None, Finding(module, "broken", _installed_version(environment, distribution), _first_line(error))
+
+
+def _version_of(environment: Environment, module: ModuleType, distribution: str) -> str:
+    return str(getattr(module, "__version__", None) or _installed_version(environment, distribution))
+
+
+def _installed_version(environment: Environment, distribution: str) -> str:
+    try:
+        return environment.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _first_line(error: Exception | None) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:120]
+
+
+def _python(environment: Environment) -> Finding:
+    version = environment.python
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    status: Status = "ok" if version[:2] in SUPPORTED_PYTHONS else "other version"
+    return Finding("python", status, ".".join(map(str, version)), f"{platform.machine()}, {cores} CPU cores")
+
+
+def _at_least(found: Finding, least: tuple[int, int]) -> Finding:
+    if found.ok and numbers(found.version)[:2] < least:
+        return Finding(found.name, "other version", found.version, f"needs {'.'.join(map(str, least))} or newer")
+    return found
+
+
+def _cuda(torch: Any) -> Finding:
+    """The GPUs that torch can use."""
+    if torch is None:
+        return Finding("CUDA", "absent", note="unknown without torch")
+    built = getattr(torch.version, "cuda", None)
+    try:
+        if not torch.cuda.is_available():
+            return Finding("CUDA", "absent", built or "", "no usable GPU" if built else "torch is a CPU build")
+        names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    except Exception as error:
+        return Finding("CUDA", "broken", built or "", _first_line(error))
+    kinds = {f"{one.name} {one.total_memory / 2**30:.0f} GiB sm_{one.major}{one.minor}" for one in names}
+    return Finding("CUDA", "ok", built or "", f"{len(names)} x {' / '.join(sorted(kinds))}")
+
+
+def _backends(torch: Any) -> list[Finding]:
+    """NCCL and gloo as built into torch."""
+    distributed = getattr(torch, "distributed", None)
+    if distributed is None or not distributed.is_available():
+        return [Finding("nccl", "absent"), Finding("gloo", "absent")]
+    nccl = Finding("nccl", "absent")
+    if distributed.is_nccl_available():
+        try:
+            nccl = Finding("nccl", "ok", ".".join(map(str, torch.cuda.nccl.version())))
+        except Exception as error:
+            nccl = Finding("nccl", "broken", note=_first_line(error))
+    return [nccl, Finding("gloo", "ok" if distributed.is_gloo_available() else "absent")]
+
+
+def _megatron(environment: Environment) -> Finding:
+    """megatron-core, of exactly the supported release, with its GPT model importable."""
+    _, found = _load(environment, "megatron.core", "megatron-core")
+    found = Finding("megatron-core", found.status, found.version, found.note)
+    if not found.ok:
+        return found
+    if found.version != SUPPORTED_MEGATRON:
+        note = f"this project is made for {SUPPORTED_MEGATRON}"
+        return Finding("megatron-core", "other version", found.version, note)
+    _, error = import_quietly(environment, "megatron.core.models.gpt")
+    if error is not None:
+        return Finding("megatron-core", "broken", found.version, _first_line(error))
+    return found
+
+
+def _index_helper(environment: Environment) -> Finding:
+    """The compiled part of megatron's datasets."""
+    _, error = import_quietly(environment, "megatron.core.datasets.helpers_cpp")
+    if error is None:
+        return Finding("dataset helper", "ok")
+    status: Status = "absent" if isinstance(error, ModuleNotFoundError) else "broken"
+    return Finding("dataset helper", status, note=_first_line(error))
+
+
+def _transformer_engine(environment: Environment) -> Finding:
+    loaded, found = _load(environment, "transformer_engine", "transformer_engine")
+    if loaded is not None:
+        _, error = import_quietly(environment, "transformer_engine.pytorch")
+        if error is not None:
+            return Finding("transformer_engine", "broken", found.version, _first_line(error))
+        low, high = TRANSFORMER_ENGINE_RANGE
+        if not low <= numbers(found.version)[:2] < high:
+            span = f"{'.'.join(map(str, low))} to below {'.'.join(map(str, high))}"
+            return Finding("transformer_engine", "other version", found.version, f"megatron-core goes with {span}")
+    return found
+
+
+def _apex(environment: Environment) -> Finding:
+    """NVIDIA's Apex has optimizers; the package of that name on PyPI is another thing."""
+    loaded, found = _load(environment, "apex", "apex")
+    if loaded is None:
+        return found
+    _, error = import_quietly(environment, "apex.optimizers")
+    if error is not None:
+        return Finding("apex", "foreign", found.version, "not NVIDIA's Apex: it has no working apex.optimizers")
+    _, error = import_quietly(environment, "fused_weight_gradient_mlp_cuda")
+    has = "built with" if error is None else "built without"
+    return Finding("apex", "ok", found.version, f"{has} fused_weight_gradient_mlp_cuda")

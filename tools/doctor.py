@@ -1,0 +1,35 @@
+"""Say in one screen what is installed, which implementation each part of a run uses and why, and what to mend. Example:
+
+python tools/doctor.py
+
+exits 1 when training cannot run here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from megatron_fwpkm.config.cli import run_cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print the diagnosis as JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Examine this machine and print the diagnosis."""
+    arguments = build_parser().parse_args(argv)
+    from megatron_fwpkm.training.doctor import examine, render
+
+    diagnosis = examine()
+    print(diagnosis.to_json() if arguments.json else render(diagnosis))
+    return 0 if diagnosis.can_train else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
