@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import megatron_fwpkm.ops.fast_weight_memory as room
+import megatron_fwpkm.ops
 
 
 def test_the_example_runs() -> None:
-    text = (Path(room.__file__).parent / "README.md").read_text()
+    text = (Path(megatron_fwpkm.ops.__file__).parent / "fast_weight_memory" / "README.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(example, names)
