@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ..config import PretrainConfig
+from ..config.arguments import format_item
 from ..config.loading import PREFIXES
 
 _NOT_ARCHITECTURE = {
@@ -112,5 +113,5 @@ def _kind(group: str, name: str) -> Kind:
 def _spell(value: Any) -> str:
     """A value as it would be typed."""
     if isinstance(value, tuple):
-        return " ".join(map(str, value)) or "(empty)"
-    return "none" if value is None else str(value)
+        return " ".join(map(format_item, value)) or "(empty)"
+    return "none" if value is None else format_item(value)

@@ -25,6 +25,10 @@ class Layout:
     distributed_optimizer: bool
     bf16: bool
 
+    def __str__(self) -> str:
+        """`TP 2, PP 1, DP 2`."""
+        return f"TP {self.tensor_parallel}, PP {self.pipeline_parallel}, DP {self.data_parallel}"
+
 
 @dataclass(frozen=True)
 class RunRecord:

@@ -141,10 +141,7 @@ class RunCheckpoints:
         if record.layout == self._layout:
             load_rng_state(folder, self._world.rank)
         else:
-            notices.append(
-                f"the layout changed (was {record.layout}, is {self._layout}): the weights are exact, random states "
-                "start anew"
-            )
+            notices.append(f"layout {record.layout} became {self._layout}: weights are exact, random states start anew")
         loop = record.loop
         logger.info("resumed from %s: iteration %d, %d samples", folder, record.iteration, record.consumed_samples)
         return Progress(

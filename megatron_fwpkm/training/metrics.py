@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -29,7 +30,12 @@ class JsonLines:
     """Appends one JSON object per line to a file and flushes it, so that a killed run keeps what it wrote."""
 
     def __init__(self, path: Path, *, keep_until: int) -> None:
-        """Open `path`, dropping records of iterations after `keep_until` (a resumed run writes them again)."""
+        """Open `path`, dropping records of iterations after `keep_until` (a resumed run writes them again).
+
+        With `keep_until` 0 the run is a new one: records of another are moved aside, to metrics.1.jsonl and so on.
+        """
+        if keep_until == 0 and path.exists() and path.stat().st_size > 0:
+            path.rename(_free_name(path))
         kept = [r for r in read_records(path) if r.get("iteration", 0) <= keep_until] if path.exists() else []
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
@@ -108,6 +114,12 @@ def read_records(path: Path) -> list[JsonRecord]:
         except json.JSONDecodeError:
             continue
     return records
+
+
+def _free_name(path: Path) -> Path:
+    """The first of metrics.1.jsonl, metrics.2.jsonl, ... that does not exist."""
+    names = (path.with_suffix(f".{number}{path.suffix}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

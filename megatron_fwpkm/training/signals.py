@@ -6,11 +6,14 @@ import os
 import signal
 from types import FrameType, TracebackType
 
+CHILD_GRACE_SECONDS = 300
+
 
 class StopSignals:
     """Context manager that turns the first SIGTERM or SIGINT into a wish to stop; the second ends the process at once.
 
-    Forked children (loader workers) inherit the handler but not the wish: there a signal acts as it did before.
+    Ctrl-C and a scheduler's SIGTERM reach forked children (loader workers), too. They go on, because the step that is
+    being finished may need them, and end with their parent, or by themselves after CHILD_GRACE_SECONDS.
     """
 
     def __init__(self, signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)) -> None:
@@ -37,7 +40,10 @@ class StopSignals:
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() == self._owner and self.received is None:
+        if os.getpid() != self._owner:
+            signal.alarm(CHILD_GRACE_SECONDS)  # SIGALRM's default action ends the process
+            return
+        if self.received is None:
             self.received = signal.Signals(number)
             return
         signal.signal(number, signal.SIG_DFL)

@@ -37,7 +37,7 @@ def test_architecture_is_refused_even_for_finetuning() -> None:
         ("training", {"seed": 5}, "--seed is 1234 there and 5 here"),
         ("needle", {"fraction": 0.5}, "--needle-fraction is 0.0 there and 0.5 here"),
         ("model", {"seq_length": 128}, "--seq-length is 4096 there and 128 here"),
-        ("parallel", {"use_distributed_optimizer": True}, "--use-distributed-optimizer is False there and True here"),
+        ("parallel", {"use_distributed_optimizer": True}, "--use-distributed-optimizer is false there and true here"),
     ],
 )
 def test_another_run_may_only_start_from_the_weights(group: str, values: dict[str, object], message: str) -> None:
@@ -45,6 +45,12 @@ def test_another_run_may_only_start_from_the_weights(group: str, values: dict[st
     with pytest.raises(ValueError, match=message + ".*or start a new run from its weights with --load run --finetune"):
         check_resumable(BASE, other, "run", finetune=False)
     assert check_resumable(BASE, other, "run", finetune=True) == []
+
+
+def test_values_are_spelt_as_they_are_typed() -> None:
+    one, other = change("model", window_size=((3, 0), (15, 0))), change("model", window_size=((7, 0),))
+    with pytest.raises(ValueError, match="--window-size is 3,0 15,0 there and 7,0 here"):
+        check_resumable(one, other, "run", finetune=True)
 
 
 def test_what_may_change_is_said_and_logging_is_nobodys_business() -> None:

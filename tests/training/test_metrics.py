@@ -43,6 +43,15 @@ def test_a_resumed_log_drops_what_will_be_written_again(tmp_path: Path) -> None:
     assert all(json.loads(line)["kind"] == "train" for line in path.read_text().splitlines())
 
 
+def test_a_new_run_moves_the_log_of_another_aside(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for loss in (1.0, 2.0, 3.0):
+        with MetricsLog([JsonLines(path, keep_until=0)]) as log:
+            log.write("train", {"iteration": 10, "loss": loss})
+    logs = {file.name: read_records(file)[0]["loss"] for file in tmp_path.iterdir()}
+    assert logs == {"metrics.1.jsonl": 1.0, "metrics.2.jsonl": 2.0, "metrics.jsonl": 3.0}
+
+
 def test_progress_line() -> None:
     line = progress_line(RECORD, 1000, 3725.0)
     assert line == (

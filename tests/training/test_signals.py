@@ -30,3 +30,14 @@ def test_second_signal_ends_the_process() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.stdout == "still here\n"
     assert done.returncode == -signal.SIGTERM
+
+
+def test_a_forked_child_goes_on_and_does_not_stop_its_parent() -> None:
+    with StopSignals() as stop:
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(7 if signal.alarm(0) > 0 else 8)  # still here, with an end set
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert stop.received is None
