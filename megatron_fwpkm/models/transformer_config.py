@@ -61,7 +61,6 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=training.bf16,
-        deterministic_mode=False,
         # Whole matrices are drawn and cut: one seed gives the same weights at every tensor-parallel size.
         use_cpu_initialization=True,
         # Layers differ (memory, window), so checkpoints keep a tensor per layer.
@@ -75,4 +74,5 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
         apply_rope_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
+        cuda_graph_scope=[],  # the default is deprecated and warns
     )
