@@ -228,6 +228,18 @@ def test_a_torn_checkpoint_is_refused(dataset: str, tmp_path: Path, capfd: pytes
     )
 
 
+def test_a_memory_that_explodes_stops_with_its_layer_and_leaves_the_last_checkpoint(
+    dataset: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert start(flags(dataset, save=tmp_path, train_iters=2, eval_iters=0)) == 0
+    before = read_checkpoint(tmp_path)
+    wild = {"fwpkm_inner_lr": 1e30, "save_interval": 1, "resume": True, "eval_iters": 0}
+    assert start(flags(dataset, save=tmp_path, **wild)) == 1
+    error = capfd.readouterr().err
+    assert re.search(r"error: iteration 3: the memory of layer 2 is not finite .* smaller --fwpkm-inner-lr", error)
+    assert_same_checkpoint(before, read_checkpoint(tmp_path))
+
+
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 

@@ -17,9 +17,9 @@ class TrainingDivergedError(ValueError):
     """The run went wrong in a way that more steps cannot repair; the message names step, place and what to try."""
 
 
-def check_finite(iteration: int, losses: Mapping[str, float], grad_norm: float) -> None:
-    """Raise TrainingDivergedError when a loss or the gradient norm of this step is NaN or infinite."""
-    for name, value in {**losses, "gradient norm": grad_norm}.items():
+def check_finite(iteration: int, numbers: Mapping[str, float]) -> None:
+    """Raise TrainingDivergedError when one of the step's numbers (by name) is NaN or infinite."""
+    for name, value in numbers.items():
         if not math.isfinite(value):
             raise TrainingDivergedError(
                 f"iteration {iteration}: the {name} is {value}. The last checkpoint is intact. Try a smaller --lr, a "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -96,10 +97,17 @@ class TrainingLoop:
         progress.iteration += 1
         progress.consumed_samples += self._samples_per_step
         progress.consumed_tokens += self._tokens_per_step
-        check_finite(progress.iteration, asdict(result.losses), result.grad_norm)
+        self._check_step(result)
         progress.window.append((result.losses.loss, result.losses.lm_loss))
         if progress.best_loss is None or result.losses.loss < progress.best_loss:
             progress.best_loss = result.losses.loss
+
+    def _check_step(self, result: StepResult) -> None:
+        """Stop on a loss or gradient that is not finite; where a memory is the cause, its layer is named."""
+        numbers = {**asdict(result.losses), "gradient norm": result.grad_norm}
+        if not all(math.isfinite(number) for number in numbers.values()):
+            self._look_at_memories()
+        check_finite(self.progress.iteration, numbers)
 
     def _log_if_due(self) -> MemoryReport | None:
         """At every log interval: look at the memories, write one record and one line."""

@@ -10,12 +10,13 @@ from megatron_fwpkm.training.guards import BASELINE_OBSERVATIONS, MemoryGuard, T
 
 
 @pytest.mark.parametrize(
-    ("losses", "norm", "named"), [({"loss": math.nan}, 1.0, "loss"), ({"loss": 1.0}, math.inf, "gradient norm")]
+    ("numbers", "named"),
+    [({"loss": math.nan, "gradient norm": 1.0}, "loss"), ({"gradient norm": math.inf}, "gradient norm")],
 )
-def test_not_finite_stops(losses: dict[str, float], norm: float, named: str) -> None:
+def test_not_finite_stops(numbers: dict[str, float], named: str) -> None:
     with pytest.raises(TrainingDivergedError, match=rf"iteration 7: the {named} is (nan|inf).*smaller --lr"):
-        check_finite(7, losses, norm)
-    check_finite(7, {"loss": 1.0}, 0.5)
+        check_finite(7, numbers)
+    check_finite(7, {"loss": 1.0, "gradient norm": 0.5})
 
 
 def test_diverging_memory_is_measured_against_its_early_median() -> None:
