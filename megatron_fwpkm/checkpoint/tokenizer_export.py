@@ -22,7 +22,8 @@ CHECKED_TEXTS = 2000
 def convert_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """Load the tokenizer copy of a checkpoint as a Transformers tokenizer.
 
-    A literal `</s>` in a text stays text, as in training; nothing is added to a text.
+    A literal `</s>` in a text stays text, as in training; nothing is added to a text. Ids are SentencePiece's for every
+    text, but for one that spells the name of a byte or control piece exactly between two user-defined pieces.
 
     Args:
         path: a SentencePiece `.model`, a `tokenizer.json`, or a folder that holds one.
@@ -87,16 +88,17 @@ def _backend(blob: bytes, path: Path) -> Tokenizer:
     # Control, unknown, byte and user-defined pieces never come out of merges, whatever the text spells.
     unmerged = [piece.piece for piece in model.pieces if piece.type != kinds.NORMAL]
     unknown = next(piece.piece for piece in model.pieces if piece.type == kinds.UNKNOWN)
+    defined = sorted((piece.piece for piece in model.pieces if piece.type == kinds.USER_DEFINED), key=len, reverse=True)
     merges = generate_merges(vocabulary, scores, unmerged)
     backend = Tokenizer(
         BPE(
-            vocabulary, merges, unk_token=unknown, fuse_unk=True, ignore_merges=True,
+            vocabulary, merges, unk_token=unknown, fuse_unk=True, ignore_merges=bool(defined),
             byte_fallback=model.trainer_spec.byte_fallback,
         )
     )  # fmt: skip
     backend.normalizer = normalizers.Sequence(_normalizers(model.normalizer_spec))
-    defined = sorted((piece.piece for piece in model.pieces if piece.type == kinds.USER_DEFINED), key=len, reverse=True)
     if defined:
+        # Cut out first and then looked up whole: no merges lead to them.
         backend.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(map(re.escape, defined))), "isolated")
     backend.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -126,7 +128,8 @@ def _normalizers(spec: Any) -> list[Any]:
 def _first_difference(processor: sentencepiece.SentencePieceProcessor, backend: Tokenizer) -> str | None:
     """A text on which the two disagree, or None: spelled from pieces and characters that are apt to go wrong."""
     draw = random.Random(0)
-    pieces = [processor.id_to_piece(token).replace(SPACE, " ") for token in range(processor.get_piece_size())]
+    named = [token for token in range(processor.get_piece_size()) if not _is_only_a_name(processor, token)]
+    pieces = [processor.id_to_piece(token).replace(SPACE, " ") for token in named]
     parts = [*pieces, *"aeinorst  019.,'\n\t</>é漢😀", "  ", "\u00a0", SPACE]
     for _ in range(CHECKED_TEXTS):
         text = "".join(draw.choice(parts) for _ in range(draw.randint(1, 24)))
@@ -134,3 +137,8 @@ def _first_difference(processor: sentencepiece.SentencePieceProcessor, backend: 
         if backend.encode(text, add_special_tokens=False).ids != ids or backend.decode(ids) != processor.decode(ids):
             return text
     return None
+
+
+def _is_only_a_name(processor: sentencepiece.SentencePieceProcessor, token: int) -> bool:
+    """Whether the piece stands for something other than its spelling."""
+    return processor.is_byte(token) or processor.is_control(token) or processor.is_unknown(token)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint as dcp
 
+from megatron_fwpkm.checkpoint.manager import CheckpointManager
 from megatron_fwpkm.checkpoint.reading import CheckpointContents
+from megatron_fwpkm.checkpoint.record import Layout, RunRecord
 from megatron_fwpkm.config import PretrainConfig
+from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.models.builder import build_model, memory_layers
 from megatron_fwpkm.ops import FastWeightState
 
@@ -37,3 +42,30 @@ def contents_of(
         fast=fast,
         tokenizer_path=tokenizer,
     )
+
+
+TINY_FLAGS = (
+    "--num-layers 2 --hidden-size 32 --ffn-hidden-size 48 --num-attention-heads 4 --num-query-groups 2 --seq-length 48 "
+    "--window-size 15,0 --fwpkm-layer-numbers 2 --fwpkm-num-subkeys 8 --fwpkm-key-dim 16 --fwpkm-value-dim 16 "
+    "--fwpkm-topk 4 --fwpkm-chunk-size 16 --fwpkm-reset never"
+).split()
+
+
+def write_checkpoint(root: Path, vocab_size: int, padded: int, tokenizer: Path | None) -> CheckpointContents:
+    """A checkpoint folder on disk, as a run of TINY_FLAGS with --save ROOT would leave it; returns its contents."""
+    resolved = parse_pretrain(TINY_FLAGS)
+    contents = contents_of(resolved.config, vocab_size, padded, tokenizer)
+    copied = None if tokenizer is None else "tokenizer.model"
+    record = RunRecord(7, 14, 672, Layout(1, 1, 1, 1, False, False), vocab_size, padded, "hash", copied)
+    fast = {
+        f"layer{number}/replica0/{table}": getattr(state, table)
+        for number, state in contents.fast.items()
+        for table in ("sub_keys", "values")
+    }
+    with CheckpointManager(root, keep_last=1).publish(7, record) as folder:
+        dcp.save(contents.slow, checkpoint_id=folder / "model")
+        dcp.save(fast, checkpoint_id=folder / "fast_weights")
+        (folder / "config.yaml").write_text(resolved.to_yaml())
+        if tokenizer is not None:
+            shutil.copyfile(tokenizer, folder / "tokenizer.model")
+    return contents
