@@ -33,10 +33,10 @@ held_out_text=$here/corpus/northanger_abbey.txt.gz
 stage tokenizer "1/6 train a tokenizer" \
   "$python" tools/train_tokenizer.py --input "${training_text[@]}" --vocab-size 1024 --output-prefix "$out/tokenizer"
 stage dataset "2/6 prepare the corpus" \
-  "$python" tools/preprocess_data.py --input "${training_text[@]}" --txt-documents file --output-prefix "$out/austen" \
+  "$python" tools/preprocess_data.py --input "${training_text[@]}" --txt-documents paragraph --output-prefix "$out/austen" \
   --tokenizer-type SentencePieceTokenizer --tokenizer-model "$out/tokenizer.model" --append-eod --workers 2
 stage pretrain "3/6 pretrain on Megatron-Core" \
-  "$python" pretrain.py --config "$here/quickstart.yaml" --data-path "$out/austen_text" \
+  "$python" pretrain.py --config "$here/quickstart.yaml" --data-path "$out/austen_text_document" \
   --tokenizer-model "$out/tokenizer.model" --save "$out/checkpoints" --log-dir "$out" --resume
 stage export "4/6 export to Hugging Face format and verify" \
   "$python" tools/convert_checkpoint.py export --checkpoint "$out/checkpoints" --output "$out/hf" --overwrite
@@ -47,7 +47,7 @@ stage needle "5/6 measure long-context recall" \
   --depths 5 --samples 50 --needles 5 --protocol ask-after-write --controls memory-off never-shown --workers 2 \
   --seed 1 --output "$out/needle"
 stage generate "6/6 ask the model what it has read" \
-  "$python" tools/generate_text.py --model "$out/hf" --remember "$here/facts.txt" --prompt "The code little window" --max-new-tokens 4
+  "$python" tools/generate_text.py --model "$out/hf" --remember "$here/facts.txt" --prompt "The code young sister" --max-new-tokens 4
 
 echo
 echo "Finished in $((SECONDS - started)) s. Stages (s):"
