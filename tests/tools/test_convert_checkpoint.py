@@ -1,0 +1,92 @@
+"""tools/convert_checkpoint.py: once as a user runs it, then its answers and refusals."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_fwpkm.checkpoint.export import hf_model_from_checkpoint
+from tests.checkpoint.contents import write_checkpoint
+from tests.layers.megatron import initialize
+
+from .in_process import ROOT, run_tool
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    initialize()
+    root = tmp_path_factory.mktemp("run")
+    write_checkpoint(root, 60, 64, None)
+    return root
+
+
+def test_export_and_verify(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = run_tool(
+        capsys, "convert_checkpoint", "export", "--checkpoint", checkpoint, "--output", tmp_path / "hf",
+        "--dtype", "bfloat16",
+    )  # fmt: skip
+    assert done == (0, f"exported to {tmp_path / 'hf'}\n", "")
+    # Verifying starts and ends process groups: a process of its own, as for a user.
+    command = [sys.executable, str(ROOT / "tools" / "convert_checkpoint.py"), "verify", "--checkpoint", str(checkpoint),
+               "--export", str(tmp_path / "hf"), "--lengths", "1", "40"]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    verified = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    lines = verified.stdout.splitlines()
+    assert lines[-1] == "all 5 comparisons passed" and verified.stderr == ""
+    assert lines[1].startswith("Megatron, random tokens, 40") and lines[1].endswith("<= 1e-05   ok")
+
+
+@pytest.fixture
+def settings_of_tests() -> Iterator[None]:
+    """Put back what the tool sets for its process: threads, determinism, parallel state."""
+    yield
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(False)
+    initialize()
+
+
+@pytest.mark.usefixtures("settings_of_tests")
+def test_a_damaged_export_fails(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_tool(capsys, "convert_checkpoint", "export", "--checkpoint", checkpoint, "--output", tmp_path / "hf")
+    model, _ = hf_model_from_checkpoint(tmp_path / "hf")
+    with torch.no_grad():
+        model.model.norm.weight.add_(0.01)
+    model.save_pretrained(tmp_path / "hf")
+    command = ["verify", "--checkpoint", checkpoint, "--export", tmp_path / "hf", "--lengths", 40]
+    damaged = run_tool(capsys, "convert_checkpoint", *command)
+    assert damaged.returncode == 1
+    assert "FAILED" in damaged.stdout and damaged.stdout.endswith("1 of 4 comparisons failed\n")
+
+
+def test_errors_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = run_tool(
+        capsys, "convert_checkpoint", "export", "--checkpoint", tmp_path / "nowhere", "--output", tmp_path / "hf"
+    )
+    assert (nowhere.returncode, nowhere.stdout) == (1, "")
+    assert (
+        nowhere.stderr.startswith(f"error: {tmp_path / 'nowhere'} is not a folder") and nowhere.stderr.count("\n") == 1
+    )
+    occupied = run_tool(capsys, "convert_checkpoint", "export", "--checkpoint", checkpoint, "--output", tmp_path)
+    assert occupied.returncode == 1
+    assert occupied.stderr == f"error: {tmp_path} exists already; give another --output, or --overwrite to replace it\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required"),
+        (["export", "--checkpoint", "x"], "--output"),
+        (["export", "--checkpoint", "x", "--output", "y", "--memory", "some"], "invalid choice: 'some'"),
+        (["verify", "--checkpoint", "x", "--export", "y", "--lengths", "0"], "0 must be at least 1"),
+    ],
+)
+def test_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    done = run_tool(capsys, "convert_checkpoint", *arguments)
+    assert done.returncode == 2 and message in done.stderr
