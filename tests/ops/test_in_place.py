@@ -94,6 +94,16 @@ def test_backward_does_not_look_at_the_table() -> None:
     assert distance(actual, expected) <= 1e-12
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_backward_does_not_modify_the_gradient_it_is_given(implementation: str) -> None:
+    """With one sequence the gradient reaches the memory without a copy on the way."""
+    case = make_case(batch=1, implementation=implementation).requires_grad()
+    output = case.run()
+    given = torch.ones_like(output.retrieved)
+    torch.autograd.grad(output.retrieved, case.queries, grad_outputs=given)
+    assert torch.equal(given, torch.ones_like(given))
+
+
 def test_rows_that_are_never_read_do_not_leak() -> None:
     """Untouched rows are NaN; everything that is returned is finite, and they stay NaN."""
     case = make_case(tokens=12, num_subkeys=12, topk=2, implementation="sparse").requires_grad()

@@ -52,17 +52,18 @@ def carry_schedule(num_pending: int, num_tokens: int, chunk_size: int, lookahead
     """
     pieces = []
     waiting, position, end = 0, num_pending, num_pending + num_tokens
-    while position < end or position - waiting >= chunk_size + lookahead:
+    while position < end:
         window_stop = waiting + chunk_size + lookahead
         if window_stop > end:
             # The window stays incomplete: the new tokens are read and wait.
             pieces.append(Piece(position, position, end, position, position, position, position, 0))
             break
-        # Waiting tokens are read again: the reads that define a write are those of the tables it changes. Pending
-        # tokens can exceed the window when a call lowers chunk_size; then a piece takes no new token.
-        emit_start, stop, written = max(position, waiting), max(position, window_stop), waiting + chunk_size
-        pieces.append(Piece(waiting, emit_start, stop, written, waiting, written, written, chunk_size))
-        waiting, position = written, stop
+        # Waiting tokens are read again: the reads that define a write are those of the tables it changes. When a call
+        # lowers chunk_size, the pending tokens alone can fill a window; then a piece returns nothing.
+        written = waiting + chunk_size
+        emit_start = min(position, window_stop)
+        pieces.append(Piece(waiting, emit_start, window_stop, written, waiting, written, written, chunk_size))
+        waiting, position = written, max(position, window_stop)
     return pieces, waiting
 
 
