@@ -21,12 +21,23 @@ def config_of(*words: str) -> PretrainConfig:
     return parse_pretrain([*SOUND, *words]).config
 
 
-def test_a_sound_configuration_passes():
-    validate(config_of())
-    validate(config_of("--tensor-model-parallel-size", "4", "--num-query-groups", "4"), 8)
-    validate(config_of("--fwpkm-layer-numbers", "none", "--fwpkm-topk", "600", "--seq-length", "8"))
-    validate(config_of("--window-size", "23,0", "-1,0", "0,0", "127,0"))
-    validate(config_of("--lr-decay-style", "WSD", "--lr-warmup-iters", "100", "--lr-wsd-decay-iters", "900"))
+@pytest.mark.parametrize(
+    ("words", "world_size"),
+    [
+        ("", None),
+        ("--tensor-model-parallel-size 4 --num-query-groups 4", 8),
+        ("--fwpkm-layer-numbers none --fwpkm-topk 600 --seq-length 8", 3),
+        ("--window-size 23,0 -1,0 0,0 127,0", 1),
+        ("--lr-decay-style WSD --lr-warmup-iters 100 --lr-wsd-decay-iters 900", None),
+        ("--data-path 0.3 a 0.7 b --split 1,0,0 --eval-iters 0", None),
+        ("--data-path none --train-data-path a --valid-data-path b", None),
+        ("--needle-fraction 0.5 --fwpkm-reset document --save x --resume --load y --finetune --save-interval 2", None),
+    ],
+)
+def test_a_sound_configuration_passes(words, world_size):
+    config = config_of(*words.split())
+    assert problems(config, world_size) == []
+    validate(config, world_size)
 
 
 @pytest.mark.parametrize(
