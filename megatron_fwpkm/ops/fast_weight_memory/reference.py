@@ -44,9 +44,7 @@ def run_reference(
     addresses: list[tuple[Tensor, Tensor]] = []
     squared_errors: list[Tensor] = []
     addressing_losses: list[Tensor] = []
-    log_rows: list[Tensor] = []
-    log_values: list[Tensor] = []
-    old_sub_keys = None
+    log = UndoLog([], [], sub_keys.detach() if options.key_lr and any(p.key_stop > p.start for p in pieces) else None)
     weights = write_weights(stream)
     weights = sharding.copy_to_shards(weights) if sharding else weights
     for piece, scale in zip(pieces, write_scales(stream, pieces, options), strict=True):
@@ -57,36 +55,29 @@ def run_reference(
             indices, slot_weights, halves = read_slots(queries, keys, options.topk, options.score)
             shared = sharding.copy_to_shards(slot_weights) if sharding else slot_weights
             read = (shared.flatten(2).unsqueeze(-1) * F.embedding(indices.flatten(2), table)).sum(2)
-            first = piece.emit_start - piece.start
-            outputs.append(read[:, first:])
-            addresses.append((indices[:, first:], slot_weights[:, first:]))
-            moved_keys = keys
             if piece.key_stop > piece.start:
                 loss = addressing_loss(halves, piece.key_stop - piece.start)
                 addressing_losses.append(loss.detach())
                 if options.key_lr:
-                    (gradient,) = torch.autograd.grad(loss, keys, create_graph=outer, retain_graph=True)
-                    old_sub_keys = sub_keys.detach() if old_sub_keys is None else old_sub_keys
-                    moved_keys = keys - options.key_lr * gradient
+                    sub_keys = _descend(loss, keys, options.key_lr, outer)
             if piece.num_written:
-                end = piece.num_written
-                target = stream.targets[:, piece.start + options.lookahead : piece.write_stop + options.lookahead]
-                error = read[:, :end] - target
-                token_weights = weights[:, piece.start : piece.write_stop]
-                squared_errors.append(error.detach().square().sum(-1) * token_weights.detach())
+                shift = slice(piece.start + options.lookahead, piece.write_stop + options.lookahead)
+                squares = (read[:, : piece.num_written] - stream.targets[:, shift]).square().sum(-1)
+                squares = weights[:, piece.start : piece.write_stop] * squares
+                squared_errors.append(squares.detach())
                 if options.inner_lr:
-                    loss = 0.5 * (token_weights * error.square().sum(-1)).sum()
-                    (gradient,) = torch.autograd.grad(loss, table, create_graph=outer, retain_graph=True)
+                    rows = indices.unique()
+                    log.rows.append(rows)
+                    log.old_values.append(values.detach()[rows])
                     counted = indices[:, piece.count_start - piece.start : piece.count_stop - piece.start]
                     counts = torch.bincount(counted.flatten(), minlength=table.shape[0]).clamp(min=1)
-                    rows = indices.unique()
-                    log_rows.append(rows)
-                    log_values.append(values.detach()[rows])
-                    values = table - (scale / counts.unsqueeze(-1)).to(table.dtype) * gradient
-            sub_keys = moved_keys
+                    steps = (scale / counts).unsqueeze(-1)
+                    values = _descend(0.5 * squares.sum(), table, steps, outer)
         if not outer:
-            sub_keys, values, outputs[-1] = sub_keys.detach(), values.detach(), outputs[-1].detach()
-            addresses[-1] = (addresses[-1][0], addresses[-1][1].detach())
+            sub_keys, values, read, slot_weights = (x.detach() for x in (sub_keys, values, read, slot_weights))
+        first = piece.emit_start - piece.start
+        outputs.append(read[:, first:])
+        addresses.append((indices[:, first:], slot_weights[:, first:]))
     squares = torch.cat([stream.targets.new_zeros(stream.targets.shape[0], 0), *squared_errors], 1)
     return ChainResult(
         torch.cat(outputs, 1),
@@ -96,5 +87,11 @@ def run_reference(
         torch.stack(addressing_losses) if addressing_losses else stream.targets.new_zeros(0),
         sub_keys.detach(),
         values.detach(),
-        UndoLog(log_rows, log_values, old_sub_keys),
+        log,
     )
+
+
+def _descend(loss: Tensor, table: Tensor, step: Tensor | float, outer: bool) -> Tensor:
+    """One step of gradient descent on a whole table; with ``outer`` it can itself be differentiated."""
+    (gradient,) = torch.autograd.grad(loss, table, create_graph=outer, retain_graph=True)
+    return table - step * gradient
