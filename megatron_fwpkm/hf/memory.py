@@ -57,6 +57,15 @@ class Reading(NamedTuple):
     half_scores: Tensor
     """[P, M, k]"""
 
+    def first(self, count: int) -> Reading:
+        """Only the first ``count`` tokens of every sequence."""
+        batch, tokens, _ = self.retrieved.shape
+        if count == tokens:
+            return self
+        per_token = (field.unflatten(0, (batch, tokens))[:, :count].flatten(0, 1) for field in self[1:3])
+        per_half = (field.unflatten(1, (batch, tokens))[:, :, :count].flatten(1, 2) for field in self[3:])
+        return Reading(self.retrieved[:, :count], *per_token, *per_half)
+
 
 def _read_halves(halves: Tensor, sub_keys: Tensor, settings: MemorySettings) -> tuple[Tensor, Tensor]:
     """Indices (ascending) and scores [P, M, k] of the nearest sub-keys [P, n, d] of every half query [P, M, d]."""
@@ -240,7 +249,9 @@ class FastWeights:
                 self.sub_keys = self.sub_keys - key_lr * sub_key_step(reading, self.sub_keys, settings)
             self._private = False
             return
-        if not self._private:
+        # Outside inference mode torch refuses to write what was made inside it.
+        foreign = self.values.is_inference() and not torch.is_inference_mode_enabled()
+        if foreign or not self._private:
             self.sub_keys, self.values, self._private = self.sub_keys.clone(), self.values.clone(), True
         if key_lr:
             self.sub_keys.sub_(sub_key_step(reading, self.sub_keys, settings), alpha=key_lr)
@@ -284,11 +295,16 @@ class MemoryStream(FastWeights):
         window = self.settings.chunk_size + self.settings.lookahead
         retrieved, start = [], 0
         while start < len(tokens):
-            piece = tokens.cut(start, start + window - self.num_pending)
-            retrieved.append(self.read(piece.queries).retrieved)
+            waiting = self.num_pending
+            piece = tokens.cut(start, start + window - waiting)
             self.pending = piece if self.pending is None else self.pending.then(piece)
             if self.num_pending == window:
-                self._write_waiting(self.settings.chunk_size)
+                # One read serves both: what the new tokens get, and what defines the write.
+                reading = self.read(self.pending.queries)
+                retrieved.append(reading.retrieved[:, waiting:])
+                self._write_waiting(self.settings.chunk_size, reading)
+            else:
+                retrieved.append(self.read(piece.queries).retrieved)
             start += len(piece)
         self._detach_pending_storage()
         return torch.cat(retrieved, 1) if retrieved else tokens.targets
@@ -296,8 +312,8 @@ class MemoryStream(FastWeights):
     def flush(self) -> None:
         """Write the waiting tokens whose targets are known, as one smaller chunk; the last L keep waiting."""
         complete = self.num_pending - self.settings.lookahead
-        if complete > 0:
-            self._write_waiting(complete)
+        if self.pending is not None and complete > 0:
+            self._write_waiting(complete, self.read(self.pending.queries[:, :complete]))
 
     def end_text(self) -> None:
         """Flush, then drop the last L tokens: what follows is another text and not their target."""
@@ -321,11 +337,12 @@ class MemoryStream(FastWeights):
         if self.pending is not None:
             self.pending = self.pending.map(lambda field: field[indices])
 
-    def _write_waiting(self, count: int) -> None:
+    def _write_waiting(self, count: int, reading: Reading) -> None:
+        """Write the first ``count`` waiting tokens; ``reading`` is of them (or more) with the current tables."""
         assert self.pending is not None, "nothing waits"
         chunk, lookahead = self.pending.cut(0, count), self.settings.lookahead
         targets = self.pending.targets[:, lookahead : count + lookahead]
-        self.write(chunk, self.read(chunk.queries), targets)
+        self.write(chunk, reading.first(count), targets)
         self.pending = self.pending.cut(count) if self.num_pending > count else None
 
     def _check_batch(self, tokens: Tokens) -> None:

@@ -158,6 +158,15 @@ def test_gradients_survive_a_later_write_without_gradients() -> None:
     assert queries.grad is not None and queries.grad.isfinite().all()
 
 
+def test_a_stream_may_leave_inference_mode() -> None:
+    tokens, sub_keys, values = memory_inputs(SETTINGS)
+    whole, stream = (MemoryStream(sub_keys, values, SETTINGS) for _ in range(2))
+    with torch.inference_mode():
+        first = stream.step(tokens.cut(0, 20))
+    with torch.no_grad():
+        close(torch.cat([first, stream.step(tokens.cut(20))], 1), whole.step(tokens))
+
+
 def test_a_read_near_a_key_keeps_its_digits_in_float32() -> None:
     """Distances far smaller than the coordinates: the expanded square would leave nothing of them."""
     tokens, sub_keys, values = memory_inputs(SETTINGS, heads=1, batch=1, tokens=4)
