@@ -43,7 +43,7 @@ def load_model(path: str, device: str = "cpu") -> LoadedModel:
     if not folder.is_dir():
         raise ValueError(f"--model {path} is not a folder; give an export or a checkpoint")
     model, _ = hf_model_from_checkpoint(folder)
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     check_fits(model, tokenizer, path)
     return LoadedModel(model.to(torch.device(device)).eval(), tokenizer)
 
@@ -62,8 +62,12 @@ def check_fits(model: FwPKMForCausalLM, tokenizer: Tokenizer, path: str) -> None
         )
 
 
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in an export, or the copy in a checkpoint."""
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in an export, or the copy in a checkpoint or in the latest checkpoint of a run.
+
+    Raises:
+        ValueError: there is none, or the folder is no checkpoint.
+    """
     if (folder / "config.json").is_file():
         files = [folder / name for name in ("tokenizer.model", "tokenizer.json")]
         file = next((file for file in files if file.is_file()), None)

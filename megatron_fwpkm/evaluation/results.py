@@ -129,10 +129,10 @@ def text_table(results: NeedleResults) -> str:
         lines.append([
             f"{length}",
             f"{main.exact_match:.2f} [{main.low:.2f}, {main.high:.2f}]",
-            _beyond(results, MEMORY_ON, length),
+            _beyond(results, MEMORY_ON, length).strip(),
             f"{main.first_token:.2f}",
             f"{main.token_accuracy:.2f}",
-            *(f"{results.find(name, length).exact_match:.2f} {_beyond(results, name, length)}".strip() for name in controls),
+            *(f"{results.find(name, length).exact_match:.2f}{_beyond(results, name, length)}" for name in controls),
         ])  # fmt: skip
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
@@ -142,4 +142,4 @@ def _beyond(results: NeedleResults, condition: str, length: int) -> str:
     if condition == "never-shown":
         return ""
     beyond = results.find(condition, length, where="beyond window")
-    return f"({beyond.exact_match:.2f})" if beyond.samples else "(none)"
+    return f" ({beyond.exact_match:.2f})" if beyond.samples else " (none)"

@@ -71,6 +71,26 @@ def test_what_is_wrong_with_a_model_is_told(export, folder, tmp_path):  # noqa: 
         load_model(str(tmp_path / "bare"))
 
 
+def test_the_tokenizer_of_a_checkpoint_is_its_copy(folder, tokenizer, tmp_path):  # noqa: F811
+    from megatron_fwpkm.checkpoint.record import Layout, RunRecord, write_record
+    from megatron_fwpkm.evaluation.loading import load_tokenizer
+
+    def publish(tokenizer_file: str | None) -> None:
+        layout = Layout(1, 1, 1, 1, False, False)
+        write_record(checkpoint, RunRecord(3, 3, 96, layout, 420, 512, tokenizer.identity, tokenizer_file))
+        (tmp_path / "latest").write_text("iter_0000003\n")
+
+    checkpoint = tmp_path / "iter_0000003"
+    checkpoint.mkdir()
+    shutil.copy(folder / "tokenizer.model", checkpoint / "tokenizer.model")
+    publish("tokenizer.model")
+    for place in (tmp_path, checkpoint):
+        assert load_tokenizer(place).identity == tokenizer.identity
+    publish(None)
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_model_without_memory_is_refused(tokenizer, tiny_model):  # noqa: F811
     from megatron_fwpkm.evaluation.loading import check_fits
     from megatron_fwpkm.hf.modeling_fwpkm import FwPKMForCausalLM
