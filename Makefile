@@ -55,10 +55,10 @@ format: $(VENV)/.ready-dev ## Sort imports and mend what ruff can mend
 	@$(bin)/ruff check --fix .
 
 bench: setup ## Run the benchmarks of the memory
-	@$(bin)/python -m benchmarks.memory_op
+	@$(bin)/python -m benchmarks.run memory
 
 docs: setup ## Write the generated documents anew (docs/options.md)
-	@$(bin)/python -m megatron_fwpkm.config.options_document
+	@$(bin)/python -m megatron_fwpkm.config.options_table
 
 clean: ## Remove caches and build products (not the environment, not runs/)
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis ./*.egg-info
