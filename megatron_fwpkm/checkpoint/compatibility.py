@@ -40,10 +40,19 @@ _SAME_RUN = {
 _NO_MATTER = {
     "checkpoint": None,  # the whole group
     "logging": None,
-    "training": {"exit_interval", "exit_duration_in_mins", "eval_interval", "eval_iters", "num_threads", "dry_run"},
+    "training": {
+        "exit_interval",
+        "exit_duration_in_mins",
+        "eval_interval",
+        "eval_iters",
+        "num_threads",
+        "dry_run",
+        "dry_run_all",
+        "check_weight_hash_across_dp_replicas_interval",
+    },  # fmt: skip
     "data": {"data_cache_path", "num_workers", "tokenizer_model"},
     "parallel": {"distributed_backend", "distributed_timeout_minutes", "overlap_grad_reduce"},
-    "fwpkm": {"implementation", "gate_bias_init"},
+    "fwpkm": {"implementation", "gate_bias_init", "load_dp_rule", "check_consistency_interval"},
     "model": {"init_method_std", "embedding_init_method_std", "max_position_embeddings"},
 }
 

@@ -63,8 +63,14 @@ def num_slots(fwpkm: FwPKMConfig) -> int:
 
 
 def data_parallel_size(config: PretrainConfig, world_size: int) -> int:
-    """Replicas among `world_size` processes, a multiple of the tensor-parallel times the pipeline size."""
-    return world_size // (config.parallel.tensor_model_parallel_size * config.parallel.pipeline_model_parallel_size)
+    """Replicas among `world_size` processes, a multiple of `replica_size`."""
+    return world_size // replica_size(config)
+
+
+def replica_size(config: PretrainConfig) -> int:
+    """Processes that hold one replica: tensor-parallel times pipeline times context-parallel size."""
+    parallel = config.parallel
+    return parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
 
 
 def global_batch_size(config: PretrainConfig, data_parallel: int) -> int:
@@ -165,10 +171,13 @@ def num_parameters(config: PretrainConfig, vocab_size: int) -> int:
     return sum(part.total for part in parameters_by_part(config, vocab_size).values())
 
 
-def stage_layers(config: PretrainConfig, stage: int) -> range:
-    """Layer numbers (from 1) of a pipeline stage; the stages must divide the layers."""
-    share = config.model.num_layers // config.parallel.pipeline_model_parallel_size
-    return range(stage * share + 1, (stage + 1) * share + 1)
+def stage_layers(config: PretrainConfig, stage: int) -> tuple[int, ...]:
+    """Layer numbers (from 1) of a pipeline stage, all its chunks together; the chunks must divide the layers."""
+    stages = config.parallel.pipeline_model_parallel_size
+    chunks = config.parallel.num_virtual_stages_per_pipeline_rank
+    share = config.model.num_layers // (stages * chunks)
+    starts = [(chunk * stages + stage) * share for chunk in range(chunks)]
+    return tuple(start + number for start in starts for number in range(1, share + 1))
 
 
 def stage_parameters(config: PretrainConfig, vocab_size: int, stage: int) -> Parameters:

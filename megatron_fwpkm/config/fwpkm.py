@@ -42,5 +42,15 @@ class FwPKMConfig:
     """At a chunk's end in training, drop the last lookahead queries or carry them into the next chunk."""
     reset: Literal["never", "step", "document"] = "never"
     """When training puts the initial memory back: never, before every step, or at every document start."""
+    dp_sync: Literal["none", "average"] = "none"
+    """Data-parallel replicas keep a memory each, or take the mean of all at an interval."""
+    dp_sync_interval: int = 1
+    """With --fwpkm-dp-sync average: iterations between two averagings."""
+    load_dp_rule: Literal["modulo", "replica0", "reset"] = "modulo"
+    """Where another number of replicas was saved: replica r takes the memory of r modulo that number, all take the
+    first one's, or all begin with the initial memory."""
+    check_consistency_interval: int = 100
+    """Iterations between two checks that the ranks of a tensor-parallel group have chosen and written alike (a hash of
+    the sub-keys); 0 turns them off."""
     implementation: Literal["auto", "reference", "sparse"] = "auto"
     """Which implementation computes the memory; auto takes the fastest that this machine has."""

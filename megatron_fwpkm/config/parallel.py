@@ -14,6 +14,10 @@ class ParallelConfig:
     """Ranks that share every layer; must divide the heads, --fwpkm-num-subkeys and --fwpkm-value-dim."""
     pipeline_model_parallel_size: int = 1
     """Pipeline stages."""
+    num_virtual_stages_per_pipeline_rank: int = 1
+    """Model chunks of every pipeline stage; 2 or more interleave the pipeline."""
+    context_parallel_size: int = 1
+    """Ranks that share every sequence; a memory's columns are spread over them, too."""
     sequence_parallel: bool = False
     """Shard activations outside the tensor-parallel linears over the sequence."""
     use_distributed_optimizer: bool = False

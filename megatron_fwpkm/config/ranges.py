@@ -25,10 +25,21 @@ _AT_LEAST: dict[tuple[str, str], float] = {
             "make_vocab_size_divisible_by",
         )  # fmt: skip
     },
-    **{("fwpkm", name): 1 for name in ("num_heads", "num_subkeys", "value_dim", "topk", "chunk_size")},
-    **{("fwpkm", name): 0 for name in ("lookahead", "inner_lr", "addressing_weight")},
+    **{
+        ("fwpkm", name): 1
+        for name in ("num_heads", "num_subkeys", "value_dim", "topk", "chunk_size", "dp_sync_interval")
+    },
+    **{("fwpkm", name): 0 for name in ("lookahead", "inner_lr", "addressing_weight", "check_consistency_interval")},
     ("fwpkm", "key_dim"): 2,
-    **{("parallel", name): 1 for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size")},
+    **{
+        ("parallel", name): 1
+        for name in (
+            "tensor_model_parallel_size",
+            "pipeline_model_parallel_size",
+            "num_virtual_stages_per_pipeline_rank",
+            "context_parallel_size",
+        )  # fmt: skip
+    },
     **{("optimizer", name): 0 for name in ("min_lr", "lr_warmup_iters", "weight_decay", "clip_grad")},
     **{("optimizer", name): 1 for name in ("lr_decay_iters", "lr_wsd_decay_iters")},
     ("data", "vocab_size"): 1,
@@ -44,6 +55,8 @@ _AT_LEAST: dict[tuple[str, str], float] = {
             "exit_interval",
             "eval_interval",
             "num_threads",
+            "recompute_num_layers",
+            "check_weight_hash_across_dp_replicas_interval",
         )  # fmt: skip
     },
     **{("training", name): 0 for name in ("eval_iters", "seed")},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,17 @@ class TrainingConfig:
     """Seed of initialisation, data order and memory."""
     bf16: bool = False
     """Compute in bfloat16 with float32 master weights; the memory's tables are float32 always."""
+    recompute_granularity: Literal["full", "selective"] | None = None
+    """Compute whole layers, or parts of them, again in the backward pass instead of keeping their activations; memories
+    are never recomputed."""
+    recompute_method: Literal["uniform", "block"] | None = None
+    """With --recompute-granularity full: units of layers along the whole stage, or only its first layers."""
+    recompute_num_layers: int | None = None
+    """With --recompute-granularity full: layers of a unit (uniform), or number of recomputed layers (block)."""
+    recompute_modules: tuple[Literal["core_attn", "mlp", "layernorm"], ...] = ("core_attn",)
+    """With --recompute-granularity selective: the parts of a layer that are recomputed."""
+    check_weight_hash_across_dp_replicas_interval: int | None = None
+    """Iterations between two checks that all data-parallel replicas have equal slow weights; default none."""
     num_threads: int | None = None
     """CPU threads per process; default all cores divided by the local processes."""
     deterministic: bool = True
@@ -47,6 +59,8 @@ class CheckpointConfig:
     """Folder of this run's checkpoints."""
     save_interval: int | None = None
     """Iterations between two checkpoints; the last iteration is always saved."""
+    async_save: bool = False
+    """Write checkpoints in a forked process while training goes on; each is finished before the next one begins."""
     keep_last: int = 3
     """Checkpoints kept in --save; 0 keeps all."""
     resume: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from .derived import ffn_hidden_size, kv_channels, num_query_groups, rotary_dim, round_up
+from .derived import ffn_hidden_size, kv_channels, num_query_groups, replica_size, rotary_dim, round_up
 from .pretrain import PretrainConfig
 from .ranges import values_out_of_range
 
@@ -29,7 +29,8 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
     if alone:
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
-        _attention, _windows, _memory, _layout, _schedule, _data, _splits, _tokenizer, _needles, _checkpoints,
+        _attention, _windows, _memory, _layout, _pipeline, _context, _recompute,
+        _schedule, _data, _splits, _tokenizer, _needles, _checkpoints,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]
     return found + list(_batch(config, world_size))
@@ -118,7 +119,7 @@ def _memory(config: PretrainConfig) -> Iterator[str]:
 
 def _layout(config: PretrainConfig) -> Iterator[str]:
     parallel, model, fwpkm = config.parallel, config.model, config.fwpkm
-    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    tensor = parallel.tensor_model_parallel_size
     divided = {
         "--num-attention-heads": model.num_attention_heads,
         "--num-query-groups": num_query_groups(model),
@@ -139,11 +140,63 @@ def _layout(config: PretrainConfig) -> Iterator[str]:
         )
     if parallel.sequence_parallel and tensor == 1:
         yield "--sequence-parallel shards over tensor-parallel ranks: give --tensor-model-parallel-size of at least 2"
-    if model.num_layers % pipeline:
+
+
+def _pipeline(config: PretrainConfig) -> Iterator[str]:
+    layers, stages = config.model.num_layers, config.parallel.pipeline_model_parallel_size
+    chunks = config.parallel.num_virtual_stages_per_pipeline_rank
+    if layers % stages:
         yield (
-            f"--pipeline-model-parallel-size {pipeline} does not divide --num-layers {model.num_layers}: take "
-            f"{_near_divisors(pipeline, model.num_layers)} stages"
+            f"--pipeline-model-parallel-size {stages} does not divide --num-layers {layers}: take "
+            f"{_near_divisors(stages, layers)} stages"
         )
+    elif chunks > 1 and stages == 1:
+        yield (
+            f"--num-virtual-stages-per-pipeline-rank {chunks} interleaves a pipeline: give "
+            "--pipeline-model-parallel-size of at least 2"
+        )
+    elif layers // stages % chunks:
+        yield (
+            f"--num-virtual-stages-per-pipeline-rank {chunks} does not divide the {layers // stages} layers of a stage "
+            f"(--num-layers {layers} over {stages} stages): take {_near_divisors(chunks, layers // stages)}"
+        )
+
+
+def _context(config: PretrainConfig) -> Iterator[str]:
+    parallel, model, fwpkm = config.parallel, config.model, config.fwpkm
+    context, tensor = parallel.context_parallel_size, parallel.tensor_model_parallel_size
+    if context == 1:
+        return
+    # Megatron gives every rank two pieces of a sequence, so that causal attention costs all of them the same.
+    pieces = 2 * context * (tensor if parallel.sequence_parallel else 1)
+    if model.seq_length % pieces:
+        yield (
+            f"--context-parallel-size {context} cuts --seq-length {model.seq_length} into {pieces} pieces, which does "
+            f"not go up: take --seq-length {_near_multiples(model.seq_length, pieces)}"
+        )
+    if fwpkm.layer_numbers and fwpkm.value_dim % (tensor * context):
+        yield (
+            f"--fwpkm-value-dim {fwpkm.value_dim} is spread over --tensor-model-parallel-size {tensor} times "
+            f"--context-parallel-size {context} ranks: take {_near_multiples(fwpkm.value_dim, tensor * context)}"
+        )
+
+
+def _recompute(config: PretrainConfig) -> Iterator[str]:
+    training = config.training
+    granularity, layers = training.recompute_granularity, training.recompute_num_layers
+    given = {"--recompute-method": training.recompute_method, "--recompute-num-layers": layers}
+    if granularity == "full":
+        missing = [flag for flag, value in given.items() if value is None]
+        if missing:
+            yield f"--recompute-granularity full needs {' and '.join(missing)}, like uniform and 1"
+        share = config.model.num_layers // config.parallel.pipeline_model_parallel_size
+        share //= config.parallel.num_virtual_stages_per_pipeline_rank
+        if layers is not None and layers > share > 0:
+            yield f"--recompute-num-layers {layers} is more than the {share} layers that a model chunk has"
+        return
+    for flag, value in given.items():
+        if value is not None:
+            yield f"{flag} {value} belongs to --recompute-granularity full: give it, or remove {flag}"
 
 
 def _schedule(config: PretrainConfig) -> Iterator[str]:
@@ -273,14 +326,14 @@ def _checkpoints(config: PretrainConfig) -> Iterator[str]:
 
 def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:
     training, parallel = config.training, config.parallel
-    replica = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    replicas = 1
+    replica, replicas = replica_size(config), 1
     if world_size is not None:
         if world_size % replica:
             yield (
                 f"{world_size} processes cannot be divided by --tensor-model-parallel-size "
                 f"{parallel.tensor_model_parallel_size} times --pipeline-model-parallel-size "
-                f"{parallel.pipeline_model_parallel_size}: start {_near_multiples(world_size, replica)}"
+                f"{parallel.pipeline_model_parallel_size}{_context_factor(config)}: start "
+                f"{_near_multiples(world_size, replica)}"
             )
             return
         replicas = world_size // replica
@@ -290,6 +343,21 @@ def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:
         if replicas > 1:
             shared += f" times {replicas} data-parallel replicas"
         yield f"--global-batch-size {batch} is not a multiple of {shared}: take {_near_multiples(batch, unit)}"
+        return
+    micro_batches, stages = (batch or unit) // unit, parallel.pipeline_model_parallel_size
+    interleaved = parallel.num_virtual_stages_per_pipeline_rank > 1
+    if interleaved and micro_batches % stages and world_size is not None:
+        yield (
+            f"an interleaved pipeline needs a multiple of {stages} (--pipeline-model-parallel-size) micro-batches per "
+            f"step, and there are {micro_batches}: take --global-batch-size "
+            f"{_near_multiples(micro_batches * unit, stages * unit)}"
+        )
+
+
+def _context_factor(config: PretrainConfig) -> str:
+    """` times --context-parallel-size 2` where there is one."""
+    size = config.parallel.context_parallel_size
+    return f" times --context-parallel-size {size}" if size > 1 else ""
 
 
 def _near_multiples(value: int, unit: int) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from megatron_fwpkm.config.arguments import (
     add_dataclass_arguments,
+    convert,
     describe,
     field_docstrings,
     from_namespace,
@@ -123,7 +124,8 @@ def test_defaults_are_written_as_they_are_typed():
         for option in found:
             if option.is_boolean or option.default in (None, ()):
                 continue
-            assert option.parse(option.format(option.default)) == option.default, (cls, option.flag)
+            text = option.format(option.default)
+            assert convert(option, text.split() if option.is_list else [text]) == option.default, (cls, option.flag)
 
 
 def test_every_option_has_one_sentence_and_one_flag():

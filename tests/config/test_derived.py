@@ -85,6 +85,12 @@ def test_untied_output_and_no_gate():
 def test_stages_hold_the_whole_model_and_a_second_tied_embedding():
     config = replace(TINY, parallel=ParallelConfig(pipeline_model_parallel_size=2))
     assert [list(derived.stage_layers(config, stage)) for stage in (0, 1)] == [[1], [2]]
+    chunks = replace(
+        config,
+        model=replace(TINY.model, num_layers=8),
+        parallel=replace(config.parallel, num_virtual_stages_per_pipeline_rank=2),
+    )
+    assert [derived.stage_layers(chunks, stage) for stage in (0, 1)] == [(1, 2, 5, 6), (3, 4, 7, 8)]
     held = sum(derived.stage_parameters(config, 9, stage).total for stage in (0, 1))
     assert held == derived.num_parameters(TINY, 9) + 72
     memory = derived.memory_parameters(config.model, config.fwpkm).total

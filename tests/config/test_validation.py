@@ -69,6 +69,13 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--tensor-model-parallel-size 2 --sequence-parallel --seq-length 1023", "does not divide --seq-length 1023 (near: 1022 or 1024)"),
         ("--sequence-parallel", "--sequence-parallel shards over tensor-parallel ranks: give --tensor-model-parallel-size of at least 2"),
         ("--pipeline-model-parallel-size 3", "--pipeline-model-parallel-size 3 does not divide --num-layers 4: take 2 or 4 stages"),
+        ("--num-virtual-stages-per-pipeline-rank 2", "--num-virtual-stages-per-pipeline-rank 2 interleaves a pipeline: give --pipeline-model-parallel-size of at least 2"),
+        ("--num-virtual-stages-per-pipeline-rank 3 --pipeline-model-parallel-size 2", "--num-virtual-stages-per-pipeline-rank 3 does not divide the 2 layers of a stage (--num-layers 4 over 2 stages): take 2"),
+        ("--context-parallel-size 2 --seq-length 1022", "--context-parallel-size 2 cuts --seq-length 1022 into 4 pieces, which does not go up: take --seq-length 1020 or 1024"),
+        ("--context-parallel-size 2 --fwpkm-value-dim 513", "--fwpkm-value-dim 513 is spread over --tensor-model-parallel-size 1 times --context-parallel-size 2 ranks: take 512 or 514"),
+        ("--recompute-granularity full --recompute-method block", "--recompute-granularity full needs --recompute-num-layers, like uniform and 1"),
+        ("--recompute-granularity full --recompute-method block --recompute-num-layers 5", "--recompute-num-layers 5 is more than the 4 layers that a model chunk has"),
+        ("--recompute-granularity selective --recompute-method block", "--recompute-method block belongs to --recompute-granularity full: give it, or remove --recompute-method"),
         # schedule
         ("--lr-warmup-iters 1000", "--lr-warmup-iters 1000 does not end before the decay does (--train-iters 1000): shorten the warm-up"),
         ("--lr-warmup-iters 50 --lr-decay-iters 50", "--lr-warmup-iters 50 does not end before the decay does (--lr-decay-iters 50)"),
@@ -111,6 +118,8 @@ def test_rule(words, message):
     ("words", "world_size", "message"),
     [
         ("--tensor-model-parallel-size 4", 6, "6 processes cannot be divided by --tensor-model-parallel-size 4 times --pipeline-model-parallel-size 1: start 4 or 8"),
+        ("--context-parallel-size 2", 3, "3 processes cannot be divided by --tensor-model-parallel-size 1 times --pipeline-model-parallel-size 1 times --context-parallel-size 2: start 2 or 4"),
+        ("--pipeline-model-parallel-size 2 --num-virtual-stages-per-pipeline-rank 2 --global-batch-size 3", 2, "an interleaved pipeline needs a multiple of 2 (--pipeline-model-parallel-size) micro-batches per step, and there are 3: take --global-batch-size 2 or 4"),
         ("--global-batch-size 12 --micro-batch-size 2", 4, "--global-batch-size 12 is not a multiple of --micro-batch-size 2 times 4 data-parallel replicas: take 8 or 16"),
         ("--global-batch-size 3 --tensor-model-parallel-size 2", 4, "--global-batch-size 3 is not a multiple of --micro-batch-size 1 times 2 data-parallel replicas: take 2 or 4"),
     ],
