@@ -86,9 +86,10 @@ def test_tables_are_outside_state_dict_and_parameters() -> None:
     assert not {"values", "sub_keys"} & {name for name, _ in block.named_parameters()}
 
 
+@pytest.mark.parametrize("boundary", ["drop", "carry"])
 @pytest.mark.parametrize("reset", _RESETS)
-def test_reset_puts_the_initial_memory_back(reset: str) -> None:
-    block = memory(reset=reset)
+def test_reset_puts_the_initial_memory_back(reset: str, boundary: str) -> None:
+    block = memory(reset=reset, boundary=boundary)
     initial = snapshot(block)
     for seed in (1, 2):
         block(hidden(seed))
@@ -109,9 +110,11 @@ def test_preserved_memory_is_bit_for_bit_as_before(reset: str) -> None:
     other = FastWeightState(block.sub_keys + 1, block.values + 1)
     with block.preserve_fast_weights():
         block(hidden(2))
+        inner = snapshot(block)
         with block.preserve_fast_weights():
             block.reset()
             block(hidden(3))
+        assert equal(snapshot(block), inner)
         block(hidden(4))
         block.reset()
         assert equal(snapshot(block), initial)
