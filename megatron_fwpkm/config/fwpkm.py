@@ -42,8 +42,8 @@ class FwPKMConfig:
     """At a chunk's end in training, drop the last lookahead queries or carry them into the next chunk."""
     reset: Literal["never", "step", "document"] = "never"
     """When training puts the initial memory back: never, before every step, or at every document start."""
-    dp_sync: Literal["none", "average"] = "none"
-    """Data-parallel replicas keep a memory each, or take the mean of all at an interval."""
+    dp_sync: Literal["average"] | None = None
+    """Every data-parallel replica keeps its own memory (none), or takes the mean of all at an interval."""
     dp_sync_interval: int = 1
     """With --fwpkm-dp-sync average: iterations between two averagings."""
     load_dp_rule: Literal["modulo", "replica0", "reset"] = "modulo"
