@@ -51,6 +51,16 @@ def test_the_ends_of_the_depth_grid_are_the_ends_of_the_context(spec):
     assert tuple(last.context[-len(last.asked.tokens) :]) == last.asked.tokens and last.in_window
 
 
+def test_the_window_begins_where_the_needle_is_first_in_sight(spec):
+    def make(reach):
+        return make_sample(FILLER, spec, Cell(200, 0.5, 0), needles=1, seed=1, reach=reach)
+
+    end = make(0).asked_start + len(make(0).asked.tokens)
+    assert not make(200 - end).in_window  # the window begins right behind the needle
+    assert make(200 - end + 1).in_window  # it holds the needle's last token
+    assert make(None).in_window
+
+
 def test_a_sample_depends_on_seed_length_and_number_only(spec):
     def make(**changes):
         arguments = {"needles": 3, "seed": 1, "reach": 10}
