@@ -56,110 +56,79 @@ class FwPKMHFConfig(PreTrainedConfig):
     model_type = "fwpkm"
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    def __init__(
-        self,
-        vocab_size: int = 32000,
-        hidden_size: int = 768,
-        intermediate_size: int = 2048,
-        num_hidden_layers: int = 12,
-        num_attention_heads: int = 12,
-        num_key_value_heads: int | None = None,
-        head_dim: int | None = None,
-        attention_windows: list[int | None] | None = None,
-        qk_norm: bool = True,
-        linear_bias: bool = False,
-        attention_dropout: float = 0.0,
-        hidden_dropout: float = 0.0,
-        rope_theta: float = 10000.0,
-        partial_rotary_factor: float = 1.0,
-        max_position_embeddings: int | None = None,
-        training_length: int | None = None,
-        rms_norm_eps: float = 1e-5,
-        initializer_range: float = 0.02,
-        tie_word_embeddings: bool = True,
-        use_cache: bool = True,
-        pad_token_id: int | None = None,
-        bos_token_id: int | None = None,
-        eos_token_id: int | list[int] | None = None,
-        fwpkm_layers: list[int] | None = None,
-        fwpkm_num_heads: int = 1,
-        fwpkm_num_subkeys: int = 512,
-        fwpkm_key_dim: int = 512,
-        fwpkm_value_dim: int = 512,
-        fwpkm_topk: int = 8,
-        fwpkm_chunk_size: int = 512,
-        fwpkm_lookahead: int = 1,
-        fwpkm_inner_lr: float = 1.0,
-        fwpkm_addressing_weight: float = 1.0,
-        fwpkm_score: str = "idw",
-        fwpkm_gate: bool = True,
-        fwpkm_normalize_targets: bool = True,
-        fwpkm_boundary: str = "drop",
-        fwpkm_memory: str = "initial",
-        **kwargs: Any,
-    ) -> None:
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.intermediate_size = intermediate_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
-        self.head_dim = hidden_size // num_attention_heads if head_dim is None else head_dim
-        self.attention_windows = list(attention_windows or [None] * num_hidden_layers)
-        self.qk_norm = qk_norm
-        self.linear_bias = linear_bias
-        self.attention_dropout = attention_dropout
-        self.hidden_dropout = hidden_dropout
-        self.rope_theta = rope_theta
-        self.partial_rotary_factor = partial_rotary_factor
-        self.max_position_embeddings = max_position_embeddings
-        self.training_length = training_length
-        self.rms_norm_eps = rms_norm_eps
-        self.initializer_range = initializer_range
-        self.use_cache = use_cache
-        self.fwpkm_layers = [] if fwpkm_layers is None else list(fwpkm_layers)
-        self.fwpkm_num_heads = fwpkm_num_heads
-        self.fwpkm_num_subkeys = fwpkm_num_subkeys
-        self.fwpkm_key_dim = fwpkm_key_dim
-        self.fwpkm_value_dim = fwpkm_value_dim
-        self.fwpkm_topk = fwpkm_topk
-        self.fwpkm_chunk_size = fwpkm_chunk_size
-        self.fwpkm_lookahead = fwpkm_lookahead
-        self.fwpkm_inner_lr = fwpkm_inner_lr
-        self.fwpkm_addressing_weight = fwpkm_addressing_weight
-        self.fwpkm_score = fwpkm_score
-        self.fwpkm_gate = fwpkm_gate
-        self.fwpkm_normalize_targets = fwpkm_normalize_targets
-        self.fwpkm_boundary = fwpkm_boundary
-        self.fwpkm_memory = fwpkm_memory
+    # Where the default is None, __post_init__ puts a value.
+    vocab_size: int = 32000
+    hidden_size: int = 768
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int = None  # type: ignore[assignment]
+    head_dim: int = None  # type: ignore[assignment]
+    attention_windows: list[int | None] = None  # type: ignore[assignment]
+    qk_norm: bool = True
+    linear_bias: bool = False
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    rope_theta: float = 10000.0
+    partial_rotary_factor: float = 1.0
+    max_position_embeddings: int | None = None
+    training_length: int | None = None
+    rms_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    fwpkm_layers: list[int] = None  # type: ignore[assignment]
+    fwpkm_num_heads: int = 1
+    fwpkm_num_subkeys: int = 512
+    fwpkm_key_dim: int = 512
+    fwpkm_value_dim: int = 512
+    fwpkm_topk: int = 8
+    fwpkm_chunk_size: int = 512
+    fwpkm_lookahead: int = 1
+    fwpkm_inner_lr: float = 1.0
+    fwpkm_addressing_weight: float = 1.0
+    fwpkm_score: str = "idw"
+    fwpkm_gate: bool = True
+    fwpkm_normalize_targets: bool = True
+    fwpkm_boundary: str = "drop"
+    fwpkm_memory: str = "initial"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill in what follows from other fields, and check.
+
+        Raises:
+            ValueError: sizes that do not fit each other.
+        """
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        self.attention_windows = list(self.attention_windows or [None] * self.num_hidden_layers)
+        self.fwpkm_layers = list(self.fwpkm_layers or [])
         self._check_attention()
         self._check_memory()
-        super().__init__(
-            tie_word_embeddings=tie_word_embeddings,
-            pad_token_id=pad_token_id,
-            bos_token_id=bos_token_id,
-            eos_token_id=eos_token_id,
-            **kwargs,
-        )
+        super().__post_init__(**kwargs)
 
     def _check_attention(self) -> None:
-        if self.num_attention_heads % self.num_key_value_heads:
+        head_dim, key_value_heads, windows = self.head_dim, self.num_key_value_heads, self.attention_windows
+        if self.num_attention_heads % key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads={self.num_key_value_heads}"
+                f"num_key_value_heads={key_value_heads}"
             )
-        if len(self.attention_windows) != self.num_hidden_layers:
+        if len(windows) != self.num_hidden_layers:
             raise ValueError(
-                f"attention_windows has {len(self.attention_windows)} entries; give one for each of the "
+                f"attention_windows has {len(windows)} entries; give one for each of the "
                 f"{self.num_hidden_layers} layers, None for full attention"
             )
-        if any(window is not None and window < 1 for window in self.attention_windows):
+        if any(window is not None and window < 1 for window in windows):
+            raise ValueError(f"attention_windows={windows}: a window is at least 1, the token itself, or None")
+        if head_dim % 2 or round(head_dim * self.partial_rotary_factor) % 2:
             raise ValueError(
-                f"attention_windows={self.attention_windows}: a window is at least 1, the token itself, or None"
-            )
-        if self.head_dim % 2 or round(self.head_dim * self.partial_rotary_factor) % 2:
-            raise ValueError(
-                f"head_dim={self.head_dim} times partial_rotary_factor={self.partial_rotary_factor} must be even: "
+                f"head_dim={head_dim} times partial_rotary_factor={self.partial_rotary_factor} must be even: "
                 "RoPE rotates pairs"
             )
 
