@@ -193,5 +193,8 @@ class FastWeightTables(MegatronModule):
                 assert not self._preserving, "a model must not move while its fast weights are preserved"
                 self._buffers[name] = table.to(device)
         if self._touched.device != self.values.device:
-            self._find_touched()
+            if self._touched.any():
+                self._find_touched()
+            else:
+                self._mark_untouched()
         return self
