@@ -1,0 +1,58 @@
+"""tools/setup.sh refuses an interpreter that cannot work before it creates anything, and `make` alone lists the targets."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.sources import ROOT
+
+
+def setup(venv: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The script with a changed environment."""
+    command = ["bash", "tools/setup.sh", str(venv), "test"]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+    )
+
+
+def fake_python(folder: Path, status: int) -> Path:
+    """A program that ends with a status, whatever it is asked."""
+    path = folder / "python-fake"
+    path.write_text(f"#!/usr/bin/env bash\nexit {status}\n")
+    path.chmod(0o700)
+    return path
+
+
+def test_an_unsuitable_interpreter_is_refused(tmp_path):
+    run = setup(tmp_path / "venv", PYTHON=str(fake_python(tmp_path, 1)))
+    assert run.returncode == 1
+    assert re.search(r"error: PYTHON=.*python-fake does not run or is not Python 3\.11 or 3\.12", run.stderr)
+    assert not (tmp_path / "venv").exists()
+
+
+def test_an_interpreter_that_cannot_make_an_environment_is_told(tmp_path):
+    python = fake_python(tmp_path, 0)
+    python.write_text('#!/usr/bin/env bash\n[ "$1" != -m ]\n')
+    run = setup(tmp_path / "venv", PYTHON=str(python))
+    assert run.returncode == 1
+    assert "install python3-venv" in run.stderr
+
+
+def test_a_broken_environment_is_told(tmp_path):
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    fake_python(tmp_path, 1).rename(tmp_path / "venv" / "bin" / "python")
+    run = setup(tmp_path / "venv")
+    assert run.returncode == 1
+    assert re.search(r"error: .*venv/bin/python does not run .* remove .* and run make setup again", run.stderr)
+
+
+@pytest.mark.parametrize("target", ["setup", "quickstart", "test", "test-all", "lint", "bench", "docs", "clean"])
+def test_make_alone_lists_every_target(target):
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert listed.returncode == 0
+    assert re.search(rf"^  make {target} +\w", listed.stdout, re.MULTILINE)
