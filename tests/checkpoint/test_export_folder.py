@@ -26,6 +26,8 @@ from .contents import write_checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 IDENTITY = {"remove_extra_whitespaces": False, "normalization_rule_name": "identity"}
 LONELY = """
+import os
+import re
 import sys
 
 class Blocker:
@@ -51,6 +53,13 @@ again = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
 with torch.no_grad():
     assert torch.equal(again(**ids).logits, logits)
 torch.save([ids.input_ids, logits, generated], out + "/results.pt")
+
+# The commands of the model card, as they stand there.
+os.chdir(folder)
+open("document.txt", "w").write("She was all attention. " * 40)
+for block in re.findall("```python\\n(.*?)```", open("README.md").read(), re.DOTALL):
+    exec(block)
+assert cache.get_seq_length() > 40 and cache.memory[1].values.ne(model.model.layers[1].memory.values).any()
 """
 
 

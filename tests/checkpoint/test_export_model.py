@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from megatron_fwpkm.checkpoint import verify as verify_module
 from megatron_fwpkm.checkpoint.export import export, hf_config, hf_model, hf_model_from_checkpoint
 from megatron_fwpkm.checkpoint.reading import CheckpointContents
 from megatron_fwpkm.checkpoint.verify import Check, megatron_forward, verify
+from megatron_fwpkm.config import FwPKMConfig, ModelConfig
 from megatron_fwpkm.layers.fast_weight_tables import initial_sub_keys, initial_values
 from tests.layers.megatron import initialize, tiny
 
@@ -95,6 +96,25 @@ def test_sizes_are_translated() -> None:
     assert config.fwpkm_layers == [1, 2]  # from 0
     assert (config.max_position_embeddings, config.training_length) == (99, 48)
     assert (config.vocab_size, config.intermediate_size, config.head_dim) == (60, 48, 8)
+
+
+EXPORTED = {
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
+    "seq_length", "max_position_embeddings", "window_size", "rotary_base", "rotary_percent", "norm_epsilon", "qk_layernorm",
+    "add_bias_linear", "untie_embeddings_and_output_weights", "init_method_std", "attention_dropout", "hidden_dropout",
+    "layer_numbers", "num_heads", "num_subkeys", "key_dim", "value_dim", "topk", "chunk_size", "lookahead", "inner_lr",
+    "addressing_weight", "score", "gate", "normalize_targets", "boundary", "reset",
+}  # fmt: skip
+OF_TRAINING_ONLY = {
+    "embedding_init_method_std", "make_vocab_size_divisible_by", "gate_bias_init", "dp_sync", "dp_sync_interval",
+    "load_dp_rule", "check_consistency_interval", "implementation",
+}  # fmt: skip
+
+
+def test_no_option_of_the_model_is_forgotten() -> None:
+    """A new field must either reach the exported configuration or be of no use after training: say which here."""
+    names = {field.name for group in (ModelConfig, FwPKMConfig) for field in fields(group)}
+    assert names == EXPORTED | OF_TRAINING_ONLY
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,22 @@ def test_attention_equals_the_dense_formula(window: int | None, queries: int, pa
     torch.testing.assert_close(causal_attention(q, k, v, window, key_mask), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("window", "limit"), [(8, 150 * 150), (None, 1 << 22)])
+def test_attention_never_builds_a_square(window: int | None, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks are bounded by a block of queries, however long the text and its past are."""
+    sizes = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def recorded(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        sizes.append(q.shape[2] * k.shape[2])
+        return original(q, k, v, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
+    q, kv = torch.randn(1, 1, 3000, 2), torch.randn(1, 1, 5000, 2)
+    assert causal_attention(q, kv, kv, window).shape == q.shape
+    assert max(sizes) <= limit < 3000 * 5000 and len(sizes) > 3
+
+
 def test_frozen_and_off() -> None:
     model, ids = small_model(), token_ids(1, 40)
     cache = model.new_cache()
@@ -148,6 +165,7 @@ def test_left_padding_is_neither_seen_nor_written() -> None:
     assert cache.memory[1].pending.mask[0, :5].eq(0).all()
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
 @pytest.mark.parametrize("boundary", ["drop", "carry"])
 def test_training_starts_from_the_initial_memory_and_has_gradients(boundary: str) -> None:
     model, ids = small_model(fwpkm_boundary=boundary), token_ids(2, 30)
