@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +30,24 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _model_state(model: nn.Module) -> dict[str, Any]:
-    return unwrap(model).sharded_state_dict(metadata=dict(METADATA))  # type: ignore[operator]
+def _model_state(chunks: Sequence[nn.Module]) -> dict[str, Any]:
+    """State of every chunk of this rank. What is stored has names that are global over stages and chunks."""
+    return {
+        f"chunk{number}": unwrap(chunk).sharded_state_dict(metadata=dict(METADATA))  # type: ignore[operator]
+        for number, chunk in enumerate(chunks)
+    }
+
+
+def _take_over(chunks: Sequence[nn.Module], loaded: dict[str, Any]) -> None:
+    for number, chunk in enumerate(chunks):
+        unwrap(chunk).load_state_dict(loaded["model"][f"chunk{number}"])
 
 
 def save_slow_weights(
-    folder: Path, model: nn.Module, optimizer: MegatronOptimizer, scheduler: OptimizerParamScheduler
+    folder: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer, scheduler: OptimizerParamScheduler
 ) -> None:
     """Write weights, optimizer state and scheduler into `folder`, which exists; called by every rank."""
-    state: dict[str, Any] = {"model": _model_state(model)}
+    state: dict[str, Any] = {"model": _model_state(chunks)}
     state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=False, metadata=dict(METADATA))
     state["scheduler"] = scheduler.state_dict()
     dist_checkpointing.save(state, str(folder), sharded_strategy=("torch_dist", 1), content_metadata=dict(METADATA))
@@ -45,7 +55,7 @@ def save_slow_weights(
 
 def load_slow_weights(
     folder: Path,
-    model: nn.Module,
+    chunks: Sequence[nn.Module],
     optimizer: MegatronOptimizer | None = None,
     scheduler: OptimizerParamScheduler | None = None,
 ) -> None:
@@ -55,14 +65,14 @@ def load_slow_weights(
     by the caller (`optimizer.reload_model_params()`).
     """
     if optimizer is None:
-        loaded = dist_checkpointing.load({"model": _model_state(model)}, str(folder))
-        unwrap(model).load_state_dict(loaded["model"])
+        loaded = dist_checkpointing.load({"model": _model_state(chunks)}, str(folder))
+        _take_over(chunks, loaded)
         return
     assert scheduler is not None, "optimizer and scheduler are loaded together"
     with repaired_for_loading(optimizer):
-        state: dict[str, Any] = {"model": _model_state(model)}
+        state: dict[str, Any] = {"model": _model_state(chunks)}
         state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=dict(METADATA))
         loaded = dist_checkpointing.load(state, str(folder))
-        unwrap(model).load_state_dict(loaded["model"])
+        _take_over(chunks, loaded)
         optimizer.load_state_dict(loaded["optimizer"])
     scheduler.load_state_dict(loaded["scheduler"])

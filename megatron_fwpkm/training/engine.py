@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
+from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor, nn
 
 from ..checkpoint.agreement import world_size
@@ -78,35 +80,17 @@ class MegatronEngine:
         self._config = config
         self._device = device
         self._num_microbatches = num_microbatches(config, parallel_state.get_data_parallel_world_size())
-        self.model = self._wrap(config, padded_vocab_size)
+        self.chunks = build_chunks(config, padded_vocab_size, device)
         self.optimizer = self._build_optimizer(config)
         self.scheduler = build_scheduler(self.optimizer, config.optimizer, config.training.train_iters)
-        self.memories = memory_layers(self.model)
+        self.memories = memory_layers(self.chunks)
         self._store = FastWeightStore(config.fwpkm, config.training.seed)
-        model_config = self.model.config
+        model_config = self.chunks[0].config
         model_config.finalize_model_grads_func = finalize_model_grads
         model_config.grad_scale_func = self.optimizer.scale_loss
         if config.parallel.overlap_grad_reduce:
-            model_config.no_sync_func = self.model.no_sync
-
-    def _wrap(self, config: PretrainConfig, padded_vocab_size: int) -> DistributedDataParallel:
-        model: nn.Module = build_model(
-            config,
-            padded_vocab_size,
-            pre_process=parallel_state.is_pipeline_first_stage(),
-            post_process=parallel_state.is_pipeline_last_stage(),
-        ).to(self._device)
-        core = model
-        if config.training.bf16:
-            model = Float16Module(core.config, model)
-        ddp = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            overlap_grad_reduce=config.parallel.overlap_grad_reduce,
-            use_distributed_optimizer=config.parallel.use_distributed_optimizer,
-        )
-        wrapped = DistributedDataParallel(core.config, ddp, model)
-        wrapped.broadcast_params()
-        return wrapped
+            no_sync = [chunk.no_sync for chunk in self.chunks]
+            model_config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
     def _build_optimizer(self, config: PretrainConfig) -> MegatronOptimizer:
         wanted = config.optimizer
@@ -125,7 +109,7 @@ class MegatronEngine:
                 params_dtype=torch.bfloat16 if config.training.bf16 else torch.float32,
                 use_distributed_optimizer=config.parallel.use_distributed_optimizer,
             ),
-            [self.model],
+            self.chunks,
         )
 
     def train_step(self, batches: Iterator[Batch]) -> StepResult:
@@ -133,11 +117,12 @@ class MegatronEngine:
 
         With --fwpkm-reset step the initial memory is put back first.
         """
-        self.model.train()
+        self._set_training(True)
         if self._config.fwpkm.reset == "step":
             for memory in self.memories:
                 memory.reset()
-        self.model.zero_grad_buffer()
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         sums = self._run_micro_batches(batches, forward_only=False)
         lr = self.optimizer.param_groups[0]["lr"]
@@ -153,10 +138,10 @@ class MegatronEngine:
 
         Whatever it writes is undone bit for bit. Every evaluation begins with the memory as it stands.
         """
-        self.model.eval()
+        self._set_training(False)
         source = iter(batches)
         collected: list[Tensor] = []
-        with preserve_fast_weights(self.model):
+        with preserve_fast_weights(self.chunks):
             for _ in range(iterations):
                 if self._config.fwpkm.reset == "step":
                     for memory in self.memories:
@@ -164,15 +149,26 @@ class MegatronEngine:
                 sums = self._run_micro_batches(source, forward_only=True)
                 if sums is not None:
                     collected.append(sums)
-        self.model.train()
+        self._set_training(True)
         return self._agree_on(mean_over_tokens(torch.cat(collected)) if collected else None)
 
+    def _set_training(self, training: bool) -> None:
+        for chunk in self.chunks:
+            chunk.train(training)
+
     def _run_micro_batches(self, batches: Iterator[Batch], *, forward_only: bool) -> Tensor | None:
-        """[m, 3] sums of this rank's micro-batches on the last pipeline stage, None elsewhere."""
+        """[m, 3] sums of this rank's micro-batches on the last pipeline stage, None elsewhere.
+
+        Every stage reads its own copy of the data, and of a stage's chunks each walks through all micro-batches.
+        """
+        source: Iterator[Batch] | list[Iterator[Batch]] = batches
+        if len(self.chunks) > 1:
+            step = list(islice(batches, self._num_microbatches))
+            source = [iter(step) for _ in self.chunks]
         outputs = get_forward_backward_func()(
             forward_step_func=self._forward_step,
-            data_iterator=batches,
-            model=self.model,
+            data_iterator=source,
+            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
             num_microbatches=self._num_microbatches,
             seq_length=self._config.model.seq_length,
             micro_batch_size=self._config.training.micro_batch_size,
@@ -184,13 +180,21 @@ class MegatronEngine:
         batch = {name: tensor.to(self._device, non_blocking=True) for name, tensor in next(batches).items()}
         if self._config.fwpkm.reset == "document":
             unwrap(model).set_document_starts(batch["document_starts"])  # type: ignore[operator]
+        if self._config.parallel.context_parallel_size > 1:  # memories need whole documents, the rest its own pieces
+            batch = get_batch_on_this_cp_rank(batch)
         output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
 
         def loss(token_losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            value, sums = weighted_loss(token_losses, batch["loss_mask"])
+            value, sums = weighted_loss(token_losses, batch["loss_mask"], self._sum_over_context)
             return value, {"sums": sums}
 
         return output, loss
+
+    def _sum_over_context(self, sums: Tensor) -> Tensor:
+        """Sum over the ranks that share this rank's sequences."""
+        if self._config.parallel.context_parallel_size > 1:
+            dist.all_reduce(sums, group=parallel_state.get_context_parallel_group())
+        return sums
 
     def _agree_on(self, losses: Tensor | None) -> Losses:
         """Mean of [2] losses over the ranks that have them (the last pipeline stage of every replica)."""
@@ -208,7 +212,7 @@ class MegatronEngine:
     def save(self, folder: Path) -> None:
         """Write slow weights, optimizer, schedule and fast weights into a checkpoint folder; called by every rank."""
         self._in_folder(folder / MODEL_FOLDER)
-        save_slow_weights(folder / MODEL_FOLDER, self.model, self.optimizer, self.scheduler)
+        save_slow_weights(folder / MODEL_FOLDER, self.chunks, self.optimizer, self.scheduler)
         if self._config.fwpkm.layer_numbers:
             self._store.save(folder / FAST_WEIGHTS_FOLDER, self.memories)
 
@@ -222,10 +226,10 @@ class MegatronEngine:
     def load(self, folder: Path, *, weights_only: bool) -> list[str]:
         """Read slow weights, fast weights and, unless `weights_only`, optimizer and schedule; called by every rank."""
         if weights_only:
-            load_slow_weights(folder / MODEL_FOLDER, self.model)
+            load_slow_weights(folder / MODEL_FOLDER, self.chunks)
             self.optimizer.reload_model_params()
         else:
-            load_slow_weights(folder / MODEL_FOLDER, self.model, self.optimizer, self.scheduler)
+            load_slow_weights(folder / MODEL_FOLDER, self.chunks, self.optimizer, self.scheduler)
         if not self._config.fwpkm.layer_numbers:
             return []
         notice = self._store.load(folder / FAST_WEIGHTS_FOLDER, self.memories)
@@ -234,6 +238,38 @@ class MegatronEngine:
     def peak_device_memory(self) -> int | None:
         """Peak bytes that torch has allocated on the GPU, None on the CPU."""
         return torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None
+
+
+def build_chunks(config: PretrainConfig, padded_vocab_size: int, device: torch.device) -> list[DistributedDataParallel]:
+    """This rank's model, in DDP: one chunk, or one per virtual stage of an interleaved pipeline.
+
+    `padded_vocab_size` is the number of rows of the embedding over all ranks. Megatron's parallel state must exist.
+    """
+    virtual = config.parallel.num_virtual_stages_per_pipeline_rank
+    stages = [None] if virtual == 1 else list(range(virtual))
+    ddp = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=config.parallel.overlap_grad_reduce,
+        use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+    )
+    chunks: list[DistributedDataParallel] = []
+    for stage in stages:
+        position = {"ignore_virtual": stage is None, "vp_stage": stage}
+        core = build_model(
+            config,
+            padded_vocab_size,
+            pre_process=parallel_state.is_pipeline_first_stage(**position),
+            post_process=parallel_state.is_pipeline_last_stage(**position),
+            vp_stage=stage,
+        ).to(device)
+        # Batched sends mix up the chunks of an interleaved pipeline: wrong gradients without an error.
+        assert not core.config.batch_p2p_comm
+        model: nn.Module = Float16Module(core.config, core) if config.training.bf16 else core
+        # The first chunk's gradients come last, so only they are reduced in buckets as they come.
+        chunks.append(DistributedDataParallel(core.config, ddp, model, disable_bucketing=bool(chunks)))
+    for chunk in chunks:
+        chunk.broadcast_params()
+    return chunks
 
 
 def num_microbatches(config: PretrainConfig, data_parallel_size: int) -> int:

@@ -5,6 +5,7 @@ Shapes: per-token loss and loss_mask [b, s]; loss_mask holds float weights, 0 le
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,19 +20,22 @@ class Losses:
     lm_loss: float
 
 
-def weighted_loss(token_losses: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
+def weighted_loss(
+    token_losses: Tensor, loss_mask: Tensor, sum_over_context: Callable[[Tensor], Tensor] = lambda sums: sums
+) -> tuple[Tensor, Tensor]:
     """The loss to optimise and the sums to report.
 
     The loss is sum(loss * mask) over the number of tokens with mask > 0, so that answer weights raise a token's share
     without lowering the others'. The sums [3] are: weighted loss, plain loss of the tokens with mask > 0, their number;
-    detached and owned, because Megatron's schedules divide the loss in place.
+    detached and owned, because Megatron's schedules divide the loss in place. `sum_over_context` adds the sums of the
+    ranks that share a sequence; their losses (this rank's part over the common count) add up to the sequence's.
     """
     counted = (loss_mask > 0).to(torch.float32)
     token_losses = token_losses.float()
-    count = counted.sum()
     weighted = (token_losses * loss_mask).sum()
-    sums = torch.stack([weighted.detach(), (token_losses.detach() * counted).sum(), count])
-    return weighted / count.clamp(min=1.0), sums
+    sums = torch.stack([weighted.detach(), (token_losses.detach() * counted).sum(), counted.sum()])
+    sums = sum_over_context(sums)
+    return weighted / sums[2].clamp(min=1.0), sums
 
 
 def mean_over_batches(sums: Tensor) -> Tensor:

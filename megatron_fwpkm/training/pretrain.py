@@ -68,7 +68,7 @@ def _train(resolved: Resolved, world: World) -> None:
     train_batches: Iterable[Batch] = loaders[0] or ()
     log_dir = on_rank_zero(lambda: _make_log_dir(resolved))
     with open_metrics(config, world, log_dir, progress.iteration) as metrics:
-        _announce(config, world, global_batch, sum(p.numel() for p in engine.model.parameters()))
+        _announce(config, world, global_batch, sum(p.numel() for chunk in engine.chunks for p in chunk.parameters()))
         loop = TrainingLoop(config, world, engine, checkpoints, metrics, progress, global_batch)
         places = {"metrics": str(log_dir / "metrics.jsonl"), "tensorboard": config.logging.tensorboard_dir}
         loop.run(train_batches, loaders[1], places)

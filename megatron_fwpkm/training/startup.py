@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import logging
+import math
 import os
 import random
 import sys
@@ -171,16 +172,26 @@ def _make_model_parallel(parallel: ParallelConfig, world: World) -> None:
     """Megatron's parallel state for the layout; a fitting one that exists is kept."""
     from megatron.core import parallel_state
 
-    sizes = (parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size)
-    if world.size % (sizes[0] * sizes[1]):
+    sizes = (
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.context_parallel_size,
+    )
+    if world.size % math.prod(sizes):
+        context = f" times --context-parallel-size {sizes[2]}" if sizes[2] > 1 else ""
         raise ValueError(
             f"{world.size} processes cannot be divided by --tensor-model-parallel-size {sizes[0]} times "
-            f"--pipeline-model-parallel-size {sizes[1]}; start a multiple of {sizes[0] * sizes[1]}"
+            f"--pipeline-model-parallel-size {sizes[1]}{context}; start a multiple of {math.prod(sizes)}"
         )
+    virtual = parallel.num_virtual_stages_per_pipeline_rank
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
-        *sizes, distributed_timeout_minutes=max(1, round(parallel.distributed_timeout_minutes))
+        sizes[0],
+        sizes[1],
+        virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+        context_parallel_size=sizes[2],
+        distributed_timeout_minutes=parallel.distributed_timeout_minutes,
     )
 
 

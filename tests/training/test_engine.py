@@ -64,7 +64,11 @@ def change(config: PretrainConfig, group: str, **values: Any) -> PretrainConfig:
 
 def state_of(engine: Any) -> dict[str, torch.Tensor]:
     """Everything a run carries: weights, float32 copies, moments, steps, tables."""
-    found = {f"model/{name}": p.detach().clone() for name, p in engine.model.named_parameters()}
+    found = {
+        f"model/{number}/{name}": p.detach().clone()
+        for number, chunk in enumerate(engine.chunks)
+        for name, p in chunk.named_parameters()
+    }
     for number, part in enumerate(engine.optimizer.chained_optimizers):
         for group, parameters in enumerate(g["params"] for g in part.optimizer.param_groups):
             for index, parameter in enumerate(parameters):
