@@ -35,7 +35,7 @@ class TrainingConfig:
     """With --recompute-granularity full: units of layers along the whole stage, or only its first layers."""
     recompute_num_layers: int | None = None
     """With --recompute-granularity full: layers of a unit (uniform), or number of recomputed layers (block)."""
-    recompute_modules: tuple[Literal["core_attn", "mlp", "layernorm"], ...] = ("core_attn",)
+    recompute_modules: tuple[Literal["core_attn", "mlp"], ...] = ("core_attn",)
     """With --recompute-granularity selective: the parts of a layer that are recomputed."""
     check_weight_hash_across_dp_replicas_interval: int | None = None
     """Iterations between two checks that all data-parallel replicas have equal slow weights; default none."""

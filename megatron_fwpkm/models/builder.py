@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from megatron_fwpkm.config import PretrainConfig
 from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
 from megatron_fwpkm.layers.seeding import seeded
+from megatron_fwpkm.models.recompute import forward_with_recompute
 from megatron_fwpkm.models.specs import layer_specs
 from megatron_fwpkm.models.transformer_config import transformer_config
 
@@ -77,6 +79,8 @@ def build_model(
             rotary_base=int(model.rotary_base),
             vp_stage=vp_stage,
         )
+    # Megatron would run memories a second time with their layers.
+    built.decoder._checkpointed_forward = partial(forward_with_recompute, built.decoder)
     if post_process and model.untie_embeddings_and_output_weights:
         _initialize_output_layer(built, config.training.seed)
     return built

@@ -63,7 +63,13 @@ class FwPKMTransformerLayer(TransformerLayer):
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
         """Pass ``hidden_states`` [s, b, h] through memory, attention and MLP; the rest as in megatron's layer."""
-        return super().forward(self.memory(hidden_states), *args, **kwargs)
+        return self.forward_without_memory(self.memory(hidden_states), *args, **kwargs)
+
+    def forward_without_memory(
+        self, hidden_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor | None]:
+        """Pass what the memory made, [s, b, h], through attention and MLP: the part that may be recomputed."""
+        return super().forward(hidden_states, *args, **kwargs)
 
 
 def layer_spec(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
