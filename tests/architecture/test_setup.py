@@ -1,4 +1,4 @@
-"""tools/setup.sh refuses an interpreter that cannot work, before it creates anything; `make` alone lists the targets."""
+"""tools/setup.sh refuses an interpreter that cannot work, before it creates anything; `make` lists the targets."""
 
 from __future__ import annotations
 

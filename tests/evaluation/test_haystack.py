@@ -45,6 +45,7 @@ def test_a_cut_longer_than_the_text_is_refused():
         (b"caf\xe9", "not UTF-8 text: byte 0xe9 at 3"),
         (gzip.compress(b"words " * 100)[:-20], "damaged gzip"),
     ],
+    ids=["missing", "empty", "latin-1", "cut off"],
 )
 def test_bad_files_are_refused(tmp_path, tokenizer, content, said):
     path = tmp_path / "text"
