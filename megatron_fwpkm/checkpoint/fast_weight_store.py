@@ -2,8 +2,8 @@
 
 Keys: `layer{N}/replica{r}/{sub_keys, values}` and, where tokens wait to be written, `.../pending/{queries, targets,
 gates, mask}`. A tensor that a rank holds in part (its columns or rows) is stored as one global tensor, so loading at
-another tensor- or pipeline-parallel size is exact. At another data-parallel size replica r takes the memory of saved
-replica r modulo their number.
+another tensor- or pipeline-parallel size is exact. At another data-parallel size --fwpkm-load-dp-rule says which saved
+replica's memory a replica takes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh
@@ -25,9 +26,17 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from ..config import FwPKMConfig
 from ..ops import FastWeightState, PendingTokens
 from .agreement import barrier, rank
+from .background import request_to_save
 from .store_layout import PENDING_FIELDS, key_of, replica_count, stored_tensors
 
 DESCRIPTION_NAME = "store.json"
+
+_RULES = {
+    "modulo": "replica r takes the memory of r modulo {saved}",
+    "replica0": "every replica takes the memory of the first",
+    "reset": "every replica begins with the initial memory",
+}
+"""What --fwpkm-load-dp-rule means."""
 
 
 class MemoryLayer(Protocol):
@@ -40,6 +49,9 @@ class MemoryLayer(Protocol):
 
     def load_fast_weights(self, state: FastWeightState) -> None:
         """Take over tables and waiting tokens."""
+
+    def reset(self) -> None:
+        """Put the initial memory back."""
 
 
 def full_shapes(memory: FwPKMConfig) -> dict[str, tuple[int, ...]]:
@@ -60,13 +72,27 @@ class FastWeightStore:
 
     def save(self, folder: Path, layers: Sequence[MemoryLayer]) -> None:
         """Write this rank's part; called by every rank, also by one without layers (another pipeline stage)."""
+        dcp.save(self._state(layers), storage_writer=dcp.FileSystemWriter(folder, thread_count=1))
+        self._describe(folder)
+        barrier()
+
+    def request_to_save(self, folder: Path, layers: Sequence[MemoryLayer]) -> AsyncRequest:
+        """Plan the same, for a `BackgroundWriter`; called by every rank."""
+        request = request_to_save(self._state(layers), folder)
+        request.add_finalize_fn(lambda: self._describe(folder))
+        return request
+
+    def _state(self, layers: Sequence[MemoryLayer]) -> dict[str, Tensor]:
+        """This rank's tensors by their keys."""
         replica = parallel_state.get_data_parallel_rank()
-        state: dict[str, Tensor] = {}
-        for layer in layers:
-            weights = layer.fast_weights()
-            for name, local in self._tensors(weights).items():
-                state[key_of(layer.layer_number, replica, name)] = self._as_global(name, local.detach().contiguous())
-        dcp.save(state, storage_writer=dcp.FileSystemWriter(folder, thread_count=1))
+        return {
+            key_of(layer.layer_number, replica, name): self._as_global(name, local.detach().contiguous())
+            for layer in layers
+            for name, local in self._tensors(layer.fast_weights()).items()
+        }
+
+    def _describe(self, folder: Path) -> None:
+        """Say beside the tensors what they are."""
         if rank() == 0:
             description = {
                 "replicas": parallel_state.get_data_parallel_world_size(),
@@ -74,7 +100,6 @@ class FastWeightStore:
                 "initial_memory_seed": self._seed,
             }
             (folder / DESCRIPTION_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        barrier()
 
     def load(self, folder: Path, layers: Sequence[MemoryLayer]) -> str | None:
         """Read this rank's part into `layers`; called by every rank.
@@ -92,11 +117,14 @@ class FastWeightStore:
             saved = replica_count(stored, layer.layer_number)
             if saved == 0:
                 raise ValueError(f"{folder} holds no memory for layer {layer.layer_number}")
+            source = mine
             if saved != replicas:
-                notice = (
-                    f"fast weights of {saved} replicas go to {replicas}: replica r takes the memory of r modulo {saved}"
-                )
-            source = mine % saved
+                rule = self._memory.load_dp_rule
+                notice = f"fast weights of {saved} replicas go to {replicas}: {_RULES[rule].format(saved=saved)}"
+                if rule == "reset":
+                    layer.reset()
+                    continue
+                source = mine % saved if rule == "modulo" else 0
             local = self._allocate(layer, stored, source)
             for name, tensor in local.items():
                 request[key_of(layer.layer_number, source, name)] = self._as_global(name, tensor)
@@ -135,13 +163,13 @@ class FastWeightStore:
         return local
 
     def _as_global(self, name: str, local: Tensor) -> Tensor:
-        """`local` as this tensor-parallel rank's part of the whole tensor; itself where it is the whole."""
+        """`local` as this rank's part of the whole tensor, which tensor- and context-parallel ranks share."""
         shapes = full_shapes(self._memory)
         if name == "pending/targets":
             whole: tuple[int, ...] = (*local.shape[:-1], self._memory.value_dim)
         else:
             whole = shapes.get(name, tuple(local.shape))
-        size = parallel_state.get_tensor_model_parallel_world_size()
+        size = parallel_state.get_tensor_and_context_parallel_world_size()
         cut = [axis for axis, (part, full) in enumerate(zip(local.shape, whole, strict=True)) if part != full]
         if not cut:
             if size == 1:
@@ -152,7 +180,7 @@ class FastWeightStore:
 
     @staticmethod
     def _mesh(local: Tensor) -> DeviceMesh:
-        return DeviceMesh.from_group(parallel_state.get_tensor_model_parallel_group(), local.device.type)
+        return DeviceMesh.from_group(parallel_state.get_tensor_and_context_parallel_group(), local.device.type)
 
     @staticmethod
     def _check_shapes(folder: Path, stored: dict[str, TensorStorageMetadata], request: dict[str, Tensor]) -> None:

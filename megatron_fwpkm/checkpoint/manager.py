@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .agreement import barrier, on_rank_zero, rank
+from .agreement import barrier, on_rank_zero
 from .record import RECORD_NAME, RunRecord, write_record
 
 LATEST = "latest"
@@ -65,18 +65,32 @@ class CheckpointManager:
         Nothing is published unless every rank leaves the block without an error: a rank that fails ends, and the
         others fail at the barrier behind the block.
         """
+        partial = self.begin(iteration)
+        yield partial
+        self.end(iteration, record)
+
+    def begin(self, iteration: int) -> Path:
+        """The folder in which every rank writes its part; it counts for nothing before `end`."""
         partial = self.root / f".{folder_name(iteration)}.partial"
-        if rank() == 0:
+
+        def make() -> None:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        barrier()
-        yield partial
-        barrier()
-        if rank() == 0:
+
+        on_rank_zero(make)
+        return partial
+
+    def end(self, iteration: int, record: RunRecord) -> None:
+        """Publish what every rank has written since `begin`."""
+        partial = self.root / f".{folder_name(iteration)}.partial"
+
+        def publish() -> None:
             write_record(partial, record)
             self._publish(partial, iteration)
             self._forget_old(iteration)
+
         barrier()
+        on_rank_zero(publish)
 
     def _publish(self, partial: Path, iteration: int) -> None:
         """Put everything on disk, then rename, then move the marker: a crash at any point leaves a good state."""

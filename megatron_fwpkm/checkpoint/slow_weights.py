@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
@@ -47,10 +48,36 @@ def save_slow_weights(
     folder: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer, scheduler: OptimizerParamScheduler
 ) -> None:
     """Write weights, optimizer state and scheduler into `folder`, which exists; called by every rank."""
+    _save(folder, chunks, optimizer, scheduler, later=False)
+
+
+def request_to_save_slow_weights(
+    folder: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer, scheduler: OptimizerParamScheduler
+) -> AsyncRequest:
+    """Plan the same; the request writes it, in a forked process if wanted."""
+    request = _save(folder, chunks, optimizer, scheduler, later=True)
+    assert request is not None
+    return request
+
+
+def _save(
+    folder: Path,
+    chunks: Sequence[nn.Module],
+    optimizer: MegatronOptimizer,
+    scheduler: OptimizerParamScheduler,
+    *,
+    later: bool,
+) -> AsyncRequest | None:
     state: dict[str, Any] = {"model": _model_state(chunks)}
     state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=False, metadata=dict(METADATA))
     state["scheduler"] = scheduler.state_dict()
-    dist_checkpointing.save(state, str(folder), sharded_strategy=("torch_dist", 1), content_metadata=dict(METADATA))
+    return dist_checkpointing.save(
+        state,
+        str(folder),
+        sharded_strategy=("torch_dist", 1),
+        async_sharded_save=later,
+        content_metadata=dict(METADATA),
+    )
 
 
 def load_slow_weights(

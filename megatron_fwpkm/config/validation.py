@@ -93,6 +93,11 @@ def _memory(config: PretrainConfig) -> Iterator[str]:
         yield f"--fwpkm-layer-numbers names {_words(twice)} more than once; a layer has one memory at most"
     if not fwpkm.layer_numbers:
         return
+    if fwpkm.dp_sync == "average" and fwpkm.reset != "never":
+        yield (
+            f"--fwpkm-dp-sync average has nothing to average with --fwpkm-reset {fwpkm.reset}, which throws the memory "
+            "away: remove one of them"
+        )
     if fwpkm.topk > fwpkm.num_subkeys:
         yield (
             f"--fwpkm-topk {fwpkm.topk} is more than the {fwpkm.num_subkeys} sub-keys of a half (--fwpkm-num-subkeys); "

@@ -13,7 +13,9 @@ import torch
 from megatron.core import parallel_state
 
 from ..checkpoint.agreement import on_rank_zero
+from ..checkpoint.background import BackgroundWriter
 from ..checkpoint.compatibility import check_resumable
+from ..checkpoint.failure import explained
 from ..checkpoint.manager import CheckpointManager, folder_name, latest_checkpoint, resolve_checkpoint
 from ..checkpoint.record import CONFIG_NAME, Layout, RunRecord, read_record
 from ..checkpoint.rng import load_rng_state, save_rng_state
@@ -83,8 +85,11 @@ class RunCheckpoints:
         self._padded_vocab_size = padded_vocab_size
         self._layout = current_layout(self._config, world)
         self._manager = manager
+        self._writer = BackgroundWriter()
         self.saved_iteration: int | None = None
-        """Iteration of the newest checkpoint that this run has written or loaded from --save."""
+        """Iteration of the newest checkpoint that this run has published or loaded from --save."""
+        self.begun_iteration: int | None = None
+        """Iteration of the newest checkpoint that is published or being written."""
 
     @property
     def enabled(self) -> bool:
@@ -108,7 +113,7 @@ class RunCheckpoints:
             found = on_rank_zero(lambda: latest_checkpoint(root))
             if found is not None:
                 progress = self._load(found, finetune=False)
-                self.saved_iteration = progress.iteration
+                self.saved_iteration = self.begun_iteration = progress.iteration
                 return progress
             logger.info("--resume: %s holds no checkpoint, the run starts anew", root)
         if chosen.load is not None:
@@ -154,19 +159,51 @@ class RunCheckpoints:
         )
 
     def save(self, progress: Progress) -> None:
-        """Write and publish a checkpoint of the present state; without --save nothing happens."""
+        """Write and publish a checkpoint of the present state; without --save nothing happens.
+
+        With --async-save forked processes write it, and a later `save` or `finish` publishes it. Raises CheckpointError
+        when it cannot be written; what was published before is untouched then.
+        """
         if self._manager is None:
             return
-        with self._manager.publish(progress.iteration, self._record(progress)) as folder:
-            self._engine.save(folder)
-            save_rng_state(folder, self._world.rank)
-            if self._world.is_main:
-                (folder / CONFIG_NAME).write_text(self._resolved.to_yaml(), encoding="utf-8")
-                self._copy_tokenizer(folder)
-        self.saved_iteration = progress.iteration
+        self.finish(wait=True)
+        manager, iteration, record = self._manager, progress.iteration, self._record(progress)
+        with explained(self._world.rank, folder_name(iteration), manager.root):
+            folder = manager.begin(iteration)
+            if self._config.checkpoint.async_save:
+                requests = self._engine.requests_to_save(folder)
+                self._write_the_rest(folder)
+                self._writer.start(requests, lambda: self._publish(iteration, record))
+            else:
+                self._engine.save(folder)
+                self._write_the_rest(folder)
+                self._publish(iteration, record)
+        self.begun_iteration = iteration
+
+    def finish(self, *, wait: bool) -> None:
+        """Publish the checkpoint that is being written, if it is whole by now; with `wait`, wait for that.
+
+        Raises CheckpointError when it could not be written.
+        """
+        if self._manager is not None:
+            with explained(self._world.rank, f"iteration {self.begun_iteration}", self._manager.root):
+                self._writer.finish(wait=wait)
+
+    def _publish(self, iteration: int, record: RunRecord) -> None:
+        assert self._manager is not None
+        self._manager.end(iteration, record)
+        self.saved_iteration = iteration
+
+    def _write_the_rest(self, folder: Path) -> None:
+        save_rng_state(folder, self._world.rank)
+        if self._world.is_main:
+            (folder / CONFIG_NAME).write_text(self._resolved.to_yaml(), encoding="utf-8")
+            self._copy_tokenizer(folder)
 
     def _record(self, progress: Progress) -> RunRecord:
-        loop: dict[str, Any] = {"best_loss": progress.best_loss, "window": progress.window, "guard": progress.guard}
+        # Copies: training goes on while an asynchronous save waits for its record.
+        guard = {layer: list(losses) for layer, losses in progress.guard.items()}
+        loop: dict[str, Any] = {"best_loss": progress.best_loss, "window": list(progress.window), "guard": guard}
         return RunRecord(
             iteration=progress.iteration,
             consumed_samples=progress.consumed_samples,

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
@@ -27,11 +28,12 @@ from torch import Tensor, nn
 from ..checkpoint.agreement import world_size
 from ..checkpoint.fast_weight_store import FastWeightStore
 from ..checkpoint.record import FAST_WEIGHTS_FOLDER, MODEL_FOLDER
-from ..checkpoint.slow_weights import load_slow_weights, save_slow_weights, unwrap
+from ..checkpoint.slow_weights import load_slow_weights, request_to_save_slow_weights, save_slow_weights, unwrap
 from ..config import PretrainConfig
 from ..models.builder import build_model, memory_layers, preserve_fast_weights
 from .losses import Losses, mean_over_batches, mean_over_tokens, weighted_loss
 from .memory_report import MemoryReport, collect_memory_report
+from .replicas import keep_replicas_together
 from .schedule import build_scheduler
 
 Batch = Mapping[str, Tensor]
@@ -61,6 +63,9 @@ class Engine(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write slow weights, optimizer, schedule and fast weights; called by every rank."""
+
+    def requests_to_save(self, folder: Path) -> list[AsyncRequest]:
+        """Plan the same as `save`; the requests write it later. Called by every rank."""
 
     def load(self, folder: Path, *, weights_only: bool) -> list[str]:
         """Read them back (`weights_only`: no optimizer and schedule); returns notices for the log."""
@@ -129,8 +134,13 @@ class MegatronEngine:
         succeeded, grad_norm, _ = self.optimizer.step()
         assert succeeded, "only loss scaling (fp16) skips steps"
         self.scheduler.step(1)
+        keep_replicas_together(self._config, self._iteration(), self.memories, self.chunks, self._device)
         losses = self._agree_on(mean_over_batches(sums) if sums is not None else None)
         return StepResult(losses, float(grad_norm), float(lr))
+
+    def _iteration(self) -> int:
+        """Iterations of the whole run so far, resumed ones included."""
+        return int(self.scheduler.num_steps)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], iterations: int) -> Losses:
@@ -215,6 +225,15 @@ class MegatronEngine:
         save_slow_weights(folder / MODEL_FOLDER, self.chunks, self.optimizer, self.scheduler)
         if self._config.fwpkm.layer_numbers:
             self._store.save(folder / FAST_WEIGHTS_FOLDER, self.memories)
+
+    def requests_to_save(self, folder: Path) -> list[AsyncRequest]:
+        """Plan the same as `save`; the requests write it later, as it is when their writers are forked."""
+        self._in_folder(folder / MODEL_FOLDER)
+        self._in_folder(folder / FAST_WEIGHTS_FOLDER)
+        slow = request_to_save_slow_weights(folder / MODEL_FOLDER, self.chunks, self.optimizer, self.scheduler)
+        if not self._config.fwpkm.layer_numbers:
+            return [slow]
+        return [slow, self._store.request_to_save(folder / FAST_WEIGHTS_FOLDER, self.memories)]
 
     @staticmethod
     def _in_folder(folder: Path) -> None:

@@ -26,14 +26,18 @@ logger = logging.getLogger("megatron_fwpkm")
 class Checkpoints(Protocol):
     """What the loop needs of the run's checkpoints."""
 
-    saved_iteration: int | None
+    begun_iteration: int | None
+    """Iteration of the newest checkpoint that is published or being written."""
 
     @property
     def enabled(self) -> bool:
         """Whether anything is saved."""
 
     def save(self, progress: Progress) -> None:
-        """Write and publish a checkpoint."""
+        """Write and publish a checkpoint, or begin to."""
+
+    def finish(self, *, wait: bool) -> None:
+        """Publish what is being written, if it is whole; with `wait`, wait for that."""
 
     def newest(self) -> str | None:
         """Path of the newest checkpoint."""
@@ -82,14 +86,17 @@ class TrainingLoop:
             reason = self._why_stop()
             while reason is None:
                 self._step(batches)
+                self._checkpoints.finish(wait=False)
                 report = self._log_if_due()
                 self._evaluate_if_due(validation)
                 reason = self._why_stop()
                 self._save_if_due(report, ending=reason is not None)
+            self._checkpoints.finish(wait=True)
         self._finish(reason, places)
 
     def _step(self, batches: Iterator[Batch]) -> None:
         begin = time.monotonic()
+        self._world.mark(f"iteration {self.progress.iteration + 1}")
         result = self._engine.train_step(batches)
         self._step_seconds.append(time.monotonic() - begin)
         self._last = result
@@ -156,6 +163,7 @@ class TrainingLoop:
         if validation is None or not due:
             return
         begin = time.monotonic()
+        self._world.mark(f"evaluating at iteration {self.progress.iteration}")
         losses = self._engine.evaluate(validation, training.eval_iters)
         seconds = time.monotonic() - begin
         self._validation_loss = losses.lm_loss
@@ -190,13 +198,20 @@ class TrainingLoop:
         """Save at the interval and at the end, but never a memory that the guard has not seen healthy."""
         progress, interval = self.progress, self._config.checkpoint.save_interval
         due = ending or (interval is not None and progress.iteration % interval == 0)
-        if not self._checkpoints.enabled or not due or self._checkpoints.saved_iteration == progress.iteration:
+        if not self._checkpoints.enabled or not due or self._checkpoints.begun_iteration == progress.iteration:
             return
         if report is None:
             self._look_at_memories()
         begin = time.monotonic()
+        self._world.mark(f"saving iteration {progress.iteration}")
         self._checkpoints.save(progress)
-        logger.info("saved %s in %.1f s", self._checkpoints.newest(), time.monotonic() - begin)
+        if ending:
+            self._checkpoints.finish(wait=True)
+        if self._config.checkpoint.async_save and not ending:
+            seconds = time.monotonic() - begin
+            logger.info("writing the checkpoint of iteration %d (began in %.1f s)", progress.iteration, seconds)
+        else:
+            logger.info("saved %s in %.1f s", self._checkpoints.newest(), time.monotonic() - begin)
 
     def _finish(self, reason: str | None, places: dict[str, str | None]) -> None:
         """Write the `end` record and say the summary."""

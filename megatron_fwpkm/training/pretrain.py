@@ -5,11 +5,14 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from megatron.core import parallel_state
 
 from ..checkpoint.agreement import on_rank_zero
+from ..checkpoint.lock import run_lock
+from ..checkpoint.manager import CheckpointManager
 from ..config import PretrainConfig
 from ..config.derived import padded_vocab_size
 from ..config.loading import Resolved
@@ -44,6 +47,22 @@ def _train(resolved: Resolved, world: World) -> None:
     replicas = parallel_state.get_data_parallel_world_size()
     global_batch = num_microbatches(config, replicas) * config.training.micro_batch_size * replicas
     manager = prepare_save_folder(config)
+    with ExitStack() as held:
+        if manager is not None:
+            root = manager.root
+            on_rank_zero(lambda: _hold(held, root))
+        _train_alone(resolved, world, manager, global_batch)
+
+
+def _hold(held: ExitStack, root: Path) -> None:
+    """Keep other runs out of a --save folder until `held` closes."""
+    held.enter_context(run_lock(root))
+
+
+def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | None, global_batch: int) -> None:
+    """Train with the --save folder to itself."""
+    config = resolved.config
+    replicas = parallel_state.get_data_parallel_world_size()
     tokenizer = build_tokenizer(config.data)
     train, validation, _ = build_datasets(config, tokenizer, global_batch_size=global_batch)
     rows = padded_vocab_size(

@@ -11,7 +11,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from ..config import ParallelConfig, TrainingConfig
 from . import cpu_compat
+from .liveness import RollCall
 
 logger = logging.getLogger("megatron_fwpkm")
 
@@ -31,6 +32,13 @@ class World:
     rank: int
     size: int
     device: torch.device
+    roll_call: RollCall | None = None
+    """Where ranks of a run with several leave word of what they are doing."""
+
+    def mark(self, doing: str) -> None:
+        """Leave word that this rank now does something new."""
+        if self.roll_call is not None:
+            self.roll_call.mark(doing)
 
     @property
     def is_main(self) -> bool:
@@ -62,7 +70,9 @@ def distributed_run(parallel: ParallelConfig, training: TrainingConfig) -> Itera
     owned = not dist.is_initialized()
     world = _join(parallel)
     set_up_logging(world)
+    assert world.roll_call is not None
     try:
+        world.mark("starting")
         _make_model_parallel(parallel, world)
         set_seeds(training.seed)
         yield world
@@ -72,8 +82,13 @@ def distributed_run(parallel: ParallelConfig, training: TrainingConfig) -> Itera
             raise
         if _already_said(str(error)):
             raise SystemExit(1) from None
+        _leave_error(world.roll_call, error)
         raise RankFailedError(f"rank {world.rank} of {world.size}: {error}") from error
     except BaseException as error:
+        explanation = world.roll_call.explain(error)
+        if explanation is not None:
+            raise RankFailedError(f"rank {world.rank} of {world.size} cannot go on: {explanation}") from error
+        _leave_error(world.roll_call, error)
         if world.size == 1:
             _leave(owned)
         elif not isinstance(error, (SystemExit, KeyboardInterrupt)):
@@ -84,6 +99,12 @@ def distributed_run(parallel: ParallelConfig, training: TrainingConfig) -> Itera
             )
         raise
     _leave(owned)
+
+
+def _leave_error(roll_call: RollCall, error: BaseException) -> None:
+    """Tell the other ranks, if the store still stands, why this one ends."""
+    with suppress(RuntimeError, ValueError):
+        roll_call.leave_error(f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error))
 
 
 def silence_known_warnings() -> None:
@@ -165,7 +186,8 @@ def _join(parallel: ParallelConfig) -> World:
             dist.init_process_group(backend, timeout=timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    return World(dist.get_rank(), dist.get_world_size(), device)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return World(rank, size, device, RollCall(rank, size))
 
 
 def _make_model_parallel(parallel: ParallelConfig, world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,9 @@ class Layer:
 
     def load_fast_weights(self, state: FastWeightState) -> None:
         self.state = state
+
+    def reset(self) -> None:
+        self.state = FastWeightState(torch.zeros(2, 2, 4, 3), torch.zeros(16, 8))
 
 
 def whole(layer: int, replica: int, pending: bool = True) -> FastWeightState:
@@ -81,6 +85,17 @@ def load(folder: Path, tensor_parallel: int, saved_replicas: int) -> str | None:
     return notice
 
 
+def by_other_rules(folder: Path) -> None:
+    """Two replicas' memories go to one replica of two tensor-parallel ranks."""
+    tp, _ = start(2)
+    for rule, words in (("replica0", "takes the memory of the first"), ("reset", "begins with the initial memory")):
+        layer = Layer(2, cut(whole(2, 99, pending=False), tp, 2))
+        notice = FastWeightStore(replace(MEMORY, load_dp_rule=rule), seed=5).load(folder, [layer])
+        assert notice == f"fast weights of 2 replicas go to 1: every replica {words}"
+        expected = cut(whole(2, 0), tp, 2).values if rule == "replica0" else torch.zeros(16, 8)
+        assert torch.equal(layer.state.values, expected)
+
+
 def save_and_load_elsewhere(rank: int, world_size: int, folder: Path) -> list[str | None]:
     """TP2 to two replicas and back, in one set of processes."""
     from megatron_fwpkm.training import cpu_compat
@@ -88,6 +103,7 @@ def save_and_load_elsewhere(rank: int, world_size: int, folder: Path) -> list[st
     cpu_compat.install()
     save(folder / "tp2", 2)
     save(folder / "dp2", 1)
+    by_other_rules(folder / "dp2")
     return [
         load(folder / "tp2", 2, 1),
         load(folder / "tp2", 1, 1),

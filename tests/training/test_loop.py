@@ -53,6 +53,9 @@ class CountingEngine:
 
     def save(self, folder: Path) -> None: ...
 
+    def requests_to_save(self, folder: Path) -> list[Any]:
+        return []
+
     def load(self, folder: Path, *, weights_only: bool) -> list[str]:
         return []
 
@@ -68,15 +71,19 @@ class SavedIterations:
     def __init__(self) -> None:
         self.saved: list[int] = []
         self.windows: list[list[tuple[float, float]]] = []
-        self.saved_iteration: int | None = None
+        self.begun_iteration: int | None = None
+        self.waited = 0
 
     def save(self, progress: Progress) -> None:
         self.saved.append(progress.iteration)
         self.windows.append(list(progress.window))
-        self.saved_iteration = progress.iteration
+        self.begun_iteration = progress.iteration
+
+    def finish(self, *, wait: bool) -> None:
+        self.waited += wait
 
     def newest(self) -> str | None:
-        return None if self.saved_iteration is None else f"iter_{self.saved_iteration}"
+        return None if self.begun_iteration is None else f"iter_{self.begun_iteration}"
 
 
 def config(**training: Any) -> PretrainConfig:

@@ -139,13 +139,14 @@ def serial(layout: Layout) -> dict[str, Any]:
 
 def check(layout: Layout, ranks: list[dict[str, Any]]) -> None:
     expected = serial(layout)
-    # bf16 rounds sums that are cut differently; a wrong layout is off by far more (4.9 instead of 0.97 in the norm).
-    tolerance = 3e-2 if layout.bf16 else 1e-5
+    # bf16 rounds sums that are cut differently, and a small norm shows it most; a wrong layout is off by far more.
+    tolerance, norm_tolerance = (1e-2, 0.15) if layout.bf16 else (1e-5, 1e-5)
     seen = set()
     for number, found in enumerate(ranks):
         where = f"{layout.name}, rank {number}"
         for step, (mine, right) in enumerate(zip(found["curve"], expected["curve"], strict=True)):
-            assert mine == pytest.approx(right, rel=tolerance), f"{where}, step {step}: (loss, gradient norm)"
+            assert mine[0] == pytest.approx(right[0], rel=tolerance), f"{where}, step {step}: loss"
+            assert mine[1] == pytest.approx(right[1], rel=norm_tolerance), f"{where}, step {step}: gradient norm"
         assert found["evaluated"] == pytest.approx(expected["evaluated"], rel=tolerance), where
         seen |= set(found["tables"])
         if layout.replicas == 1 and not layout.bf16:

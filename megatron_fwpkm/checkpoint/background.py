@@ -1,0 +1,57 @@
+"""Checkpoints written by a forked process per rank while training goes on.
+
+A fork shares the parent's pages until one side writes, so the child sees slow and fast weights exactly as they were at
+the fork, without a copy beforehand. Tensors on a GPU are copied to the host first. Planning and finishing need all
+ranks and are done by the training processes; only the writing is left to the children.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.state_dict_saver import (
+    save_state_dict_async_finalize,
+    save_state_dict_async_plan,
+)
+from torch import Tensor
+
+
+class BackgroundWriter:
+    """At most one checkpoint on its way to the disk. Every method is called by every rank."""
+
+    def __init__(self) -> None:
+        """Nothing is on its way."""
+        self._queue = AsyncCallsQueue()
+        self._when_written: Callable[[], None] | None = None
+
+    def start(self, requests: list[AsyncRequest], when_written: Callable[[], None]) -> None:
+        """Fork the writers; `when_written` is called by a later `finish`, when all ranks' files are whole."""
+        assert self._when_written is None, "a checkpoint is finished before the next one begins"
+        for request in requests:
+            self._queue.schedule_async_request(request)
+        self._when_written = when_written
+
+    def finish(self, *, wait: bool) -> None:
+        """Call `when_written` if every rank's files are whole; with `wait`, wait until they are.
+
+        Raises CheckpointException (torch.distributed.checkpoint) on every rank when a writer failed on one.
+        """
+        if self._when_written is None:
+            return
+        self._queue.maybe_finalize_async_calls(blocking=wait)
+        if self._queue.get_num_unfinalized_calls() == 0:
+            done, self._when_written = self._when_written, None
+            done()
+
+
+def request_to_save(state: dict[str, Tensor], folder: Path) -> AsyncRequest:
+    """Plan to save tensors and DTensors into `folder` as torch.distributed.checkpoint does; writing comes later."""
+    writer = FileSystemWriterAsync(folder, thread_count=1)
+    planner = dcp.DefaultSavePlanner(flatten_state_dict=False)
+    planned = save_state_dict_async_plan(state, writer, planner=planner)[0]
+    write, preload, arguments = writer.get_save_function_and_args()
+    return AsyncRequest(write, arguments, [lambda: save_state_dict_async_finalize(*planned)], preload_fn=preload)
