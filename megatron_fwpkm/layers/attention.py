@@ -15,6 +15,9 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
+
+from megatron_fwpkm.layers.table_sharding import ContextSharding
 
 _SMALLEST_BLOCK = 32  # smaller ones are slower on CPU and GPU alike
 
@@ -26,6 +29,9 @@ class WindowedAttention(MegatronModule):
     grow with tokens times window and not with the square of the tokens. Key and value heads are not repeated for
     grouped queries: the queries of a group stand one below the other against the same keys.
 
+    With context parallelism the keys and values of all ranks are gathered, and each of this rank's two pieces of the
+    sequence attends to what stands before it.
+
     Args:
         config: transformer configuration.
         layer_number: counted from 1.
@@ -34,11 +40,8 @@ class WindowedAttention(MegatronModule):
         attention_dropout: probability; default from ``config``.
         softmax_scale: default 1 / sqrt(head width).
         cp_comm_type: unused; part of megatron's interface.
-        pg_collection: unused; heads are local to a rank.
+        pg_collection: process groups; default those of megatron's parallel state.
         window: tokens to the left that are visible, or None for all.
-
-    Raises:
-        ValueError: context parallelism is asked for.
     """
 
     def __init__(
@@ -55,10 +58,9 @@ class WindowedAttention(MegatronModule):
     ) -> None:
         super().__init__(config)
         assert attn_mask_type == AttnMaskType.causal and attention_type == "self"
-        if config.context_parallel_size > 1:
-            raise ValueError(
-                f"--context-parallel-size {config.context_parallel_size}: this attention needs whole sequences; use 1"
-            )
+        if pg_collection is None:
+            pg_collection = ProcessGroupCollection.use_mpu_process_groups(required_pgs=["cp"])
+        self.context = ContextSharding(pg_collection.cp)
         self.layer_number = layer_number
         self.window = window
         self.softmax_scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
@@ -77,7 +79,7 @@ class WindowedAttention(MegatronModule):
         """Attend.
 
         Args:
-            query: [s, b, heads, width].
+            query: [s, b, heads, width]; with context parallelism s counts the tokens of this rank, as in the others.
             key: [s, b, groups, width].
             value: [s, b, groups, width].
             attention_mask: must be None; the mask is causal.
@@ -93,7 +95,18 @@ class WindowedAttention(MegatronModule):
         # Heads differ between tensor-parallel ranks, so their dropout must, too.
         dropout = self.dropout if self.training else 0.0
         with get_cuda_rng_tracker().fork() if dropout else nullcontext():
-            return windowed_attention(query, key, value, self.window, self.softmax_scale, dropout)
+            if self.context.size == 1:
+                return windowed_attention(query, key, value, self.window, self.softmax_scale, dropout)
+            both = self.context.gather_for_own_tokens(torch.cat([key, value], dim=-1))
+            key, value = both.split(key.shape[-1], dim=-1)
+            pieces = self.context.own_pieces(key.shape[0])
+            contexts = [
+                windowed_attention(
+                    part, key[: piece.stop], value[: piece.stop], self.window, self.softmax_scale, dropout
+                )
+                for part, piece in zip(query.chunk(2), pieces, strict=True)
+            ]
+            return torch.cat(contexts)
 
 
 def windowed_attention(
@@ -103,8 +116,8 @@ def windowed_attention(
 
     Args:
         query: [s, b, heads, width].
-        key: [s, b, groups, width].
-        value: [s, b, groups, width].
+        key: [at least s, b, groups, width]; the last s belong to the queries, the others stand before them.
+        value: like ``key``.
         window: visible tokens to the left, or None for all.
         scale: of the scores.
         dropout: on the attention weights.
@@ -113,26 +126,36 @@ def windowed_attention(
         [s, b, heads * width].
     """
     length, batch, heads, width = query.shape
-    groups = key.shape[2]
-    if window is None or window >= length - 1:
+    groups, before = key.shape[2], key.shape[0] - length
+    if window is None or window >= before + length - 1:
         # [b * groups, heads // groups, s, width] views: all query heads of a group see one key head through stride 0.
         q = query.permute(1, 2, 0, 3).reshape(batch * groups, heads // groups, length, width)
-        k, v = (x.permute(1, 2, 0, 3).reshape(batch * groups, 1, length, width).expand_as(q) for x in (key, value))
-        context = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout)
+        shape = batch * groups, heads // groups, before + length, width
+        k, v = (x.permute(1, 2, 0, 3).flatten(0, 1).unsqueeze(1).expand(shape) for x in (key, value))
+        mask = causal_lower_right(length, before + length) if before else None
+        context = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=not before, scale=scale, dropout_p=dropout
+        )
         return context.view(batch, heads, length, width).permute(2, 0, 1, 3).reshape(length, batch, heads * width)
     block = _block_size(window)
     num_blocks = -(-length // block)
     padding = num_blocks * block - length
-    # Padded queries see padded or real keys before them; their output is cut off. Keys get `window` rows in front.
+    # Padded queries see padded or real keys before them; their output is cut off. Keys get `window` rows in front,
+    # which are text as far as there is any.
+    empty = max(0, window - before)
+    first = max(0, before - window)
     q = F.pad(query, (0, 0, 0, 0, 0, 0, 0, padding)).view(num_blocks, block, batch * groups, heads // groups, width)
     q = q.permute(0, 2, 3, 1, 4).reshape(num_blocks, batch * groups, heads // groups * block, width)
     k, v = (
         # [blocks, b * groups, width, window + block] overlapping views of one padded copy
-        F.pad(x, (0, 0, 0, 0, 0, 0, window, padding)).flatten(1, 2).unfold(0, window + block, block).transpose(2, 3)
+        F.pad(x[first:], (0, 0, 0, 0, 0, 0, empty, padding))
+        .flatten(1, 2)
+        .unfold(0, window + block, block)
+        .transpose(2, 3)
         for x in (key, value)
     )
-    mask = _block_mask(num_blocks, block, window, heads // groups, query.device)
-    context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, dropout_p=dropout)
+    visible = _block_mask(num_blocks, block, window, empty, heads // groups, query.device)
+    context = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale, dropout_p=dropout)
     context = context.view(num_blocks, batch, groups, heads // groups, block, width).permute(0, 4, 1, 2, 3, 5)
     return context.reshape(num_blocks * block, batch, heads * width)[:length]
 
@@ -143,11 +166,11 @@ def _block_size(window: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _block_mask(num_blocks: int, block: int, window: int, repeats: int, device: torch.device) -> Tensor:
+def _block_mask(num_blocks: int, block: int, window: int, empty: int, repeats: int, device: torch.device) -> Tensor:
     """[blocks, 1, repeats * block, window + block] bool, True where query sees key."""
     query = torch.arange(block, device=device).view(-1, 1) + window
     key = torch.arange(window + block, device=device).view(1, -1)
     visible = (key <= query) & (key >= query - window)
     mask = visible.repeat(repeats, 1).expand(num_blocks, 1, -1, -1).clone()
-    mask[0, :, :, :window] = False  # the rows in front of the text
+    mask[0, :, :, :empty] = False  # the rows in front of the text
     return mask

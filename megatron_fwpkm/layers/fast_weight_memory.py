@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from megatron_fwpkm.layers.fast_weight_tables import FastWeightTables
 from megatron_fwpkm.layers.norm import RMSNorm, rms_normalize
-from megatron_fwpkm.layers.statistics import ForwardRecord, MemoryStatistics
-from megatron_fwpkm.layers.table_sharding import ColumnSharding, rms_normalize_columns, standardize
+from megatron_fwpkm.layers.statistics import ForwardRecord, MemoryStatistics, hash_bits
+from megatron_fwpkm.layers.table_sharding import ColumnSharding, ContextSharding, rms_normalize_columns, standardize
 from megatron_fwpkm.ops import FastWeightOutput, FastWeightState, fast_weight_memory_, flush_pending_
 
 # Which dimension of a parameter is spread over tensor-parallel ranks; all others are replicated.
@@ -37,8 +37,8 @@ class FastWeightProductKeyMemory(FastWeightTables):
         boundary: ``drop`` or ``carry``; likewise.
         streaming: with ``carry``, keep the tokens that wait at the end of a forward for the next one, which continues
             the same texts. Otherwise the complete pairs among them are written at the end, and the rest is forgotten.
-        document_starts: [b, s] bool for ``--fwpkm-reset document``, True at the first token of every document; None
-            when every sequence is one document.
+        document_starts: [b, whole sequence] bool for ``--fwpkm-reset document``, True at the first token of every
+            document; None when every sequence is one document.
 
     Args:
         config: transformer configuration with ``fwpkm`` and ``init_seed``.
@@ -46,25 +46,27 @@ class FastWeightProductKeyMemory(FastWeightTables):
         pg_collection: process groups; default those of megatron's parallel state.
 
     Raises:
-        ValueError: the tensor-parallel size does not divide the value dimension.
+        ValueError: the tensor- and context-parallel ranks do not divide the value dimension.
     """
 
     def __init__(
         self, config: TransformerConfig, layer_number: int, pg_collection: ProcessGroupCollection | None = None
     ) -> None:
         if pg_collection is None:
-            pg_collection = ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp"])
+            pg_collection = ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp", "cp", "tp_cp"])
         fwpkm = config.fwpkm
-        sharding = ColumnSharding(pg_collection.tp, fwpkm.value_dim)
-        super().__init__(config, layer_number, sharding.columns)
-        self.tp_group, self.sharding = pg_collection.tp, sharding
+        context = ContextSharding(pg_collection.cp)
+        table_sharding = ColumnSharding(pg_collection.tp_cp, fwpkm.value_dim, context)
+        super().__init__(config, layer_number, table_sharding.columns)
+        self.tp_group, self.sharding = pg_collection.tp, ColumnSharding(pg_collection.tp, fwpkm.value_dim)
+        self.context, self.table_sharding = context, table_sharding
         self.chunk_size: int = fwpkm.chunk_size
         self.boundary: str = fwpkm.boundary
         self.streaming = False
         self.document_starts: Tensor | None = None
         self._last: ForwardRecord | None = None
 
-        hidden, columns = config.hidden_size, fwpkm.value_dim // sharding.size
+        hidden, columns = config.hidden_size, fwpkm.value_dim // self.sharding.size
         self._add("query", hidden, fwpkm.num_heads * fwpkm.key_dim)
         self._add("value", hidden, columns)
         if fwpkm.gate:
@@ -103,8 +105,9 @@ class FastWeightProductKeyMemory(FastWeightTables):
         """Read, write, and add the result to the residual stream.
 
         Args:
-            hidden_states: [s, b, h], or this rank's [s / tp, b, h] with sequence parallelism.
-            write_mask: [b, s], 0 where a token must not be written (padding); default all are.
+            hidden_states: [s, b, h], or this rank's [s / tp, b, h] with sequence parallelism; with context
+                parallelism s counts the tokens of this rank's two pieces.
+            write_mask: [b, whole sequence], 0 where a token must not be written (padding); default all are.
 
         Returns:
             Like ``hidden_states``.
@@ -115,7 +118,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
         sharding, sequence_parallel = self.sharding, self.config.sequence_parallel
         x = sharding.gather_sequence(hidden_states) if sequence_parallel else hidden_states
         normalized = rms_normalize(x, self.query_norm.eps)  # shared: the norms differ in their weights only
-        queries = self.query_proj(self.query_norm.scale(normalized).to(x.dtype)).to(self.values.dtype)
+        queries = self.query_proj(self.query_norm.scale(normalized).to(x.dtype))
         value_input = sharding.copy_to_shards(self.value_norm.scale(normalized).to(x.dtype))
         values = self.value_proj(value_input).to(self.values.dtype)
         if self.config.fwpkm.normalize_targets:
@@ -134,9 +137,14 @@ class FastWeightProductKeyMemory(FastWeightTables):
         return hidden_states + sharding.sum_rows(partial, sequence_parallel) + self.output_proj.bias
 
     def _remember(self, queries: Tensor, values: Tensor, gates: Tensor | None, mask: Tensor | None) -> Tensor:
-        """What the memory returns for ``queries`` [s, b, heads * key_dim], in [s, b, columns]; its tables move on."""
+        """What the memory returns for ``queries`` [s, b, heads * key_dim], in [s, b, columns]; its tables move on.
+
+        With context parallelism every rank brings its tokens, and all of them go through this rank's columns.
+        """
+        queries = self.context.gather_tokens(queries).to(self.values.dtype)
+        gates = None if gates is None else self.context.gather_tokens(gates)
         per_sequence = queries.transpose(0, 1).unflatten(-1, (self.config.fwpkm.num_heads, -1))
-        targets = values.transpose(0, 1)
+        targets = self.context.tokens_to_columns(values).transpose(0, 1)
         token_gates = None if gates is None else gates.squeeze(-1).transpose(0, 1)
         if self.config.fwpkm.reset == "document":
             outputs, retrieved = self._read_documents(per_sequence, targets, token_gates, mask)
@@ -145,7 +153,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
             retrieved = outputs[0].retrieved
             self._finish(outputs[0].state)
         self._last = ForwardRecord(gates, outputs, self.chunk_size)
-        return retrieved.transpose(0, 1)
+        return self.context.columns_to_tokens(retrieved.transpose(0, 1))
 
     def _call(self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None) -> FastWeightOutput:
         fwpkm = self.config.fwpkm
@@ -163,7 +171,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
             mask=mask,
             boundary=self.boundary,
             implementation=fwpkm.implementation,
-            sharding=self.sharding if self.sharding.size > 1 else None,
+            sharding=self.table_sharding if self.table_sharding.size > 1 else None,
         )
         if fwpkm.reset != "document" and output.undo_log is not None:
             self._record(output.undo_log)
@@ -187,7 +195,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
                 addressing_weight=fwpkm.addressing_weight,
                 score=fwpkm.score,
                 implementation=fwpkm.implementation,
-                sharding=self.sharding if self.sharding.size > 1 else None,
+                sharding=self.table_sharding if self.table_sharding.size > 1 else None,
             )
         if flushed.undo_log is not None:
             self._record(flushed.undo_log)
@@ -234,6 +242,14 @@ class FastWeightProductKeyMemory(FastWeightTables):
         """Figures of the last forward and of the tables."""
         assert self._last is not None, "statistics were asked for before the first forward"
         return self._last.summarize(self.coverage())
+
+    def consistency_hash(self) -> Tensor:
+        """A cheap hash (int64 scalar) of the sub-keys and of the last forward's slots.
+
+        Equal on all ranks that share this memory. Ranks whose hashes differ have chosen or moved differently: their
+        columns belong to different memories from then on.
+        """
+        return hash_bits([self.sub_keys, *([] if self._last is None else self._last.slots)])
 
     @contextmanager
     def preserve_fast_weights(self) -> Iterator[None]:

@@ -1,12 +1,17 @@
-"""What one memory did in its last forward pass, for logs and guards."""
+"""What one memory did in its last forward pass, for logs, guards and checks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from megatron_fwpkm.ops import FastWeightOutput
+
+_ODD = 0x9E3779B97F4A7C15 - (1 << 64)
+"""2**64 / golden ratio as a signed integer: spreads neighbouring numbers over all bits."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,9 @@ class MemoryStatistics:
 class ForwardRecord:
     """The detached outputs of one forward; figures are computed only when somebody asks, so that a step costs nothing.
 
+    Attributes:
+        slots: of every call, [B, T, heads, topk].
+
     Args:
         gates: of all tokens, or None.
         outputs: of the calls of the memory that made up the forward.
@@ -39,7 +47,7 @@ class ForwardRecord:
 
     def __init__(self, gates: Tensor | None, outputs: list[FastWeightOutput], chunk_size: int) -> None:
         self._gates = None if gates is None else gates.detach()
-        self._slots = [output.slot_indices for output in outputs]
+        self.slots = [output.slot_indices for output in outputs]
         self._memorization_losses = [output.memorization_loss for output in outputs]
         self._addressing_losses = [output.addressing_loss for output in outputs]
         self._chunk_size = chunk_size
@@ -59,7 +67,7 @@ class ForwardRecord:
         )
 
     def _collisions(self) -> float:
-        chunks = [chunk for slots in self._slots for chunk in slots.split(self._chunk_size, dim=1)]
+        chunks = [chunk for slots in self.slots for chunk in slots.split(self._chunk_size, dim=1)]
         reads = sum(chunk.numel() for chunk in chunks)
         return 1.0 - sum(chunk.unique().numel() for chunk in chunks) / max(1, reads)
 
@@ -67,3 +75,14 @@ class ForwardRecord:
 def _mean(losses: list[Tensor]) -> float:
     count = sum(loss.numel() for loss in losses)
     return sum(loss.sum().item() for loss in losses) / max(1, count)
+
+
+def hash_bits(tensors: Iterable[Tensor]) -> Tensor:
+    """A number (int64 scalar) that changes with any single bit of ``tensors`` and with their order; no host sync."""
+    total = torch.zeros((), dtype=torch.int64)
+    for tensor in tensors:
+        words = tensor.detach().contiguous().view(torch.int32).flatten().long()
+        # Integers wrap around; an odd factor loses no bit.
+        factors = torch.arange(1, 2 * words.numel(), 2, device=words.device) * _ODD
+        total = total.to(words.device) * _ODD + (words * factors).sum()
+    return total

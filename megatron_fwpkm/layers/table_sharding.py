@@ -1,13 +1,16 @@
-"""The only collectives of the memory: its values table is spread over tensor-parallel ranks by columns (DESIGN 3).
+"""The only collectives of the memory: its values table is spread over ranks by columns (DESIGN 3).
 
-What every rank computes alike (queries, slots, gates) is replicated, values, targets and the output before its
-projection are columns. With one rank every function here returns its input.
+Over tensor-parallel ranks what every rank computes alike (queries, slots, gates) is replicated; values, targets and the
+output before its projection are columns. Over context-parallel ranks everything is made for a rank's own tokens; then
+queries and gates are gathered, values change from some tokens' columns to all tokens' fewer columns, and what was read
+changes back. With one rank every function here returns its input.
 """
 
 from __future__ import annotations
 
 import torch
 from megatron.core.tensor_parallel.mappings import (
+    all_to_all,
     gather_from_sequence_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
@@ -51,30 +54,92 @@ def _sum(x: Tensor, group: ProcessGroup) -> Tensor:
     return total
 
 
+class ContextSharding:
+    """A sequence spread over context-parallel ranks: of 2 * size pieces rank r has piece r and the r-th from the end.
+
+    Args:
+        group: the context-parallel ranks.
+    """
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.group = group
+        self.size: int = group.size()
+        self.rank: int = group.rank()
+        pieces = [piece for rank in range(self.size) for piece in (rank, 2 * self.size - 1 - rank)]
+        self._pieces = torch.tensor(pieces)
+
+    def gather_tokens(self, x: Tensor) -> Tensor:
+        """All-gather [s/cp, ...] to [s, ...] in the text's order; backward cuts the gradient, complete on all ranks."""
+        return self._gather(x, sum_gradients=False)
+
+    def gather_for_own_tokens(self, x: Tensor) -> Tensor:
+        """All-gather [s/cp, ...] to [s, ...] for the use of this rank's tokens only; backward sums the gradients."""
+        return self._gather(x, sum_gradients=True)
+
+    def tokens_to_columns(self, x: Tensor) -> Tensor:
+        """All-to-all from this rank's tokens [s/cp, b, w] to all tokens in the text's order, [s, b, w/cp]."""
+        if self.size == 1:
+            return x
+        parts = x.unflatten(-1, (self.size, -1)).permute(2, 0, 1, 3).flatten(0, 1)
+        return self._to_text_order(all_to_all(self.group, parts))
+
+    def columns_to_tokens(self, x: Tensor) -> Tensor:
+        """Undo :meth:`tokens_to_columns`: [s, b, w/cp] to [s/cp, b, w]."""
+        if self.size == 1:
+            return x
+        order = self._pieces.to(x.device)
+        parts = all_to_all(self.group, x.unflatten(0, (2 * self.size, -1)).index_select(0, order).flatten(0, 1))
+        return parts.unflatten(0, (self.size, -1)).permute(1, 2, 0, 3).flatten(2, 3)
+
+    def own_pieces(self, length: int) -> tuple[slice, slice]:
+        """Where this rank's two pieces stand in a sequence of ``length`` tokens."""
+        width = length // (2 * self.size)
+        first, second = self._pieces[2 * self.rank : 2 * self.rank + 2].tolist()
+        return slice(first * width, (first + 1) * width), slice(second * width, (second + 1) * width)
+
+    def _gather(self, x: Tensor, sum_gradients: bool) -> Tensor:
+        if self.size == 1:
+            return x
+        gathered = gather_from_sequence_parallel_region(x, sum_gradients, self.group)
+        return self._to_text_order(gathered)
+
+    def _to_text_order(self, x: Tensor) -> Tensor:
+        """[s, ...] with one rank's pieces after the other's, to the order of the text."""
+        order = self._pieces.argsort().to(x.device)
+        return x.unflatten(0, (2 * self.size, -1)).index_select(0, order).flatten(0, 1)
+
+
 class ColumnSharding:
     """This rank's columns of a table of ``num_columns``, and the sums that cross ranks.
 
     Implements ``megatron_fwpkm.ops.TableSharding``.
 
     Args:
-        group: the tensor-parallel ranks.
+        group: the ranks that share the columns, each of which belongs to one of them.
         num_columns: columns of the whole table.
+        context: context-parallel ranks among those of ``group``, which cut every tensor-parallel rank's columns again.
 
     Raises:
         ValueError: the ranks do not divide the columns.
     """
 
-    def __init__(self, group: ProcessGroup, num_columns: int) -> None:
+    def __init__(self, group: ProcessGroup, num_columns: int, context: ContextSharding | None = None) -> None:
         self.group = group
         self.size: int = group.size()
+        context_size, context_rank = (1, 0) if context is None else (context.size, context.rank)
+        tensor_size = self.size // context_size
         if num_columns % self.size:
+            over = f"--tensor-model-parallel-size {tensor_size}"
+            over += f" times --context-parallel-size {context_size}" if context_size > 1 else ""
             raise ValueError(
-                f"--fwpkm-value-dim {num_columns} cannot be spread over --tensor-model-parallel-size {self.size}: "
-                "make the value dimension a multiple of it"
+                f"--fwpkm-value-dim {num_columns} cannot be spread over {over}: make the value dimension a multiple of "
+                f"{'it' if context_size == 1 else self.size}"
             )
         self.num_columns = num_columns
         width = num_columns // self.size
-        self.columns = slice(group.rank() * width, (group.rank() + 1) * width)
+        # Megatron numbers tensor-parallel ranks first.
+        start = (group.rank() % tensor_size * context_size + context_rank) * width
+        self.columns = slice(start, start + width)
 
     def copy_to_shards(self, x: Tensor) -> Tensor:
         """Return ``x``; in backward, sum its gradient over the ranks, each of which used it for its columns."""

@@ -36,6 +36,9 @@ MODULES_WITH_CUDA_LITERALS = (
 )
 """Modules that create tensors with ``device="cuda"`` (``mapping`` with a device handed to it) on a path we use."""
 
+MODULES_WITH_PINNED_MEMORY = ("megatron.core.models.common.embeddings.rope_utils",)
+"""Modules that pin what they make for the GPU, here the pieces of a context-parallel rank."""
+
 _FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "empty_like", "zeros_like", "ones_like")
 _CPU = torch.device("cpu")
 
@@ -56,6 +59,7 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     def create(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
         if device is not None and torch.device(device).type == "cuda":
             device = _CPU
+        kwargs.pop("pin_memory", None)  # is for copies to a GPU, and an error without one
         return factory(*args, device=device, **kwargs)
 
     return create
@@ -166,7 +170,7 @@ def _patch_random(megatron_random: Any) -> None:
 def _patch_literals() -> None:
     """Let ``torch.zeros(..., device="cuda")`` in megatron's own modules mean the CPU."""
     cpu_torch = CpuTorch()
-    for name in MODULES_WITH_CUDA_LITERALS:
+    for name in MODULES_WITH_CUDA_LITERALS + MODULES_WITH_PINNED_MEMORY:
         module = importlib.import_module(name)
         setattr(module, "torch", cpu_torch)  # noqa: B010
 

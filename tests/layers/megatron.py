@@ -31,25 +31,27 @@ TINY = PretrainConfig(
 )
 
 
-def initialize(tensor_parallel: int = 1) -> None:
+def initialize(tensor_parallel: int = 1, context_parallel: int = 1) -> None:
     """Megatron's parallel state over the processes there are, or over this one alone; may be called again."""
     cpu_compat.install()
     if not torch.distributed.is_initialized():
         store = torch.distributed.FileStore(str(Path(tempfile.mkdtemp()) / "rendezvous"), 1)
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(tensor_parallel)
+        parallel_state.initialize_model_parallel(tensor_parallel, context_parallel_size=context_parallel)
     model_parallel_cuda_manual_seed(7, force_reset_rng=True)
 
 
-def tiny(*, sequence_parallel: bool = False, bf16: bool = False, model: Any = None, **fwpkm: Any) -> PretrainConfig:
-    """TINY with other fields of the memory (keywords) and of the model (a dict)."""
+def tiny(
+    *, sequence_parallel: bool = False, bf16: bool = False, model: Any = None, training: Any = None, **fwpkm: Any
+) -> PretrainConfig:
+    """TINY with other fields of the memory (keywords), and of the model and the training (dicts)."""
     return replace(
         TINY,
         model=replace(TINY.model, **(model or {})),
         fwpkm=replace(TINY.fwpkm, **fwpkm),
         parallel=ParallelConfig(sequence_parallel=sequence_parallel),
-        training=TrainingConfig(bf16=bf16),
+        training=TrainingConfig(bf16=bf16, **(training or {})),
     )
 
 

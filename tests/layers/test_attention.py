@@ -112,8 +112,18 @@ def test_dropout_is_for_training_only(window: int | None) -> None:
     torch.testing.assert_close(module(*inputs, None), _dense(*inputs, window, 8**-0.5), rtol=0, atol=1e-13)
 
 
-def test_context_parallelism_is_refused() -> None:
-    config = transformer_config(tiny())
-    config.context_parallel_size = 2
-    with pytest.raises(ValueError, match="--context-parallel-size 2: this attention needs whole sequences"):
-        WindowedAttention(config, 1, AttnMaskType.causal, "self")
+@pytest.mark.parametrize("start", [1, 3, 40, 69])
+@pytest.mark.parametrize("window", [None, 0, 3, 32, 45, 99])
+def test_later_queries_see_what_stands_before_them(start: int, window: int | None) -> None:
+    """The end of a text, given all keys, is what it is within the whole text."""
+    query, key, value = _inputs(70)
+    expected = _dense(query, key, value, window, 0.3)[start:]
+    grad = torch.randn_like(expected)
+    ours = windowed_attention(query[start:], key, value, window, 0.3)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-13)
+    for mine, theirs in zip(
+        torch.autograd.grad(ours, [query, key, value], grad),
+        torch.autograd.grad(expected, [query, key, value], grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)

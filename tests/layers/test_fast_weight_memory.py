@@ -200,3 +200,25 @@ def test_columns_must_divide() -> None:
 
     with pytest.raises(ValueError, match="--fwpkm-value-dim 16 cannot be spread over --tensor-model-parallel-size 3"):
         ColumnSharding(Group(), 16)
+
+
+def test_consistency_hash_sees_single_bits_and_choices() -> None:
+    block, twin = memory(), memory()
+    assert block.consistency_hash() == twin.consistency_hash(), "a hash is possible before the first forward"
+    for each in (block, twin):
+        each(hidden(1))
+    first = block.consistency_hash()
+    assert first.dtype == torch.int64 and first == twin.consistency_hash()
+    words = block.sub_keys.view(torch.int32)
+    for place, bit in ((0, 0), (5, 31), (words.numel() - 1, 12)):
+        flipped = 1 << bit if bit < 31 else -(1 << 31)
+        words.view(-1)[place] ^= flipped
+        assert block.consistency_hash() != first
+        words.view(-1)[place] ^= flipped
+    assert block.consistency_hash() == first
+    with block.preserve_fast_weights():
+        block(hidden(2))
+    assert block.consistency_hash() == first
+    slots = block._last.slots[0]
+    slots[0, 3, 0] = slots[0, 3, 0].flip(0)
+    assert block.consistency_hash() != first, "the same slots in another order"

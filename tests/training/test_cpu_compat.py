@@ -89,6 +89,12 @@ def test_megatron_modules_make_cuda_tensors_on_the_cpu() -> None:
         torch.zeros(2, device="cuda")  # outside megatron a mistake stays a mistake
 
 
+def test_nothing_is_pinned_without_a_device() -> None:
+    from megatron.core.models.common.embeddings import rope_utils
+
+    assert rope_utils.torch.tensor([1, 2], device="cpu", pin_memory=True).tolist() == [1, 2]
+
+
 def test_tensors_answer_as_on_the_device() -> None:
     x = torch.zeros(2)
     assert x.cuda() is x and x.cuda(torch.cuda.current_device()) is x

@@ -1,0 +1,123 @@
+"""Trains the same small model in any tensor- and context-parallel layout, and compares what comes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tests.layers.megatron import VOCABULARY, batch, initialize, tiny
+
+TOLERANCE = 1e-5  # relative, float32
+
+
+def train(
+    rank: int, world_size: int, options: dict[str, Any], steps: int = 2, context_parallel: int = 1
+) -> dict[str, Any]:
+    """Some steps of gradient descent; returns losses, this rank's gradients of the last step and its tables."""
+    initialize(world_size // context_parallel, context_parallel)
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
+    from megatron.core.utils import get_batch_on_this_cp_rank
+
+    from megatron_fwpkm.models.builder import build_model, memory_layers
+
+    model = build_model(tiny(**options), VOCABULARY)
+    wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
+    losses, hashes = [], []
+    for step in range(steps):
+        wrapped.zero_grad_buffer()
+        tokens, positions, labels = batch(seed=step)
+        starts = torch.zeros(tokens.shape, dtype=torch.bool)
+        starts[0, 20] = starts[1, 33] = True
+        model.set_document_starts(starts)
+        mine = get_batch_on_this_cp_rank({"tokens": tokens, "positions": positions, "labels": labels})
+        token_losses = wrapped(mine["tokens"], mine["positions"], None, labels=mine["labels"])
+        loss = token_losses.sum() / labels.numel()
+        # Data-parallel gradients are means over the ranks, context-parallel ones among them.
+        (loss * context_parallel).backward()
+        finalize_model_grads([wrapped])
+        losses.append(_sum_over_context(loss.detach(), context_parallel).item())
+        hashes.append([memory.consistency_hash().item() for memory in memory_layers(model)])
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.3 * parameter.main_grad
+    gradients = {
+        name: (p.main_grad.clone(), p.partition_dim if getattr(p, "tensor_model_parallel", False) else None)
+        for name, p in model.named_parameters()
+    }
+    tables = {m.layer_number: (m.sub_keys.clone(), m.values.clone(), m.columns) for m in memory_layers(model)}
+    return {"losses": losses, "gradients": gradients, "tables": tables, "hashes": hashes}
+
+
+def train_all(rank: int, world_size: int, cases: list[tuple[dict[str, Any], int, int]]) -> list[dict[str, Any]]:
+    """Train every (options, steps, context-parallel size) in one start of the processes."""
+    from megatron.core import parallel_state
+
+    results = []
+    for case in cases:
+        if parallel_state.model_parallel_is_initialized():
+            parallel_state.destroy_model_parallel()
+        results.append(train(rank, world_size, *case))
+    return results
+
+
+def _sum_over_context(loss: torch.Tensor, size: int) -> torch.Tensor:
+    from megatron.core import parallel_state
+
+    if size > 1:
+        torch.distributed.all_reduce(loss, group=parallel_state.get_context_parallel_group())
+    return loss
+
+
+def _whole(name: str, shards: list[torch.Tensor], dimension: int | None) -> torch.Tensor:
+    """Put the parts of a parameter together; replicated ones must be equal."""
+    if dimension is None:
+        _assert_equal(name, shards)
+        return shards[0]
+    if "linear_fc1" in name:  # gate and up half of every rank
+        halves = zip(*(shard.chunk(2) for shard in shards), strict=True)
+        return torch.cat([torch.cat(half) for half in halves])
+    return torch.cat(shards, dim=dimension)
+
+
+def _assert_equal(name: str, copies: list[torch.Tensor]) -> None:
+    for copy in copies[1:]:
+        torch.testing.assert_close(copy, copies[0], rtol=0, atol=0, msg=f"{name} differs between ranks")
+
+
+def _assert_close(name: str, ours: torch.Tensor, expected: torch.Tensor, scale: float = 0.0) -> None:
+    difference, scale = (ours - expected).abs().max().item(), max(scale, expected.abs().max().item())
+    assert difference <= TOLERANCE * scale, f"{name} differs by {difference:.1e} at scale {scale:.1e}"
+
+
+def assert_same_training(ranks: list[dict[str, Any]], expected: dict[str, Any], context_parallel: int = 1) -> None:
+    """What the ranks computed together is what one process computed: losses, gradients, tables."""
+    tensor_parallel = len(ranks) // context_parallel  # these are numbered first
+    for rank in ranks:
+        assert rank["losses"] == ranks[0]["losses"]
+        assert rank["hashes"] == ranks[0]["hashes"], "ranks chose or moved differently"
+    assert all(
+        abs(ours - theirs) <= TOLERANCE * abs(theirs)
+        for ours, theirs in zip(ranks[0]["losses"], expected["losses"], strict=True)
+    ), (ranks[0]["losses"], expected["losses"])
+    assert ranks[0]["gradients"].keys() == expected["gradients"].keys()
+    for parameter, (gradient, dimension) in expected["gradients"].items():
+        shards = [rank["gradients"][parameter][0] for rank in ranks]
+        for number in range(tensor_parallel):
+            _assert_equal(parameter, shards[number::tensor_parallel])
+        sharded = ranks[0]["gradients"][parameter][1]
+        whole = _whole(parameter, shards[:tensor_parallel], sharded)
+        # A bias sums what its weight weighs, and may nearly cancel: the weight sets the scale of its roundings.
+        weight = expected["gradients"][parameter.replace(".bias", ".weight")][0]
+        _assert_close(f"gradient of {parameter}", whole, gradient, weight.abs().max().item())
+        assert dimension is None or sharded == dimension
+    for layer, (sub_keys, values, _) in expected["tables"].items():
+        tables = sorted((rank["tables"][layer] for rank in ranks), key=lambda table: table[2].start)
+        for table in tables:
+            assert torch.equal(table[0], tables[0][0]), "sub-keys drift apart"
+        _assert_close("sub_keys", tables[0][0], sub_keys)
+        _assert_close("values", torch.cat([table[1] for table in tables], dim=1), values)
