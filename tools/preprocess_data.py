@@ -15,21 +15,30 @@ from collections.abc import Sequence
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.config.cli import run_cli
 
+_PASSED_ON = (
+    "append_eod", "bad_bytes", "blend_keys", "control_tokens", "num_shards", "on_error", "overwrite", "prepend_bos",
+    "resume", "shard_id", "txt_documents", "verify", "workers",
+)  # fmt: skip
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--input", nargs="+", required=True, metavar="FILE", help="jsonl or txt files, plain or gzip (told by content)")
+    inputs = "files, patterns, folders or -: jsonl, JSON arrays, txt, parquet; plain, gzip, bzip2, xz, zstd by content"
+    add("--input", nargs="+", required=True, metavar="PATH", help=inputs)
     add("--output-prefix", required=True, metavar="PREFIX", help="datasets are PREFIX_KEY_document.{bin,idx,json}")
-    add(
-        "--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys with text, a dataset each (default: text)"
-    )
+    keys = "keys with text, a.b for a key inside another, a dataset each (default: text)"
+    add("--json-keys", nargs="+", default=["text"], metavar="KEY", help=keys)
+    add("--blend-keys", action="store_true", help="one dataset with the documents of all keys, record by record")
     kinds = ["SentencePieceTokenizer", "HuggingFaceTokenizer", "NullTokenizer"]
     add("--tokenizer-type", choices=kinds, default=kinds[0], help=f"kind of tokenizer (default: {kinds[0]})")
     add("--tokenizer-model", metavar="PATH", help="SentencePiece .model file, or folder with a tokenizer.json")
     add("--vocab-size", type=int, metavar="N", help="numbers of NullTokenizer; otherwise checked against the tokenizer")
     add("--append-eod", action=argparse.BooleanOptionalAction, default=False, help="end every document with EOD")
+    add("--prepend-bos", action="store_true", help="begin every document with BOS")
+    control = "a control token spelt out, such as </s>, stays text, becomes the token, or makes the record bad"
+    add("--control-tokens", choices=["text", "parse", "fail"], default="text", help=f"{control} (default: text)")
     add(
         "--workers",
         type=int,
@@ -41,6 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--on-error", choices=["fail", "skip", "quarantine"], default="fail", help=on_error)
     txt = "what a document is in txt files; blank lines part paragraphs (default: file)"
     add("--txt-documents", choices=["file", "paragraph", "line"], default="file", help=txt)
+    bad_bytes = "bytes that are not UTF-8 make the record bad, become U+FFFD, or are left out (default: reject)"
+    add("--bad-bytes", choices=["reject", "replace", "drop"], default="reject", help=bad_bytes)
+    add("--verify", type=int, default=0, metavar="N", help="at the end compare N documents with their text")
+    add("--resume", action="store_true", help="go on where a killed run of the same command was; nothing if it is done")
+    add("--shard-id", type=int, default=0, metavar="I", help="which of --num-shards this run makes, from 0")
+    shards = "cut the input into N equal parts, one run each; tools/merge_datasets.py joins them (default: 1)"
+    add("--num-shards", type=int, default=1, metavar="N", help=shards)
     add("--overwrite", action="store_true", help="replace datasets that exist")
     return parser
 
@@ -54,19 +70,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = DataConfig(
         tokenizer_type=args.tokenizer_type, tokenizer_model=args.tokenizer_model, vocab_size=args.vocab_size
     )
-    report = preprocess(
-        PreprocessOptions(
-            inputs=tuple(args.input),
-            output_prefix=args.output_prefix,
-            data=data,
-            json_keys=tuple(args.json_keys),
-            append_eod=args.append_eod,
-            workers=args.workers,
-            on_error=args.on_error,
-            txt_documents=args.txt_documents,
-            overwrite=args.overwrite,
-        )
+    options = PreprocessOptions(
+        inputs=tuple(args.input),
+        output_prefix=args.output_prefix,
+        data=data,
+        json_keys=tuple(args.json_keys),
+        **{name: getattr(args, name) for name in _PASSED_ON},
     )
+    try:
+        report = preprocess(options)
+    except BaseException:
+        if options.journal_path.exists():
+            print("what is done so far is kept: the same command with --resume goes on from there", file=sys.stderr)
+        raise
     for line in report.bad_records:
         print(f"skipped {line}", file=sys.stderr)
     print(table(report.rows()))

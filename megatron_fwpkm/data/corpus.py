@@ -1,230 +1,336 @@
-"""Raw text on its way to documents: files to blocks, blocks to records, every bad record named. Free of torch.
+"""Input files cut into blocks of whole records. Free of torch.
 
-A block is a stretch of one file that holds whole records. One process cuts blocks (compressed text can only be read
-from its start), any process turns a block into records. New formats and compressions are new entries here, the rest of
-the way stays as it is.
+One process cuts blocks (compressed text can only be read from its start); any process turns a block into records
+(`records`), reading uncompressed text itself. A file is read once, in order, and its SHA-256 is taken on the way.
 """
 
 from __future__ import annotations
 
-import gzip
+import glob
+import hashlib
 import io
 import json
-import zlib
+import os
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
+
+from .compression import SUFFIXES, DecodedStream, HashingReader, compression_of, needed_package
+from .records import Block, Cursor, Kind, TxtDocuments
 
 BLOCK_BYTES = 1 << 20
 """Bytes after which a block ends at the next whole record."""
+PARQUET_ROWS = 256
+"""Rows of a parquet file per block."""
+STDIN = "-"
 _BOM = b"\xef\xbb\xbf"
-_GZIP_MAGIC = b"\x1f\x8b"
-_JSONL_SUFFIXES = (".jsonl", ".json", ".ndjson")
-
-TxtDocuments = Literal["file", "paragraph", "line"]
-Kind = Literal["jsonl", "file", "paragraph", "line"]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Whole records of one file: `data` begins at line `first_line` (from 1); when the block is done, `consumed` bytes
-    of
-    all input, as it lies on disk, have been read."""
-
-    path: str
-    kind: Kind
-    first_line: int
-    data: bytes
-    consumed: int
-
-
-@dataclass(frozen=True)
-class Record:
-    """A document: its text under each of the wanted keys."""
-
-    line: int
-    texts: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class BadRecord:
-    """What was found instead of a document. `reason` is one of a few words to count by, `detail` says more."""
-
-    path: str
-    line: int
-    reason: str
-    detail: str
-    raw: bytes
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+_PARQUET_MAGIC = b"PAR1"
+_JSONL_SUFFIXES = (".jsonl", ".ndjson")
+_BY_LINES: tuple[Kind, ...] = ("jsonl", "line")
 
 
 class CorpusFile:
-    """One input file, plain or gzip by content. Raises ValueError or OSError when it cannot be read at all."""
+    """One input file, its compression and kind told by content. Raises ValueError or OSError when it cannot be read at
+    all. `begin` and `end` limit the bytes at which records may begin; only plain files of lines are ever cut."""
 
     def __init__(self, path: str, txt_documents: TxtDocuments) -> None:
         self.path = path
-        if not Path(path).exists():
-            raise ValueError(f"--input {path} does not exist")
-        if not Path(path).is_file():
-            raise ValueError(f"--input {path} is not a file; name files, for example {path.rstrip('/')}/*.jsonl")
-        self.size = Path(path).stat().st_size
-        with open(path, "rb") as raw:
-            self.compressed = raw.read(2) == _GZIP_MAGIC
-        self.kind: Kind = "jsonl" if self._is_jsonl() else txt_documents
+        self.sha256 = ""
+        self._stdin: io.BufferedReader[HashingReader] | None = None
+        self._txt_documents = txt_documents
+        status = None if path == STDIN else os.stat(path)
+        self.size = status.st_size if status else 0
+        self._modified = status.st_mtime_ns if status else 0
+        self.begin, self.end = 0, self.size
+        if status is None:
+            self._stdin = io.BufferedReader(HashingReader(sys.stdin.buffer), BLOCK_BYTES)
+            head = self._stdin.peek(BLOCK_BYTES)
+            self.compression = compression_of(head)
+        else:
+            with open(path, "rb") as raw:
+                head = raw.read(8)
+            self.compression = compression_of(head)
+        self.parquet = head.startswith(_PARQUET_MAGIC)
+        if self.parquet and status is None:
+            raise ValueError("--input - is a parquet file, which cannot be read from a pipe; give its name")
+        self.kind: Kind = "parquet" if self.parquet else self._text_kind()
 
-    def blocks(self, before: int = 0) -> Iterator[Block]:
-        """The file's blocks in order; at most one of about BLOCK_BYTES (or one record) is in memory. `before`: bytes of
-        the input in front of this file.
+    @property
+    def splittable(self) -> bool:
+        """Whether the file can be cut at any line."""
+        return not self.compression and self.kind in _BY_LINES and self._stdin is None
+
+    @cached_property
+    def lines_before(self) -> int:
+        """Lines in front of `begin`; read only when asked for, because it takes a pass over them."""
+        count, left = 0, self._start()
+        with open(self.path, "rb") as raw:
+            while left and (data := raw.read(min(left, BLOCK_BYTES))):
+                count, left = count + data.count(b"\n"), left - len(data)
+        return count
+
+    def description(self) -> dict[str, Any]:
+        """What the sidecar of a dataset tells of this file, complete when its blocks have been read."""
+        told = {
+            "path": self.path, "bytes": self.size, "kind": self.kind, "compression": self.compression or "none"
+        }  # fmt: skip
+        whole = (self.begin, self.end) == (0, self.size)
+        return told | ({"sha256": self.sha256} if whole else {"begin": self.begin, "end": self.end})
+
+    def check_unchanged(self) -> None:
+        """Raises ValueError when the file is another than at the start of the run."""
+        if self._stdin is not None:
+            return
+        try:
+            status = os.stat(self.path)
+        except FileNotFoundError as error:
+            raise ValueError(f"{self.path} vanished during the run; nothing was written") from error
+        if (status.st_size, status.st_mtime_ns) != (self.size, self._modified):
+            raise ValueError(f"{self.path} was changed during the run; nothing was written, start again")
+
+    def blocks(
+        self, keys: Sequence[str], before: int = 0, number: int = 0, start: Cursor | None = None
+    ) -> Iterator[Block]:
+        """The file's blocks in order from `start` on; at most one of about BLOCK_BYTES (or one record) is in memory.
+        `keys` are the columns wanted of a parquet file, `before` the bytes of the input in front of this file, `number`
+        its place among them.
 
         Raises:
-            ValueError: compressed data that is damaged or cut off.
+            ValueError: compressed data that is damaged or cut off; a parquet file without the columns.
         """
-        line = 1
-        with open(self.path, "rb") as raw, self._decoded(raw) as stream:
-            data = self._read_block(stream).removeprefix(_BOM)
-            while data or (self.kind == "file" and line == 1):  # an empty file is an empty document
-                yield Block(self.path, self.kind, line, data, before + raw.tell())
-                line += max(1, data.count(b"\n"))
-                data = self._read_block(stream)
+        start = start or Cursor()
+        if self.kind == "parquet":
+            yield from self._parquet_blocks(keys, before, number, start)
+            return
+        origin = self._start()
+        with ExitStack() as stack:
+            if self._stdin is None:
+                raw = stack.enter_context(open(self.path, "rb", buffering=0))
+                raw.seek(origin)
+                buffered = io.BufferedReader(HashingReader(raw), BLOCK_BYTES)
+            else:
+                buffered = self._stdin
+            hashing = buffered.raw
+            stream = DecodedStream(buffered, self.compression, self.path, BLOCK_BYTES)
+            cut = _array_blocks if self.kind == "array" else self._text_blocks
+            for line, data, position, end in cut(stream, start):
+                offset = origin + position if self.splittable else -1
+                consumed = before - self.begin + min(origin + hashing.consumed, self.size)
+                yield Block(
+                    self.path, self.kind, line, data, consumed, offset, len(data), file_number=number, end=end
+                )  # fmt: skip
+            self.sha256 = hashing.sha256
 
-    def _is_jsonl(self) -> bool:
-        """By the name; by the first character where the name tells nothing."""
+    def _text_blocks(self, stream: DecodedStream, start: Cursor) -> Iterator[tuple[int, bytes, int, Cursor]]:
+        """First line, text, position of the text, and place behind it."""
+        stream.skip(start.position)
+        line, position, first = start.line, start.position, start == Cursor()
+        limit = self.end - self._start() if self.splittable and self.end < self.size else None
+        while limit is None or position < limit:
+            data = self._read_block(stream, BLOCK_BYTES if limit is None else min(BLOCK_BYTES, limit - position))
+            size = len(data)
+            if first and not self.begin and data.startswith(_BOM):
+                position, size, data = position + 3, size - 3, data[3:]
+            if not data and not (first and self.kind == "file"):  # an empty file is an empty document
+                return
+            after = line + max(1, data.count(b"\n"))
+            yield line, data, position, Cursor(position + size, after)
+            line, position, first = after, position + size, False
+            if self.kind == "file":
+                return
+
+    def _parquet_blocks(self, keys: Sequence[str], before: int, number: int, start: Cursor) -> Iterator[Block]:
+        parquet = needed_package("pyarrow.parquet", f"{self.path} is a parquet file")
+        try:
+            opened = parquet.ParquetFile(self.path)
+            columns = [key if key in opened.schema_arrow.names else key.split(".")[0] for key in keys]
+            absent = [key for key in columns if key not in opened.schema_arrow.names]
+            if absent:
+                there = ", ".join(opened.schema_arrow.names)
+                raise ValueError(f"{self.path} has no column {absent[0]} (--json-keys); it has {there}")
+            row, total = 0, max(1, opened.metadata.num_rows)
+            for batch in opened.iter_batches(batch_size=PARQUET_ROWS, columns=sorted(set(columns))):
+                end = row + batch.num_rows
+                if end > start.position:
+                    rows = tuple(batch.to_pylist()[max(0, start.position - row) :])
+                    consumed = before + self.size * end // total
+                    yield Block(
+                        self.path, "parquet", end - len(rows) + 1, b"", consumed, rows=rows, file_number=number,
+                        end=Cursor(end, end + 1),
+                    )  # fmt: skip
+                row = end
+        except (OSError, needed_package("pyarrow", "parquet").ArrowInvalid) as error:
+            raise ValueError(f"{self.path} is a damaged parquet file: {error}") from error
+        with open(self.path, "rb") as raw:
+            self.sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
+
+    @cached_property
+    def _first_record(self) -> int:
+        with open(self.path, "rb") as raw:
+            raw.seek(self.begin - 1)
+            raw.readline()
+            return raw.tell()
+
+    def _start(self) -> int:
+        """Where the first record of this part of the file begins."""
+        return min(self._first_record, self.size) if self.begin else 0
+
+    def _text_kind(self) -> Kind:
+        """By the name; by the first characters where the name tells nothing."""
         suffixes = [suffix.lower() for suffix in Path(self.path).suffixes]
-        if suffixes and suffixes[-1] == ".gz":
+        if suffixes and suffixes[-1] in SUFFIXES:
             suffixes.pop()
         if suffixes and suffixes[-1] == ".txt":
-            return False
+            return self._txt_documents
         if suffixes and suffixes[-1] in _JSONL_SUFFIXES:
-            return True
-        with open(self.path, "rb") as raw, self._decoded(raw) as stream:
-            return self._read(stream, 4096).removeprefix(_BOM).lstrip()[:1] == b"{"
+            return "jsonl"
+        head = self._text_head()
+        if head[:1] == b"[" and head[1:].lstrip()[:1] in (b"{", b"]"):
+            return "array"
+        if head[:1] == b"{" or (suffixes and suffixes[-1] == ".json"):
+            return "jsonl"
+        return self._txt_documents
 
-    def _decoded(self, raw: IO[bytes]) -> IO[bytes]:
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), BLOCK_BYTES) if self.compressed else raw
+    def _text_head(self) -> bytes:
+        if self._stdin is not None and not self.compression:
+            return bytes(self._stdin.peek(1)).removeprefix(_BOM).lstrip()
+        if self._stdin is not None:
+            return b"{"  # compressed input of a pipe is json lines
+        with open(self.path, "rb") as raw:
+            return DecodedStream(raw, self.compression, self.path, 4096).read(4096).removeprefix(_BOM).lstrip()
 
-    def _read(self, stream: IO[bytes], size: int = -1, *, line: bool = False) -> bytes:
-        try:
-            return stream.readline() if line else stream.read(size)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{self.path} is damaged gzip data: {error}") from error
-
-    def _read_block(self, stream: IO[bytes]) -> bytes:
+    def _read_block(self, stream: DecodedStream, size: int) -> bytes:
         if self.kind == "file":
-            return self._read(stream)
-        data = self._read(stream, BLOCK_BYTES)
+            return stream.read()
+        data = stream.read(size)
         if data and not data.endswith(b"\n"):
-            data += self._read(stream, line=True)
+            data += stream.readline()
         if self.kind != "paragraph":
             return data
         lines = [data[data.rfind(b"\n", 0, -1) + 1 :]]
-        while lines[-1].strip() and (more := self._read(stream, line=True)):  # the block ends where a paragraph does
+        while lines[-1].strip() and (more := stream.readline()):  # the block ends where a paragraph does
             lines.append(more)
         return data + b"".join(lines[1:])
 
 
-def open_corpus(paths: Sequence[str], txt_documents: TxtDocuments) -> list[CorpusFile]:
-    """All input files, looked at before any work begins. Raises ValueError for one that is missing or no file."""
+def _array_blocks(stream: DecodedStream, start: Cursor) -> Iterator[tuple[int, bytes, int, Cursor]]:
+    """The elements of a JSON array as JSON lines, numbered from 1.
+
+    Where the array breaks no later element can be found, so what is left up to there is one bad record.
+    """
+    decoder = json.JSONDecoder()
+    # latin-1 keeps bytes as they are: JSON's own signs are ASCII
+    text = stream.read(BLOCK_BYTES).decode("latin-1").removeprefix("\xef\xbb\xbf").lstrip()[1:]
+    number, size, held = 0, 0, list[bytes]()
+    while True:
+        text = text.lstrip(" \t\r\n,") if number else text.lstrip()
+        if text[:1] == "]":
+            break
+        value_end, broken = _element_end(decoder, text)
+        if not broken and value_end in (0, len(text)):  # cut off, or a number that may go on
+            more = stream.read(max(BLOCK_BYTES, len(text)))  # doubling: a large element is not read again and again
+            if more:
+                text += more.decode("latin-1")
+                continue
+            broken = value_end == 0
+            text += "" if text.strip() else "(the array ends without its closing bracket)"
+        number += 1
+        if number > start.position:
+            element = text[:BLOCK_BYTES] if broken else text[:value_end]
+            held.append(element.replace("\r", " ").replace("\n", " ").encode("latin-1"))
+            size += len(element)
+        if broken:
+            stream.skip(1 << 62)  # nothing behind this place can be told apart
+            break
+        text = text[value_end:]
+        if size >= BLOCK_BYTES:
+            yield number - len(held) + 1, b"\n".join(held) + b"\n", 0, Cursor(number, number + 1)
+            held, size = [], 0
+    if held:
+        yield number - len(held) + 1, b"\n".join(held) + b"\n", 0, Cursor(number, number + 1)
+
+
+def _element_end(decoder: json.JSONDecoder, text: str) -> tuple[int, bool]:
+    """Where the JSON value at the start of `text` ends (0: not in `text`), and whether more text could not mend it."""
+    try:
+        return decoder.raw_decode(text)[1], False
+    except json.JSONDecodeError as error:
+        return 0, error.pos < len(text) - 16 and not error.msg.startswith("Unterminated")
+    except (ValueError, RecursionError):
+        return 0, True
+
+
+def open_corpus(
+    paths: Sequence[str], txt_documents: TxtDocuments, *, shard_id: int = 0, num_shards: int = 1
+) -> list[CorpusFile]:
+    """All input files, looked at before any work begins: files, patterns, folders (all that is in them, but hidden
+    files) and "-", the standard input. With shards, the files or parts of files of one shard: equal shares of bytes,
+    in order, so that the shards one after another are the whole.
+
+    Raises:
+        ValueError: an input that is missing, empty of files, no file, or named twice.
+    """
+    files = [CorpusFile(path, txt_documents) for path in _expanded(paths)]
+    if num_shards == 1:
+        return files
+    if any(file.path == STDIN for file in files):
+        raise ValueError("--input - cannot be read in shards; write it to a file first")
+    total = sum(file.size for file in files)
+    low, high = total * shard_id // num_shards, total * (shard_id + 1) // num_shards
+    mine, before = list[CorpusFile](), 0
+    for file in files:
+        if file.splittable:
+            file.begin, file.end = max(0, low - before), min(file.size, high - before)
+            if file.begin < file.end:
+                mine.append(file)
+        elif low <= min(before, max(total - 1, 0)) < max(high, 1):
+            mine.append(file)
+        before += file.size
+    return mine
+
+
+def _expanded(paths: Sequence[str]) -> list[str]:
     if not paths:
         raise ValueError("--input names no file")
-    return [CorpusFile(path, txt_documents) for path in paths]
+    found = [name for path in paths for name in _files_of(path)]
+    seen = set[str]()
+    for path in found:
+        if (real := os.path.realpath(path) if path != STDIN else path) in seen:
+            raise ValueError(f"--input names {path} twice; give every file once (weights belong into --data-path)")
+        seen.add(real)
+    return found
 
 
-def corpus_blocks(files: Sequence[CorpusFile]) -> Iterator[Block]:
-    """The blocks of all files in order."""
+def _files_of(path: str) -> list[str]:
+    if path == STDIN or Path(path).is_file():
+        return [path]
+    if Path(path).is_dir():
+        inside = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+        if names := sorted(str(at) for at in inside if not _hidden(at.relative_to(path))):
+            return names
+        raise ValueError(f"--input {path} is a folder without files")
+    if Path(path).exists():
+        raise ValueError(f"--input {path} is neither a file nor a folder; - reads the standard input")
+    if glob.has_magic(path):
+        if names := sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file()):
+            return names
+        raise ValueError(f"--input {path} matches no file")
+    raise ValueError(f"--input {path} does not exist")
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def corpus_blocks(
+    files: Sequence[CorpusFile], keys: Sequence[str] = ("text",), start: tuple[int, Cursor] = (0, Cursor())
+) -> Iterator[Block]:
+    """The blocks of all files in order, from a place in the file with number `start[0]` on."""
     before = 0
-    for file in files:
-        yield from file.blocks(before)
-        before += file.size
-
-
-def records(block: Block, json_keys: Sequence[str]) -> Iterator[Record | BadRecord]:
-    """The records of a block in order. Text files give their text under every key.
-
-    jsonl and line: one record per line (a trailing carriage return is not text). paragraph: lines between blank lines.
-    file: everything. A text without any character but white space is an empty document.
-    """
-    if block.kind == "jsonl":
-        for line, raw in _lines(block):
-            yield _json_record(block.path, line, raw, json_keys)
-        return
-    if block.kind == "line":
-        units: Iterator[tuple[int, bytes]] = _lines(block)
-    elif block.kind == "paragraph":
-        units = _paragraphs(block)
-    else:
-        units = iter([(1, block.data)])
-    for line, raw in units:
-        if block.kind == "line" and not raw.strip():
-            yield BadRecord(block.path, line, "blank line", "", raw)
-            continue
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            yield BadRecord(block.path, line, "bad UTF-8", _where(error), raw)
-            continue
-        if text.strip():
-            yield Record(line, (text,) * len(json_keys))
-        else:
-            yield BadRecord(block.path, line, "empty document", "", raw)
-
-
-def _json_record(path: str, line: int, raw: bytes, json_keys: Sequence[str]) -> Record | BadRecord:
-    def bad(reason: str, detail: str = "") -> BadRecord:
-        return BadRecord(path, line, reason, detail, raw)
-
-    if not raw.strip():
-        return bad("blank line")
-    try:
-        value = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return bad("bad UTF-8", _where(error))
-    except (ValueError, RecursionError) as error:
-        return bad("bad JSON", str(error))
-    if not isinstance(value, dict):
-        return bad("not an object", f"a {type(value).__name__}")
-    texts = []
-    for key in json_keys:
-        text = value.get(key)
-        if not isinstance(text, str) or not text.strip():
-            return bad(*_no_text(value, key))
-        texts.append(text)
-    return Record(line, tuple(texts))
-
-
-def _no_text(value: dict[str, Any], key: str) -> tuple[str, str]:
-    if key not in value:
-        return "missing key", repr(key)
-    if value[key] is None:
-        return "null", repr(key)
-    if not isinstance(value[key], str):
-        return "not a string", f"{key!r} is a {type(value[key]).__name__}"
-    return "empty document", repr(key)
-
-
-def _where(error: UnicodeDecodeError) -> str:
-    return f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
-
-
-def _lines(block: Block) -> Iterator[tuple[int, bytes]]:
-    """Lines end at \\n only: other separators of Unicode are text."""
-    lines = block.data.split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    for number, raw in enumerate(lines, block.first_line):
-        yield number, raw.removesuffix(b"\r")
-
-
-def _paragraphs(block: Block) -> Iterator[tuple[int, bytes]]:
-    begin, held = block.first_line, list[bytes]()
-    for number, raw in _lines(block):
-        if raw.strip():
-            begin = begin if held else number
-            held.append(raw)
-        elif held:
-            yield begin, b"\n".join(held)
-            held = []
-    if held:
-        yield begin, b"\n".join(held)
+    for number, file in enumerate(files):
+        if number >= start[0]:
+            yield from file.blocks(keys, before, number, start[1] if number == start[0] else None)
+        before += file.end - file.begin

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import signal
 import threading
 from array import array
@@ -14,14 +15,18 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import numpy as np
 
 from megatron_fwpkm.config import DataConfig
 
-from .corpus import BadRecord, Block, records
+from .acceleration import Accelerator, build_encoder
 from .indexed_format import token_dtype
+from .records import BadBytes, BadRecord, Block, Cursor, Record, records
 from .tokenizers import build_tokenizer
+
+ControlTokens = Literal["text", "parse", "fail"]
 
 
 @dataclass(frozen=True)
@@ -32,17 +37,29 @@ class EncodingOptions:
     json_keys: tuple[str, ...]
     append_eod: bool
     stop_at_bad: bool
+    prepend_bos: bool = False
+    control_tokens: ControlTokens = "text"
+    bad_bytes: BadBytes = "reject"
+    blend_keys: bool = False
+    accelerator: Accelerator = "none"
+    sample: bool = False
+    """Keep one document of every block, for --verify."""
 
 
 @dataclass(frozen=True)
 class EncodedBlock:
-    """Tokens of a block: for each key the documents back to back, and their lengths in tokens (EOD included)."""
+    """Tokens of a block: for each dataset the documents back to back, and their lengths in tokens (BOS and EOD
+    included)."""
 
     consumed: int
     tokens: tuple[bytes, ...]
     lengths: tuple[array[int], ...]
     text_bytes: tuple[int, ...]
     bad: tuple[BadRecord, ...]
+    file_number: int = 0
+    end: Cursor = Cursor()
+    sample: tuple[int, str] | None = None
+    """Number within the block and text of one document of the first dataset."""
 
 
 class BlockEncoder:
@@ -53,37 +70,110 @@ class BlockEncoder:
         self.options = options
         self.tokenizer = build_tokenizer(options.data)
         self.dtype = token_dtype(self.tokenizer.vocab_size)
+        self._encode = build_encoder(self.tokenizer, options.accelerator)
+        self._begin = self._bytes([self.tokenizer.bos or 0] if options.prepend_bos else [])
+        self._end = self._bytes([self.tokenizer.eod] if options.append_eod else [])
+        control = sorted(self.tokenizer.control_tokens(), key=len, reverse=True)
+        wanted = control and options.control_tokens != "text"
+        self._control = re.compile("(" + "|".join(map(re.escape, control)) + ")") if wanted else None
 
     def encode(self, block: Block) -> EncodedBlock:
         """The block's good records as tokens, the others as they are; with `stop_at_bad` nothing behind the first bad
         one."""
-        keys = range(len(self.options.json_keys))
-        end = [self.tokenizer.eod] if self.options.append_eod else []
-        parts: list[list[bytes]] = [[] for _ in keys]
-        lengths = tuple(array("i") for _ in keys)
-        text_bytes = [0 for _ in keys]
-        bad: list[BadRecord] = []
-        for record in records(block, self.options.json_keys):
-            if not isinstance(record, BadRecord):
-                try:
-                    encoded = [self.tokenizer.encode(text) for text in record.texts]
-                except ValueError as error:
-                    raw = "\n".join(record.texts).encode("utf-8", "surrogatepass")
-                    record = BadRecord(block.path, record.line, "cannot be encoded", str(error), raw)
-                else:
-                    if all(encoded):
-                        for key, ids in enumerate(encoded):
-                            parts[key].append(np.array(ids + end, dtype=self.dtype).tobytes())
-                            lengths[key].append(len(ids) + len(end))
-                            text_bytes[key] += len(record.texts[key].encode("utf-8"))
-                        continue
-                    raw = "\n".join(record.texts).encode("utf-8")
-                    record = BadRecord(block.path, record.line, "empty document", "no tokens", raw)
+        options = self.options
+        datasets = 1 if options.blend_keys else len(options.json_keys)
+        good, bad = self._checked(block)
+        encoded = self._all_documents(good)
+        parts: list[list[bytes]] = [[] for _ in range(datasets)]
+        lengths = tuple(array("i") for _ in range(datasets))
+        text_bytes = [0] * datasets
+        texts: list[str] = []
+        for record, documents in zip(good, encoded, strict=True):
+            if not all(documents):
+                raw = "\n".join(record.texts).encode("utf-8")
+                bad.append(BadRecord(block.path, record.line, "empty document", "no tokens", raw))
+                continue
+            for key, document in enumerate(documents):
+                slot = 0 if options.blend_keys else key
+                whole = self._begin + document + self._end
+                parts[slot].append(whole)
+                lengths[slot].append(len(whole) // self.dtype.itemsize)
+                text_bytes[slot] += len(record.texts[key].encode("utf-8"))
+                if options.sample and slot == 0:
+                    texts.append(record.texts[key])
+        bad.sort(key=lambda record: record.line)
+        chosen = block.first_line * 7919 % len(texts) if texts else 0  # any one, but the same in every run
+        return EncodedBlock(
+            block.consumed,
+            tuple(b"".join(documents) for documents in parts),
+            lengths,
+            tuple(text_bytes),
+            tuple(bad[:1] if options.stop_at_bad else bad),
+            block.file_number,
+            block.end,
+            (chosen, texts[chosen]) if texts else None,
+        )
+
+    def document(self, text: str) -> bytes:
+        """Tokens of one document by the plain tokenizer: what every way of encoding must give."""
+        ids = self._parsed(text) if self._control is not None else self.tokenizer.encode(text)
+        return self._begin + self._bytes(ids) + self._end
+
+    def _checked(self, block: Block) -> tuple[list[Record], list[BadRecord]]:
+        good, bad = list[Record](), list[BadRecord]()
+        for record in records(block, self.options.json_keys, self.options.bad_bytes):
+            if isinstance(record, Record):
+                problem = self._problem(record)
+                if problem is None:
+                    good.append(record)
+                    continue
+                raw = "\n".join(record.texts).encode("utf-8", "surrogatepass")
+                record = BadRecord(block.path, record.line, *problem, raw)
             bad.append(record)
             if self.options.stop_at_bad:
                 break
-        tokens = tuple(b"".join(documents) for documents in parts)
-        return EncodedBlock(block.consumed, tokens, lengths, tuple(text_bytes), tuple(bad))
+        return good, bad
+
+    def _problem(self, record: Record) -> tuple[str, str] | None:
+        for text in record.texts:
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                where = f"lone surrogate at character {error.start}: not valid Unicode"
+                return "cannot be encoded", where
+            if self._control is not None and self.options.control_tokens == "fail":
+                if found := self._control.search(text):
+                    return "control token", f"{found[0]} at character {found.start()}"
+            if self.tokenizer.kind == "NullTokenizer":
+                try:
+                    self.tokenizer.encode(text)
+                except ValueError as error:
+                    return "cannot be encoded", str(error)
+        return None
+
+    def _all_documents(self, good: list[Record]) -> list[list[bytes]]:
+        keys = len(self.options.json_keys)
+        texts = [text for record in good for text in record.texts]
+        if self._control is not None and self.options.control_tokens == "parse":
+            flat = [self._bytes(self._parsed(text)) for text in texts]
+        else:
+            flat = self._encode(texts)
+        return [flat[i : i + keys] for i in range(0, len(flat), keys)]
+
+    def _parsed(self, text: str) -> list[int]:
+        """Ids where a literal control token is that token; the text between two is encoded as one of its own."""
+        if self.options.control_tokens != "parse":
+            return self.tokenizer.encode(text)
+        assert self._control is not None
+        control = self.tokenizer.control_tokens()
+        ids = list[int]()
+        for number, part in enumerate(self._control.split(text)):
+            if part:
+                ids += [control[part]] if number % 2 else self.tokenizer.encode(part)
+        return ids
+
+    def _bytes(self, ids: list[int]) -> bytes:
+        return np.array(ids, dtype=self.dtype).tobytes()
 
 
 @cache
@@ -111,7 +201,8 @@ def _start_worker() -> None:
 def encode_blocks(blocks: Iterable[Block], options: EncodingOptions, workers: int) -> Iterator[EncodedBlock]:
     """Encode blocks with `workers` processes (1: in this one), results in the order of the blocks.
 
-    At most 2 * workers + 2 blocks are under way, so memory does not grow with the corpus.
+    A block of an uncompressed file goes to a worker as a range of bytes, and its tokens come back as bytes. At most
+    2 * workers + 2 blocks are under way, so memory does not grow with the corpus.
 
     Raises:
         ValueError: a worker process died, or what reading and tokenizing raise.
@@ -126,7 +217,7 @@ def encode_blocks(blocks: Iterable[Block], options: EncodingOptions, workers: in
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         for block in blocks:
-            waiting.append(pool.submit(_encode, options, block))
+            waiting.append(pool.submit(_encode, options, block.lean()))
             if len(waiting) > 2 * workers + 1:
                 yield waiting.popleft().result()
         while waiting:

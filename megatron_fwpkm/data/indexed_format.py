@@ -45,21 +45,27 @@ def dataset_paths(prefix: str | Path) -> tuple[Path, Path, Path]:
 
 class IndexedWriter:
     """Writes one dataset beside its final place and renames it there in `publish`; leaving the `with` block without
-    that removes it.
+    that removes it, unless `keep` is set.
 
-    Memory: 4 bytes per document. The .idx is renamed last, so a dataset that can be opened is whole.
+    Memory does not grow with the number of documents. The .idx is renamed last, so a dataset that can be opened is
+    whole.
     """
 
-    def __init__(self, prefix: str | Path, dtype: np.dtype[Any], *, overwrite: bool = False) -> None:
-        """Raises ValueError when the dataset exists and `overwrite` is off, when another process writes it, or the
-        folder is not writable."""
+    def __init__(
+        self, prefix: str | Path, dtype: np.dtype[Any], *, overwrite: bool = False, resume: bool = False
+    ) -> None:
+        """With `resume`, what an earlier run left is kept for `restore`. Raises ValueError when the dataset exists and
+        `overwrite` is off, when another process writes it, or the folder is not writable."""
         self.prefix = str(prefix)
         self.dtype = dtype
         self.tokens = 0
-        self._lengths = array("i")
+        self.documents = 0
+        """Documents written so far."""
+        self.keep = False
         self._digest = hashlib.sha256()
         self._finals = dataset_paths(prefix)
         self._partials = tuple(path.with_name(path.name + ".partial") for path in self._finals)
+        self._lengths_path = self._finals[0].with_suffix(".lengths.partial")
         existing = [path for path in self._finals if path.exists()]
         if existing and not overwrite:
             raise ValueError(
@@ -68,7 +74,7 @@ class IndexedWriter:
         folder = self._finals[0].parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._bin = open(self._partials[0], "ab")
+            self._bin = open(self._partials[0], "ab+")
         except OSError as error:
             raise ValueError(f"cannot write to {folder} (--output-prefix): {error.strerror}") from error
         try:
@@ -78,7 +84,10 @@ class IndexedWriter:
             raise ValueError(
                 f"another process is writing {self.prefix}; wait for it or give another --output-prefix"
             ) from error
-        self._bin.truncate(0)  # what a killed run left
+        self._lengths = open(self._lengths_path, "ab+")
+        if not resume:  # what a killed run left
+            self._bin.truncate(0)
+            self._lengths.truncate(0)
 
     def __enter__(self) -> IndexedWriter:
         return self
@@ -86,33 +95,69 @@ class IndexedWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for path in self._partials:
+        for path in () if self.keep else (*self._partials, self._lengths_path):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # what a full disk still refuses is not wanted any more
             self._bin.close()
+        with suppress(OSError):
+            self._lengths.close()
 
-    @property
-    def documents(self) -> int:
-        """Documents written so far."""
-        return len(self._lengths)
-
-    def append(self, tokens: bytes, lengths: array[int]) -> None:
+    def append(self, tokens: bytes, lengths: array[int] | np.ndarray) -> None:
         """Add documents: their tokens back to back in this dataset's dtype, and the number of tokens of each."""
-        assert sum(lengths) * self.dtype.itemsize == len(tokens)
+        lengths = np.asarray(lengths, dtype=np.int32)
+        assert int(lengths.sum(dtype=np.int64)) * self.dtype.itemsize == len(tokens)
         with _naming(self._partials[0]):
             self._bin.write(tokens)
+        with _naming(self._lengths_path):
+            self._lengths.write(lengths.tobytes())
         self._digest.update(tokens)
-        self._lengths.extend(lengths)
+        self.documents += len(lengths)
         self.tokens += len(tokens) // self.dtype.itemsize
 
-    def publish(self, sidecar: dict[str, Any]) -> None:
-        """Write the index and `sidecar` (with dtype, counts and digest added), flush everything to disk, rename into
-        place."""
-        bin_partial, idx_partial, json_partial = self._partials
-        with _naming(bin_partial):
+    def checkpoint(self) -> dict[str, int]:
+        """Put all that was appended on disk; the result is for `restore`."""
+        with _naming(self._partials[0]):
             _flush(self._bin)
+        with _naming(self._lengths_path):
+            _flush(self._lengths)
+        return {"documents": self.documents, "tokens": self.tokens}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go back to a `checkpoint` of an earlier run, of which the last bytes may have been torn.
+
+        Raises:
+            ValueError: less is there than the checkpoint tells.
+        """
+        self.documents, self.tokens = state["documents"], state["tokens"]
+        for stream, size in ((self._bin, self.tokens * self.dtype.itemsize), (self._lengths, 4 * self.documents)):
+            if os.fstat(stream.fileno()).st_size < size:
+                raise ValueError(f"{self.prefix}: what the earlier run left is incomplete; start over without --resume")
+            stream.truncate(size)
+        self._bin.seek(0)
+        while data := self._bin.read(_BLOCK):
+            self._digest.update(data)
+
+    def document(self, number: int, lengths: np.ndarray) -> np.ndarray:
+        """Tokens of a written document, `lengths` being those of all documents in front of it and its own."""
+        self._bin.flush()
+        begin = int(lengths[:number].sum(dtype=np.int64)) * self.dtype.itemsize
+        size = int(lengths[number]) * self.dtype.itemsize
+        return np.frombuffer(os.pread(self._bin.fileno(), size, begin), self.dtype)
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of every document, int32, mapped from the file."""
+        self._lengths.flush()
+        if not self.documents:
+            return np.zeros(0, np.int32)
+        return np.memmap(self._lengths_path, dtype=np.int32, mode="r", shape=(self.documents,))
+
+    def prepare(self, sidecar: dict[str, Any]) -> list[tuple[Path, Path]]:
+        """Write the index and `sidecar` (with dtype, counts and digest added) and flush everything to disk. Returns the
+        renames that publish the dataset, the index last."""
+        bin_partial, idx_partial, json_partial = self._partials
+        self.checkpoint()
         with _naming(idx_partial), open(idx_partial, "wb") as stream:
-            self._write_index(stream)
+            write_index(stream, self.dtype, self.lengths())
             _flush(stream)
         described = sidecar | {
             "format": SIDECAR_FORMAT,
@@ -126,24 +171,46 @@ class IndexedWriter:
             text.write("\n")
             _flush(text)
         bin_final, idx_final, json_final = self._finals
-        idx_final.unlink(missing_ok=True)  # when overwriting: never an old index over new tokens
-        os.replace(bin_partial, bin_final)
-        os.replace(json_partial, json_final)
-        os.replace(idx_partial, idx_final)
-        _flush_folder(bin_final.parent)
+        return [(bin_partial, bin_final), (json_partial, json_final), (idx_partial, idx_final)]
 
-    def _write_index(self, stream: Any) -> None:
-        code = next(code for code, scalar in _CODES.items() if np.dtype(scalar) == self.dtype)
-        lengths = np.frombuffer(self._lengths, dtype=np.int32) if self._lengths else np.zeros(0, np.int32)
-        stream.write(_HEADER.pack(_MAGIC, 1, code, len(lengths), len(lengths) + 1))
-        stream.write(lengths.tobytes())
-        offset = 0
-        for begin in range(0, len(lengths), _BLOCK):  # blocks keep the memory flat
-            ends = offset + np.cumsum(lengths[begin : begin + _BLOCK], dtype=np.int64) * self.dtype.itemsize
-            stream.write(np.concatenate(([offset], ends[:-1])).astype(np.int64).tobytes())
-            offset = int(ends[-1])
-        for begin in range(0, len(lengths) + 1, _BLOCK):
-            stream.write(np.arange(begin, min(begin + _BLOCK, len(lengths) + 1), dtype=np.int64).tobytes())
+    def publish(self, sidecar: dict[str, Any]) -> None:
+        """`prepare`, and rename into place."""
+        rename_all(self.prepare(sidecar))
+
+
+def rename_all(renames: list[tuple[Path, Path]]) -> None:
+    """Publish what `IndexedWriter.prepare` made; done again after a kill, it finishes what was begun."""
+    for partial, final in renames:  # when overwriting: never an old index over new tokens
+        if final.suffix == ".idx" and partial.exists():
+            final.unlink(missing_ok=True)
+    for partial, final in renames:
+        if partial.exists():
+            os.replace(partial, final)
+        if final.suffix == ".bin":
+            final.with_suffix(".lengths.partial").unlink(missing_ok=True)
+    for folder in {final.parent for _, final in renames}:
+        _flush_folder(folder)
+
+
+def write_index(stream: Any, dtype: np.dtype[Any], lengths: np.ndarray) -> None:
+    """The whole .idx of documents with `lengths` tokens, block by block: memory does not grow with their number."""
+    code = next(code for code, scalar in _CODES.items() if np.dtype(scalar) == dtype)
+    documents = len(lengths)
+    stream.write(_HEADER.pack(_MAGIC, 1, code, documents, documents + 1))
+    for begin in range(0, documents, _BLOCK):
+        stream.write(np.asarray(lengths[begin : begin + _BLOCK], dtype=np.int32).tobytes())
+    offset = 0
+    for begin in range(0, documents, _BLOCK):
+        pointers, offset = byte_offsets(lengths[begin : begin + _BLOCK], dtype.itemsize, offset)
+        stream.write(pointers.tobytes())
+    for begin in range(0, documents + 1, _BLOCK):
+        stream.write(np.arange(begin, min(begin + _BLOCK, documents + 1), dtype=np.int64).tobytes())
+
+
+def byte_offsets(lengths: np.ndarray, itemsize: int, offset: int) -> tuple[np.ndarray, int]:
+    """Where documents of `lengths` tokens begin in a .bin, int64, the first at `offset`; and where the last ends."""
+    ends = offset + np.cumsum(lengths, dtype=np.int64) * itemsize
+    return np.concatenate(([offset], ends[:-1])).astype(np.int64), int(ends[-1])
 
 
 @contextmanager

@@ -62,6 +62,10 @@ class Tokenizer(ABC):
         most
         frequent first). For text tokenizers: lower-case words of at least four letters."""
 
+    def control_tokens(self) -> dict[str, int]:
+        """Control tokens by the text that spells them; none by default."""
+        return {}
+
     def _check_range(self, ids: Sequence[int]) -> None:
         if len(ids) and not (0 <= min(ids) and max(ids) < self.vocab_size):
             raise ValueError(f"token ids {min(ids)}..{max(ids)} are outside the tokenizer's {self.vocab_size} pieces")
@@ -102,6 +106,11 @@ class SentencePieceTokenizer(Tokenizer):
         words = [piece[1:] for piece in pieces if piece[:1] == "\u2581" and _is_plain_word(piece[1:])]
         return [word for word in words if len(self.encode(word)) == 1]
 
+    def control_tokens(self) -> dict[str, int]:
+        """See `Tokenizer.control_tokens`."""
+        control = [token for token in range(self.vocab_size) if self._processor.is_control(token)]
+        return {self.piece(token): token for token in control}
+
     def piece(self, token: int) -> str:
         """The piece with this id as SentencePiece writes it, a space as U+2581."""
         return str(self._processor.id_to_piece(token))
@@ -136,6 +145,11 @@ class HuggingFaceTokenizer(Tokenizer):
             "HuggingFaceTokenizer", path, size, eod, self._special_id(file.parent, "bos_token"),
             [file.read_bytes(), str(eod).encode()],
         )  # fmt: skip
+
+    def control_tokens(self) -> dict[str, int]:
+        """See `Tokenizer.control_tokens`."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
 
     def _special_id(self, folder: Path, name: str) -> int | None:
         for file in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):

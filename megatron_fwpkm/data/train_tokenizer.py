@@ -16,8 +16,9 @@ from typing import Literal
 
 from megatron_fwpkm.config import DataConfig
 
-from .corpus import BadRecord, CorpusFile, corpus_blocks, open_corpus, records
+from .corpus import STDIN, CorpusFile, corpus_blocks, open_corpus
 from .progress import Progress
+from .records import BadRecord, records
 from .tokenizers import SentencePieceTokenizer, build_tokenizer
 
 MAX_SENTENCE = 4000
@@ -85,6 +86,8 @@ def train_tokenizer(options: TokenizerOptions, progress: Progress | None = None)
         if path.exists() and not options.overwrite:
             raise ValueError(f"{path} exists already; give another --output-prefix, or --overwrite to replace it")
     files = open_corpus(options.inputs, "paragraph")
+    if any(file.path == STDIN for file in files):
+        raise ValueError("--input - cannot be read twice, and the report needs that; write it to a file first")
     progress = progress or Progress(sum(file.size for file in files))
     reader = _Reader(options, files, progress)
     blob = _train(options, reader)
@@ -112,7 +115,7 @@ class _Reader:
 
     def __iter__(self) -> Iterator[str]:
         text_bytes = 0
-        for block in corpus_blocks(self._files):
+        for block in corpus_blocks(self._files, (self._options.json_key,)):
             for record in records(block, (self._options.json_key,)):
                 if isinstance(record, BadRecord):
                     self._note(record)
@@ -120,7 +123,7 @@ class _Reader:
                 for sentence in _sentences(record.texts[0]):
                     self.sentences += 1
                     yield sentence
-            text_bytes += len(block.data)
+            text_bytes += len(block.data or b"")
             self._progress.update(block.consumed, text_bytes)
         self._progress.close()
 
@@ -243,7 +246,7 @@ def _measure(
     text_bytes = tokens = words = byte_pieces = 0
     texts = (
         record.texts[0]
-        for block in corpus_blocks(files)
+        for block in corpus_blocks(files, (options.json_key,))
         for record in records(block, (options.json_key,))
         if not isinstance(record, BadRecord)
     )

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import signal
 
-from megatron_fwpkm.data.corpus import Block
 from megatron_fwpkm.data.encoding import EncodedBlock, EncodingOptions
+from megatron_fwpkm.data.records import Block
 
 
 def die(options: EncodingOptions, block: Block) -> EncodedBlock:

@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_fwpkm.data import corpus
-from megatron_fwpkm.data.corpus import BadRecord, Record, corpus_blocks, open_corpus, records
+from megatron_fwpkm.data.corpus import corpus_blocks, open_corpus
+from megatron_fwpkm.data.records import BadRecord, Record, TxtDocuments, records
 
 
 def read(
-    paths: list[Path], txt_documents: corpus.TxtDocuments = "file", keys: tuple[str, ...] = ("text",)
+    paths: list[Path], txt_documents: TxtDocuments = "file", keys: tuple[str, ...] = ("text",)
 ) -> list[Record | BadRecord]:
     files = open_corpus([str(path) for path in paths], txt_documents)
     return [record for block in corpus_blocks(files) for record in records(block, keys)]
@@ -99,7 +100,7 @@ def test_unreadable_inputs_are_refused(tmp_path: Path) -> None:
         open_corpus([], "file")
     with pytest.raises(ValueError, match="--input .*absent.jsonl does not exist"):
         open_corpus([str(tmp_path / "absent.jsonl")], "file")
-    with pytest.raises(ValueError, match=r"is not a file; name files, for example .*/\*\.jsonl"):
+    with pytest.raises(ValueError, match="is a folder without files"):
         open_corpus([str(tmp_path)], "file")
     whole = gzip.compress(json.dumps({"text": "x" * 1000}).encode())
     for number, content in enumerate((whole[:-12], whole[:-8] + b"\0" * 8, whole + b"trailing")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import io
 import json
 import subprocess
@@ -96,7 +97,11 @@ def test_the_sidecar_tells_how_it_was_made(tmp_path: Path, tokenizer_file: Path,
     }  # fmt: skip
     assert sidecar["documents"] == sidecar["eods"] == 2 and sidecar["tokens"] == report.tokens
     assert sidecar["skipped"] == {"blank line": 1} and sidecar["dtype"] == "uint16"
-    assert sidecar["inputs"] == [{"path": str(source), "bytes": source.stat().st_size, "kind": "jsonl", "gzip": False}]
+    content = source.read_bytes()
+    assert sidecar["inputs"] == [
+        {"path": str(source), "bytes": len(content), "kind": "jsonl", "compression": "none",
+         "sha256": hashlib.sha256(content).hexdigest()}
+    ]  # fmt: skip
 
 
 def test_training_reads_it_and_refuses_another_tokenizer(tmp_path: Path, tokenizer_file: Path) -> None:

@@ -1,0 +1,195 @@
+"""Blocks to documents: every record is text or named as bad. Free of torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+TxtDocuments = Literal["file", "paragraph", "line"]
+Kind = Literal["jsonl", "array", "parquet", "file", "paragraph", "line"]
+BadBytes = Literal["reject", "replace", "drop"]
+
+_ERRORS = {"reject": "strict", "replace": "replace", "drop": "ignore"}
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A place between two records of one file: bytes (of the decompressed content) or records passed, and the number
+    of the line or record that comes next, from 1."""
+
+    position: int = 0
+    line: int = 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole records of one file.
+
+    Attributes:
+        path: the file.
+        kind: how `data` is read: json lines also for arrays; parquet for `rows`.
+        first_line: number of the first line or record.
+        data: the text; None where it is to be read from the file at `offset`.
+        offset, size: where `data` lies in an uncompressed file; offset -1 where it lies nowhere.
+        rows: records of a parquet file.
+        consumed: bytes of all input, as it lies on disk, that have been read when this block is done.
+        file_number, end: the place behind this block.
+    """
+
+    path: str
+    kind: Kind
+    first_line: int
+    data: bytes | None
+    consumed: int
+    offset: int = -1
+    size: int = 0
+    rows: tuple[dict[str, Any], ...] = ()
+    file_number: int = 0
+    end: Cursor = Cursor()
+
+    def lean(self) -> Block:
+        """The block without what any process can read from the file itself."""
+        return replace(self, data=None) if self.offset >= 0 else self
+
+    def content(self) -> bytes:
+        """`data`, read now if need be. Raises ValueError when the file has become shorter."""
+        if self.data is not None:
+            return self.data
+        with open(self.path, "rb") as stream:
+            stream.seek(self.offset)
+            data = stream.read(self.size)
+        if len(data) < self.size:
+            raise ValueError(f"{self.path} became shorter while it was read; start again when it is complete")
+        return data
+
+
+@dataclass(frozen=True)
+class Record:
+    """A document: its text under each of the wanted keys."""
+
+    line: int
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """What was found instead of a document. `reason` is one of a few words to count by, `detail` says more."""
+
+    path: str
+    line: int
+    reason: str
+    detail: str
+    raw: bytes
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+def records(block: Block, json_keys: Sequence[str], bad_bytes: BadBytes = "reject") -> Iterator[Record | BadRecord]:
+    """The records of a block in order. Text files give their text under every key.
+
+    jsonl and line: one record per line (a trailing carriage return is not text). paragraph: lines between blank lines.
+    file: everything. A text without any character but white space is an empty document. A key with dots is looked up
+    as it stands first, then level by level. `bad_bytes`: bytes that are not UTF-8 make a bad record, become U+FFFD, or
+    are left out.
+    """
+    if block.kind == "parquet":
+        for line, row in enumerate(block.rows, block.first_line):
+            yield _object_record(block.path, line, row, json_keys, b"")
+        return
+    if block.kind in ("jsonl", "array"):
+        for line, raw in _lines(block):
+            yield _json_record(block.path, line, raw, json_keys, bad_bytes)
+        return
+    for line, raw in _texts(block):
+        if block.kind == "line" and not raw.strip():
+            yield BadRecord(block.path, line, "blank line", "", raw)
+            continue
+        try:
+            text = raw.decode("utf-8", _ERRORS[bad_bytes])
+        except UnicodeDecodeError as error:
+            yield BadRecord(block.path, line, "bad UTF-8", _where(error), raw)
+            continue
+        if text.strip():
+            yield Record(line, (text,) * len(json_keys))
+        else:
+            yield BadRecord(block.path, line, "empty document", "", raw)
+
+
+def _json_record(path: str, line: int, raw: bytes, json_keys: Sequence[str], bad_bytes: BadBytes) -> Record | BadRecord:
+    if not raw.strip():
+        return BadRecord(path, line, "blank line", "", raw)
+    try:
+        value = json.loads(raw.decode("utf-8", _ERRORS[bad_bytes]))
+    except UnicodeDecodeError as error:
+        return BadRecord(path, line, "bad UTF-8", _where(error), raw)
+    except (ValueError, RecursionError) as error:
+        return BadRecord(path, line, "bad JSON", str(error), raw)
+    return _object_record(path, line, value, json_keys, raw)
+
+
+def _object_record(path: str, line: int, value: Any, json_keys: Sequence[str], raw: bytes) -> Record | BadRecord:
+    def bad(reason: str, detail: str) -> BadRecord:
+        return BadRecord(path, line, reason, detail, raw or json.dumps(value, default=str).encode())
+
+    if not isinstance(value, dict):
+        return bad("not an object", f"a {type(value).__name__}")
+    texts = []
+    for key in json_keys:
+        found, text = _look_up(value, key)
+        if not found:
+            return bad("missing key", repr(key))
+        if text is None:
+            return bad("null", repr(key))
+        if not isinstance(text, str):
+            return bad("not a string", f"{key!r} is a {type(text).__name__}")
+        if not text.strip():
+            return bad("empty document", repr(key))
+        texts.append(text)
+    return Record(line, tuple(texts))
+
+
+def _look_up(value: dict[str, Any], key: str) -> tuple[bool, Any]:
+    """Whether the key is there, and what it holds."""
+    if key in value:
+        return True, value[key]
+    at: Any = value
+    for part in key.split("."):
+        if not isinstance(at, dict) or part not in at:
+            return False, None
+        at = at[part]
+    return True, at
+
+
+def _where(error: UnicodeDecodeError) -> str:
+    return f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
+
+
+def _texts(block: Block) -> Iterator[tuple[int, bytes]]:
+    if block.kind == "line":
+        return _lines(block)
+    return _paragraphs(block) if block.kind == "paragraph" else iter([(1, block.content())])
+
+
+def _lines(block: Block) -> Iterator[tuple[int, bytes]]:
+    """Lines end at \\n only: other separators of Unicode are text."""
+    lines = block.content().split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    for number, raw in enumerate(lines, block.first_line):
+        yield number, raw.removesuffix(b"\r")
+
+
+def _paragraphs(block: Block) -> Iterator[tuple[int, bytes]]:
+    begin, held = block.first_line, list[bytes]()
+    for number, raw in _lines(block):
+        if raw.strip():
+            begin = begin if held else number
+            held.append(raw)
+        elif held:
+            yield begin, b"\n".join(held)
+            held = []
+    if held:
+        yield begin, b"\n".join(held)

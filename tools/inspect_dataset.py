@@ -1,0 +1,59 @@
+"""Show what a dataset (.bin/.idx) holds and whether it is whole. Example:
+
+python tools/inspect_dataset.py --input data/books_text_document --check --samples 3 --tokenizer-model tokenizer.model
+
+Exit status 1 when anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_fwpkm.config import DataConfig
+from megatron_fwpkm.config.cli import run_cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--input", required=True, metavar="PREFIX", help="dataset, without .bin or .idx")
+    add("--check", action="store_true", help="read every token too: vocabulary, EOD, SHA-256")
+    add("--samples", type=int, default=0, metavar="N", help="show the text of N documents; needs the tokenizer")
+    kinds = ["SentencePieceTokenizer", "HuggingFaceTokenizer", "NullTokenizer"]
+    add("--tokenizer-type", choices=kinds, default=kinds[0], help=f"kind of tokenizer (default: {kinds[0]})")
+    add("--tokenizer-model", metavar="PATH", help="the tokenizer that the dataset was made with")
+    add("--vocab-size", type=int, metavar="N", help="numbers of NullTokenizer")
+    add("--seed", type=int, default=1234, help="draws the documents to show (default: 1234)")
+    add("--png", type=Path, metavar="FILE", help="also draw the length histogram (needs matplotlib)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print counts, histogram, samples and problems."""
+    args = build_parser().parse_args(argv)
+    from megatron_fwpkm.data.inspection import inspect_dataset, sample_documents, write_histogram
+    from megatron_fwpkm.data.progress import table
+    from megatron_fwpkm.data.tokenizers import build_tokenizer
+
+    found = inspect_dataset(args.input, check_tokens=args.check)
+    print(table(found.rows()))
+    print(found.histogram_text())
+    if args.png is not None:
+        write_histogram(found, args.png)
+    if args.samples > 0:
+        data = DataConfig(
+            tokenizer_type=args.tokenizer_type, tokenizer_model=args.tokenizer_model, vocab_size=args.vocab_size
+        )
+        for number, text in sample_documents(found.info, build_tokenizer(data), args.samples, args.seed):
+            print(f"--- document {number}\n{text[:2000]}")
+    for problem in found.problems:
+        print(f"error: {args.input}: {problem}", file=sys.stderr)
+    return 1 if found.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

@@ -1,0 +1,39 @@
+"""Join datasets (.bin/.idx) made with one tokenizer, in order. Examples:
+
+python tools/merge_datasets.py --input data/books_text_document data/web_text_document --output-prefix data/all
+python tools/merge_datasets.py --input 'data/web-*-of-00016_text_document' --output-prefix data/web_text_document
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from megatron_fwpkm.config.cli import run_cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--input", nargs="+", required=True, metavar="PREFIX", help="datasets; patterns are expanded in order of name")
+    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin, PREFIX.idx and PREFIX.json")
+    add("--deduplicate", action="store_true", help="of documents with the same tokens keep the first (100 bytes each)")
+    add("--overwrite", action="store_true", help="replace a dataset that exists")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Merge and print what came out."""
+    args = build_parser().parse_args(argv)
+    from megatron_fwpkm.data.dataset_tools import merge
+    from megatron_fwpkm.data.progress import table
+
+    report = merge(args.input, args.output_prefix, deduplicate=args.deduplicate, overwrite=args.overwrite)
+    print(table(report.rows()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))

@@ -1,0 +1,53 @@
+"""Split a dataset (.bin/.idx) by whole documents into training, validation and test. Example:
+
+python tools/split_dataset.py --input data/all --output-prefix data/all --shares 98,1,1 --deduplicate
+
+writes data/all_train, data/all_valid and data/all_test, for --train-data-path, --valid-data-path and --test-data-path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from megatron_fwpkm.config.cli import run_cli
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers such as 98,1,1") from None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The tool's flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--input", required=True, metavar="PREFIX", help="dataset to split")
+    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_train, PREFIX_valid and PREFIX_test")
+    shares = "shares of the documents for each of the three; 0 writes none (default: 98,1,1)"
+    add("--shares", type=_shares, default=[98.0, 1.0, 1.0], metavar="A,B,C", help=shares)
+    add("--seed", type=int, default=1234, help="draws which documents go where (default: 1234)")
+    add("--deduplicate", action="store_true", help="of documents with the same tokens keep the first")
+    add("--overwrite", action="store_true", help="replace datasets that exist")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Split and print what came out."""
+    args = build_parser().parse_args(argv)
+    from megatron_fwpkm.data.dataset_tools import split
+    from megatron_fwpkm.data.progress import table
+
+    report = split(
+        args.input, args.output_prefix, args.shares, seed=args.seed, deduplicate=args.deduplicate,
+        overwrite=args.overwrite,
+    )  # fmt: skip
+    print(table(report.rows()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main))
