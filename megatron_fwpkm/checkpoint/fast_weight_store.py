@@ -174,13 +174,17 @@ class FastWeightStore:
         if not cut:
             if size == 1:
                 return local
-            return DTensor.from_local(local, self._mesh(local), [Replicate()], run_check=False)
+            return DTensor.from_local(local, self._mesh(local), [Replicate(), Replicate()], run_check=False)
         assert len(cut) == 1 and local.shape[cut[0]] * size == whole[cut[0]], (name, tuple(local.shape), whole, size)
-        return DTensor.from_local(local, self._mesh(local), [Shard(cut[0])], run_check=False)
+        return DTensor.from_local(local, self._mesh(local), [Shard(cut[0]), Shard(cut[0])], run_check=False)
 
     @staticmethod
     def _mesh(local: Tensor) -> DeviceMesh:
-        return DeviceMesh.from_group(parallel_state.get_tensor_and_context_parallel_group(), local.device.type)
+        """[tensor-parallel, context-parallel] ranks: the columns of the former are cut again by the latter."""
+        tensor, context = parallel_state.get_tensor_model_parallel_group(), parallel_state.get_context_parallel_group()
+        ranks = dist.get_process_group_ranks(parallel_state.get_tensor_and_context_parallel_group())
+        mesh = torch.tensor(ranks).view(context.size(), tensor.size()).t()
+        return DeviceMesh.from_group([tensor, context], local.device.type, mesh, mesh_dim_names=("tensor", "context"))
 
     @staticmethod
     def _check_shapes(folder: Path, stored: dict[str, TensorStorageMetadata], request: dict[str, Tensor]) -> None:

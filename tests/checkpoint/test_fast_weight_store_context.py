@@ -1,0 +1,53 @@
+"""Tables whose columns are spread over tensor- and context-parallel ranks are stored in their own order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore
+from tests.checkpoint.test_fast_weight_store import MEMORY, Layer, whole
+from tests.distributed import run_distributed
+
+
+def _columns(tensor_parallel: int, context_parallel: int) -> slice:
+    """Make Megatron's groups; returns the columns that the memory gives this rank."""
+    from megatron.core import parallel_state
+
+    from megatron_fwpkm.layers.table_sharding import ColumnSharding, ContextSharding
+
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(tensor_parallel, context_parallel_size=context_parallel)
+    context = ContextSharding(parallel_state.get_context_parallel_group())
+    group = parallel_state.get_tensor_and_context_parallel_group()
+    return ColumnSharding(group, MEMORY.value_dim, context).columns
+
+
+def _part(columns: slice, layer: int, replica: int) -> Layer:
+    state = whole(layer, replica, pending=False)
+    return Layer(layer, type(state)(state.sub_keys, state.values[:, columns].contiguous()))
+
+
+def _save_and_load(rank: int, world_size: int, folder: Path) -> list[slice]:
+    from megatron_fwpkm.training import cpu_compat
+
+    cpu_compat.install()
+    store = FastWeightStore(MEMORY, seed=5)
+    saved = _columns(2, 2)
+    store.save(folder, [_part(saved, 2, 0)])
+    seen = [saved]
+    for layout in ((2, 2), (1, 4), (4, 1), (1, 2)):
+        seen.append(_columns(*layout))
+        layer, expected = _part(seen[-1], 2, 99), _part(seen[-1], 2, 0)
+        store.load(folder, [layer])
+        assert torch.equal(layer.state.values, expected.state.values), layout
+        assert torch.equal(layer.state.sub_keys, expected.state.sub_keys), layout
+    return seen
+
+
+def test_columns_come_back_in_every_layout(tmp_path: Path) -> None:
+    by_rank = run_distributed(_save_and_load, 4, tmp_path, timeout=100)
+    starts = [[columns.start for columns in ranks] for ranks in zip(*by_rank, strict=True)]
+    # Tensor-parallel ranks are numbered first; each one's columns are cut by context.
+    assert starts == [[0, 4, 2, 6], [0, 4, 2, 6], [0, 2, 4, 6], [0, 2, 4, 6], [0, 4, 0, 4]]
