@@ -17,9 +17,14 @@ MASK_ELEMENTS = 1 << 22
 
 
 def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [B, 1, T, rotary_dim] of integer positions [B, T], computed in float32."""
+    """Cosines and sines [B, 1, T, rotary_dim] of integer positions [B, T], computed in float32.
+
+    Frequencies and angles are rounded exactly as in Megatron: at position 4096 another order of the same operations
+    turns a head by 2e-4, which the logits show.
+    """
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device) / rotary_dim
-    angles = positions.to(torch.float32).unsqueeze(-1) / theta**exponents
+    frequencies = 1.0 / theta**exponents
+    angles = positions.to(torch.float32).unsqueeze(-1) * frequencies
     angles = torch.cat([angles, angles], -1).unsqueeze(1)
     return angles.cos(), angles.sin()
 

@@ -12,9 +12,11 @@ import torch
 from megatron_fwpkm.checkpoint import export as export_module
 from megatron_fwpkm.checkpoint import verify as verify_module
 from megatron_fwpkm.checkpoint.export import export, hf_config, hf_model, hf_model_from_checkpoint
+from megatron_fwpkm.checkpoint.near_ties import first_near_tie, near_ties
 from megatron_fwpkm.checkpoint.reading import CheckpointContents
 from megatron_fwpkm.checkpoint.verify import Check, megatron_forward, verify
 from megatron_fwpkm.config import FwPKMConfig, ModelConfig
+from megatron_fwpkm.hf.memory import MemorySettings
 from megatron_fwpkm.layers.fast_weight_tables import initial_sub_keys, initial_values
 from tests.layers.megatron import initialize, tiny
 
@@ -43,7 +45,7 @@ def contents(fwpkm: dict[str, Any] | None = None, model: dict[str, Any] | None =
 def test_logits_equal_megatrons(fwpkm: dict[str, Any], model: dict[str, Any]) -> None:
     source = contents(fwpkm, model)
     exported = hf_model(source)
-    forward = megatron_forward(source, exported.config.fwpkm_memory, torch.float32)
+    forward = megatron_forward(source, exported.config.fwpkm_memory, torch.float32, torch.float32)
     ids = torch.randint(60, (1, 70), generator=torch.Generator().manual_seed(1))
     for length in (1, 16, 17, 70):
         with torch.no_grad():
@@ -100,10 +102,10 @@ def test_sizes_are_translated() -> None:
 
 EXPORTED = {
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
-    "seq_length", "max_position_embeddings", "window_size", "rotary_base", "rotary_percent", "norm_epsilon", "qk_layernorm",
-    "add_bias_linear", "untie_embeddings_and_output_weights", "init_method_std", "attention_dropout", "hidden_dropout",
-    "layer_numbers", "num_heads", "num_subkeys", "key_dim", "value_dim", "topk", "chunk_size", "lookahead", "inner_lr",
-    "addressing_weight", "score", "gate", "normalize_targets", "boundary", "reset",
+    "seq_length", "max_position_embeddings", "window_size", "rotary_base", "rotary_percent", "norm_epsilon",
+    "qk_layernorm", "add_bias_linear", "untie_embeddings_and_output_weights", "init_method_std", "attention_dropout",
+    "hidden_dropout", "layer_numbers", "num_heads", "num_subkeys", "key_dim", "value_dim", "topk", "chunk_size",
+    "lookahead", "inner_lr", "addressing_weight", "score", "gate", "normalize_targets", "boundary", "reset",
 }  # fmt: skip
 OF_TRAINING_ONLY = {
     "embedding_init_method_std", "make_vocab_size_divisible_by", "gate_bias_init", "dp_sync", "dp_sync_interval",
@@ -130,8 +132,9 @@ def fake_checkpoint(monkeypatch: pytest.MonkeyPatch) -> CheckpointContents:
 def test_verify_accepts_an_export(fake_checkpoint: CheckpointContents, tmp_path: Path, dtype: str) -> None:
     export("checkpoint", tmp_path / "hf", dtype=dtype)
     checks = verify("checkpoint", tmp_path / "hf")
-    assert {check.tokens for check in checks} >= {1, 16, 17, 33}
-    assert len(checks) == 8 and all(check.passed for check in checks), [check.row() for check in checks]
+    assert {check.tokens for check in checks} >= {1, 16, 17, 33, 48}
+    assert sum("Megatron, float64" in check.name for check in checks) == 5
+    assert len(checks) == 13 and all(check.passed for check in checks), [check.row() for check in checks]
 
 
 @pytest.mark.parametrize("damaged", ["mlp.up_proj.weight", "memory.values", "memory.query_proj.bias", "k_norm.weight"])
@@ -142,14 +145,50 @@ def test_verify_finds_a_wrong_weight(fake_checkpoint: CheckpointContents, tmp_pa
         next(tensor for name, tensor in model.state_dict().items() if name.endswith(damaged)).add_(0.02)
     model.save_pretrained(tmp_path / "hf")
     checks = verify("checkpoint", tmp_path / "hf", lengths=[40])
-    assert [check.passed for check in checks] == [False, True, True, True]
-    assert "FAILED" in checks[0].row() and "1e-05" in checks[0].row()
+    assert [check.passed for check in checks] == [False, False, True, True, True]
+    assert "FAILED" in checks[1].row() and "1e-05" in checks[1].row()
 
 
 def test_verify_refuses_another_model(fake_checkpoint: CheckpointContents, tmp_path: Path) -> None:
     hf_model(contents({"layer_numbers": (2,)})).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"are different models: .* \(3, 32, 60, 2\) and \(3, 32, 60, 1\)"):
         verify("checkpoint", tmp_path)
+
+
+def test_float32_is_compared_up_to_the_first_near_tie() -> None:
+    """Two sub-keys at almost one distance, at the border of the chosen ones, from token 21 on."""
+    exact = hf_model(contents({"layer_numbers": (2,), "topk": 1, "inner_lr": 0.0})).double()
+    memory = exact.model.layers[1].memory
+    ids = torch.randint(60, (1, 40), generator=torch.Generator().manual_seed(2))
+    assert first_near_tie(exact, ids) == 40
+    reads: list[torch.Tensor] = []
+    memory.query_proj.register_forward_hook(lambda module, inputs, out: reads.append(out))
+    with torch.no_grad():
+        exact(ids, use_cache=False)
+    query = reads[0][0, 21, :8]
+    nearest = (memory.sub_keys[0, 0] - query).norm(dim=-1).argmin()
+    other = (nearest + 1) % 8
+    memory.sub_keys[0, 0, other] = 2 * query - memory.sub_keys[0, 0, nearest] + 1e-9
+    found = first_near_tie(exact, ids)
+    assert found <= 21 and near_ties(reads[0][:, 21:22, None], memory.sub_keys, memory.settings).all()
+    assert "new_stream" not in vars(memory)
+
+
+@pytest.mark.parametrize("score", ["idw", "dot_product"])
+def test_near_ties(score: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sub_keys = torch.randn(2, 2, 9, 4, generator=generator, dtype=torch.float64)
+    queries = torch.randn(1, 30, 2, 8, generator=generator, dtype=torch.float64)
+    settings = MemorySettings(topk=3, score=score)
+    assert not near_ties(queries, sub_keys, settings).any()
+    sub_keys[1, 1, 5] = sub_keys[1, 1, 2] + 1e-9
+    tied = near_ties(queries, sub_keys, settings)
+    third = (queries[0, :, 1, 4:, None] - sub_keys[1, 1].T).square().sum(1).topk(3, largest=False).indices
+    if score == "dot_product":
+        third = (queries[0, :, 1, 4:] @ sub_keys[1, 1].T).topk(3).indices
+    split = ((third == 5) | (third == 2)).sum(-1) == 1
+    assert split.any() and not split.all()
+    assert tied[0][split].all()
 
 
 def test_not_a_number_fails() -> None:

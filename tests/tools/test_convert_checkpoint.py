@@ -39,8 +39,9 @@ def test_export_and_verify(checkpoint: Path, tmp_path: Path, capsys: pytest.Capt
     verified = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     lines = verified.stdout.splitlines()
-    assert lines[-1] == "all 5 comparisons passed" and verified.stderr == ""
-    assert lines[1].startswith("Megatron, random tokens, 40") and lines[1].endswith("<= 1e-05   ok")
+    assert lines[-1] == "all 7 comparisons passed" and verified.stderr == ""
+    assert lines[1].startswith("Megatron, float64, random tokens, 40") and lines[1].endswith("<= 1e-09   ok")
+    assert lines[2].startswith("Megatron, float32, random tokens, 1") and lines[2].endswith("<= 1e-05   ok")
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_a_damaged_export_fails(checkpoint: Path, tmp_path: Path, capsys: pytest
     command = ["verify", "--checkpoint", checkpoint, "--export", tmp_path / "hf", "--lengths", 40]
     damaged = run_tool(capsys, "convert_checkpoint", *command)
     assert damaged.returncode == 1
-    assert "FAILED" in damaged.stdout and damaged.stdout.endswith("1 of 4 comparisons failed\n")
+    assert "FAILED" in damaged.stdout and damaged.stdout.endswith("2 of 5 comparisons failed\n")
 
 
 def test_errors_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
