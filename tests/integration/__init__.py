@@ -1,0 +1,1 @@
+"""Tests of the whole way, by the commands a user types."""
