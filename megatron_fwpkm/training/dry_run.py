@@ -21,6 +21,7 @@ from ..config.derived import (
     num_slots,
     padded_vocab_size,
     parameters_by_part,
+    replica_size,
     stage_layers,
     table_bytes,
     table_elements,
@@ -46,8 +47,7 @@ def dry_run(resolved: Resolved, console: Console | None = None) -> int:
     vocab_size = vocabulary_size(config)
     if os.environ.get("RANK", "0") != "0":
         return 0
-    replica = config.parallel.tensor_model_parallel_size * config.parallel.pipeline_model_parallel_size
-    world_size = replica if known is None else int(known)
+    world_size = replica_size(config) if known is None else int(known)
     if console is None:
         console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
     console.print(options_table(resolved))
@@ -124,7 +124,7 @@ def _layers(config: PretrainConfig) -> Iterator[tuple[int, int, str, str]]:
 
 def parameters_table(config: PretrainConfig, vocab_size: int) -> Table:
     """Slow weights by part, and the fast weights apart: they belong to no optimizer."""
-    tensor = config.parallel.tensor_model_parallel_size
+    tensor, context = config.parallel.tensor_model_parallel_size, config.parallel.context_parallel_size
     parts = parameters_by_part(config, vocab_size)
     table = Table(title="\nParameters", title_justify="left", box=None, pad_edge=False)
     table.add_column("part")
@@ -143,7 +143,7 @@ def parameters_table(config: PretrainConfig, vocab_size: int) -> Table:
         table.add_row(
             f"fast weights ({_count(memories, 'memory', 'memories')})",
             f"{memories * table_elements(config):,}",
-            f"{memories * table_elements(config, tensor):,}",
+            f"{memories * table_elements(config, tensor * context):,}",
         )
     return table
 
@@ -181,7 +181,9 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     yield ""
     yield (
         f"Layout: {_count(world_size, 'process', 'processes')} = TP {tensor} x "
-        f"PP {parallel.pipeline_model_parallel_size} x DP {replicas}"
+        f"PP {parallel.pipeline_model_parallel_size} x "
+        + (f"CP {parallel.context_parallel_size} x " if parallel.context_parallel_size > 1 else "")
+        + f"DP {replicas}"
         + ("" if world_known else "  (the least; WORLD_SIZE=N before the command shows N processes)")
     )
     yield (

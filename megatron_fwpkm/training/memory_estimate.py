@@ -58,18 +58,29 @@ def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, st
     tensor, replicas = parallel.tensor_model_parallel_size, data_parallel_size(config, world_size)
     parameters = stage_parameters(config, vocab_size, stage).on_rank(tensor)
     optimizer = parameters * (12 if bf16 else 8)
+    context = parallel.context_parallel_size
     if parallel.use_distributed_optimizer:
-        optimizer = -(-optimizer // replicas)
+        optimizer = -(-optimizer // (replicas * context))
     memories = _memories(config, stage)
-    in_flight = min(parallel.pipeline_model_parallel_size - stage, micro_batches(config, replicas))
+    in_flight = _in_flight(config, replicas, stage)
     return MemoryEstimate(
         weights=parameters * (2 if bf16 else 4),
         gradients=parameters * _GRADIENT_BYTES,
         optimizer=optimizer,
-        tables=memories * table_bytes(config, tensor),
-        undo_log=memories * (in_flight * undo_log_bytes(config) + _journal_bytes(config, replicas)),
-        activations=in_flight * activation_bytes(config, vocab_size, stage),
+        tables=memories * table_bytes(config, tensor * context),
+        undo_log=memories * (round(in_flight * undo_log_bytes(config)) + _journal_bytes(config, replicas)),
+        activations=round(in_flight * activation_bytes(config, vocab_size, stage)) + _recomputed_bytes(config, stage),
     )
+
+
+def _in_flight(config: PretrainConfig, replicas: int, stage: int) -> float:
+    """Micro-batches whose activations a stage keeps at once; of an interleaved one in parts, one per chunk."""
+    parallel = config.parallel
+    stages, chunks = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank
+    total = micro_batches(config, replicas)
+    if chunks == 1:
+        return min(stages - stage, total)
+    return min(2 * (stages - stage - 1) + (chunks - 1) * stages + 1, total * chunks) / chunks
 
 
 def micro_batches(config: PretrainConfig, replicas: int) -> int:
@@ -92,27 +103,68 @@ def activation_bytes(config: PretrainConfig, vocab_size: int, stage: int) -> int
     """About what autograd saves for one micro-batch on a rank of a stage, undo logs apart.
 
     Coefficients are bytes per token and channel: `size` times the tensors in the weights' precision, plus the float32
-    ones.
+    ones. A context-parallel rank keeps its own tokens' activations, and in a memory all tokens' queries and reads.
     """
     model, parallel, fwpkm = config.model, config.parallel, config.fwpkm
     tensor, size = parallel.tensor_model_parallel_size, 2 if config.training.bf16 else 4
-    queries = model.num_attention_heads * kv_channels(model)
-    keys_and_values = 2 * num_query_groups(model) * kv_channels(model)
-    inside = (8 + 3 * size) * queries + (6 + size) * keys_and_values + 5 * size * ffn_hidden_size(model)
-    shared = (16 + 2 * size) * model.hidden_size
-    layer = inside // tensor + (shared // tensor if parallel.sequence_parallel else shared)
-    memory = (
-        (10 + 7 * size // 2) * model.hidden_size
-        + 18 * fwpkm.value_dim // tensor
-        + 5 * fwpkm.num_heads * fwpkm.key_dim
-        + _PAIR_BYTES * fwpkm.num_heads * fwpkm.topk
-    )
-    per_token = layer * len(stage_layers(config, stage)) + memory * _memories(config, stage)
+    layers = len(stage_layers(config, stage))
+    recomputed = _recomputed_layers(config, stage)
+    inputs = size * model.hidden_size // (tensor if parallel.sequence_parallel else 1)
+    own = layer_bytes_per_token(config) * (layers - recomputed) + inputs * _recompute_units(config, stage)
+    memories = _memories(config, stage)
+    # Values of all tokens in fewer columns are as many as those of this rank's tokens.
+    own += ((10 + 7 * size // 2) * model.hidden_size + 18 * fwpkm.value_dim // tensor) * memories
+    everyones = (5 * fwpkm.num_heads * fwpkm.key_dim + _PAIR_BYTES * fwpkm.num_heads * fwpkm.topk) * memories
     if stage == parallel.pipeline_model_parallel_size - 1:
         vocabulary = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by, tensor)
         # The loss works in float32 on whole rows of logits.
-        per_token += 4 * vocabulary // tensor + (8 + size) * model.hidden_size
-    return config.training.micro_batch_size * model.seq_length * per_token
+        own += 4 * vocabulary // tensor + (8 + size) * model.hidden_size
+    tokens = config.training.micro_batch_size * model.seq_length
+    return tokens // parallel.context_parallel_size * own + tokens * everyones
+
+
+def layer_bytes_per_token(config: PretrainConfig) -> int:
+    """Bytes that one layer without its memory saves for one of a rank's tokens."""
+    model, parallel = config.model, config.parallel
+    tensor, size = parallel.tensor_model_parallel_size, 2 if config.training.bf16 else 4
+    queries = model.num_attention_heads * kv_channels(model)
+    keys_and_values = 2 * num_query_groups(model) * kv_channels(model)
+    inside = (8 + 3 * size) * queries + 5 * size * ffn_hidden_size(model)
+    # Context-parallel ranks attend to the keys and values of all.
+    inside += (6 + size) * keys_and_values * parallel.context_parallel_size
+    if config.training.recompute_granularity == "selective" and "mlp" in config.training.recompute_modules:
+        inside -= 5 * size * ffn_hidden_size(model)
+    shared = (16 + 2 * size) * model.hidden_size
+    return inside // tensor + (shared // tensor if parallel.sequence_parallel else shared)
+
+
+def _recomputed_layers(config: PretrainConfig, stage: int) -> int:
+    """Layers of a stage of which only inputs are kept."""
+    training = config.training
+    if training.recompute_granularity != "full":
+        return 0
+    layers = len(stage_layers(config, stage))
+    if training.recompute_method == "uniform":
+        return layers
+    return min(layers, (training.recompute_num_layers or 0) * config.parallel.num_virtual_stages_per_pipeline_rank)
+
+
+def _recompute_units(config: PretrainConfig, stage: int) -> int:
+    """Inputs that full recompute keeps, at most: a unit ends where a memory stands."""
+    recomputed, training = _recomputed_layers(config, stage), config.training
+    if not recomputed or training.recompute_method == "block":
+        return recomputed
+    return min(recomputed, -(-recomputed // (training.recompute_num_layers or 1)) + _memories(config, stage))
+
+
+def _recomputed_bytes(config: PretrainConfig, stage: int) -> int:
+    """What the backward pass of one unit of layers makes anew while it lasts."""
+    training = config.training
+    if not _recomputed_layers(config, stage):
+        return 0
+    layers = (training.recompute_num_layers or 1) if training.recompute_method == "uniform" else 1
+    own_tokens = training.micro_batch_size * config.model.seq_length // config.parallel.context_parallel_size
+    return own_tokens * layers * layer_bytes_per_token(config)
 
 
 def _memories(config: PretrainConfig, stage: int) -> int:
@@ -122,7 +174,8 @@ def _memories(config: PretrainConfig, stage: int) -> int:
 
 def _row_bytes(config: PretrainConfig) -> int:
     """One saved row of a values table on a rank."""
-    return 4 * config.fwpkm.value_dim // config.parallel.tensor_model_parallel_size + _INDEX_BYTES
+    ranks = config.parallel.tensor_model_parallel_size * config.parallel.context_parallel_size
+    return 4 * config.fwpkm.value_dim // ranks + _INDEX_BYTES
 
 
 def _journal_bytes(config: PretrainConfig, replicas: int) -> int:

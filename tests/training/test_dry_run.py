@@ -17,7 +17,12 @@ from megatron_fwpkm.config import FwPKMConfig, ModelConfig, ParallelConfig, Pret
 from megatron_fwpkm.config.derived import num_parameters, padded_vocab_size, stage_parameters, table_bytes
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.training.dry_run import dry_run, format_bytes, vocabulary_size
-from megatron_fwpkm.training.memory_estimate import activation_bytes, estimate_memory, undo_log_bytes
+from megatron_fwpkm.training.memory_estimate import (
+    activation_bytes,
+    estimate_memory,
+    layer_bytes_per_token,
+    undo_log_bytes,
+)
 from tests.distributed import run_distributed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,6 +195,43 @@ def test_a_reset_costs_a_journal_and_a_pipeline_keeps_micro_batches():
     assert estimate_memory(two, 512, 2, 1).activations == activation_bytes(two, 512, 1)
 
 
+def test_context_parallel_ranks_share_tokens_and_tables():
+    four = replace(BASE, parallel=ParallelConfig(context_parallel_size=4, use_distributed_optimizer=True))
+    parameters, sub_keys = num_parameters(BASE, 512), 4 * 2 * 64 * 32
+    found, alone = estimate_memory(four, 512, world_size=8), estimate_memory(BASE, 512, 1)
+    assert found.weights == alone.weights and found.optimizer == parameters  # over two replicas of four ranks
+    assert found.tables - sub_keys == (alone.tables - sub_keys) // 4
+    assert found.undo_log < 0.4 * alone.undo_log
+    everyones = 512 * (5 * 64 + 64 * 8)  # queries and chosen slots
+    own, theirs = found.activations - everyones, alone.activations - everyones
+    gathered = 512 // 4 * 3 * 2 * (6 + 4) * 2 * 2 * 16  # keys and values of the other three, in two layers
+    assert own == theirs // 4 + gathered
+
+
+def test_an_interleaved_pipeline_keeps_more():
+    two = ParallelConfig(pipeline_model_parallel_size=2)
+    four = replace(BASE, model=replace(BASE.model, num_layers=4), training=replace(BASE.training, global_batch_size=16))
+    plain = replace(four, parallel=two)
+    interleaved = replace(four, parallel=replace(two, num_virtual_stages_per_pipeline_rank=2))
+    assert estimate_memory(plain, 512, 2, 0).activations == 2 * activation_bytes(plain, 512, 0)
+    assert estimate_memory(interleaved, 512, 2, 0).activations == activation_bytes(interleaved, 512, 0) * 5 // 2
+
+
+def test_full_recompute_keeps_inputs_and_one_unit():
+    units = {}
+    for method, layers in (("uniform", 1), ("uniform", 4), ("block", 3)):
+        training = replace(
+            BASE.training, recompute_granularity="full", recompute_method=method, recompute_num_layers=layers
+        )
+        config = replace(BASE, model=replace(BASE.model, num_layers=4), training=training)
+        found = estimate_memory(replace(config, fwpkm=replace(BASE.fwpkm, layer_numbers=())), 512, 1).activations
+        units[method, layers] = found
+    layer, one_input = 512 * layer_bytes_per_token(BASE), 512 * 4 * 64
+    end = units["uniform", 1] - layer - 4 * one_input  # logits and the last norm
+    assert units["uniform", 4] == end + one_input + 4 * layer
+    assert units["block", 3] == end + 3 * one_input + 2 * layer  # one that stays, one made anew
+
+
 def test_undo_log_is_bounded_by_reads_and_by_slots():
     sub_keys = 4 * 2 * 64 * 32
     assert undo_log_bytes(BASE) == 4 * (2 * 64 * 8) * (4 * 64 + 8) + sub_keys
@@ -247,13 +289,23 @@ def test_tables_are_those_of_the_real_model(single_process):
     assert table_bytes(BASE) == sum(table.numel() * table.element_size() for table in (state.sub_keys, state.values))
 
 
+RECOMPUTE = {
+    "nothing": {},
+    "mlp": {"recompute_granularity": "selective", "recompute_modules": ("mlp",)},
+    "layers": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("memories", [(), (1,)])
-def test_activations_are_near_what_autograd_saves(single_process, bf16, memories):
+def test_activations_are_near_what_autograd_saves(single_process, bf16, memories, recompute):
     from megatron.core.transformer.module import Float16Module
 
     config = replace(
-        BASE, fwpkm=replace(BASE.fwpkm, layer_numbers=memories), training=replace(BASE.training, bf16=bf16)
+        BASE,
+        fwpkm=replace(BASE.fwpkm, layer_numbers=memories),
+        training=replace(BASE.training, bf16=bf16, **RECOMPUTE[recompute]),
     )
     model = build(config, 512)
     module = Float16Module(model.config, model) if bf16 else model
