@@ -16,8 +16,10 @@ from megatron_fwpkm.checkpoint.near_ties import first_near_tie, near_ties
 from megatron_fwpkm.checkpoint.reading import CheckpointContents
 from megatron_fwpkm.checkpoint.verify import Check, megatron_forward, verify
 from megatron_fwpkm.config import FwPKMConfig, ModelConfig
+from megatron_fwpkm.hf.attention import rotary_angles
 from megatron_fwpkm.hf.memory import MemorySettings
 from megatron_fwpkm.layers.fast_weight_tables import initial_sub_keys, initial_values
+from megatron_fwpkm.models.builder import build_model
 from tests.layers.megatron import initialize, tiny
 
 from .contents import contents_of
@@ -54,6 +56,14 @@ def test_logits_equal_megatrons(fwpkm: dict[str, Any], model: dict[str, Any]) ->
         torch.testing.assert_close(logits, forward(ids[:, :length]), rtol=1e-5, atol=1e-5)
         # The comparison leaves no trace: the next text starts from the same memory.
         torch.testing.assert_close(logits, forward(ids[:, :length]), rtol=1e-5, atol=1e-5)
+
+
+def test_rotary_angles_are_rounded_as_megatrons() -> None:
+    """Bit for bit, far beyond the training length."""
+    built = build_model(tiny(model={"rotary_percent": 0.5}), 64)
+    freqs = built.rotary_pos_emb(5000)[:, 0, 0]
+    cos, sin = rotary_angles(torch.arange(5000).unsqueeze(0), freqs.shape[-1], 10000.0)
+    assert torch.equal(cos[0, 0], freqs.cos()) and torch.equal(sin[0, 0], freqs.sin())
 
 
 def test_which_memory_is_exported() -> None:
