@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from megatron_fwpkm.config import DataConfig
 
-from .acceleration import Accelerator
+from .acceleration import Accelerator, AcceleratorMismatch, choose_accelerator
 from .corpus import STDIN, CorpusFile, corpus_blocks, open_corpus
 from .encoding import BlockEncoder, ControlTokens, EncodedBlock, EncodingOptions, encode_blocks
 from .indexed_format import IndexedWriter, dataset_paths, read_dataset_info, rename_all, token_dtype
@@ -50,7 +50,7 @@ class PreprocessOptions:
     control_tokens: ControlTokens = "text"
     bad_bytes: BadBytes = "reject"
     blend_keys: bool = False
-    accelerator: Accelerator = "none"
+    accelerator: Accelerator = "auto"
     verify: int = 0
     resume: bool = False
     shard_id: int = 0
@@ -97,6 +97,7 @@ class PreprocessReport:
     bad_records: list[str] = field(default_factory=list)
     """The first few bad records, in words."""
     verified: str = ""
+    accelerator: str = ""
     finished_before: bool = False
     """--resume found the datasets complete."""
 
@@ -112,6 +113,7 @@ class PreprocessReport:
         rows += [(f"  {reason}", f"{count:,}") for reason, count in sorted(self.skipped.items())]
         rows += [
             ("verified", self.verified or "no (see --verify)"),
+            ("encoded by", self.accelerator or "nothing now"),
             ("wall time", f"{clock(self.seconds)} ({self.text_bytes / 1e6 / max(self.seconds, 1e-9):.1f} MB/s)"),
             ("peak memory", f"{_peak_megabytes():,.0f} MB"),
         ]
@@ -143,8 +145,20 @@ def preprocess(options: PreprocessOptions, progress: Progress | None = None) -> 
         state = None
     if options.resume and state is None and (done := _finished(options, run_signature)) is not None:
         return done
-    with _Run(options, tokenizer, files, journal, progress) as run:
-        return run.work(state, run_signature)
+    accelerator, notice = choose_accelerator(tokenizer, options.accelerator)
+    if options.control_tokens == "parse":
+        accelerator, notice = "none", ""
+    if notice:
+        print(f"note: --accelerator {options.accelerator}: {notice}", file=sys.stderr)
+    try:
+        with _Run(replace(options, accelerator=accelerator), tokenizer, files, journal, progress) as run:
+            return run.work(state, run_signature)
+    except AcceleratorMismatch as error:
+        if any(file.path == STDIN for file in files):
+            raise
+        print(f"note: --accelerator {accelerator}: {error}; starting over with the plain tokenizer", file=sys.stderr)
+        journal.remove()
+        return preprocess(replace(options, accelerator="none", resume=False))
 
 
 class _Run:
@@ -215,6 +229,7 @@ class _Run:
         self.journal.remove()
         report.documents, report.tokens, report.text_bytes = writers[0].documents, writers[0].tokens, self.text_bytes[0]
         report.eods = report.documents if options.append_eod else 0
+        report.accelerator = {"none": "the plain tokenizer"}.get(options.accelerator, options.accelerator)
         report.dtype, report.seconds = self.dtype.name, self.progress.seconds
         return report
 
