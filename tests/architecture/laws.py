@@ -113,6 +113,17 @@ def communication(sources: Iterable[Source]) -> list[str]:
     return found
 
 
+def imported_packages(source: Source) -> set[str]:
+    """Top-level names of everything a file imports, the standard library left out."""
+    names = set()
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add((node.module or "").split(".")[0])
+    return names - set(sys.stdlib_module_names)
+
+
 def hf_strangers(sources: Iterable[Source]) -> list[str]:
     """Imports of the hf room that an export could not resolve: it ships these files alone, side by side."""
     found = []

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_every_dependency_is_pinned_within_its_range():
         assert requirement.specifier.contains(pin), f"{requirement}, but constraints.txt has {pin}"
     wanted = re.search(r"^torch_version=(.*)$", (ROOT / "tools/setup.sh").read_text(), re.MULTILINE)
     assert wanted is not None and wanted[1] == pins["torch"]
+
+
+def test_every_imported_package_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    declared = {Requirement(text).name.lower() for text in named}
+    ours = {"megatron_fwpkm", "tests", "benchmarks", "tools"}
+    for source in python_sources():
+        for name in laws.imported_packages(source) - ours:
+            distributions = {found.lower() for found in packages_distributions().get(name, [name])}
+            assert distributions & declared, f"{source.path} imports {name}, which pyproject.toml does not name"
 
 
 def test_continuous_integration_runs_the_tests_and_nothing_else():
