@@ -44,6 +44,12 @@ TOOL = '"""T."""\ndef main(argv=None):\n    return 0\nif __name__ == "__main__":
             "def test_a():\n  with pytest.raises(ValueError):\n    f()",
             "def test_a():\n  with pytest.raises(ValueError, match='x'):\n    f()",
         ),
+        (
+            laws.tests_that_cannot_fail,
+            "tests/t.py",
+            "def test_a():\n  with pytest.raises(Killed):\n    f()",
+            "class Killed(Exception): pass\ndef test_a():\n  with pytest.raises(Killed):\n    f()",
+        ),
     ],
 )
 def test_law_over_sources(law, path, bad, good):
