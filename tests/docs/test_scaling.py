@@ -1,0 +1,43 @@
+"""The figures of docs/scaling.md are those that --dry-run prints and that tests/layers/test_collectives.py counts."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from megatron_fwpkm.config.derived import replica_size
+from megatron_fwpkm.config.loading import parse_pretrain
+from megatron_fwpkm.config.validation import validate
+from megatron_fwpkm.training.dry_run import format_bytes, vocabulary_size
+from megatron_fwpkm.training.memory_estimate import estimate_memory
+from tests.docs.markdown import ROOT
+
+TEXT = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+LONG = ["--config", str(ROOT / "examples" / "paper" / "base_112m.yaml")]
+LONG += "--seq-length 131072 --micro-batch-size 1 --global-batch-size 8".split()
+ROWS = re.findall(r"^\| (\d+) \| (none|`--[^`]*`) \| (\d+) \|(.*)\|$", TEXT, re.MULTILINE)
+
+
+def test_the_command_is_that_of_the_rows():
+    assert " ".join(LONG[2:]) in TEXT and len(ROWS) == 7 and {row[0] for row in ROWS} == {"1", "8", "64"}
+
+
+@pytest.mark.parametrize(("gpus", "layout", "tokens", "figures"), ROWS)
+def test_128k_tokens(gpus: str, layout: str, tokens: str, figures: str):
+    config = parse_pretrain([*LONG, "--dry-run"] + ([] if layout == "none" else layout.strip("`").split())).config
+    validate(config, int(gpus))
+    assert int(gpus) % replica_size(config) == 0
+    assert int(tokens) == config.model.seq_length // config.parallel.context_parallel_size
+    found = estimate_memory(config, vocabulary_size(config), int(gpus))
+    expected = [format_bytes(n) for n in (found.tables, found.undo_log, found.activations, found.total)]
+    assert [figure.strip() for figure in figures.split("|")] == expected
+
+
+def test_numbers_per_token_of_the_base_model():
+    fwpkm = parse_pretrain(LONG).config.fwpkm
+    hidden, reads = parse_pretrain(LONG).config.model.hidden_size, fwpkm.num_heads * fwpkm.topk
+    forward, backward = 1 + 3 + hidden, reads + 1 + 3 + 1 + hidden
+    assert f"sends per token {forward} numbers forward and {backward} backward" in TEXT
+    kept = (5 * fwpkm.num_heads * fwpkm.key_dim + 64 * reads) * 131072
+    assert f"({format_bytes(kept)} at" in TEXT.replace("\n", " ")
