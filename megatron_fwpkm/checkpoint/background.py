@@ -7,8 +7,10 @@ ranks and are done by the training processes; only the writing is left to the ch
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
@@ -18,6 +20,7 @@ from megatron.core.dist_checkpointing.strategies.state_dict_saver import (
     save_state_dict_async_plan,
 )
 from torch import Tensor
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 
 
 class BackgroundWriter:
@@ -48,9 +51,22 @@ class BackgroundWriter:
             done()
 
 
+class _Writer(FileSystemWriterAsync):
+    """Megatron's writer with a queue of its own: all others of a process share one, and mix up their results."""
+
+    results_queue: Any
+
+    def prepare_write_data(self, plan: SavePlan, planner: SavePlanner) -> None:
+        """Stage what `plan` says, as Megatron does."""
+        super().prepare_write_data(plan, planner)
+        if self.results_queue is not None:
+            self._manager = multiprocessing.get_context("spawn").Manager()
+            self.results_queue = self._manager.Queue()
+
+
 def request_to_save(state: dict[str, Tensor], folder: Path) -> AsyncRequest:
     """Plan to save tensors and DTensors into `folder` as torch.distributed.checkpoint does; writing comes later."""
-    writer = FileSystemWriterAsync(folder, thread_count=1)
+    writer = _Writer(folder, thread_count=1)
     planner = dcp.DefaultSavePlanner(flatten_state_dict=False)
     planned = save_state_dict_async_plan(state, writer, planner=planner)[0]
     write, preload, arguments = writer.get_save_function_and_args()

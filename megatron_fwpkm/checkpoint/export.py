@@ -37,7 +37,15 @@ Memory = Literal["initial", "trained"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TABLES = ("sub_keys", "values")
 MODELING_FOLDER = Path(__file__).parent.parent / "hf"
-MODELING_FILES = ("attention", "cache", "configuration_fwpkm", "memory", "memory_block", "modeling_fwpkm")
+MODELING_FILES = (
+    "attention",
+    "cache",
+    "configuration_fwpkm",
+    "memory",
+    "memory_block",
+    "modeling_fwpkm",
+    "precision",
+)
 """Files of the room `hf` that an export carries."""
 AUTO_MAP = {
     "AutoConfig": "configuration_fwpkm.FwPKMHFConfig",

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from torch.distributed.checkpoint import CheckpointException
 
+_WRITER_SIGNS = ("PytorchStreamWriter", "inline_container", "iostream error")
+"""What torch.save says when a file cannot be written."""
+
 
 class CheckpointError(ValueError):
     """A checkpoint could not be written; names rank, file and the last good checkpoint."""
@@ -25,6 +28,10 @@ def explained(rank: int, name: str, root: Path) -> Iterator[None]:
     except CheckpointException as error:
         causes = "; ".join(f"rank {where}: {_first_line(wrapped[0])}" for where, wrapped in error.failures.items())
         raise CheckpointError(_sentence(name, root, causes or "a writer failed on another rank")) from error
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _WRITER_SIGNS):
+            raise
+        raise CheckpointError(_sentence(name, root, f"rank {rank}: {_first_line(error)}")) from error
     except OSError as error:
         raise CheckpointError(_sentence(name, root, f"rank {rank}: {_first_line(error)}")) from error
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from ..checkpoint.lock import process_start
 
+_PATIENCE_SECONDS = 3.0
 _SIGNS = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "gloo", "nccl", "socket")
 
 
@@ -55,12 +56,18 @@ class RollCall:
         if self._store is None or not is_communication_failure(error):
             return None
         try:
-            mine = self._read(self._rank)
-            found = [self._suspicion(other, mine) for other in range(self._size) if other != self._rank]
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            # A process that was killed closes its connections some time before it is gone.
+            while not (suspects := self._suspects()) and time.monotonic() < deadline:
+                time.sleep(0.1)
         except (RuntimeError, ValueError):  # the store lived in a rank or agent that is gone
             return "the process that holds the run's store (rank 0, or torchrun on its node) is gone"
-        suspects = [text for text in found if text]
         return "; ".join(suspects) or f"another rank does not answer ({str(error).splitlines()[0]})"
+
+    def _suspects(self) -> list[str]:
+        mine = self._read(self._rank)
+        found = [self._suspicion(other, mine) for other in range(self._size) if other != self._rank]
+        return [text for text in found if text]
 
     def _suspicion(self, other: int, mine: dict[str, Any] | None) -> str | None:
         assert self._store is not None

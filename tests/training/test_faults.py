@@ -1,0 +1,228 @@
+"""What can happen to a run: each ends with a message that names rank and file, no hang, the last checkpoint intact."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore
+from megatron_fwpkm.checkpoint.lock import LOCK_NAME, owner_of_this_process, process_start
+from megatron_fwpkm.checkpoint.manager import published
+from megatron_fwpkm.checkpoint.reading import read_checkpoint
+from tests.test_pretrain import assert_same_checkpoint, environment, flags, start, write_dataset
+from tests.training.faulty_run import strike
+
+LIMIT = 150
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("data") / "numbers")
+
+
+def small(dataset: str, save: Path, **more: Any) -> list[str]:
+    return flags(dataset, save=save, **{"eval_iters": 0, "split": "1,0,0", "save_interval": 2, **more})
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in published(folder)]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A disk that is full as soon as a file has `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def ranks(argv: list[str], fault: dict[str, Any], folder: Path, size: int = 2) -> list[tuple[int, str]]:
+    """(exit status, output) of the ranks of a run, as a launcher would start them; a stopped rank is killed last.
+
+    Output goes to files in `folder`: helper processes of a rank that was killed would keep a pipe open.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    everywhere = {**environment(), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_PORT": port}
+    command = [sys.executable, "-m", "tests.training.faulty_run", json.dumps(fault), *argv]
+    outputs = [folder / f"output_{rank}" for rank in range(size)]
+    processes = []
+    try:
+        for rank, output in enumerate(outputs):
+            environ = {**everywhere, "MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with output.open("wb") as file:
+                processes.append(
+                    subprocess.Popen(
+                        command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environ, start_new_session=True
+                    )
+                )
+        for rank in sorted(range(size), key=lambda rank: rank == fault.get("rank")):
+            if fault.get("signal") == "SIGSTOP" and rank == fault["rank"]:
+                processes[rank].kill()
+            processes[rank].wait(LIMIT)
+        return [(p.returncode, output.read_text()) for p, output in zip(processes, outputs, strict=True)]
+    finally:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+            process.wait()
+
+
+def test_a_background_save_holds_what_a_foreground_save_holds(dataset: str, tmp_path: Path) -> None:
+    for name, more in (("sync", {}), ("async", {"async_save": True})):
+        assert start(small(dataset, tmp_path / name, train_iters=5, keep_last=0, **more)) == 0
+    assert names(tmp_path / "sync") == names(tmp_path / "async") == [f"iter_{i:07d}" for i in (2, 4, 5)]
+    for folder in names(tmp_path / "sync"):  # training went on meanwhile: a torn copy would differ
+        assert_same_checkpoint(
+            read_checkpoint(tmp_path / "sync" / folder), read_checkpoint(tmp_path / "async" / folder)
+        )
+    assert start(small(dataset, tmp_path / "async", train_iters=6, async_save=True, resume=True)) == 0
+    assert start(small(dataset, tmp_path / "sync", train_iters=6, resume=True)) == 0
+    assert_same_checkpoint(read_checkpoint(tmp_path / "sync"), read_checkpoint(tmp_path / "async"))
+
+
+@pytest.mark.parametrize("async_save", [False, True])
+def test_a_full_disk(dataset: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], async_save: bool) -> None:
+    assert start(small(dataset, tmp_path, train_iters=2)) == 0
+    before = read_checkpoint(tmp_path)
+    with largest_file(20_000):
+        again = small(dataset, tmp_path, train_iters=6, resume=True, async_save=async_save or None)
+        assert start(again) == 1
+    error = capfd.readouterr().err
+    assert re.search(
+        r"error: iter\S*( \d+)? could not be written to .*: rank 0: .*(File too large|RuntimeError)", error
+    ), error
+    assert "iter_0000002 is the last good checkpoint" in error
+    assert names(tmp_path) == ["iter_0000002"]
+    assert_same_checkpoint(before, read_checkpoint(tmp_path))
+    assert start(small(dataset, tmp_path, train_iters=4, resume=True)) == 0
+
+
+def test_a_background_writer_that_is_killed(
+    dataset: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert start(small(dataset, tmp_path, train_iters=2)) == 0
+    parent = os.getpid()
+
+    def die(*args: Any) -> None:
+        assert os.getpid() != parent, "written by the training process"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(FileSystemWriterAsync, "write_preloaded_data_multiproc", staticmethod(die))
+    assert start(small(dataset, tmp_path, train_iters=6, resume=True, async_save=True)) == 1
+    error = capfd.readouterr().err
+    assert re.search(r"could not be written to .*: rank 0: .*; .*iter_0000002 is the last good checkpoint", error), (
+        error
+    )
+
+
+def test_sigterm_during_a_save(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FastWeightStore, "save", FastWeightStore.save)  # undone afterwards
+    strike(FastWeightStore, "save", 2, signal.SIGTERM)
+    assert start(small(dataset, tmp_path, train_iters=100)) == 0
+    assert names(tmp_path)[-1] in ("iter_0000004", "iter_0000005")  # the step after the save may have begun
+    read_checkpoint(tmp_path)
+
+
+def test_two_jobs_on_one_folder(dataset: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    other = {**owner_of_this_process(), "pid": os.getppid(), "process_start": process_start(os.getppid())}
+    (tmp_path / LOCK_NAME).write_text(json.dumps(other))
+    assert start(small(dataset, tmp_path, train_iters=2)) == 1
+    assert f"is in use by process {os.getppid()} on {socket.gethostname()}" in capfd.readouterr().err
+    (tmp_path / LOCK_NAME).write_text(json.dumps({**other, "process_start": "long ago"}))
+    assert start(small(dataset, tmp_path, train_iters=2)) == 0
+    assert not (tmp_path / LOCK_NAME).exists()
+
+
+def test_kill_9_of_a_rank_in_mid_save(dataset: str, tmp_path: Path) -> None:
+    argv = small(dataset, tmp_path, train_iters=8, tensor_model_parallel_size=2)
+    ended = ranks(argv, {"rank": 1, "when": "save", "count": 2, "signal": "SIGKILL"}, tmp_path)
+    assert ended[1][0] == -signal.SIGKILL
+    assert ended[0][0] == 1, ended[0][1]
+    assert re.search(
+        r"error: rank 0 of 2 cannot go on: rank 1 \(process \d+ on \S+\) is gone: it was killed or crashed "
+        r"\(last word: saving iteration 4, \d+ s ago\)",
+        ended[0][1],
+    ), ended[0][1]
+    assert names(tmp_path) == ["iter_0000002"]
+    assert read_checkpoint(tmp_path).iteration == 2
+    # One process goes on with it: the lock of the run that is gone is recognised.
+    assert start(small(dataset, tmp_path, train_iters=4, resume=True)) == 0
+
+
+@pytest.mark.slow
+def test_a_rank_that_stops_answering(dataset: str, tmp_path: Path) -> None:
+    more = {"tensor_model_parallel_size": 2, "distributed_timeout_minutes": 0.25}
+    begin = time.monotonic()
+    ended = ranks(
+        small(dataset, tmp_path, train_iters=8, **more),
+        {"rank": 1, "when": "step", "count": 4, "signal": "SIGSTOP"},
+        tmp_path,
+    )
+    assert time.monotonic() - begin < LIMIT
+    assert ended[0][0] == 1
+    assert re.search(
+        r"rank 0 of 2 cannot go on: rank 1 \(process \d+ on \S+\) is stopped and does not answer "
+        r"\(last word: iteration 4, \d+ s ago\)",
+        ended[0][1],
+    ), ended[0][1]
+    assert names(tmp_path) == ["iter_0000002"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["step", "save"])
+def test_kill_9_under_data_parallelism_and_background_saves(dataset: str, tmp_path: Path, when: str) -> None:
+    more = {"use_distributed_optimizer": True, "async_save": True, "fwpkm_dp_sync": "average"}
+    ended = ranks(
+        small(dataset, tmp_path, train_iters=12, **more),
+        {"rank": 1, "when": when, "count": 3, "signal": "SIGKILL"},
+        tmp_path,
+    )
+    assert ended[1][0] == -signal.SIGKILL
+    assert ended[0][0] == 1 and "is gone: it was killed or crashed" in ended[0][1], ended[0][1]
+    good = read_checkpoint(tmp_path) if names(tmp_path) else None
+    assert good is None or good.iteration in (2, 4)
+
+
+@pytest.mark.slow
+def test_soak_of_random_kills_ends_like_the_undisturbed_run(dataset: str, tmp_path: Path) -> None:
+    """200 steps over two ranks, killed again and again at random places: the same weights, tables and numbers."""
+    layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "train_iters": 200, "save_interval": 10}
+    layout |= {"log_interval": 50}
+    calm = ranks(small(dataset, tmp_path / "calm", **layout), {}, tmp_path)
+    assert [status for status, _ in calm] == [0, 0], calm
+    generator, kills = random.Random(7), 0
+    while True:
+        disturbed = small(dataset, tmp_path / "wild", resume=True, async_save=kills % 2 == 1 or None, **layout)
+        when, count = generator.choice([("step", generator.randint(15, 60)), ("save", generator.randint(2, 5))])
+        fault = {"rank": generator.randint(0, 1), "when": when, "count": count, "signal": "SIGKILL"}
+        ended = ranks(disturbed, fault if kills < 8 else {}, tmp_path)
+        if all(status == 0 for status, _ in ended):
+            break
+        assert kills < 8 and ended[fault["rank"]][0] == -signal.SIGKILL, ended
+        kills += 1
+    assert kills >= 3
+    one, other = read_checkpoint(tmp_path / "calm"), read_checkpoint(tmp_path / "wild")
+    assert one.iteration == other.iteration == 200
+    assert_same_checkpoint(one, other)
+    assert torch.equal(one.fast[2].values, other.fast[2].values)
