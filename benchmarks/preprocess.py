@@ -112,7 +112,8 @@ def measure(arguments: argparse.Namespace, command: str) -> Report:
     Raises:
         RuntimeError: a side failed or wrote other bytes.
     """
-    rows, sides = [], {}
+    rows = list[list[str]]()
+    sides: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
         corpus = Path(folder) / "corpus.jsonl"
         documents, size = build_corpus(arguments.text, corpus, arguments.megabytes * 1_000_000)

@@ -18,7 +18,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--input", nargs="+", required=True, metavar="FILE", help="jsonl or txt files, plain or gzip (told by content)")
+    inputs = "files, patterns or folders: jsonl, JSON arrays, txt, parquet; plain, gzip, bzip2, xz, zstd by content"
+    add("--input", nargs="+", required=True, metavar="PATH", help=inputs)
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.model and PREFIX.vocab")
     add("--vocab-size", type=int, required=True, metavar="N", help="number of pieces, all of them counted")
     add(
@@ -29,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="share of the corpus's characters that get a piece; the others are written in bytes (default: 0.9995)",
     )
     add("--extra-pieces", nargs="+", default=[], metavar="PIECE", help="texts that always become one piece")
+    sample = "share of the documents to train on, chosen by their hash; for corpora that do not fit memory (default: 1)"
+    add("--sample-fraction", type=float, default=1.0, metavar="SHARE", help=sample)
     add("--json-key", default="text", metavar="KEY", help="key of the text in jsonl files (default: text)")
     add(
         "--normalization",
@@ -56,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             extra_pieces=tuple(args.extra_pieces),
             json_key=args.json_key,
             normalization=args.normalization,
+            sample_fraction=args.sample_fraction,
             on_error=args.on_error,
             overwrite=args.overwrite,
         )

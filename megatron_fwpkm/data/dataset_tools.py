@@ -66,7 +66,7 @@ def merge(
     Raises:
         ValueError: inputs missing or damaged, made with different tokenizers or dtypes, or an existing output.
     """
-    infos = _compatible(inputs, output_prefix)
+    infos = _compatible(inputs, [output_prefix])
     seen = set[bytes]() if deduplicate else None
     with IndexedWriter(output_prefix, infos[0].dtype, overwrite=overwrite) as writer:
         duplicates = 0
@@ -99,7 +99,7 @@ def split(
     """
     if len(shares) != 3 or not all(0 <= share < float("inf") for share in shares) or sum(shares) <= 0:
         raise ValueError(f"--shares {','.join(f'{share:g}' for share in shares)}: three shares such as 98,1,1")
-    info = _compatible([input_prefix], output_prefix)[0]
+    info = _compatible([input_prefix], [f"{output_prefix}_{name}" for name in _SPLITS])[0]
     parts = _assignment(info, shares, seed)
     seen = set[bytes]() if deduplicate else None
     duplicates = 0
@@ -144,12 +144,11 @@ def _assignment(info: DatasetInfo, shares: Sequence[float], seed: int) -> np.nda
     return parts
 
 
-def _compatible(inputs: Sequence[str], output_prefix: str) -> list[DatasetInfo]:
+def _compatible(inputs: Sequence[str], outputs: Sequence[str]) -> list[DatasetInfo]:
     prefixes = expand_prefixes(inputs)
-    outputs = {path.resolve() for path in dataset_paths(output_prefix)}
-    for prefix in prefixes:
-        if outputs & {path.resolve() for path in dataset_paths(prefix)}:
-            raise ValueError(f"--output-prefix {output_prefix} is also an input; give another")
+    for output in outputs:
+        if dataset_paths(output)[0].resolve() in {dataset_paths(prefix)[0].resolve() for prefix in prefixes}:
+            raise ValueError(f"--output-prefix: {output} is also an input; give another")
     infos = [read_dataset_info(prefix) for prefix in prefixes]
     first = infos[0]
     for info in infos[1:]:

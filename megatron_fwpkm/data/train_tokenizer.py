@@ -6,6 +6,7 @@ The work of tools/train_tokenizer.py. Free of torch.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
@@ -40,6 +41,7 @@ class TokenizerOptions:
     extra_pieces: tuple[str, ...] = ()
     json_key: str = "text"
     normalization: Normalization = "identity"
+    sample_fraction: float = 1.0
     on_error: Literal["fail", "skip"] = "fail"
     overwrite: bool = False
 
@@ -120,6 +122,8 @@ class _Reader:
                 if isinstance(record, BadRecord):
                     self._note(record)
                     continue
+                if not _sampled(record.texts[0], self._options.sample_fraction):
+                    continue
                 for sentence in _sentences(record.texts[0]):
                     self.sentences += 1
                     yield sentence
@@ -133,6 +137,14 @@ class _Reader:
         if self._options.on_error == "fail":
             raise ValueError(f"{bad}; --on-error skip goes on without such records")
         self.skipped += 1
+
+
+def _sampled(text: str, fraction: float) -> bool:
+    """Whether a document belongs to the sample: by its hash, so the same ones in any order and any file."""
+    if fraction >= 1:
+        return True
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
 
 
 def _sentences(text: str) -> Iterator[str]:
@@ -158,6 +170,8 @@ def _sentences(text: str) -> Iterator[str]:
 def _check(options: TokenizerOptions) -> None:
     if not 0 < options.character_coverage <= 1:
         raise ValueError(f"--character-coverage {options.character_coverage} must be above 0 and at most 1")
+    if not 0 < options.sample_fraction <= 1:
+        raise ValueError(f"--sample-fraction {options.sample_fraction} must be above 0 and at most 1")
     smallest = 3 + 256 + len(options.extra_pieces)
     if options.vocab_size <= smallest:
         raise ValueError(

@@ -133,6 +133,7 @@ def test_wrong_requests_are_refused(tmp_path: Path, text: Path) -> None:
         (wide, {"vocab_size": 300, "character_coverage": 1.0}, "is less than the 66. pieces that single characters"),
         (text, {"vocab_size": 200}, "--vocab-size 200 must be above 259"),
         (text, {"character_coverage": 0.0}, "--character-coverage 0.0 must be above 0 and at most 1"),
+        (text, {"sample_fraction": 0.0}, "--sample-fraction 0.0 must be above 0 and at most 1"),
         (text, {"extra_pieces": ("<s>",)}, "--extra-pieces '<s>': each must be new"),
         (text, {"extra_pieces": ("x", "x")}, "--extra-pieces 'x': each must be new"),
         (text, {"extra_pieces": ("a b",)}, "--extra-pieces 'a b': .* without white space"),
@@ -155,3 +156,15 @@ def test_the_largest_possible_vocabulary_works(tmp_path: Path) -> None:
         train(tmp_path, short)
     largest = int(str(refused.value).rsplit(" ", 1)[1])
     assert train(tmp_path, short, vocab_size=largest).vocab_size == largest
+
+
+def test_a_sample_is_of_documents_not_of_their_order(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": part}) + "\n" for part in novel(60_000).split("\n\n") if part.strip()]
+    models = []
+    for name, lines in (("a", rows), ("b", [*rows[100:], *rows[:100]])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+        report = train(tmp_path, tmp_path / f"{name}.jsonl", output_prefix=str(tmp_path / name), sample_fraction=0.5)
+        models.append((tmp_path / f"{name}.vocab").read_text())
+    assert models[0] == models[1] and report.text_bytes > 50_000, "the report is of all text"
+    kept = [module._sampled(row, 0.25) for row in rows]
+    assert 0.1 < sum(kept) / len(kept) < 0.4 and kept != sorted(kept)

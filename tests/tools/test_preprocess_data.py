@@ -31,7 +31,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tokenizer(TokenizerOptions((str(folder / "a.txt"),), str(folder / "t"), 290)).model
 
 
-@pytest.mark.parametrize("name", ["preprocess_data", "train_tokenizer", "merge_datasets", "split_dataset", "inspect_dataset"])
+TOOLS = ("preprocess_data", "train_tokenizer", "merge_datasets", "split_dataset", "inspect_dataset")
+
+
+@pytest.mark.parametrize("name", TOOLS)
 def test_help_is_quick_and_without_torch(name: str) -> None:
     started = time.monotonic()
     shown = tool("--help", name=name)
