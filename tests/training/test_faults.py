@@ -55,7 +55,9 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def ranks(argv: list[str], fault: dict[str, Any], folder: Path, size: int = 2) -> list[tuple[int, str]]:
+def ranks(
+    argv: list[str], fault: dict[str, Any], folder: Path, limit: float = LIMIT, size: int = 2
+) -> list[tuple[int, str]]:
     """(exit status, output) of the ranks of a run, as a launcher would start them; a stopped rank is killed last.
 
     Output goes to files in `folder`: helper processes of a rank that was killed would keep a pipe open.
@@ -79,7 +81,7 @@ def ranks(argv: list[str], fault: dict[str, Any], folder: Path, size: int = 2) -
         for rank in sorted(range(size), key=lambda rank: rank == fault.get("rank")):
             if fault.get("signal") == "SIGSTOP" and rank == fault["rank"]:
                 processes[rank].kill()
-            processes[rank].wait(LIMIT)
+            processes[rank].wait(limit)
         return [(p.returncode, output.read_text()) for p, output in zip(processes, outputs, strict=True)]
     finally:
         for process in processes:
@@ -205,18 +207,19 @@ def test_kill_9_under_data_parallelism_and_background_saves(dataset: str, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_soak_of_random_kills_ends_like_the_undisturbed_run(dataset: str, tmp_path: Path) -> None:
     """200 steps over two ranks, killed again and again at random places: the same weights, tables and numbers."""
     layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "train_iters": 200, "save_interval": 10}
     layout |= {"log_interval": 50}
-    calm = ranks(small(dataset, tmp_path / "calm", **layout), {}, tmp_path)
+    calm = ranks(small(dataset, tmp_path / "calm", **layout), {}, tmp_path, 600)
     assert [status for status, _ in calm] == [0, 0], calm
     generator, kills = random.Random(7), 0
     while True:
         disturbed = small(dataset, tmp_path / "wild", resume=True, async_save=kills % 2 == 1 or None, **layout)
         when, count = generator.choice([("step", generator.randint(15, 60)), ("save", generator.randint(2, 5))])
         fault = {"rank": generator.randint(0, 1), "when": when, "count": count, "signal": "SIGKILL"}
-        ended = ranks(disturbed, fault if kills < 8 else {}, tmp_path)
+        ended = ranks(disturbed, fault if kills < 8 else {}, tmp_path, 600)
         if all(status == 0 for status, _ in ended):
             break
         assert kills < 8 and ended[fault["rank"]][0] == -signal.SIGKILL, ended
