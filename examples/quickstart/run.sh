@@ -14,44 +14,50 @@ export TORCHDYNAMO_DISABLE=1
 mkdir -p "$out"
 started=$SECONDS
 
-stage() { # stage NAME "what it does" COMMAND...: runs the command once, keeps its wall time, remembers that it is done
-  local name=$1 what=$2 begin=$SECONDS
-  shift 2
-  if [ -f "$out/.$name.done" ]; then
+# stage NAME "what it does" PRODUCT COMMAND...: runs the command and keeps its wall time. A stage is not run again while its
+# product is there, the configuration is not newer, and no stage before it ran anew.
+stage() {
+  local name=$1 what=$2 product=$out/$3 mark=$out/.$1.done begin=$SECONDS
+  shift 3
+  if [ -z "$again" ] && [ -f "$mark" ] && [ -e "$product" ] && [ ! "$here/quickstart.yaml" -nt "$mark" ]; then
     echo "== $what: done before"
     return
   fi
+  again=yes
+  rm -f "$mark"
   echo "== $what"
   "$@"
-  printf '%s\t%s\n' "$name" "$((SECONDS - begin))" >>"$out/stages.tsv"
-  touch "$out/.$name.done"
+  echo "$((SECONDS - begin))" >"$mark"
 }
 
+again=
 training_text=("$here"/corpus/{emma,mansfield_park,persuasion,pride_and_prejudice,sense_and_sensibility}.txt.gz)
 held_out_text=$here/corpus/northanger_abbey.txt.gz
 
-stage tokenizer "1/6 train a tokenizer" \
+stage tokenizer "1/6 train a tokenizer" tokenizer.model \
   "$python" tools/train_tokenizer.py --input "${training_text[@]}" --vocab-size 1024 --output-prefix "$out/tokenizer"
-stage dataset "2/6 prepare the corpus" \
+stage dataset "2/6 prepare the corpus" austen_text_document.bin \
   "$python" tools/preprocess_data.py --input "${training_text[@]}" --txt-documents paragraph --output-prefix "$out/austen" \
-  --tokenizer-type SentencePieceTokenizer --tokenizer-model "$out/tokenizer.model" --append-eod --workers 2
-stage pretrain "3/6 pretrain on Megatron-Core" \
+  --tokenizer-type SentencePieceTokenizer --tokenizer-model "$out/tokenizer.model" --append-eod --workers 2 --overwrite
+stage pretrain "3/6 pretrain on Megatron-Core" checkpoints/latest \
   "$python" pretrain.py --config "$here/quickstart.yaml" --data-path "$out/austen_text_document" \
   --tokenizer-model "$out/tokenizer.model" --save "$out/checkpoints" --log-dir "$out" --resume
-stage export "4/6 export to Hugging Face format and verify" \
+stage export "4/6 export to Hugging Face format and verify" hf/model.safetensors \
   "$python" tools/convert_checkpoint.py export --checkpoint "$out/checkpoints" --output "$out/hf" --overwrite
-stage verify "    compare the export with the checkpoint" \
+stage verify "    compare the export with the checkpoint" hf/model.safetensors \
   "$python" tools/convert_checkpoint.py verify --checkpoint "$out/checkpoints" --export "$out/hf"
-stage needle "5/6 measure long-context recall" \
+stage needle "5/6 measure long-context recall" needle/report.html \
   "$python" tools/evaluate_needle.py --model "$out/hf" --haystack "$held_out_text" --lengths 256 1024 4096 8192 \
   --depths 5 --samples 50 --needles 5 --protocol ask-after-write --controls memory-off never-shown --workers 2 \
-  --seed 1 --output "$out/needle"
-stage generate "6/6 ask the model what it has read" \
+  --seed 1 --output "$out/needle" ${again:+--overwrite}
+stage generate "6/6 ask the model what it has read" hf/model.safetensors \
   "$python" tools/generate_text.py --model "$out/hf" --remember "$here/facts.txt" --prompt "The code young sister" --max-new-tokens 4
 
 echo
-echo "Finished in $((SECONDS - started)) s. Stages (s):"
-column -t "$out/stages.tsv" 2>/dev/null || cat "$out/stages.tsv"
+echo "Finished in $((SECONDS - started)) s. Stages:"
+for name in tokenizer dataset pretrain export verify needle generate; do
+  printf '  %-10s %5s s\n' "$name" "$(cat "$out/.$name.done")"
+done
 echo "Report:   $out/needle/report.html"
 echo "Heatmap:  $out/needle/heatmap.png"
 echo "Model:    $out/hf   (transformers: AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True))"

@@ -29,11 +29,6 @@ def num_query_groups(model: ModelConfig) -> int:
     return model.num_attention_heads if model.num_query_groups is None else model.num_query_groups
 
 
-def max_position_embeddings(model: ModelConfig) -> int:
-    """Longest position that an export records: --max-position-embeddings, else the sequence length."""
-    return model.seq_length if model.max_position_embeddings is None else model.max_position_embeddings
-
-
 def rotary_dim(model: ModelConfig) -> int:
     """Rotated width of every attention head."""
     return int(kv_channels(model) * model.rotary_percent)

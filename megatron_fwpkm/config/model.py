@@ -24,7 +24,7 @@ class ModelConfig:
     seq_length: int = 4096
     """Tokens per training sequence."""
     max_position_embeddings: int | None = None
-    """Longest position recorded in an export; default the sequence length (RoPE itself has no limit)."""
+    """Longest text that an export accepts without a remark; default no limit: neither RoPE nor the memory has one."""
     window_size: tuple[tuple[int, int], ...] = ()
     """Sliding attention window as LEFT,0 (a token sees itself and LEFT tokens before it), once for all layers or once
     per layer, -1,0 being full causal attention; default full everywhere."""

@@ -126,7 +126,7 @@ class FwPKMHFConfig(PreTrainedConfig):
             )
         if any(window is not None and window < 1 for window in windows):
             raise ValueError(f"attention_windows={windows}: a window is at least 1, the token itself, or None")
-        if head_dim % 2 or round(head_dim * self.partial_rotary_factor) % 2:
+        if head_dim % 2 or int(head_dim * self.partial_rotary_factor) % 2:
             raise ValueError(
                 f"head_dim={head_dim} times partial_rotary_factor={self.partial_rotary_factor} must be even: "
                 "RoPE rotates pairs"

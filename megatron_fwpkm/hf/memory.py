@@ -1,6 +1,6 @@
 """Fast-weight Product Key Memory (arXiv 2601.00671) in plain torch, for reading a text as a stream.
 
-This file is self-contained: it ships inside exported models. Shapes: B sequences that share one memory, T tokens,
+This file ships inside exported models. Shapes: B sequences that share one memory, T tokens,
 H heads, n sub-keys per half, k slots per head, C tokens per chunk, L tokens of lookahead; [B, T, ...] throughout.
 
 A token is read with the tables as they are and returned at once. It then waits until the token L later is known,
@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .precision import in_full_precision
 
 IDW_EPSILON = 1e-3
 """Added to the squared distance inside the logarithm of the inverse-distance score."""
@@ -84,6 +86,7 @@ def _read_halves(halves: Tensor, sub_keys: Tensor, settings: MemorySettings) -> 
     return indices, -torch.log(IDW_EPSILON + (halves.unsqueeze(2) - chosen).square().sum(-1))
 
 
+@in_full_precision
 def read_tables(queries: Tensor, sub_keys: Tensor, values: Tensor, settings: MemorySettings) -> Reading:
     """Read every token from the tables (DESIGN 2.1).
 
@@ -112,6 +115,7 @@ def read_tables(queries: Tensor, sub_keys: Tensor, values: Tensor, settings: Mem
     return Reading(retrieved.view(batch, tokens, -1), slots, weights, halves, half_indices, half_scores)
 
 
+@in_full_precision
 def sub_key_step(reading: Reading, sub_keys: Tensor, settings: MemorySettings) -> Tensor:
     """Gradient of the addressing loss with respect to the sub-keys, in closed form (DESIGN 2.3), [H, 2, n, key_dim/2].
 
@@ -136,6 +140,7 @@ def sub_key_step(reading: Reading, sub_keys: Tensor, settings: MemorySettings) -
     return step.view(heads, 2, num_subkeys, half_dim)
 
 
+@in_full_precision
 def value_step(
     reading: Reading, targets: Tensor, weights: Tensor, num_samples: float | Tensor, settings: MemorySettings
 ) -> tuple[Tensor, Tensor]:

@@ -145,7 +145,7 @@ class FwPKMModel(FwPKMPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList([FwPKMDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary_dim = round(config.head_dim * config.partial_rotary_factor)
+        self.rotary_dim = int(config.head_dim * config.partial_rotary_factor)
         self.gradient_checkpointing = False
         self.memory_mode = "on"
         self.post_init()

@@ -17,11 +17,10 @@ def test_defaults_of_the_model():
     assert derived.ffn_hidden_size(replace(model, hidden_size=100)) == 320  # 266.67 -> 267 -> 320
     assert derived.kv_channels(model) == 64
     assert derived.num_query_groups(model) == 12
-    assert derived.max_position_embeddings(model) == 4096
     assert derived.rotary_dim(replace(model, rotary_percent=0.25)) == 16
-    given = ModelConfig(ffn_hidden_size=7, kv_channels=5, num_query_groups=3, max_position_embeddings=9)
+    given = ModelConfig(ffn_hidden_size=7, kv_channels=5, num_query_groups=3)
     assert (derived.ffn_hidden_size(given), derived.kv_channels(given)) == (7, 5)
-    assert (derived.num_query_groups(given), derived.max_position_embeddings(given)) == (3, 9)
+    assert derived.num_query_groups(given) == 3
 
 
 def test_windows_of_the_layers():

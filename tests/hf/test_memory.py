@@ -194,3 +194,21 @@ def test_no_tokens_read_nothing() -> None:
     stream = MemoryStream(sub_keys, values, SETTINGS)
     assert stream.step(tokens.cut(0, 0)).shape == (2, 0, 5)
     assert read_and_write_chunks(tokens.cut(0, 0), stream).shape == (2, 0, 5)
+
+
+@pytest.mark.parametrize("boundary", ["carry", "drop"])
+def test_autocast_around_the_model_changes_no_digit(boundary: str) -> None:
+    settings = MemorySettings(topk=4, chunk_size=8, lookahead=1)
+    tokens, sub_keys, values = memory_inputs(settings)
+    tokens, sub_keys, values = tokens.map(Tensor.float), sub_keys.float(), values.float()
+
+    def run() -> tuple[Tensor, Tensor, Tensor]:
+        stream = MemoryStream(sub_keys, values, settings)
+        with torch.no_grad():
+            read = stream.step(tokens) if boundary == "carry" else read_and_write_chunks(tokens, stream)
+        return read, stream.sub_keys, stream.values
+
+    plain = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = run()
+    assert all(torch.equal(*pair) for pair in zip(plain, under_autocast, strict=True))
