@@ -1,0 +1,62 @@
+"""Replicas share their memories when asked to, and ranks that no longer agree are found and named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.distributed import run_distributed
+from tests.training.test_engine import BASE, VOCABULARY, batches, change
+
+
+class Shared:
+    """A memory whose hash is this rank's, when it disagrees."""
+
+    layer_number = 3
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def consistency_hash(self) -> torch.Tensor:
+        return torch.tensor(self.number)
+
+
+def share_and_check(rank: int, world_size: int) -> None:
+    """Two replicas first, two tensor-parallel ranks then."""
+    from megatron_fwpkm.training import replicas
+    from megatron_fwpkm.training.engine import MegatronEngine
+    from megatron_fwpkm.training.startup import distributed_run
+
+    def values(engine: MegatronEngine) -> list[torch.Tensor]:
+        table = engine.memories[0].fast_weights().values
+        both = [torch.empty_like(table) for _ in range(world_size)]
+        torch.distributed.all_gather(both, table)
+        return both
+
+    config = change(BASE, "training", check_weight_hash_across_dp_replicas_interval=1)
+    config = change(config, "fwpkm", dp_sync="average", dp_sync_interval=2)
+    with distributed_run(config.parallel, config.training) as world:
+        engine = MegatronEngine(config, VOCABULARY, world.device)
+        source = batches(0, rank, world_size)
+        engine.train_step(source)
+        one, other = values(engine)
+        assert not torch.equal(one, other), "replicas own their memories"
+        replicas.average_memories(engine.memories)
+        for table in values(engine):
+            torch.testing.assert_close(table, (one + other) / 2)
+        engine.train_step(source)
+        assert torch.equal(*values(engine)), "averaged after the second step"
+        if rank == 1:
+            next(engine.chunks[0].parameters()).data.view(-1)[0] += 1e-3
+        with pytest.raises(ValueError, match="iteration 7: the slow weights of data-parallel replicas differ"):
+            replicas.check_slow_weights(7, engine.chunks, world.device)
+    parallel = change(BASE, "parallel", tensor_model_parallel_size=2).parallel
+    with distributed_run(parallel, BASE.training) as world:
+        replicas.check_choices(8, [Shared(5)], world.device)
+        with pytest.raises(ValueError, match=r"iteration 9: .* chose different slots in the memory of layer\(s\) 3"):
+            replicas.check_choices(9, [Shared(5 + rank)], world.device)
+
+
+@pytest.mark.usefixtures("cpu_compat")
+def test_replicas_share_and_are_checked() -> None:
+    run_distributed(share_and_check, 2, timeout=90)
