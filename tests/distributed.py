@@ -26,7 +26,7 @@ import torch.multiprocessing as multiprocessing
 _POLL_SECONDS = 0.02
 
 
-def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60) -> list[Any]:
+def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120) -> list[Any]:
     """Call `function(rank, world_size, *args)` in `world_size` new processes joined in a gloo group.
 
     `function` must be importable (top level of a module); arguments and results must be picklable. Returns the results

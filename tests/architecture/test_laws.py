@@ -95,7 +95,7 @@ def test_every_imported_package_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
     declared = {Requirement(text).name.lower() for text in named}
-    ours = {"megatron_fwpkm", "tests", "benchmarks", "tools"}
+    ours = {"megatron_fwpkm", "tests", "benchmarks", "tools", "pretrain"}
     for source in python_sources():
         for name in laws.imported_packages(source) - ours:
             distributions = {found.lower() for found in packages_distributions().get(name, [name])}
