@@ -40,6 +40,8 @@ class Progress:
     window: list[tuple[float, float]] = field(default_factory=list)
     """(loss, lm loss) of the iterations since the last log record."""
     guard: dict[str, list[float]] = field(default_factory=dict)
+    dataset_windows: int = 0
+    """Windows of the training dataset, which the order of the data depends on; 0 before it is known."""
 
 
 def current_layout(config: PretrainConfig, world: World) -> Layout:
@@ -156,6 +158,7 @@ class RunCheckpoints:
             best_loss=loop["best_loss"],
             window=[(loss, lm_loss) for loss, lm_loss in loop["window"]],
             guard=loop["guard"],
+            dataset_windows=loop["dataset_windows"],
         )
 
     def save(self, progress: Progress) -> None:
@@ -203,7 +206,12 @@ class RunCheckpoints:
     def _record(self, progress: Progress) -> RunRecord:
         # Copies: training goes on while an asynchronous save waits for its record.
         guard = {layer: list(losses) for layer, losses in progress.guard.items()}
-        loop: dict[str, Any] = {"best_loss": progress.best_loss, "window": list(progress.window), "guard": guard}
+        loop: dict[str, Any] = {
+            "best_loss": progress.best_loss,
+            "window": list(progress.window),
+            "guard": guard,
+            "dataset_windows": progress.dataset_windows,
+        }
         return RunRecord(
             iteration=progress.iteration,
             consumed_samples=progress.consumed_samples,

@@ -20,7 +20,7 @@ from ..config.validation import validate
 from ..data.datasets import build_datasets
 from ..data.sampler import build_loader
 from ..data.tokenizers import build_tokenizer
-from .checkpointing import RunCheckpoints, prepare_save_folder
+from .checkpointing import Progress, RunCheckpoints, prepare_save_folder
 from .engine import Batch, MegatronEngine, num_microbatches
 from .loop import TrainingLoop
 from .metrics import JsonLines, MetricsLog, Sink, TensorBoard
@@ -71,6 +71,7 @@ def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | 
     engine = MegatronEngine(config, rows, world.device)
     checkpoints = RunCheckpoints(resolved, world, manager, engine, tokenizer, rows)
     progress = checkpoints.restore()
+    check_data_position(config, progress, len(train), global_batch)
     loaders = [
         None
         if dataset is None
@@ -91,6 +92,29 @@ def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | 
         loop = TrainingLoop(config, world, engine, checkpoints, metrics, progress, global_batch)
         places = {"metrics": str(log_dir / "metrics.jsonl"), "tensorboard": config.logging.tensorboard_dir}
         loop.run(train_batches, loaders[1], places)
+
+
+def check_data_position(config: PretrainConfig, progress: Progress, windows: int, global_batch: int) -> None:
+    """Whether the data goes on where a resumed run left it; a new run only notes the dataset's size.
+
+    Megatron deals all epochs at once, so another number of windows is another order: that is said, not refused.
+    Raises ValueError when the windows that are left do not suffice.
+    """
+    left = (config.training.train_iters - progress.iteration) * global_batch
+    if progress.consumed_samples + left > windows:
+        raise ValueError(
+            f"{progress.consumed_samples} samples are consumed and {left} more are needed to reach --train-iters "
+            f"{config.training.train_iters} at --global-batch-size {global_batch}, but the dataset was sized for "
+            f"{windows}: go on with the batch size the run began with, or start anew with --load and --finetune"
+        )
+    if progress.dataset_windows not in (0, windows):
+        logger.warning(
+            "the training data was dealt as %d windows and is now dealt as %d (--train-iters, --global-batch-size or "
+            "the data changed), in another order: from here on some windows come again and some never",
+            progress.dataset_windows,
+            windows,
+        )
+    progress.dataset_windows = windows
 
 
 def _make_log_dir(resolved: Resolved) -> Path:
