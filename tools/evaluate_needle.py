@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         flag = f"--needle-{name.replace('_', '-')}"
         add(flag, type=int, default=value, metavar="N", help=f"words of a {name[:-6]} (default: {value})")
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
-    add("--device", default="cpu", help="torch device, e.g. cuda (default: cpu)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ...; auto takes cuda where there is one")
     add("--check-causality", action="store_true", 
         help="also change a token and compare all earlier logits; exit 1 if one moves")  # fmt: skip
     add("--overwrite", action="store_true", help="measure anew what is already in --output")

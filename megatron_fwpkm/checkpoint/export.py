@@ -236,18 +236,28 @@ def hf_model_from_checkpoint(path: str | Path) -> tuple[FwPKMForCausalLM, PreTra
         return model, PreTrainedTokenizerFast.from_pretrained(folder) if has_tokenizer else None
 
 
+def usable_device(name: str) -> torch.device:
+    """The device that --device names; `auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        device = torch.device(chosen)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
 def load_for_text(path: str | Path, device: str = "auto") -> tuple[FwPKMForCausalLM, PreTrainedTokenizerFast]:
     """:func:`hf_model_from_checkpoint` on a device (`auto`: CUDA where there is one), for work that needs a tokenizer.
 
     Raises:
         ValueError: as there; an unknown device; or no tokenizer.
     """
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        target = torch.device(name)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    target = usable_device(device)
     model, tokenizer = hf_model_from_checkpoint(path)
     if tokenizer is None:
         raise ValueError(f"{path} holds no tokenizer, so there is no text to read or write")

@@ -101,10 +101,11 @@ class NeedleSpec:
         Raises:
             ValueError: more facts than keys exist.
         """
-        available = self._number_of_keys()
+        available = self.number_of_keys()
         if count > available:
             raise ValueError(
-                f"--needle-facts {count} is more than the {available} different keys this tokenizer offers"
+                f"{count} facts are more than the {available} different keys this tokenizer offers; ask for fewer "
+                "facts, or raise --needle-key-words"
             )
         facts: list[Fact] = []
         seen: set[str] = set()
@@ -140,7 +141,8 @@ class NeedleSpec:
             )
         return EncodedFact(tuple(tokens), answer)
 
-    def _number_of_keys(self) -> int:
+    def number_of_keys(self) -> int:
+        """How many different keys can be drawn."""
         number = 1
         for used in range(self.key_words):
             number *= max(0, len(self.key_vocabulary) - used)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_fwpkm.checkpoint.export import hf_model_from_checkpoint
+from megatron_fwpkm.checkpoint.export import hf_model_from_checkpoint, usable_device
 from megatron_fwpkm.checkpoint.manager import resolve_checkpoint
 from megatron_fwpkm.checkpoint.record import read_record
 from megatron_fwpkm.config import DataConfig
@@ -32,20 +32,21 @@ class LoadedModel:
         return digest.hexdigest()
 
 
-def load_model(path: str, device: str = "cpu") -> LoadedModel:
+def load_model(path: str, device: str = "auto") -> LoadedModel:
     """Load an export or a checkpoint for evaluation, in float32.
 
     Raises:
-        ValueError: no such folder, no tokenizer in it, a model without memory layers, or a tokenizer with more pieces
-            than the model has embeddings.
+        ValueError: no such device or folder, no tokenizer in it, a model without memory layers, or a tokenizer with
+            more pieces than the model has embeddings.
     """
+    target = usable_device(device)
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"--model {path} is not a folder; give an export or a checkpoint")
     model, _ = hf_model_from_checkpoint(folder)
     tokenizer = load_tokenizer(folder)
     check_fits(model, tokenizer, path)
-    return LoadedModel(model.to(torch.device(device)).eval(), tokenizer)
+    return LoadedModel(model.to(target).eval(), tokenizer)
 
 
 def check_fits(model: FwPKMForCausalLM, tokenizer: Tokenizer, path: str) -> None:

@@ -30,8 +30,8 @@ class RunOptions:
     """Folder of results.json, results.csv, heatmap.png, report.html and samples.jsonl."""
     workers: int = 1
     """Processes, each with a model of its own; 1 stays in this process."""
-    device: str = "cpu"
-    """Torch device of every process."""
+    device: str = "auto"
+    """Torch device of every process; `auto` is CUDA where there is one."""
     overwrite: bool = False
     """Discard samples that are already in the output folder."""
     check_causality: bool = False

@@ -53,7 +53,8 @@ def all_cells(settings: NeedleSettings) -> Iterator[Cell]:
 
 def shortest_context(spec: NeedleSpec, needles: int) -> int:
     """Tokens from which on `needles` facts always find a place, whatever the depth."""
-    longest = max(len(spec.encode_fact(fact).tokens) for fact in spec.draw(np.random.default_rng(0), 64))
+    facts = spec.draw(np.random.default_rng(0), min(64, spec.number_of_keys()))
+    longest = max(len(spec.encode_fact(fact).tokens) for fact in facts)
     return (needles + 2) * longest
 
 

@@ -46,7 +46,7 @@ def test_every_key_can_be_drawn(tokenizer: Tokenizer) -> None:
     spec = NeedleSpec.from_config(NeedleConfig(key_words=1), tokenizer)
     count = len(spec.key_vocabulary)
     assert {fact.key for fact in spec.draw(np.random.default_rng(0), count)} == set(spec.key_vocabulary)
-    with pytest.raises(ValueError, match=f"--needle-facts {count + 1} is more than the {count} different keys"):
+    with pytest.raises(ValueError, match=f"{count + 1} facts are more than the {count} different keys"):
         spec.draw(np.random.default_rng(0), count + 1)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_fwpkm.data.needles import NeedleSpec
 from megatron_fwpkm.evaluation.haystack import Haystack
 from megatron_fwpkm.evaluation.needle_samples import Cell, all_cells, make_sample, shortest_context
 
@@ -93,6 +94,12 @@ def test_too_short_a_context_is_refused(spec):
     make_sample(FILLER, spec, Cell(needed, 0.0, 0), needles=5, seed=0, reach=None)
     with pytest.raises(ValueError, match=rf"--lengths 30 is too short for --needles 5.*at least {needed} tokens"):
         make_sample(FILLER, spec, Cell(30, 0.0, 0), needles=5, seed=0, reach=None)
+
+
+def test_a_tokenizer_with_few_keys_has_a_shortest_context_too(tokenizer):
+    few = NeedleSpec(tokenizer, "The code {key} {value}.", tokenizer.whole_words()[:48], key_words=1, value_words=1)
+    longest = max(len(few.encode_fact(fact).tokens) for fact in few.draw(np.random.default_rng(1), 16))
+    assert shortest_context(few, 5) == 7 * longest
 
 
 def test_cells_spread_the_samples_over_the_depths(make_settings):

@@ -61,6 +61,8 @@ def test_an_export_is_measured(export, folder, tmp_path):  # noqa: F811
 def test_what_is_wrong_with_a_model_is_told(export, folder, tmp_path):  # noqa: F811
     from megatron_fwpkm.evaluation.loading import load_model
 
+    with pytest.raises(ValueError, match="--device tpu cannot be used here"):
+        load_model(str(export), "tpu")
     with pytest.raises(ValueError, match="is not a folder; give an export or a checkpoint"):
         load_model(str(tmp_path / "missing"))
     with pytest.raises(ValueError, match="is not a checkpoint|no checkpoint"):
