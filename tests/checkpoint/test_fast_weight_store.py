@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore
 from megatron_fwpkm.checkpoint.store_layout import stored_tensors
 from megatron_fwpkm.config import FwPKMConfig
 from megatron_fwpkm.ops import FastWeightState, PendingTokens
 from tests.distributed import run_distributed
+from tests.layers.megatron import initialize
 
 MEMORY = FwPKMConfig(layer_numbers=(2, 3), num_heads=2, num_subkeys=4, key_dim=6, value_dim=8)
 
@@ -129,18 +128,8 @@ def test_tables_move_between_layouts_exactly(tmp_path: Path) -> None:
     assert stored_tensors(tmp_path / "tp2")["layer2/replica0/values"].size == torch.Size([16, 8])
 
 
-@pytest.fixture
-def one_process() -> Iterator[None]:
-    from megatron.core import parallel_state
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    parallel_state.initialize_model_parallel()
-    yield
-    parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
-
-
-def test_what_does_not_fit_is_refused(tmp_path: Path, one_process: None) -> None:
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    initialize()
     store = FastWeightStore(MEMORY, seed=5)
     store.save(tmp_path / "fast", [Layer(2, whole(2, 0))])
     again = Layer(2, whole(2, 1, pending=False))

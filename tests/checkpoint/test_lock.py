@@ -41,8 +41,8 @@ def test_a_living_run_of_this_host_is_named(tmp_path: Path) -> None:
 
 def test_a_process_id_that_was_used_again_is_not_the_run(tmp_path: Path) -> None:
     leave_lock(tmp_path, pid=1, process_start="another time")
-    with run_lock(tmp_path):
-        pass
+    with run_lock(tmp_path) as path:
+        assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
 def test_a_lock_of_another_host_is_watched(tmp_path: Path) -> None:

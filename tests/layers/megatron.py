@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,8 +33,7 @@ def initialize(tensor_parallel: int = 1, context_parallel: int = 1) -> None:
     """Megatron's parallel state over the processes there are, or over this one alone; may be called again."""
     cpu_compat.install()
     if not torch.distributed.is_initialized():
-        store = torch.distributed.FileStore(str(Path(tempfile.mkdtemp()) / "rendezvous"), 1)
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(tensor_parallel, context_parallel_size=context_parallel)
     model_parallel_cuda_manual_seed(7, force_reset_rng=True)
