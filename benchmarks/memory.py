@@ -63,7 +63,7 @@ def measure_side(implementation: str, mode: str, shape: Shape, repeats: int) -> 
     torch.manual_seed(0)
     s, training = shape, mode == "training"
     sub_keys = torch.empty(s.heads, 2, s.num_subkeys, s.key_dim // 2).uniform_(-1, 1).mul_(s.key_dim**-0.5)
-    values = torch.empty(s.num_subkeys**2, s.value_dim).normal_(std=s.value_dim**-0.25)
+    values = torch.empty(s.num_subkeys**2, s.value_dim).normal_(std=s.value_dim**-0.5)
     queries = torch.randn(s.batch, s.tokens, s.heads, s.key_dim, requires_grad=training)
     targets = torch.randn(s.batch, s.tokens, s.value_dim, requires_grad=training)
     gates = torch.rand(s.batch, s.tokens, requires_grad=training)

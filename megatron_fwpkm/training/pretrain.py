@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -71,6 +71,7 @@ def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | 
     engine = MegatronEngine(config, rows, world.device)
     checkpoints = RunCheckpoints(resolved, world, manager, engine, tokenizer, rows)
     progress = checkpoints.restore()
+    assert isinstance(train, Sized)  # a map-style dataset
     check_data_position(config, progress, len(train), global_batch)
     loaders = [
         None
