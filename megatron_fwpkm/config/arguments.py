@@ -182,7 +182,7 @@ def describe(option: Option) -> str:
 
 
 def metavar(option: Option) -> str:
-    """The placeholder of a value in the help."""
+    """How a value is spelled in the usage line."""
     if option.choices:
         return "{" + ",".join(option.choices) + "}"
     return {"whole number": "N", "number": "X", "LEFT,RIGHT": "LEFT,RIGHT"}.get(option.kind, "TEXT")

@@ -19,7 +19,7 @@ class DataConfig:
     valid_data_path: tuple[str, ...] = ()
     """Validation prefix or blend, together with --train-data-path."""
     test_data_path: tuple[str, ...] = ()
-    """Test prefix or blend, together with --train-data-path."""
+    """Test prefix or blend, together with --train-data-path: pretrain.py neither trains nor evaluates on it."""
     data_cache_path: str | None = None
     """Folder for the index caches of the datasets; default beside the data."""
     tokenizer_type: Literal["SentencePieceTokenizer", "HuggingFaceTokenizer", "NullTokenizer"] = (

@@ -24,7 +24,7 @@ VARIANTS = [
 ]
 
 
-def close(actual: Tensor, expected: Tensor) -> None:
+def check_close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -42,15 +42,15 @@ def test_stream_equals_oracle(settings: MemorySettings, masked: bool, gated: boo
     expected = reference(tokens, sub_keys, values, settings, "carry")
     stream = MemoryStream(sub_keys, values, settings)
     with torch.no_grad():
-        close(stream.step(tokens), expected.retrieved)
-    close(stream.sub_keys, expected.state.sub_keys)
-    close(stream.values, expected.state.values)
+        check_close(stream.step(tokens), expected.retrieved)
+    check_close(stream.sub_keys, expected.state.sub_keys)
+    check_close(stream.values, expected.state.values)
     assert stream.num_pending == expected.state.num_pending
     flushed = flush_pending(expected.state, implementation="reference", **asdict(settings)).state
     with torch.no_grad():
         stream.flush()
-    close(stream.sub_keys, flushed.sub_keys)
-    close(stream.values, flushed.values)
+    check_close(stream.sub_keys, flushed.sub_keys)
+    check_close(stream.values, flushed.values)
     assert stream.num_pending == flushed.num_pending == settings.lookahead
 
 
@@ -61,7 +61,7 @@ def test_training_arithmetic_equals_oracle(settings: MemorySettings, masked: boo
     text, sub_keys, values = memory_inputs(settings, tokens=tokens, masked=masked)
     with torch.no_grad():
         actual = read_and_write_chunks(text, FastWeights(sub_keys, values, settings))
-    close(actual, reference(text, sub_keys, values, settings, "drop").retrieved)
+    check_close(actual, reference(text, sub_keys, values, settings, "drop").retrieved)
 
 
 @pytest.mark.parametrize("boundary", ["drop", "carry"])
@@ -81,7 +81,7 @@ def test_gradients_equal_oracle(settings: MemorySettings, boundary: str) -> None
         gradients = torch.autograd.grad(loss, leaves)
         results.append([out, *gradients])
     for ours, expected in zip(*results, strict=True):
-        close(ours, expected)
+        check_close(ours, expected)
 
 
 @pytest.mark.parametrize("cuts", [[0, 45], range(46), [0, 1, 9, 10, 26, 45], [0, 44, 45]])
@@ -92,9 +92,9 @@ def test_any_cut_reads_the_same(cuts: list[int], lookahead: int) -> None:
     whole, cut = (MemoryStream(sub_keys, values, settings) for _ in range(2))
     with torch.no_grad():
         expected = whole.step(tokens)
-        close(torch.cat([cut.step(tokens.cut(a, b)) for a, b in pairwise(cuts)], 1), expected)
-    close(cut.values, whole.values)
-    close(cut.sub_keys, whole.sub_keys)
+        check_close(torch.cat([cut.step(tokens.cut(a, b)) for a, b in pairwise(cuts)], 1), expected)
+    check_close(cut.values, whole.values)
+    check_close(cut.sub_keys, whole.sub_keys)
     assert cut.num_pending == whole.num_pending
 
 
@@ -104,7 +104,7 @@ def test_a_mask_may_begin_in_the_middle_of_a_text() -> None:
     plain, mixed = (MemoryStream(sub_keys, values, SETTINGS) for _ in range(2))
     with torch.no_grad():
         expected = plain.step(tokens)
-        close(torch.cat([mixed.step(tokens.cut(0, 5)), mixed.step(ones.cut(5))], 1), expected)
+        check_close(torch.cat([mixed.step(tokens.cut(0, 5)), mixed.step(ones.cut(5))], 1), expected)
 
 
 def test_modes() -> None:
@@ -114,9 +114,9 @@ def test_modes() -> None:
         stream.step(tokens)
         written, waiting = stream.values.clone(), stream.num_pending
         frozen = stream.step(tokens, "frozen")
-        close(frozen, stream.read(tokens.queries).retrieved)
+        check_close(frozen, stream.read(tokens.queries).retrieved)
         off = stream.step(tokens, "off")
-        close(off, MemoryStream(sub_keys, values, SETTINGS).read(tokens.queries).retrieved)
+        check_close(off, MemoryStream(sub_keys, values, SETTINGS).read(tokens.queries).retrieved)
     assert not torch.equal(frozen, off)
     assert torch.equal(stream.values, written) and stream.num_pending == waiting
     stream.reset()
@@ -142,7 +142,7 @@ def test_clones_go_their_own_ways() -> None:
         twin = stream.clone()
         expected = stream.step(tokens.cut(20))
         moved = stream.values.clone()
-        close(twin.step(tokens.cut(20)), expected)
+        check_close(twin.step(tokens.cut(20)), expected)
         twin.step(tokens)
     assert torch.equal(stream.values, moved) and not torch.equal(twin.values, moved)
 
@@ -164,7 +164,7 @@ def test_a_stream_may_leave_inference_mode() -> None:
     with torch.inference_mode():
         first = stream.step(tokens.cut(0, 20))
     with torch.no_grad():
-        close(torch.cat([first, stream.step(tokens.cut(20))], 1), whole.step(tokens))
+        check_close(torch.cat([first, stream.step(tokens.cut(20))], 1), whole.step(tokens))
 
 
 def test_a_read_near_a_key_keeps_its_digits_in_float32() -> None:
