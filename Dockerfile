@@ -34,7 +34,7 @@ WORKDIR /opt/megatron_fwpkm
 COPY constraints.txt ./
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN python -m pip install --no-deps megatron-core==0.16.1 \
-    && grep -E '^(huggingface_hub|psutil|rich|safetensors|sentencepiece|tensorboard|tokenizers|transformers)==' constraints.txt > train.txt \
+    && grep -E '^(huggingface_hub|protobuf|psutil|rich|safetensors|sentencepiece|tensorboard|tokenizers|transformers)==' constraints.txt > train.txt \
     && grep -vE '^(torch|triton|numpy|setuptools)==' constraints.txt > others.txt \
     && python -m pip install --constraint others.txt --requirement train.txt
 COPY . .
