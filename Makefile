@@ -41,8 +41,8 @@ quickstart: setup ## From text to a trained, exported and evaluated model, with 
 test: setup ## Run the tests but the slow ones (under 15 minutes on 2 cores)
 	@$(pytest) -m 'not slow' $(PYTEST_ARGS)
 
-test-all: setup ## Run every test
-	@$(pytest) --timeout 1200 $(PYTEST_ARGS)
+test-all: setup ## Run every test, property tests with new examples
+	@$(pytest) --timeout 1200 --hypothesis-profile explore $(PYTEST_ARGS)
 
 lint: $(VENV)/.ready-dev ## Check style, types, the import rule, shell scripts and the Dockerfile
 	@echo '== ruff' && $(bin)/ruff check .

@@ -21,12 +21,18 @@ os.environ.setdefault(
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 MEGATRON_ROOMS = {"layers", "models", "training", "checkpoint", "integration"}
 GOLDEN_FOLDERS = (ROOT / "tests" / "goldens", ROOT.parent / "shared" / "goldens")
 
 torch.set_num_threads(1)
+
+# `make test` must give one answer for one commit; `make test-all` looks for new examples (and prints how to repeat them).
+settings.register_profile("fixed")
+settings.register_profile("explore", print_blob=True)
+settings.load_profile("fixed")
 
 
 @dataclass(frozen=True)

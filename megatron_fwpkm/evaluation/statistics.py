@@ -63,7 +63,9 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     z2 = _NORMAL_975**2
     centre = (successes + z2 / 2) / (trials + z2)
     half = _NORMAL_975 / (trials + z2) * math.sqrt(successes * (trials - successes) / trials + z2 / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low, high = centre - half, centre + half
+    # Where the root is the proportion itself, 0 or 1, rounding may put it a hair beyond.
+    return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
 
 
 def recall(answers: Iterable[Answer]) -> Recall:

@@ -194,7 +194,7 @@ _texts = st.text(st.characters(codec="utf-8"), max_size=12)
 _numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lr=_numbers,
     size=st.integers(),

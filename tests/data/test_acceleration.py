@@ -45,7 +45,7 @@ TEXT = st.one_of(
 
 
 @pytest.mark.parametrize("way", ways())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(TEXT, max_size=4))
 def test_the_same_tokens(separable: Tokenizer, way: Any, texts: list[str]) -> None:
     assert choose_accelerator(separable, way) == (way, "")

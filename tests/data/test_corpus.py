@@ -112,7 +112,7 @@ def test_unreadable_inputs_are_refused(tmp_path: Path) -> None:
 
 # Characters at which naive readers stumble: line separators, byte-order mark, control characters, four-byte characters.
 TEXT = st.text(st.sampled_from('ab \t\u2028\x85\x00\x0b\ufeff\u00e9\U0001f600</s>{}"\\'), min_size=1, max_size=12)
-KEEP = dict(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+KEEP = dict(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @settings(**KEEP)  # type: ignore[arg-type]

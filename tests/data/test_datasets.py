@@ -211,7 +211,7 @@ def test_items_depend_on_seed_and_index_only(write_dataset: WriteDataset, tokeni
     assert any(not torch.equal(first[index]["tokens"], other[index]["tokens"]) for index in range(12))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), count=st.integers(1, 6), spare=st.integers(0, 9), seed=st.integers(0, 99))
 def test_overlaid_facts_never_overlap(data: st.DataObject, count: int, spare: int, seed: int) -> None:
     facts = []

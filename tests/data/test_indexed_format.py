@@ -30,7 +30,7 @@ def documents_of(prefix: Path) -> list[list[int]]:
     return [opened[index].tolist() for index in range(len(opened))]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     documents=st.lists(st.lists(st.integers(0, 65499), min_size=1, max_size=9), min_size=1, max_size=9),
     dtype=st.sampled_from(["uint16", "int32"]),

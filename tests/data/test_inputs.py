@@ -136,7 +136,7 @@ def test_folders_patterns_and_doubles(tmp_path: Path) -> None:
 LINES = st.lists(st.sampled_from(["", "x", "\u00e9" * 9, "long " * 8]), max_size=12)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     contents=st.lists(LINES, min_size=1, max_size=4),
     shards=st.integers(1, 7),
@@ -164,7 +164,7 @@ def test_shards_are_the_whole_cut_anywhere(
     assert found == [(record.line, type(record)) for record in whole]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     values=LINES,
     kind=st.sampled_from(["plain", "gz", "array", "paragraph", "parquet"]),

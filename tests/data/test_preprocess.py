@@ -174,7 +174,7 @@ def test_existing_output_is_kept_unless_told(tmp_path: Path, tokenizer_file: Pat
 TEXT = st.text(st.sampled_from("ab \n\t\u2028\u00e9\U0001f600</s>"), min_size=1, max_size=15)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     contents=st.lists(st.lists(st.one_of(TEXT, st.none()), max_size=8), min_size=1, max_size=3),
     compressed=st.booleans(),

@@ -72,7 +72,7 @@ def dying_at(number: int) -> Any:
     return replace
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(stops=st.lists(st.integers(1, 30), min_size=1, max_size=3), publish=st.integers(0, 5))
 def test_a_run_cut_off_anywhere_gives_the_same_bytes(
     tmp_path: Path, tokenizer_file: Path, source: Path, stops: list[int], publish: int

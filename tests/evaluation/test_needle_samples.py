@@ -20,7 +20,7 @@ def fact_positions(context: np.ndarray) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     length=st.integers(60, 400), depth=st.floats(0, 1), needles=st.integers(1, 5), seed=st.integers(0, 99),
     reach=st.none() | st.integers(0, 500),

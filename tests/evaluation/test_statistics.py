@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megatron_fwpkm.evaluation.statistics import Answer, recall, wilson_interval
@@ -24,6 +24,8 @@ def test_wilson_interval(successes, trials, low, high):
     assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-14)
 
 
+@example(0, 143)
+@example(143, 0)
 @given(st.integers(0, 200), st.integers(1, 200))
 def test_wilson_bounds_solve_the_score_equation(successes, extra):
     trials = successes + extra

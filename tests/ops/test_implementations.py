@@ -44,7 +44,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(configurations())
 def test_sparse_equals_reference(configuration: dict[str, Any]) -> None:
     case = make_case(**configuration)

@@ -51,7 +51,7 @@ def run_in_pieces(case: Case, cuts: list[int], *, in_place: bool = False, **chan
     return FastWeightOutput(*joined, state)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     cuts=st.lists(st.integers(0, 30), max_size=6),
     chunk_size=st.integers(1, 9),
