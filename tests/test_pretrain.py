@@ -118,7 +118,7 @@ def test_twenty_steps_equal_ten_and_resume_and_ten(
     assert re.search(
         r"iteration 20/20 \| loss .* tokens/s \| gate 0\.\d\d \| slots .* \| memorization .* \| ETA 0:00", output
     )
-    assert "validation at iteration 20" in output
+    assert "validation at iteration 20" in output and "test at iteration 20" in output
     assert f"checkpoint: {whole}/iter_0000020" in output
     assert f"metrics: {whole}/metrics.jsonl" in output
     # Stopped between two log records, too.

@@ -13,13 +13,13 @@ class DataConfig:
     data_path: tuple[str, ...] = ()
     """Dataset prefix, or WEIGHT PREFIX pairs of a blend, split by --split."""
     split: str = "969,30,1"
-    """Shares of documents for training, validation and test."""
+    """Shares of documents for training, validation and test (measured once, after the last iteration)."""
     train_data_path: tuple[str, ...] = ()
     """Training prefix or blend, instead of --data-path."""
     valid_data_path: tuple[str, ...] = ()
     """Validation prefix or blend, together with --train-data-path."""
     test_data_path: tuple[str, ...] = ()
-    """Test prefix or blend, together with --train-data-path: pretrain.py neither trains nor evaluates on it."""
+    """Test prefix or blend, together with --train-data-path; measured once, after the last iteration."""
     data_cache_path: str | None = None
     """Folder for the index caches of the datasets; default beside the data."""
     tokenizer_type: Literal["SentencePieceTokenizer", "HuggingFaceTokenizer", "NullTokenizer"] = (

@@ -73,13 +73,20 @@ class TrainingLoop:
         self._speeds: list[float] = []
         self._last: StepResult | None = None
         self._validation_loss: float | None = None
+        self._test_loss: float | None = None
         self._stop = StopSignals()
 
-    def run(self, train: Iterable[Batch], validation: Iterable[Batch] | None, places: dict[str, str | None]) -> None:
+    def run(
+        self,
+        train: Iterable[Batch],
+        validation: Iterable[Batch] | None,
+        test: Iterable[Batch] | None,
+        places: dict[str, str | None],
+    ) -> None:
         """Train, evaluate, log and save until the run ends; then write the summary.
 
-        `places` names files and folders for the summary. Raises TrainingDivergedError when the run has gone wrong; the
-        last published checkpoint is untouched then.
+        `test` is measured once, after the last iteration. `places` names files and folders for the summary. Raises
+        TrainingDivergedError when the run has gone wrong; the last published checkpoint is untouched then.
         """
         batches = iter(train)
         with self._stop:
@@ -92,6 +99,8 @@ class TrainingLoop:
                 reason = self._why_stop()
                 self._save_if_due(report, ending=reason is not None)
             self._checkpoints.finish(wait=True)
+            if test is not None and reason == "finished":
+                self._test_loss = self._evaluate("test", test)
         self._finish(reason, places)
 
     def _step(self, batches: Iterator[Batch]) -> None:
@@ -160,22 +169,26 @@ class TrainingLoop:
     def _evaluate_if_due(self, validation: Iterable[Batch] | None) -> None:
         training = self._config.training
         due = self.progress.iteration % training.eval_interval == 0 or self.progress.iteration == training.train_iters
-        if validation is None or not due:
-            return
-        begin = time.monotonic()
-        self._world.mark(f"evaluating at iteration {self.progress.iteration}")
-        losses = self._engine.evaluate(validation, training.eval_iters)
+        if validation is not None and due:
+            self._validation_loss = self._evaluate("validation", validation)
+
+    def _evaluate(self, split: str, batches: Iterable[Batch]) -> float:
+        """Measure a split with the memories put back afterwards, write and say the result; returns the LM loss."""
+        iteration, begin = self.progress.iteration, time.monotonic()
+        self._world.mark(f"evaluating {split} data at iteration {iteration}")
+        losses = self._engine.evaluate(batches, self._config.training.eval_iters)
         seconds = time.monotonic() - begin
-        self._validation_loss = losses.lm_loss
-        record = {"iteration": self.progress.iteration, **asdict(losses), "seconds": seconds}
-        self._metrics.write("evaluation", record)
+        kind = "evaluation" if split == "validation" else "test"
+        self._metrics.write(kind, {"iteration": iteration, **asdict(losses), "seconds": seconds})
         logger.info(
-            "validation at iteration %d: loss %.4f | lm loss %.4f | %.1f s",
-            self.progress.iteration,
+            "%s at iteration %d: loss %.4f | lm loss %.4f | %.1f s",
+            split,
+            iteration,
             losses.loss,
             losses.lm_loss,
             seconds,
         )
+        return losses.lm_loss
 
     def _why_stop(self) -> str | None:
         """The reason to end after this iteration, the same on every rank; None to go on."""
@@ -227,6 +240,7 @@ class TrainingLoop:
             "last_loss": self._last.losses.loss if self._last is not None else None,
             "best_loss": progress.best_loss,
             "validation_loss": self._validation_loss,
+            "test_loss": self._test_loss,
             "places": {"checkpoint": self._checkpoints.newest(), **places},
         }
         self._metrics.write("end", summary)

@@ -100,7 +100,7 @@ class MetricsLog:
             sink.close()
 
     def write(self, kind: str, record: JsonRecord) -> None:
-        """Write one record; `kind` is train, evaluation, start or end."""
+        """Write one record; `kind` is train, evaluation, test, start or end."""
         for sink in self._sinks:
             sink.write({"kind": kind, **record})
 
@@ -179,6 +179,8 @@ def summary_lines(summary: JsonRecord) -> list[str]:
         lines.append(f"loss: last {summary['last_loss']:.4f}, best {summary['best_loss']:.4f}")
     if summary["validation_loss"] is not None:
         lines.append(f"validation lm loss: last {summary['validation_loss']:.4f}")
+    if summary["test_loss"] is not None:
+        lines.append(f"test lm loss: {summary['test_loss']:.4f}")
     lines += [f"{name}: {place}" for name, place in summary["places"].items() if place]
     return lines
 

@@ -64,7 +64,7 @@ def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | 
     config = resolved.config
     replicas = parallel_state.get_data_parallel_world_size()
     tokenizer = build_tokenizer(config.data)
-    train, validation, _ = build_datasets(config, tokenizer, global_batch_size=global_batch)
+    train, validation, test = build_datasets(config, tokenizer, global_batch_size=global_batch)
     rows = padded_vocab_size(
         tokenizer.vocab_size, config.model.make_vocab_size_divisible_by, config.parallel.tensor_model_parallel_size
     )
@@ -84,7 +84,7 @@ def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | 
             consumed_samples=consumed,
             num_workers=config.data.num_workers,
         )
-        for dataset, consumed in ((train, progress.consumed_samples), (validation, 0))
+        for dataset, consumed in ((train, progress.consumed_samples), (validation, 0), (test, 0))
     ]
     train_batches: Iterable[Batch] = loaders[0] or ()
     log_dir = on_rank_zero(lambda: _make_log_dir(resolved))
@@ -92,7 +92,7 @@ def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | 
         _announce(config, world, global_batch, sum(p.numel() for chunk in engine.chunks for p in chunk.parameters()))
         loop = TrainingLoop(config, world, engine, checkpoints, metrics, progress, global_batch)
         places = {"metrics": str(log_dir / "metrics.jsonl"), "tensorboard": config.logging.tensorboard_dir}
-        loop.run(train_batches, loaders[1], places)
+        loop.run(train_batches, loaders[1], loaders[2], places)
 
 
 def check_data_position(config: PretrainConfig, progress: Progress, windows: int, global_batch: int) -> None:

@@ -108,7 +108,7 @@ def run(
     with MetricsLog([JsonLines(path, keep_until=progress.iteration)]) as metrics:
         loop = TrainingLoop(chosen, world, engine, saved, metrics, progress, samples_per_step=2)
         try:
-            loop.run(iter(lambda: {}, None), [], {"metrics": str(path)})
+            loop.run(iter(lambda: {}, None), [], [], {"metrics": str(path)})
         finally:
             records = read_records(path)
     return saved, records
@@ -120,7 +120,8 @@ def test_a_whole_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="megatron_fwpkm"):
         saved, records = run(tmp_path, engine, config())
     assert saved.saved == [6, 12, 18, 20]
-    assert engine.evaluations == [8, 16, 20]
+    assert engine.evaluations == [8, 16, 20, 20]  # the last on test data
+    assert [record["iteration"] for record in records if record["kind"] == "test"] == [20]
     train = [record for record in records if record["kind"] == "train"]
     assert [record["iteration"] for record in train] == [5, 10, 15, 20]
     assert train[1]["loss"] == pytest.approx(sum(1 / i for i in range(6, 11)) / 5, rel=1e-15)
@@ -128,14 +129,16 @@ def test_a_whole_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert train[0]["memory"]["3"]["gate_mean"] == 0.5
     end = records[-1]
     assert (end["kind"], end["reason"], end["best_loss"]) == ("end", "finished", 1 / 20)
+    assert (end["validation_loss"], end["test_loss"]) == (3.0, 3.0)
     assert end["places"]["checkpoint"] == "iter_20"
     assert any("iteration 20/20 | loss" in line for line in caplog.messages)
     assert any(line.startswith("finished: iteration 20, 160 tokens") for line in caplog.messages)
 
 
 def test_exit_interval_saves_and_stops_and_the_log_goes_on_where_it_was(tmp_path: Path) -> None:
-    saved, _ = run(tmp_path, CountingEngine(), config(exit_interval=7))
+    saved, records = run(tmp_path, CountingEngine(), config(exit_interval=7))
     assert saved.saved == [6, 7]
+    assert records[-1]["test_loss"] is None  # a run that goes on later is not done with its test data
     assert len(saved.windows[-1]) == 2  # iterations 6 and 7 wait for the record at 10
     engine = CountingEngine()
     engine.steps = 7

@@ -90,9 +90,11 @@ def test_summary_lines() -> None:
             "last_loss": 2.0,
             "best_loss": 1.5,
             "validation_loss": 3.0,
+            "test_loss": 2.75,
             "places": {"checkpoint": "x/iter_0000005", "metrics": "x/metrics.jsonl", "tensorboard": None},
         }
     )
     assert lines[0] == "finished: iteration 5, 1,000 tokens in 1:01, median 10 tokens/s, peak memory 0.50 GiB"
+    assert "test lm loss: 2.7500" in lines
     assert "checkpoint: x/iter_0000005" in lines
     assert not any("tensorboard" in line for line in lines)
