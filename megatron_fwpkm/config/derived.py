@@ -75,16 +75,21 @@ def global_batch_size(config: PretrainConfig, data_parallel: int) -> int:
     return config.training.global_batch_size
 
 
-def table_elements(config: PretrainConfig, tensor_parallel: int = 1) -> int:
-    """Fast weights of one memory on a rank: its columns of the values and all sub-keys."""
+def table_elements(config: PretrainConfig, ranks: int = 1) -> int:
+    """Fast weights of one memory on each of `ranks` that share it: columns of the values and rows of the sub-keys."""
     fwpkm = config.fwpkm
-    values = num_slots(fwpkm) * fwpkm.value_dim // tensor_parallel
-    return values + fwpkm.num_heads * fwpkm.num_subkeys * fwpkm.key_dim
+    return (num_slots(fwpkm) * fwpkm.value_dim + sub_key_elements(config)) // ranks
 
 
-def table_bytes(config: PretrainConfig, tensor_parallel: int = 1) -> int:
-    """Bytes of one memory's tables on a rank."""
-    return TABLE_ELEMENT_BYTES * table_elements(config, tensor_parallel)
+def sub_key_elements(config: PretrainConfig) -> int:
+    """Numbers in all sub-keys of one memory."""
+    fwpkm = config.fwpkm
+    return fwpkm.num_heads * fwpkm.num_subkeys * fwpkm.key_dim
+
+
+def table_bytes(config: PretrainConfig, ranks: int = 1) -> int:
+    """Bytes of one memory's tables on each of `ranks` that share it."""
+    return TABLE_ELEMENT_BYTES * table_elements(config, ranks)
 
 
 @dataclass(frozen=True)

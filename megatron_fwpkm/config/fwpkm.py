@@ -50,7 +50,7 @@ class FwPKMConfig:
     """Where another number of replicas was saved: replica r takes the memory of r modulo that number, all take the
     first one's, or all begin with the initial memory."""
     check_consistency_interval: int = 100
-    """Iterations between two checks that the ranks of a tensor-parallel group have chosen and written alike (a hash of
-    the sub-keys); 0 turns them off."""
+    """Iterations between two checks that the tensor- and context-parallel ranks which share a memory read and write it
+    alike (a hash of chosen slots, gates and some queries); 0 turns them off."""
     implementation: Literal["auto", "reference", "sparse"] = "auto"
     """Which implementation computes the memory; auto takes the fastest that this machine has."""

@@ -179,11 +179,13 @@ def _context(config: PretrainConfig) -> Iterator[str]:
             f"--context-parallel-size {context} cuts --seq-length {model.seq_length} into {pieces} pieces, which does "
             f"not go up: take --seq-length {_near_multiples(model.seq_length, pieces)}"
         )
-    if fwpkm.layer_numbers and fwpkm.value_dim % (tensor * context):
-        yield (
-            f"--fwpkm-value-dim {fwpkm.value_dim} is spread over --tensor-model-parallel-size {tensor} times "
-            f"--context-parallel-size {context} ranks: take {_near_multiples(fwpkm.value_dim, tensor * context)}"
-        )
+    ranks = tensor * context
+    for flag, value in {"--fwpkm-num-subkeys": fwpkm.num_subkeys, "--fwpkm-value-dim": fwpkm.value_dim}.items():
+        if fwpkm.layer_numbers and value % ranks:
+            yield (
+                f"{flag} {value} is spread over --tensor-model-parallel-size {tensor} times --context-parallel-size "
+                f"{context} ranks: take {_near_multiples(value, ranks)}"
+            )
 
 
 def _recompute(config: PretrainConfig) -> Iterator[str]:

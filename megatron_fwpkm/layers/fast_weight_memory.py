@@ -17,7 +17,13 @@ from torch.nn import functional as F
 from megatron_fwpkm.layers.fast_weight_tables import FastWeightTables
 from megatron_fwpkm.layers.norm import RMSNorm, rms_normalize
 from megatron_fwpkm.layers.statistics import ForwardRecord, MemoryStatistics, hash_bits
-from megatron_fwpkm.layers.table_sharding import ColumnSharding, ContextSharding, rms_normalize_columns, standardize
+from megatron_fwpkm.layers.table_sharding import (
+    ColumnSharding,
+    ContextSharding,
+    MemorySharding,
+    rms_normalize_columns,
+    standardize,
+)
 from megatron_fwpkm.ops import FastWeightOutput, FastWeightState, fast_weight_memory_, flush_pending_
 
 # Which dimension of a parameter is spread over tensor-parallel ranks; all others are replicated.
@@ -46,7 +52,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
         pg_collection: process groups; default those of megatron's parallel state.
 
     Raises:
-        ValueError: the tensor- and context-parallel ranks do not divide the value dimension.
+        ValueError: the tensor- and context-parallel ranks do not divide the sub-keys or the value dimension.
     """
 
     def __init__(
@@ -56,8 +62,8 @@ class FastWeightProductKeyMemory(FastWeightTables):
             pg_collection = ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp", "cp", "tp_cp"])
         fwpkm = config.fwpkm
         context = ContextSharding(pg_collection.cp)
-        table_sharding = ColumnSharding(pg_collection.tp_cp, fwpkm.value_dim, context)
-        super().__init__(config, layer_number, table_sharding.columns)
+        table_sharding = MemorySharding(pg_collection.tp_cp, context, fwpkm.num_subkeys, fwpkm.value_dim)
+        super().__init__(config, layer_number, table_sharding.rows, table_sharding.columns)
         self.tp_group, self.sharding = pg_collection.tp, ColumnSharding(pg_collection.tp, fwpkm.value_dim)
         self.context, self.table_sharding = context, table_sharding
         self.chunk_size: int = fwpkm.chunk_size
@@ -139,7 +145,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
     def _remember(self, queries: Tensor, values: Tensor, gates: Tensor | None, mask: Tensor | None) -> Tensor:
         """What the memory returns for ``queries`` [s, b, heads * key_dim], in [s, b, columns]; its tables move on.
 
-        With context parallelism every rank brings its tokens, and all of them go through this rank's columns.
+        With context parallelism every rank brings its tokens, and all of them go through this rank's tables.
         """
         queries = self.context.gather_tokens(queries).to(self.values.dtype)
         gates = None if gates is None else self.context.gather_tokens(gates)
@@ -152,7 +158,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
             outputs = [self._call(per_sequence, targets, token_gates, mask)]
             retrieved = outputs[0].retrieved
             self._finish(outputs[0].state)
-        self._last = ForwardRecord(gates, outputs, self.chunk_size)
+        self._last = ForwardRecord(queries, gates, outputs, self.chunk_size)
         return self.context.columns_to_tokens(retrieved.transpose(0, 1))
 
     def _call(self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None) -> FastWeightOutput:
@@ -244,12 +250,12 @@ class FastWeightProductKeyMemory(FastWeightTables):
         return self._last.summarize(self.coverage())
 
     def consistency_hash(self) -> Tensor:
-        """A cheap hash (int64 scalar) of the sub-keys and of the last forward's slots.
+        """A cheap hash (int64 scalar) of what the last forward had alike on all ranks that share this memory.
 
-        Equal on all ranks that share this memory. Ranks whose hashes differ have chosen or moved differently: their
-        columns belong to different memories from then on.
+        These are the chosen slots, the gates and some queries: ranks that differ in one of them write parts of
+        different memories. The tables themselves cannot be compared, for every row and column exists once.
         """
-        return hash_bits([self.sub_keys, *([] if self._last is None else self._last.slots)])
+        return hash_bits([] if self._last is None else self._last.shared)
 
     @contextmanager
     def preserve_fast_weights(self) -> Iterator[None]:

@@ -18,16 +18,18 @@ _TABLES = ("sub_keys", "values")
 _ROWS_AT_ONCE = 8192
 
 
-def initial_sub_keys(fwpkm: FwPKMConfig, seed: int, layer_number: int) -> Tensor:
-    """The sub-keys before any write: U(+-key_dim^-1/2), a fixed function of (seed, layer).
+def initial_sub_keys(fwpkm: FwPKMConfig, seed: int, layer_number: int, rows: slice = slice(None)) -> Tensor:
+    """Rows of the sub-keys before any write: U(+-key_dim^-1/2), a fixed function of (seed, layer).
+
+    All of them are drawn and cut, so that every tensor-parallel size has the same ones.
 
     Returns:
-        [heads, 2, num_subkeys, key_dim / 2] float32 on the CPU.
+        [heads, 2, number of rows, key_dim / 2] float32 on the CPU.
     """
     generator = torch.Generator().manual_seed(derived_seed(seed, "sub_keys", layer_number))
     sub_keys = torch.empty(fwpkm.num_heads, 2, fwpkm.num_subkeys, fwpkm.key_dim // 2)
     bound = fwpkm.key_dim**-0.5
-    return sub_keys.uniform_(-bound, bound, generator=generator)
+    return sub_keys.uniform_(-bound, bound, generator=generator)[:, :, rows].clone()
 
 
 def initial_values(fwpkm: FwPKMConfig, seed: int, layer_number: int, columns: slice = slice(None)) -> Tensor:
@@ -59,16 +61,17 @@ class FastWeightTables(MegatronModule):
     Args:
         config: the transformer configuration, with ``fwpkm`` and ``init_seed``.
         layer_number: counted from 1 over the whole model; the initial memory depends on it.
+        rows: which rows of every list of sub-keys this rank holds.
         columns: which columns of the values table this rank holds.
     """
 
     sub_keys: Tensor
     values: Tensor
 
-    def __init__(self, config, layer_number: int, columns: slice) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, config, layer_number: int, rows: slice, columns: slice) -> None:  # type: ignore[no-untyped-def]
         super().__init__(config)
         self.layer_number = layer_number
-        self.columns = columns
+        self.rows, self.columns = rows, columns
         self.pending: PendingTokens | None = None
         self._journal: ResetJournal | None = None
         self._touched = torch.zeros(0, dtype=torch.bool)
@@ -85,7 +88,7 @@ class FastWeightTables(MegatronModule):
         """Copy ``state`` into the tables, for example from a checkpoint. ``reset`` still means the initial memory.
 
         Args:
-            state: sub-keys [heads, 2, num_subkeys, key_dim / 2] and this rank's columns of the values.
+            state: this rank's rows of the sub-keys and columns of the values.
 
         Raises:
             ValueError: a table has another shape than this memory's.
@@ -175,7 +178,7 @@ class FastWeightTables(MegatronModule):
     def _initial_tables(self) -> tuple[Tensor, Tensor]:
         fwpkm, seed = self.config.fwpkm, self.config.init_seed
         return (
-            initial_sub_keys(fwpkm, seed, self.layer_number),
+            initial_sub_keys(fwpkm, seed, self.layer_number, self.rows),
             initial_values(fwpkm, seed, self.layer_number, self.columns),
         )
 

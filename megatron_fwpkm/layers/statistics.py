@@ -38,16 +38,24 @@ class ForwardRecord:
 
     Attributes:
         slots: of every call, [B, T, heads, topk].
+        shared: what is the same on all ranks that share the memory: slots, gates, and queries one chunk apart, the last
+            token's among them.
 
     Args:
+        queries: of all tokens, [s, b, heads * key_dim].
         gates: of all tokens, or None.
         outputs: of the calls of the memory that made up the forward.
         chunk_size: tokens per chunk.
     """
 
-    def __init__(self, gates: Tensor | None, outputs: list[FastWeightOutput], chunk_size: int) -> None:
+    def __init__(
+        self, queries: Tensor, gates: Tensor | None, outputs: list[FastWeightOutput], chunk_size: int
+    ) -> None:
         self._gates = None if gates is None else gates.detach()
         self.slots = [output.slot_indices for output in outputs]
+        # A copy of a few, so that the others need not stay.
+        sample = queries.detach()[(len(queries) - 1) % chunk_size :: chunk_size].clone()
+        self.shared = [*self.slots, sample, *([] if self._gates is None else [self._gates])]
         self._memorization_losses = [output.memorization_loss for output in outputs]
         self._addressing_losses = [output.addressing_loss for output in outputs]
         self._chunk_size = chunk_size

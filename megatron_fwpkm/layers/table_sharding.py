@@ -1,4 +1,4 @@
-"""The only collectives of the memory: its values table is spread over ranks by columns (DESIGN 3).
+"""The only collectives of the memory: values are spread over ranks by columns, sub-keys by rows (DESIGN 3).
 
 Over tensor-parallel ranks what every rank computes alike (queries, slots, gates) is replicated; values, targets and the
 output before its projection are columns. Over context-parallel ranks everything is made for a rank's own tokens; then
@@ -109,45 +109,78 @@ class ContextSharding:
         return x.unflatten(0, (2 * self.size, -1)).index_select(0, order).flatten(0, 1)
 
 
-class ColumnSharding:
-    """This rank's columns of a table of ``num_columns``, and the sums that cross ranks.
+class MemorySharding:
+    """This rank's part of the tables of one memory, and the collectives between the ranks that share it.
 
     Implements ``megatron_fwpkm.ops.TableSharding``.
 
+    Attributes:
+        rank: number of the part; context-parallel ranks cut every tensor-parallel rank's part again.
+        size: number of parts.
+        rows: of every list of sub-keys.
+        columns: of the values.
+
     Args:
-        group: the ranks that share the columns, each of which belongs to one of them.
-        num_columns: columns of the whole table.
-        context: context-parallel ranks among those of ``group``, which cut every tensor-parallel rank's columns again.
+        group: the ranks that share the memory.
+        context: the context-parallel ranks among them.
+        num_subkeys: rows of a whole list.
+        value_dim: columns of the whole values table.
 
     Raises:
-        ValueError: the ranks do not divide the columns.
+        ValueError: the ranks do not divide the sub-keys or the columns.
     """
 
-    def __init__(self, group: ProcessGroup, num_columns: int, context: ContextSharding | None = None) -> None:
+    def __init__(self, group: ProcessGroup, context: ContextSharding, num_subkeys: int, value_dim: int) -> None:
         self.group = group
         self.size: int = group.size()
-        context_size, context_rank = (1, 0) if context is None else (context.size, context.rank)
-        tensor_size = self.size // context_size
-        if num_columns % self.size:
-            over = f"--tensor-model-parallel-size {tensor_size}"
-            over += f" times --context-parallel-size {context_size}" if context_size > 1 else ""
-            raise ValueError(
-                f"--fwpkm-value-dim {num_columns} cannot be spread over {over}: make the value dimension a multiple of "
-                f"{'it' if context_size == 1 else self.size}"
-            )
-        self.num_columns = num_columns
-        width = num_columns // self.size
+        self._tensor_size, self._context_size = self.size // context.size, context.size
         # Megatron numbers tensor-parallel ranks first.
-        start = (group.rank() % tensor_size * context_size + context_rank) * width
-        self.columns = slice(start, start + width)
+        self.rank: int = group.rank() % self._tensor_size * context.size + context.rank
+        self.rows = self._part("--fwpkm-num-subkeys", num_subkeys)
+        self.columns = self._part("--fwpkm-value-dim", value_dim)
+
+    def _part(self, flag: str, count: int) -> slice:
+        if count % self.size:
+            over = f"--tensor-model-parallel-size {self._tensor_size}"
+            over += f" times --context-parallel-size {self._context_size}" if self._context_size > 1 else ""
+            lower = count // self.size * self.size
+            near = f"{lower} or {lower + self.size}" if lower else f"{self.size}"
+            raise ValueError(f"{flag} {count} cannot be spread over {over}: take {near}")
+        width = count // self.size
+        return slice(self.rank * width, (self.rank + 1) * width)
 
     def copy_to_shards(self, x: Tensor) -> Tensor:
         """Return ``x``; in backward, sum its gradient over the ranks, each of which used it for its columns."""
         return _CopyToShards.apply(x, self.group) if self.size > 1 else x
 
-    def sum_columns(self, x: Tensor) -> Tensor:
+    def sum_shards(self, x: Tensor) -> Tensor:
         """Return the sum of ``x`` over the ranks, without gradient."""
-        return _sum(x, self.group) if self.size > 1 else x
+        return _sum(x, self.group)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return every rank's ``x`` [...] in the order of the parts, [size, ...], without gradient."""
+        everyone = x.new_empty(self.size * x.numel())
+        torch.distributed.all_gather_into_tensor(everyone, x.detach().flatten(), group=self.group)
+        by_group = everyone.view(self._context_size, self._tensor_size, *x.shape)
+        return by_group.transpose(0, 1).flatten(0, 1)
+
+
+class ColumnSharding:
+    """Columns spread over tensor-parallel ranks, and the sums that cross ranks.
+
+    Args:
+        group: the ranks, each of which has as many columns.
+        num_columns: columns of all ranks together.
+    """
+
+    def __init__(self, group: ProcessGroup, num_columns: int) -> None:
+        self.group = group
+        self.size: int = group.size()
+        self.num_columns = num_columns
+
+    def copy_to_shards(self, x: Tensor) -> Tensor:
+        """Return ``x``; in backward, sum its gradient over the ranks, each of which used it for its columns."""
+        return _CopyToShards.apply(x, self.group) if self.size > 1 else x
 
     def total(self, x: Tensor) -> Tensor:
         """Return the sum of ``x`` over the ranks; in backward, sum the gradients of all its users, too."""

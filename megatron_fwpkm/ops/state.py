@@ -41,7 +41,8 @@ class FastWeightState:
     """The fast weights of one memory, and the tokens that still wait to be written.
 
     Attributes:
-        sub_keys: [heads, 2, num_subkeys, key_dim / 2], moved by the addressing loss.
+        sub_keys: [heads, 2, num_subkeys, key_dim / 2], moved by the addressing loss; with sharding, this rank's rows of
+            every list.
         values: [num_subkeys ** 2, value_dim], moved by the memorization loss; with sharding, this rank's columns.
         pending: tokens waiting for their targets (``boundary="carry"`` only), or None when nothing waits.
     """

@@ -20,6 +20,7 @@ from ..config.derived import (
     padded_vocab_size,
     stage_layers,
     stage_parameters,
+    sub_key_elements,
     table_bytes,
 )
 
@@ -95,7 +96,7 @@ def undo_log_bytes(config: PretrainConfig) -> int:
     chunks = [fwpkm.chunk_size] * full + [tail] * (tail > 0)
     reads = fwpkm.num_heads * fwpkm.topk * training.micro_batch_size
     rows = sum(min(num_slots(fwpkm), tokens * reads) for tokens in chunks)
-    sub_keys = 4 * fwpkm.num_heads * fwpkm.num_subkeys * fwpkm.key_dim
+    sub_keys = 4 * sub_key_elements(config) // _sharing_ranks(config)
     return rows * _row_bytes(config) + sub_keys
 
 
@@ -174,8 +175,12 @@ def _memories(config: PretrainConfig, stage: int) -> int:
 
 def _row_bytes(config: PretrainConfig) -> int:
     """One saved row of a values table on a rank."""
-    ranks = config.parallel.tensor_model_parallel_size * config.parallel.context_parallel_size
-    return 4 * config.fwpkm.value_dim // ranks + _INDEX_BYTES
+    return 4 * config.fwpkm.value_dim // _sharing_ranks(config) + _INDEX_BYTES
+
+
+def _sharing_ranks(config: PretrainConfig) -> int:
+    """Ranks that share a memory."""
+    return config.parallel.tensor_model_parallel_size * config.parallel.context_parallel_size
 
 
 def _journal_bytes(config: PretrainConfig, replicas: int) -> int:

@@ -1,4 +1,4 @@
-"""What ranks that hold the same thing must agree on: replicas' slow weights, and the slots of a shared memory.
+"""What ranks that hold the same thing must agree on: replicas' slow weights, and the addresses of a shared memory.
 
 Also the one way in which data-parallel replicas, who own their memories, share them: --fwpkm-dp-sync average.
 """
@@ -25,7 +25,7 @@ class SharedMemory(Protocol):
     layer_number: int
 
     def consistency_hash(self) -> Tensor:
-        """Hash (int64 scalar) of sub-keys and chosen slots."""
+        """Hash (int64 scalar) of chosen slots, gates and queries."""
 
     def fast_weights(self) -> FastWeightState:
         """References to this rank's tables."""
@@ -67,9 +67,10 @@ def average_memories(memories: Sequence[SharedMemory]) -> None:
 
 
 def check_choices(iteration: int, memories: Sequence[SharedMemory], device: torch.device) -> None:
-    """See that the ranks which share a memory chose the same slots in the last forward and have the same keys.
+    """See that the ranks which share a memory had the same slots, gates and queries in the last forward.
 
-    Tables of ranks that choose differently drift apart without any other sign. Raises ValueError that names the layers.
+    Otherwise each writes its part of the tables for other texts, without any other sign. A table that was corrupted
+    where it lies is not found: all ranks read it alike. Raises ValueError that names the layers.
     """
     group = parallel_state.get_tensor_and_context_parallel_group()
     wrong: list[int] = []
@@ -82,8 +83,9 @@ def check_choices(iteration: int, memories: Sequence[SharedMemory], device: torc
     if any_rank([bool(wrong)], device)[0]:
         where = f"of layer(s) {' '.join(map(str, wrong))}" if wrong else "on another rank"
         raise ValueError(
-            f"iteration {iteration}: tensor-parallel ranks chose different slots in the memory {where}: their tables "
-            "no longer belong together; go on from the last checkpoint, with --deterministic"
+            f"iteration {iteration}: ranks that share a memory had different slots, gates or queries in the memory "
+            f"{where}: their parts of the tables no longer belong together; go on from the last checkpoint, with "
+            "--deterministic"
         )
 
 

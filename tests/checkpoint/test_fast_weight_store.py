@@ -46,11 +46,12 @@ def whole(layer: int, replica: int, pending: bool = True) -> FastWeightState:
 
 
 def cut(state: FastWeightState, rank: int, size: int) -> FastWeightState:
-    """Value columns of one tensor-parallel rank; sub-keys by rows for layer 3's sake are kept whole."""
+    """Rows of the sub-keys and columns of the values of one tensor-parallel rank."""
     pending = state.pending
     if pending is not None:
         pending = PendingTokens(pending.queries, pending.targets.chunk(size, -1)[rank], pending.gates)
-    return FastWeightState(state.sub_keys, state.values.chunk(size, -1)[rank].contiguous(), pending)
+    tables = state.sub_keys.chunk(size, 2)[rank].contiguous(), state.values.chunk(size, -1)[rank].contiguous()
+    return FastWeightState(*tables, pending)
 
 
 def start(tensor_parallel: int) -> tuple[int, int]:
@@ -125,7 +126,9 @@ def test_tables_move_between_layouts_exactly(tmp_path: Path) -> None:
     )
     description = json.loads((tmp_path / "tp2" / "store.json").read_text())
     assert description == {"replicas": 1, "tensor_parallel": 2, "initial_memory_seed": 5}
-    assert stored_tensors(tmp_path / "tp2")["layer2/replica0/values"].size == torch.Size([16, 8])
+    stored = stored_tensors(tmp_path / "tp2")
+    assert stored["layer2/replica0/values"].size == torch.Size([16, 8])
+    assert stored["layer2/replica0/sub_keys"].size == torch.Size([2, 2, 4, 3])
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tables whose columns are spread over tensor- and context-parallel ranks are stored in their own order."""
+"""Tables that are spread over tensor- and context-parallel ranks are stored in their own order."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from tests.checkpoint.test_fast_weight_store import MEMORY, Layer, whole
 from tests.distributed import run_distributed
 
 
-def _columns(tensor_parallel: int, context_parallel: int) -> slice:
-    """Make Megatron's groups; returns the columns that the memory gives this rank."""
+def _parts(tensor_parallel: int, context_parallel: int) -> tuple[slice, slice]:
+    """Make Megatron's groups; returns the rows of the sub-keys and columns of the values that are this rank's."""
     from megatron.core import parallel_state
 
-    from megatron_fwpkm.layers.table_sharding import ColumnSharding, ContextSharding
+    from megatron_fwpkm.layers.table_sharding import ContextSharding, MemorySharding
 
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(tensor_parallel, context_parallel_size=context_parallel)
     context = ContextSharding(parallel_state.get_context_parallel_group())
     group = parallel_state.get_tensor_and_context_parallel_group()
-    return ColumnSharding(group, MEMORY.value_dim, context).columns
+    sharding = MemorySharding(group, context, MEMORY.num_subkeys, MEMORY.value_dim)
+    return sharding.rows, sharding.columns
 
 
-def _part(columns: slice, layer: int, replica: int) -> Layer:
-    state = whole(layer, replica, pending=False)
-    return Layer(layer, type(state)(state.sub_keys, state.values[:, columns].contiguous()))
+def _part(parts: tuple[slice, slice], layer: int, replica: int) -> Layer:
+    state, (rows, columns) = whole(layer, replica, pending=False), parts
+    return Layer(layer, type(state)(state.sub_keys[:, :, rows].contiguous(), state.values[:, columns].contiguous()))
 
 
-def _save_and_load(rank: int, world_size: int, folder: Path) -> list[slice]:
+def _save_and_load(rank: int, world_size: int, folder: Path) -> list[tuple[slice, slice]]:
     from megatron_fwpkm.training import cpu_compat
 
     cpu_compat.install()
     store = FastWeightStore(MEMORY, seed=5)
-    saved = _columns(2, 2)
+    saved = _parts(2, 2)
     store.save(folder, [_part(saved, 2, 0)])
     seen = [saved]
     for layout in ((2, 2), (1, 4), (4, 1), (1, 2)):
-        seen.append(_columns(*layout))
+        seen.append(_parts(*layout))
         layer, expected = _part(seen[-1], 2, 99), _part(seen[-1], 2, 0)
         store.load(folder, [layer])
         assert torch.equal(layer.state.values, expected.state.values), layout
@@ -46,8 +47,10 @@ def _save_and_load(rank: int, world_size: int, folder: Path) -> list[slice]:
     return seen
 
 
-def test_columns_come_back_in_every_layout(tmp_path: Path) -> None:
+def test_parts_come_back_in_every_layout(tmp_path: Path) -> None:
     by_rank = run_distributed(_save_and_load, 4, tmp_path, timeout=100)
-    starts = [[columns.start for columns in ranks] for ranks in zip(*by_rank, strict=True)]
+    layouts = list(zip(*by_rank, strict=True))
     # Tensor-parallel ranks are numbered first; each one's columns are cut by context.
+    starts = [[columns.start for _, columns in ranks] for ranks in layouts]
     assert starts == [[0, 4, 2, 6], [0, 4, 2, 6], [0, 2, 4, 6], [0, 2, 4, 6], [0, 4, 0, 4]]
+    assert [[2 * rows.start for rows, _ in ranks] for ranks in layouts] == starts

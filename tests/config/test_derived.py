@@ -50,7 +50,7 @@ def test_tables():
     config = PretrainConfig(fwpkm=FwPKMConfig(num_subkeys=16, value_dim=8, key_dim=6, num_heads=2))
     assert derived.num_slots(config.fwpkm) == 256
     assert derived.table_bytes(config) == 4 * (256 * 8 + 2 * 2 * 16 * 3)
-    assert derived.table_bytes(config, tensor_parallel=2) == 4 * (256 * 4 + 2 * 2 * 16 * 3)
+    assert derived.table_bytes(config, ranks=2) == 4 * (256 * 4 + 2 * 2 * 8 * 3)
 
 
 TINY = PretrainConfig(

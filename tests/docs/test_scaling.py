@@ -35,9 +35,15 @@ def test_128k_tokens(gpus: str, layout: str, tokens: str, figures: str):
 
 
 def test_numbers_per_token_of_the_base_model():
+    """The rows of the table for one token; `tests/layers/test_collectives.py` counts the same sums."""
     fwpkm = parse_pretrain(LONG).config.fwpkm
     hidden, reads = parse_pretrain(LONG).config.model.hidden_size, fwpkm.num_heads * fwpkm.topk
-    forward, backward = 1 + 3 + hidden, reads + 1 + 3 + 1 + hidden
-    assert f"sends per token {forward} numbers forward and {backward} backward" in TEXT
-    kept = (5 * fwpkm.num_heads * fwpkm.key_dim + 64 * reads) * 131072
-    assert f"({format_bytes(kept)} at" in TEXT.replace("\n", " ")
+    queries, proposals = fwpkm.num_heads * fwpkm.key_dim, 4 * reads
+    forward, addressing = 1 + 3 + hidden, 2 * reads + queries
+    backward = reads + 1 + 3 + 1 + hidden + addressing
+    text = TEXT.replace("\n", " ")
+    assert f"sends per token {forward} + {proposals} TP numbers forward and {backward} backward" in text
+    assert f"2 D / CP + Q + 2 + {proposals} CP forward and 2 D / CP + {reads + 1 + addressing} backward" in text
+    assert f"({proposals} S numbers per token" in text and 16 * proposals < forward < 64 * proposals / 2
+    kept = (5 * queries + 64 * reads) * 131072
+    assert f"({format_bytes(kept)} at" in text

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from megatron_fwpkm.layers.statistics import ForwardRecord, MemoryStatistics
-from megatron_fwpkm.layers.table_sharding import ColumnSharding
 from megatron_fwpkm.ops import FastWeightOutput, fast_weight_memory
 from tests.layers.test_fast_weight_tables import equal, hidden, memory, snapshot
 
@@ -178,10 +177,12 @@ def test_statistics_count_reads_and_losses() -> None:
         addressing_loss=torch.tensor([-3.0, -5.0]),
         state=state,
     )
-    figures = ForwardRecord(torch.tensor([0.25, 0.75]), [output, output], chunk_size=2).summarize(coverage=0.125)
+    queries = torch.zeros(3, 2, 16)
+    gates = torch.tensor([0.25, 0.75])
+    figures = ForwardRecord(queries, gates, [output, output], chunk_size=2).summarize(coverage=0.125)
     assert figures == MemoryStatistics(0.5, 0.125, 1 - 5 / 12, 1.5, -4.0)
     empty = replace(output, memorization_loss=torch.zeros(2, 0), addressing_loss=torch.zeros(0))
-    figures = ForwardRecord(None, [empty], chunk_size=2).summarize(coverage=0.0)
+    figures = ForwardRecord(queries, None, [empty], chunk_size=2).summarize(coverage=0.0)
     assert (figures.gate_mean, figures.memorization_loss, figures.addressing_loss) == (1.0, 0.0, 0.0)
 
 
@@ -190,35 +191,33 @@ def test_no_statistics_before_the_first_forward() -> None:
         memory().statistics()
 
 
-def test_columns_must_divide() -> None:
-    class Group:
-        def size(self) -> int:
-            return 3
-
-        def rank(self) -> int:
-            return 0
-
-    with pytest.raises(ValueError, match="--fwpkm-value-dim 16 cannot be spread over --tensor-model-parallel-size 3"):
-        ColumnSharding(Group(), 16)
-
-
-def test_consistency_hash_sees_single_bits_and_choices() -> None:
+def test_consistency_hash_sees_single_bits_of_what_ranks_share() -> None:
     block, twin = memory(), memory()
     assert block.consistency_hash() == twin.consistency_hash(), "a hash is possible before the first forward"
     for each in (block, twin):
         each(hidden(1))
     first = block.consistency_hash()
     assert first.dtype == torch.int64 and first == twin.consistency_hash()
-    words = block.sub_keys.view(torch.int32)
-    for place, bit in ((0, 0), (5, 31), (words.numel() - 1, 12)):
-        flipped = 1 << bit if bit < 31 else -(1 << 31)
-        words.view(-1)[place] ^= flipped
-        assert block.consistency_hash() != first
-        words.view(-1)[place] ^= flipped
-    assert block.consistency_hash() == first
     with block.preserve_fast_weights():
         block(hidden(2))
     assert block.consistency_hash() == first
-    slots = block._last.slots[0]
+    slots, queries, gates = block._last.shared
+    assert queries.shape == (3, 2, 16) and gates.shape == (48, 2, 1)
+    for shared in (queries, gates):
+        words = shared.view(torch.int32).view(-1)
+        for place, bit in ((0, 0), (5, 31), (words.numel() - 1, 12)):
+            flipped = 1 << bit if bit < 31 else -(1 << 31)
+            words[place] ^= flipped
+            assert block.consistency_hash() != first
+            words[place] ^= flipped
+    assert block.consistency_hash() == first
     slots[0, 3, 0] = slots[0, 3, 0].flip(0)
     assert block.consistency_hash() != first, "the same slots in another order"
+
+
+def test_the_sample_of_queries_has_the_last_token() -> None:
+    block = memory()
+    with torch.no_grad():
+        block(hidden(1, length=21))
+        queries = block.query_proj(block.query_norm(hidden(1, length=21)))
+    torch.testing.assert_close(block._last.shared[1], queries[[4, 20]])

@@ -44,11 +44,13 @@ def test_initial_memory_has_the_paper_s_distribution() -> None:
     assert values.std().item() == pytest.approx(25**-0.5, rel=0.02) and abs(values.mean().item()) < 2e-3
 
 
-def test_initial_memory_depends_on_seed_and_layer_and_is_cut_by_columns() -> None:
+def test_initial_memory_depends_on_seed_and_layer_and_is_cut() -> None:
     fwpkm = FwPKMConfig(num_subkeys=100, value_dim=24)
     whole = initial_values(fwpkm, 1, 2)
     parts = [initial_values(fwpkm, 1, 2, slice(start, start + 8)) for start in (0, 8, 16)]
     assert torch.equal(torch.cat(parts, dim=1), whole)
+    rows = [initial_sub_keys(fwpkm, 1, 2, slice(start, start + 25)) for start in (0, 25, 50, 75)]
+    assert torch.equal(torch.cat(rows, dim=2), initial_sub_keys(fwpkm, 1, 2))
     assert not torch.equal(initial_values(fwpkm, 1, 3), whole) and not torch.equal(initial_values(fwpkm, 2, 2), whole)
 
 

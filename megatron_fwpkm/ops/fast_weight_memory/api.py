@@ -102,7 +102,8 @@ def fast_weight_memory_(
         queries: as in :func:`fast_weight_memory`, like all arguments not named here.
         targets: [B, T, value_dim], with sharding this process's columns.
         gates: see there.
-        state: its tables are overwritten; they must not require gradients.
+        state: its tables are overwritten; they must not require gradients. With sharding, this process's rows of the
+            sub-keys and columns of the values.
         topk: see there.
         chunk_size: see there.
         lookahead: see there.
@@ -113,7 +114,7 @@ def fast_weight_memory_(
         boundary: see there.
         write_scale: see there.
         implementation: see there.
-        sharding: collectives for a table whose columns are spread over processes; None when it is whole.
+        sharding: collectives for tables that are spread over processes; None when they are whole.
 
     Returns:
         As :func:`fast_weight_memory`, with ``undo_log``.
@@ -124,7 +125,7 @@ def fast_weight_memory_(
     options = MemoryOptions(
         topk, chunk_size, lookahead, inner_lr, addressing_weight, score, boundary, write_scale, implementation
     )
-    check_tables(state, options)
+    check_tables(state, options, 1 if sharding is None else sharding.size)
     _check_writable(state, "fast_weight_memory")
     stream = make_stream(queries, targets, gates, mask, state, boundary)
     return _run_(stream, state, options, *_schedule(stream, options), sharding)
@@ -196,7 +197,7 @@ def flush_pending_(
         score: see there.
         write_scale: see there.
         implementation: see there.
-        sharding: collectives for a table whose columns are spread over processes; None when it is whole.
+        sharding: collectives for tables that are spread over processes; None when they are whole.
 
     Returns:
         As :func:`flush_pending`, with ``undo_log``.
@@ -207,7 +208,7 @@ def flush_pending_(
     options = MemoryOptions(
         topk, chunk_size, lookahead, inner_lr, addressing_weight, score, "carry", write_scale, implementation
     )
-    check_tables(state, options)
+    check_tables(state, options, 1 if sharding is None else sharding.size)
     _check_writable(state, "flush_pending")
     stream = _pending_stream(state)
     return _run_(stream, state, options, *flush_schedule(state.num_pending, lookahead), sharding)

@@ -105,8 +105,8 @@ class Stream:
         )
 
 
-def check_tables(state: FastWeightState, options: MemoryOptions) -> None:
-    """Check the tables of ``state`` against each other and against ``topk``.
+def check_tables(state: FastWeightState, options: MemoryOptions, processes: int = 1) -> None:
+    """Check the tables of ``state``, spread over ``processes``, against each other and against ``topk``.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
@@ -114,10 +114,11 @@ def check_tables(state: FastWeightState, options: MemoryOptions) -> None:
     sub_keys, values = state.sub_keys, state.values
     if sub_keys.ndim != 4 or sub_keys.shape[1] != 2:
         raise ValueError(f"sub_keys must be [heads, 2, num_subkeys, key_dim / 2] but are {list(sub_keys.shape)}")
-    num_subkeys = sub_keys.shape[2]
+    num_subkeys = sub_keys.shape[2] * processes
     if values.ndim != 2 or values.shape[0] != num_subkeys**2:
         raise ValueError(
-            f"values must be [num_subkeys ** 2, value_dim]; sub_keys of {list(sub_keys.shape)} have {num_subkeys} "
+            f"values must be [num_subkeys ** 2, value_dim]; sub_keys of {list(sub_keys.shape)}"
+            f"{f' on each of {processes} processes' if processes > 1 else ''} have {num_subkeys} "
             f"sub-keys, so {num_subkeys**2} slots are needed but values are {list(values.shape)}"
         )
     if options.topk > num_subkeys:

@@ -8,7 +8,11 @@ addressing loss in closed form; the derivation is in the README of this folder. 
 
 With ``dot_product``: s = <q, K[j]>, c = y, K'[j] = K[j] - sum of c * q.
 
-Shapes: G = heads * 2 groups, M tokens (all sequences, time first), k = topk, n sub-keys, h = key_dim / 2.
+Where processes share the sub-keys by rows, all of them know what was chosen and how strongly it is pulled; each moves
+its own rows, and has the part of the queries' gradients that comes from them.
+
+Shapes: G = heads * 2 groups, M tokens (all sequences, time first), k = topk, n sub-keys of a whole list, n' of them
+here (all of them without sharding), h = key_dim / 2.
 """
 
 from __future__ import annotations
@@ -19,15 +23,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from megatron_fwpkm.ops.fast_weight_memory.key_rows import KeyRows, only_owned
 from megatron_fwpkm.ops.fast_weight_memory.precision import full_precision
-from megatron_fwpkm.ops.fast_weight_memory.rows import segment_starts, sum_rows
+from megatron_fwpkm.ops.fast_weight_memory.rows import sum_rows
 from megatron_fwpkm.ops.product_key.reference import ENTROPY_EPSILON, IDW_EPSILON
 from megatron_fwpkm.ops.product_key.selection import (
+    KeptSubKeys,
     PairCandidates,
     gather_sub_keys,
     scores_of,
     select_slots,
-    select_sub_keys,
 )
 
 
@@ -46,21 +51,22 @@ class KeyOptions(NamedTuple):
     score: str
     key_lr: float
     pieces: list[KeyPiece]
+    rows: KeyRows
 
 
 class _Saved(NamedTuple):
     """What backward needs of one piece; the last six are empty where the sub-keys did not move."""
 
-    sub_keys: Tensor  # [G, n, h], before the piece moved them
-    indices: Tensor  # [G, M, k]
+    sub_keys: Tensor  # [G, n', h], before the piece moved them
+    indices: Tensor  # [G, M, k], counted over whole lists
     costs: Tensor  # [G, M, k]
     first: Tensor  # [heads, M, k]
     second: Tensor  # [heads, M, k]
     probabilities: Tensor  # [G, R, k]
     pull: Tensor  # [G, M, k]: c, zero for tokens that do not move keys
     mean: Tensor  # [2, n]: mean probability
-    order: Tensor  # [G * M * k]: pairs sorted by sub-key
-    starts: Tensor  # [G * n]: first sorted pair of every sub-key
+    order: Tensor  # pairs of the rows here, sorted by sub-key
+    starts: Tensor  # [G * n']: first sorted pair of every sub-key
 
 
 class _Movement(NamedTuple):
@@ -106,13 +112,13 @@ def _directions(queries: Tensor, rows: Tensor, score: str) -> Tensor:
 
 
 def _sum_per_sub_key(weights: Tensor, directions: Tensor, order: Tensor, starts: Tensor, like: Tensor) -> Tensor:
-    """Sum of weights [G, M, k] * directions [G, M, k, h] over every sub-key's readers, shaped ``like`` [G, n, h]."""
+    """Sum of weights [G, M, k] * directions [G, M, k, h] over every sub-key's readers, shaped ``like`` [G, n', h]."""
     flat = directions.reshape(-1, directions.shape[-1])
     return sum_rows(flat, order, starts, weights.flatten()[order]).view_as(like)
 
 
 class KeyChain(torch.autograd.Function):
-    """queries [G, S, h], sub_keys [G, n, h] -> slot scores [rows, heads * k], slots, moved sub-keys, losses.
+    """queries [G, S, h], sub_keys [G, n', h] -> slot scores [rows, heads * k], slots, moved sub-keys, losses.
 
     ``rows`` runs over the rows read by all pieces, one piece after the other. Gradients: queries and sub_keys.
     """
@@ -122,19 +128,24 @@ class KeyChain(torch.autograd.Function):
         ctx: Any, queries: Tensor, sub_keys: Tensor, options: KeyOptions
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Address every piece with the sub-keys the piece before has left behind."""
-        groups, num_subkeys, _ = sub_keys.shape
-        heads, topk = groups // 2, options.topk
+        heads, topk, rows = sub_keys.shape[0] // 2, options.topk, options.rows
         keep = any(ctx.needs_input_grad)
         candidates = PairCandidates(topk, queries.device)
-        group_offsets = torch.arange(groups, device=queries.device).view(-1, 1, 1) * num_subkeys
         scores_out, slots_out, losses, saved = [], [], [], []
         none = queries.new_zeros(0)
-        for piece in options.pieces:
-            block = queries[:, piece.start : piece.stop]
-            kept = select_sub_keys(block, sub_keys, topk, options.score)
+        moves = bool(options.key_lr) and any(piece.moving > piece.start for piece in options.pieces)
+        blocks = [queries[:, piece.start : piece.stop] for piece in options.pieces]
+        chosen: list[KeptSubKeys] = []
+        if not moves:
+            # With sub-keys that stand still, processes that share them meet once per call and not once per piece.
+            chosen = rows.choose([rows.propose(block, sub_keys, topk, options.score) for block in blocks], topk)
+        for number, (piece, block) in enumerate(zip(options.pieces, blocks, strict=True)):
+            if moves:
+                chosen += rows.choose([rows.propose(block, sub_keys, topk, options.score)], topk)
+            kept = chosen[number]
             scores = scores_of(kept.costs, options.score)
             halves = (heads, 2, *scores.shape[1:])
-            slots = select_slots(scores.view(halves), kept.indices.view(halves), num_subkeys, candidates)
+            slots = select_slots(scores.view(halves), kept.indices.view(halves), rows.num_subkeys, candidates)
             scores_out.append(slots.scores.transpose(0, 1).reshape(-1, heads * topk))
             slots_out.append(slots.indices.transpose(0, 1).reshape(-1, heads * topk))
             moving = piece.moving - piece.start
@@ -142,18 +153,17 @@ class KeyChain(torch.autograd.Function):
             order, starts, before = none, none, sub_keys
             if moving:
                 movement = _move(
-                    scores[:, :moving], kept.costs[:, :moving], kept.indices[:, :moving], num_subkeys, options
+                    scores[:, :moving], kept.costs[:, :moving], kept.indices[:, :moving], rows.num_subkeys, options
                 )
                 losses.append(movement.loss)
             if keep or (moving and options.key_lr):
-                pairs, order = (kept.indices + group_offsets).flatten().sort(stable=True)
-                starts = segment_starts(pairs, groups * num_subkeys)
+                order, starts = rows.sort_pairs(kept.indices)
             if moving and options.key_lr:
                 if moving < block.shape[1]:
                     pull = scores.new_zeros(scores.shape)
                     pull[:, :moving] = movement.pull
                     movement = movement._replace(pull=pull)
-                directions = _directions(block, gather_sub_keys(sub_keys, kept.indices), options.score)
+                directions = _directions(block, gather_sub_keys(sub_keys, rows.local(kept.indices)[0]), options.score)
                 sub_keys = sub_keys - _sum_per_sub_key(movement.pull, directions, order, starts, sub_keys)
             if keep:
                 _, probabilities, pull, mean = movement
@@ -186,7 +196,7 @@ class KeyChain(torch.autograd.Function):
                 grad_block, grad_keys = _piece_backward(block, grad_scores[start:stop], grad_keys, saved, options)
                 grad_queries[:, piece.start : piece.stop] += grad_block
                 stop = start
-        return grad_queries, grad_keys, None
+        return options.rows.sum_shards(grad_queries), grad_keys, None
 
 
 def _kept_score_gradients(grad_scores: Tensor, saved: _Saved) -> Tensor:
@@ -204,7 +214,7 @@ def _pull_backward(grad_pull: Tensor, saved: _Saved, options: KeyOptions) -> Ten
     probabilities = saved.probabilities
     groups, tokens, _ = probabilities.shape
     readers = groups // 2 * tokens
-    places = _per_half(saved.indices[:, :tokens], saved.sub_keys.shape[1])
+    places = _per_half(saved.indices[:, :tokens], options.rows.num_subkeys)
     slopes = _slope(saved.mean)[places]
     expected = (probabilities * slopes).sum(-1, keepdim=True)
     weighted = grad_pull * (options.key_lr / readers)
@@ -221,23 +231,25 @@ def _pull_backward(grad_pull: Tensor, saved: _Saved, options: KeyOptions) -> Ten
 def _piece_backward(
     queries: Tensor, grad_scores: Tensor, grad_moved: Tensor | None, saved: _Saved, options: KeyOptions
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of a piece's queries [G, M, h] and of the sub-keys before it [G, n, h]."""
+    """Gradients of a piece's queries [G, M, h], the part of the rows here, and of the sub-keys before it [G, n', h]."""
     idw = options.score != "dot_product"
-    rows = gather_sub_keys(saved.sub_keys, saved.indices)
+    positions, foreign = options.rows.local(saved.indices)
+    rows = gather_sub_keys(saved.sub_keys, positions)
     directions = _directions(queries, rows, options.score)
     grad_kept = _kept_score_gradients(grad_scores, saved)
     density = 1 / (saved.costs + IDW_EPSILON) if idw else None
     moves = grad_moved is not None and saved.pull.numel() > 0
-    grad_costs_of_pull, grad_rows = None, None
+    grad_costs_of_pull, grad_rows, pull = None, None, saved.pull
     if moves:
         assert grad_moved is not None
         tokens = saved.probabilities.shape[1]
-        grad_rows = gather_sub_keys(grad_moved, saved.indices)
-        grad_pull = -(directions * grad_rows).sum(-1)
+        grad_rows = gather_sub_keys(grad_moved, positions)
+        # Only the owner of a row knows it, and through the probabilities it concerns all kept scores of a token.
+        grad_pull = options.rows.sum_owned(-(directions * grad_rows).sum(-1), foreign)
         grad_y = grad_pull if density is None else 2 * density * grad_pull
         grad_kept[:, :tokens] += _pull_backward(grad_y[:, :tokens], saved, options)
         if density is not None:
-            grad_costs_of_pull = -density * saved.pull * grad_pull
+            grad_costs_of_pull = -density * pull * grad_pull
     if density is None:
         weights, along = grad_kept, rows
     else:
@@ -245,6 +257,7 @@ def _piece_backward(
         grad_costs = -density * grad_kept
         weights = 2 * (grad_costs if grad_costs_of_pull is None else grad_costs + grad_costs_of_pull)
         along = directions
+    weights = only_owned(weights, foreign)
     grad_queries = (weights.unsqueeze(-2) @ along).squeeze(-2)
     grad_keys = _sum_per_sub_key(weights, directions, saved.order, saved.starts, saved.sub_keys)
     if idw:
@@ -253,10 +266,11 @@ def _piece_backward(
         grad_keys += grad_moved
     if moves:
         assert grad_moved is not None and grad_rows is not None
-        grad_queries -= (saved.pull.unsqueeze(-2) @ grad_rows).squeeze(-2)
+        pull = only_owned(pull, foreign)
+        grad_queries -= (pull.unsqueeze(-2) @ grad_rows).squeeze(-2)
         if idw:
             # K' = K - c (q - K) contains K twice.
             total = torch.zeros_like(saved.sub_keys[..., 0])
-            total.scatter_add_(1, saved.indices.flatten(1), saved.pull.flatten(1))
+            total.scatter_add_(1, positions.flatten(1), pull.flatten(1))
             grad_keys += grad_moved * total.unsqueeze(-1)
     return grad_queries, grad_keys

@@ -30,11 +30,12 @@ def run_reference(
 
     Args:
         stream: the tokens.
-        sub_keys: [heads, 2, num_subkeys, key_dim / 2].
+        sub_keys: [heads, 2, num_subkeys, key_dim / 2] or this process's rows of every list, which are gathered (without
+            gradient) and moved as a whole.
         values: [num_slots, value_dim] or this process's columns.
         pieces: what is read and written when.
         options: the caller's options.
-        sharding: collectives for a table spread by columns, or None.
+        sharding: collectives for tables spread over processes, or None.
 
     Returns:
         The outputs, in which ``sub_keys`` and ``values`` are new tensors unless nothing was written.
@@ -46,7 +47,11 @@ def run_reference(
     addressing_losses: list[Tensor] = []
     log = UndoLog([], [], sub_keys.detach() if options.key_lr and any(p.key_stop > p.start for p in pieces) else None)
     weights = write_weights(stream)
-    weights = sharding.copy_to_shards(weights) if sharding else weights
+    own_rows = slice(None)
+    if sharding is not None:
+        weights = sharding.copy_to_shards(weights)
+        own_rows = slice(sharding.rank * sub_keys.shape[2], (sharding.rank + 1) * sub_keys.shape[2])
+        sub_keys = torch.cat(sharding.gather(sub_keys.detach()).unbind(), dim=2)
     for piece, scale in zip(pieces, write_scales(stream, pieces, options), strict=True):
         with torch.enable_grad():
             # Leaves of the inner losses; without an outer graph the history is dropped at every piece.
@@ -85,7 +90,7 @@ def run_reference(
         torch.cat([slot_weights for _, slot_weights in addresses], 1),
         mean_over_columns(squares, values.shape[1], sharding),
         torch.stack(addressing_losses) if addressing_losses else stream.targets.new_zeros(0),
-        sub_keys.detach(),
+        sub_keys.detach()[:, :, own_rows],
         values.detach(),
         log,
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream
 from megatron_fwpkm.ops.fast_weight_memory.chain import ChainResult, mean_over_columns, write_scales, write_weights
 from megatron_fwpkm.ops.fast_weight_memory.key_chain import KeyChain, KeyOptions, KeyPiece
+from megatron_fwpkm.ops.fast_weight_memory.key_rows import KeyRows
 from megatron_fwpkm.ops.fast_weight_memory.rows import sum_rows
 from megatron_fwpkm.ops.fast_weight_memory.schedule import Piece
 from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueLog, ValueOptions
@@ -33,11 +34,11 @@ def run_sparse(
 
     Args:
         stream: the tokens.
-        sub_keys: [heads, 2, num_subkeys, key_dim / 2].
+        sub_keys: [heads, 2, num_subkeys, key_dim / 2] or this process's rows of every list.
         values: [num_slots, value_dim] or this process's columns.
         pieces: what is read and written when.
         options: the caller's options.
-        sharding: collectives for a table spread by columns, or None.
+        sharding: collectives for tables spread over processes, or None.
         in_place: write ``sub_keys`` and ``values``; otherwise they are copied once.
 
     Returns:
@@ -50,9 +51,10 @@ def run_sparse(
     moves_keys = bool(options.key_lr) and any(piece.key_stop > piece.start for piece in pieces)
     # Backward needs the sub-keys as they were; they are small.
     initial_keys = sub_keys.clone() if in_place and moves_keys else sub_keys
-    scores, slots, moved, addressing_loss = KeyChain.apply(
-        halves, initial_keys.flatten(0, 1), KeyOptions(options.topk, options.score, options.key_lr, key_pieces)
+    key_options = KeyOptions(
+        options.topk, options.score, options.key_lr, key_pieces, KeyRows(sub_keys.shape[2], sharding)
     )
+    scores, slots, moved, addressing_loss = KeyChain.apply(halves, initial_keys.flatten(0, 1), key_options)
     slot_weights = scores.softmax(-1)
     weights = write_weights(stream)
     shared_weights = slot_weights

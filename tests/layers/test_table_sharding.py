@@ -1,0 +1,134 @@
+"""Ranks that share a memory: their parts, choices that are those of one process, and what a check of them finds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_fwpkm.layers.table_sharding import ContextSharding, MemorySharding
+from megatron_fwpkm.ops import FastWeightState, fast_weight_memory, fast_weight_memory_
+from tests.distributed import run_distributed
+from tests.layers.megatron import initialize, tiny
+from tests.ops.cases import Case, distance, make_case
+
+_LAYOUTS = [(4, 1), (2, 2), (1, 4), (2, 1), (1, 2)]
+"""Tensor- and context-parallel sizes."""
+# 16 sub-keys: each of four ranks has fewer rows than topk.
+_CASES: dict[str, dict[str, Any]] = {
+    "moving keys": {},
+    "dot product": {"score": "dot_product", "addressing_weight": 0.2},
+    "ties": {"addressing_weight": 0.0},
+}
+
+
+def _case(name: str) -> Case:
+    case = make_case(3, tokens=40, num_subkeys=16, topk=6, key_dim=4, value_dim=8, dtype=torch.float32, **_CASES[name])
+    if name == "ties":
+        for tensor in (case.queries, case.state.sub_keys):
+            tensor.round_().clamp_(-1, 1)
+    return case
+
+
+def _start(tensor_parallel: int, context_parallel: int) -> None:
+    from megatron.core import parallel_state
+
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    initialize(tensor_parallel, context_parallel)
+
+
+def _read_and_write(rank: int, world_size: int) -> list[dict[str, Any]]:
+    """Every case in every layout: this rank's part of the tables, and what the call returned."""
+    from megatron.core import parallel_state
+
+    found = []
+    for layout in _LAYOUTS:
+        _start(*layout)
+        context = ContextSharding(parallel_state.get_context_parallel_group())
+        sharding = MemorySharding(parallel_state.get_tensor_and_context_parallel_group(), context, 16, 8)
+        results: dict[str, Any] = {"part": sharding.rank}
+        for name in _CASES:
+            case = _case(name)
+            sub_keys = case.state.sub_keys[:, :, sharding.rows].clone()
+            state = FastWeightState(sub_keys, case.state.values[:, sharding.columns].clone())
+            targets = case.targets[..., sharding.columns]
+            output = fast_weight_memory_(case.queries, targets, case.gates, state, sharding=sharding, **case.options)
+            results[name] = (output.slot_indices, output.slot_weights, state.sub_keys, state.values)
+        found.append(results)
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_layout() -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """Results of four processes; a layout of two ranks is there twice."""
+    by_rank = run_distributed(_read_and_write, 4, timeout=100)
+    return dict(zip(_LAYOUTS, (list(ranks) for ranks in zip(*by_rank, strict=True)), strict=True))
+
+
+@pytest.mark.parametrize("layout", _LAYOUTS)
+@pytest.mark.parametrize("name", _CASES)
+def test_choices_are_those_of_one_process_bit_for_bit(by_layout: Any, layout: tuple[int, int], name: str) -> None:
+    case = _case(name)
+    expected = fast_weight_memory(case.queries, case.targets, case.gates, case.state, **case.options)
+    ranks = by_layout[layout]
+    tables: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for rank in ranks:
+        indices, weights, *tables[rank["part"]] = rank[name]
+        assert torch.equal(indices, expected.slot_indices) and torch.equal(weights, expected.slot_weights)
+    assert sorted(tables) == list(range(layout[0] * layout[1]))
+    parts = [tables[part] for part in sorted(tables)]
+    sub_keys, values = torch.cat([part[0] for part in parts], 2), torch.cat([part[1] for part in parts], 1)
+    assert torch.equal(sub_keys, expected.state.sub_keys) and distance(values, expected.state.values) <= 1e-5
+    assert torch.equal(sub_keys, case.state.sub_keys) == (name == "ties")
+
+
+def _hashes(rank: int, world_size: int) -> dict[str, int]:
+    """Hashes of a memory on two tensor-parallel ranks, one of which comes to harm."""
+    from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
+    from megatron_fwpkm.models.transformer_config import transformer_config
+
+    found = {}
+    for harm in ("none", "queries", "gates", "row"):
+        _start(world_size, 1)
+        memory = FastWeightProductKeyMemory(transformer_config(tiny()), 1)
+        if rank == 1 and harm != "none":
+            weight = {"queries": memory.query_proj.weight, "gates": memory.gate_proj.bias, "row": memory.sub_keys}[harm]
+            weight.data.view(-1)[0] += 1e-3
+        with torch.no_grad():
+            memory(torch.randn(48, 2, 32, generator=torch.Generator().manual_seed(1)))
+        found[harm] = int(memory.consistency_hash())
+    return found
+
+
+def test_the_hash_finds_ranks_that_differ_and_not_a_row_that_exists_once() -> None:
+    one, other = run_distributed(_hashes, 2, timeout=60)
+    assert {harm for harm in one if one[harm] != other[harm]} == {"queries", "gates"}
+    assert one["row"] != one["none"], "both ranks read the harmed row alike"
+
+
+class _Group:
+    """As many ranks as it is told."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def size(self) -> int:
+        return self._size
+
+    def rank(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("num_subkeys", "value_dim", "context", "message"),
+    [
+        (18, 16, 1, "--fwpkm-value-dim 16 cannot be spread over --tensor-model-parallel-size 6: take 12 or 18"),
+        (16, 18, 2, "keys 16 .* --tensor-model-parallel-size 3 times --context-parallel-size 2: take 12 or 18"),
+        (4, 18, 1, "--fwpkm-num-subkeys 4 cannot be spread over --tensor-model-parallel-size 6: take 6"),
+    ],
+)
+def test_ranks_must_divide_both_tables(num_subkeys: int, value_dim: int, context: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MemorySharding(_Group(6), ContextSharding(_Group(context)), num_subkeys, value_dim)
