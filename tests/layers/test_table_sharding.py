@@ -103,7 +103,7 @@ def _hashes(rank: int, world_size: int) -> dict[str, int]:
 
 
 def test_the_hash_finds_ranks_that_differ_and_not_a_row_that_exists_once() -> None:
-    one, other = run_distributed(_hashes, 2, timeout=60)
+    one, other = run_distributed(_hashes, 2)
     assert {harm for harm in one if one[harm] != other[harm]} == {"queries", "gates"}
     assert one["row"] != one["none"], "both ranks read the harmed row alike"
 
