@@ -1,0 +1,387 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Triton kernels that move the sub-keys and differentiate it; the maths and its names are in this folder's README.
+
+Shapes: G = heads * 2 groups (group = head * 2 + half), M tokens of a piece, n sub-keys of a whole list, n' of them
+here (COUNT, from number ``first_key`` on; all of them where one process holds the list), k = topk, h = key_dim / 2,
+R readers (token, head) of a half. A pair is a kept sub-key of a token, numbered as in [G, M, k]. ORDER [G * M * k]
+holds the pairs sorted by group and sub-key, tokens ascending; STARTS [G * n + 1] says where each sub-key's readers
+begin. Query rows have h numbers; the row of a token is group * group_rows + token * token_rows.
+
+No atomics: a sub-key's readers are summed in tiles of TILE pairs, in the order of the tokens, and the tiles in their
+order. So the result does not depend on which program runs first, and a sub-key that everybody reads costs no more than
+others. Addresses are 64-bit. Arithmetic is in the dtype of the sub-keys (float32; float64 in tests).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def slope_of(mean, ENTROPY_EPSILON: tl.constexpr):
+    """u: the derivative of mean * log(mean + epsilon)."""
+    shifted = mean + ENTROPY_EPSILON
+    return tl.log(shifted) + mean / shifted
+
+
+@triton.jit
+def density_of(cost, EPSILON: tl.constexpr, IDW: tl.constexpr):
+    """rho = 1 / (epsilon + distance): minus the derivative of a score by its cost; 1 for dot products."""
+    density = tl.full(cost.shape, 1, cost.dtype)
+    if IDW:
+        density = 1 / (cost + EPSILON)
+    return density
+
+
+@triton.jit(do_not_specialize=["readers"])
+def reader_sum_kernel(
+    WEIGHTS,  # [G, M, k], one number per pair
+    ORDER,
+    STARTS,
+    SUMS,  # [2, n] out: sum over the readers of a sub-key, heads pooled, divided by R
+    readers,  # R
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The mean weight of every sub-key of both halves over all readers. Grid: (n, 2)."""
+    sub_key = tl.program_id(0)
+    half = tl.program_id(1)
+    count = tl.num_programs(0)
+    lanes = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], WEIGHTS.dtype.element_ty)
+    for head in range(HEADS):
+        segment = (2 * head + half) * count + sub_key
+        stop = tl.load(STARTS + segment + 1)
+        for begin in range(tl.load(STARTS + segment), stop, BLOCK):
+            inside = begin + lanes < stop
+            pair = tl.load(ORDER + begin + lanes, mask=inside, other=0)
+            total += tl.load(WEIGHTS + pair, mask=inside, other=0.0)
+    tl.store(SUMS + half * count + sub_key, tl.sum(total, 0) / readers)
+
+
+@triton.jit(do_not_specialize=["tokens", "readers"])
+def pull_kernel(
+    INDICES,  # [G, M, k] int32
+    COSTS,  # [G, M, k]
+    PROBABILITIES,  # [G, M, k]: P, 0 for tokens that do not move keys
+    MEANS,  # [2, n]: mean P
+    STEP,  # [1]: beta, the step size
+    PULLS,  # [G, M, k] out: c
+    tokens,  # M
+    readers,  # R
+    EPSILON: tl.constexpr,
+    ENTROPY_EPSILON: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    K_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    IDW: tl.constexpr,
+):
+    """c = beta / R * P * (u - sum P u), for idw times 2 rho. Grid: (blocks of ROWS tokens, G)."""
+    group = tl.program_id(1).to(tl.int64)
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    places = tl.arange(0, K_PADDED)
+    pairs = (group * tokens + token[:, None]) * K + places[None, :]
+    inside = (token[:, None] < tokens) & (places[None, :] < K)
+    index = tl.load(INDICES + pairs, mask=inside, other=0)
+    share = tl.load(PROBABILITIES + pairs, mask=inside, other=0.0)
+    slope = slope_of(tl.load(MEANS + (group % 2) * N + index), ENTROPY_EPSILON)
+    expected = tl.sum(share * slope, 1)
+    pull = tl.load(STEP) / readers * share * (slope - expected[:, None])
+    if IDW:
+        pull *= 2 * density_of(tl.load(COSTS + pairs, mask=inside, other=0.0), EPSILON, IDW)
+    tl.store(PULLS + pairs, pull, mask=inside)
+
+
+@triton.jit
+def segment_of(
+    program, STARTS, first_key, SEGMENTS: tl.constexpr, COUNT: tl.constexpr, N: tl.constexpr, TILE: tl.constexpr
+):
+    """Which sub-key here a tile belongs to, where its readers begin and end, and which of its tiles it is.
+
+    Segment s begins with tile number starts[s] // TILE + s. That leaves every segment room for ceil(length / TILE)
+    tiles without counting the tiles before it, and a search among the starts finds the segment of a tile.
+    """
+    low = 0
+    high = SEGMENTS
+    while high - low > 1:
+        middle = (low + high) // 2
+        start = tl.load(STARTS + middle // COUNT * N + first_key + middle % COUNT)
+        before = start // TILE + middle <= program
+        low = tl.where(before, middle, low)
+        high = tl.where(before, high, middle)
+    place = low // COUNT * N + first_key + low % COUNT
+    start = tl.load(STARTS + place)
+    return low, start, tl.load(STARTS + place + 1), program - (start // TILE + low)
+
+
+@triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key"])
+def tile_kernel(
+    WEIGHTS,  # [G, M, k]
+    QUERIES,  # rows of h numbers; the row of a token is group * group_rows + token * token_rows
+    SUB_KEYS,  # [G, n', h]
+    PULLS,  # [G, M, k]: c; unused without TOTALS
+    ORDER,
+    STARTS,
+    PARTIALS,  # [tiles, h] out
+    PARTIAL_TOTALS,  # [tiles] out: sum of c; unused without TOTALS
+    tokens,  # M
+    group_rows,
+    token_rows,
+    first_key,
+    COUNT: tl.constexpr,
+    N: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,
+    K: tl.constexpr,
+    TILE: tl.constexpr,
+    LOADS: tl.constexpr,
+    IDW: tl.constexpr,
+    TOTALS: tl.constexpr,
+):
+    """Sum of weight * (q - K), for dot products weight * q, over a tile of a sub-key's readers.
+
+    Grid: (tiles, blocks of h).
+    """
+    program = tl.program_id(0)
+    segment, start, stop, tile = segment_of(program, STARTS, first_key, SEGMENTS, COUNT, N, TILE)
+    begin = start + tile * TILE
+    stop = tl.minimum(stop, begin + TILE)
+    if begin < stop:
+        group = (segment // COUNT).to(tl.int64)
+        dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        key = tl.load(SUB_KEYS + segment.to(tl.int64) * H + dims, mask=dims < H, other=0.0)
+        total = tl.zeros([LOADS, BLOCK], key.dtype)
+        pulls = tl.zeros([LOADS], key.dtype)
+        for first in range(begin, stop, LOADS):
+            positions = first + tl.arange(0, LOADS)
+            pair = tl.load(ORDER + positions, mask=positions < stop, other=0)
+            weight = tl.load(WEIGHTS + pair, mask=positions < stop, other=0.0)
+            row = group * group_rows + (pair // K - group * tokens) * token_rows
+            inside = (positions < stop)[:, None] & (dims < H)[None, :]
+            direction = tl.load(QUERIES + row[:, None] * H + dims[None, :], mask=inside, other=0.0)
+            if IDW:
+                direction -= key[None, :]
+            total += weight[:, None] * direction
+            if TOTALS:
+                pulls += tl.load(PULLS + pair, mask=positions < stop, other=0.0)
+        tl.store(PARTIALS + program.to(tl.int64) * H + dims, tl.sum(total, 0), mask=dims < H)
+        if TOTALS:
+            tl.store(PARTIAL_TOTALS + program, tl.sum(pulls, 0))
+
+
+@triton.jit(do_not_specialize=["first_key"])
+def finish_kernel(
+    BASE,  # [G, n', h]; unused without ADDED
+    STARTS,
+    PARTIALS,  # [tiles, h]
+    PARTIAL_TOTALS,  # [tiles]
+    OUT,  # [G, n', h] out
+    first_key,
+    COUNT: tl.constexpr,
+    N: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    LOADS: tl.constexpr,
+    ADDED: tl.constexpr,
+    TOTALS: tl.constexpr,
+):
+    """base * (1 + total) - sum, from the sums of a sub-key's tiles. Grid: (G * n', blocks of h)."""
+    segment = tl.program_id(0)
+    place = segment // COUNT * N + first_key + segment % COUNT
+    start = tl.load(STARTS + place)
+    first = start // TILE + segment
+    last = first + tl.cdiv(tl.load(STARTS + place + 1) - start, TILE)
+    dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    sums = tl.zeros([LOADS, BLOCK], OUT.dtype.element_ty)
+    totals = tl.zeros([LOADS], OUT.dtype.element_ty)
+    for begin in range(first, last, LOADS):
+        tiles = begin + tl.arange(0, LOADS)
+        inside = (tiles < last)[:, None] & (dims < H)[None, :]
+        sums += tl.load(PARTIALS + tiles.to(tl.int64)[:, None] * H + dims[None, :], mask=inside, other=0.0)
+        if TOTALS:
+            totals += tl.load(PARTIAL_TOTALS + tiles, mask=tiles < last, other=0.0)
+    out = -tl.sum(sums, 0)
+    address = segment.to(tl.int64) * H + dims
+    if ADDED:
+        base = tl.load(BASE + address, mask=dims < H, other=0.0)
+        if TOTALS:
+            base += base * tl.sum(totals, 0)
+        out += base
+    tl.store(OUT + address, out, mask=dims < H)
+
+
+@triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key"])
+def pull_gradient_kernel(
+    QUERIES,
+    SUB_KEYS,  # [G, n', h]
+    GRAD_MOVED,  # [G, n', h]: gradient of the sub-keys after the piece
+    INDICES,  # [G, M, k] int32
+    GRAD_PULLS,  # [G, M, k] out: gamma, 0 for sub-keys that are not here
+    tokens,  # M
+    group_rows,
+    token_rows,
+    first_key,
+    COUNT: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,
+    K: tl.constexpr,
+    K_PADDED: tl.constexpr,
+    IDW: tl.constexpr,
+):
+    """gamma = -<q - K, gradient of the moved K>, for dot products -<q, gradient>. Grid: (M, G)."""
+    token = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1).to(tl.int64)
+    places = tl.arange(0, K_PADDED)
+    pairs = (group * tokens + token) * K + places
+    key = tl.load(INDICES + pairs, mask=places < K, other=-1) - first_key
+    here = (places < K) & (key >= 0) & (key < COUNT)
+    query_row = (group * group_rows + token * token_rows) * H
+    row = (group * COUNT + key) * H
+    total = tl.zeros([K_PADDED], GRAD_PULLS.dtype.element_ty)
+    for begin in range(0, H, BLOCK):
+        dims = begin + tl.arange(0, BLOCK)
+        inside = here[:, None] & (dims < H)[None, :]
+        direction = tl.load(QUERIES + query_row + dims, mask=dims < H, other=0.0)[None, :]
+        if IDW:
+            direction -= tl.load(SUB_KEYS + row[:, None] + dims[None, :], mask=inside, other=0.0)
+        gradient = tl.load(GRAD_MOVED + row[:, None] + dims[None, :], mask=inside, other=0.0)
+        total -= tl.sum(direction * gradient, 1)
+    tl.store(GRAD_PULLS + pairs, total, mask=places < K)
+
+
+@triton.jit(do_not_specialize=["tokens", "readers"])
+def spread_kernel(
+    COSTS,  # [G, M, k]
+    PROBABILITIES,  # [G, M, k]
+    GRAD_PULLS,  # [G, M, k]: gamma
+    STEP,  # [1]
+    SPREADS,  # [G, M, k] out
+    tokens,  # M
+    readers,  # R
+    EPSILON: tl.constexpr,
+    K: tl.constexpr,
+    K_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    IDW: tl.constexpr,
+):
+    """What every pair adds to R times the gradient of its sub-key's u. Grid: (blocks of ROWS tokens, G).
+
+    With v = beta / R * gradient of y it is (v - sum v P) * P; the gradient of y is gamma, for idw times 2 rho.
+    """
+    group = tl.program_id(1).to(tl.int64)
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    places = tl.arange(0, K_PADDED)
+    pairs = (group * tokens + token[:, None]) * K + places[None, :]
+    inside = (token[:, None] < tokens) & (places[None, :] < K)
+    share = tl.load(PROBABILITIES + pairs, mask=inside, other=0.0)
+    weighted = tl.load(GRAD_PULLS + pairs, mask=inside, other=0.0) * (tl.load(STEP) / readers)
+    if IDW:
+        weighted *= 2 * density_of(tl.load(COSTS + pairs, mask=inside, other=0.0), EPSILON, IDW)
+    balance = -tl.sum(weighted * share, 1)
+    tl.store(SPREADS + pairs, (weighted + balance[:, None]) * share, mask=inside)
+
+
+@triton.jit
+def second_derivative(weighted, share, mean, grad_slope, ENTROPY_EPSILON: tl.constexpr):
+    """Gradient of y = P * (u - sum P u), times ``weighted``, by the kept scores of one token."""
+    slope = slope_of(mean, ENTROPY_EPSILON)
+    balance = -tl.sum(weighted * share, 0)
+    shifted = mean + ENTROPY_EPSILON
+    grad_share = weighted * (slope - tl.sum(share * slope, 0)) + balance * slope
+    grad_share += grad_slope * (1 + ENTROPY_EPSILON / shifted) / shifted
+    return share * (grad_share - tl.sum(share * grad_share, 0))
+
+
+@triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key", "grad_rows", "readers"])
+def token_backward_kernel(
+    QUERIES,
+    SUB_KEYS,  # [G, n', h]
+    INDICES,  # [G, M, k] int32
+    COSTS,  # [G, M, k]
+    POSITIONS,  # [2, M, heads, k] int32: kept sub-key of each slot
+    GRAD_SCORES,  # [M, heads, k]: gradient of the slots' scores
+    PROBABILITIES,  # this and the next six are used if the sub-keys moved: [G, M, k]
+    PULLS,  # [G, M, k]: c
+    GRAD_PULLS,  # [G, M, k]: gamma
+    MEANS,  # [2, n]
+    GRAD_SLOPES,  # [2, n]: sum of the spreads of all readers, divided by R
+    STEP,  # [1]
+    GRAD_MOVED,  # [G, n', h]
+    GRAD_QUERIES,  # [G, stream, h] in and out; group stride in rows is grad_rows
+    WEIGHTS,  # [G, M, k] out: the gradient of a sub-key is minus the sum of weight * direction over its readers
+    tokens,  # M
+    group_rows,
+    token_rows,
+    first_key,
+    grad_rows,
+    readers,  # R
+    EPSILON: tl.constexpr,
+    ENTROPY_EPSILON: tl.constexpr,
+    COUNT: tl.constexpr,
+    N: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,
+    K: tl.constexpr,
+    K_PADDED: tl.constexpr,
+    IDW: tl.constexpr,
+    MOVED: tl.constexpr,
+):
+    """Gradient of a token's query, and the weights of its kept sub-keys. Grid: (M, G)."""
+    token = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1).to(tl.int64)
+    half = group % 2
+    head = group // 2
+    heads = tl.num_programs(1) // 2
+    places = tl.arange(0, K_PADDED)
+    inside = places < K
+    pairs = (group * tokens + token) * K + places
+    index = tl.load(INDICES + pairs, mask=inside, other=0)
+    density = density_of(tl.load(COSTS + pairs, mask=inside, other=0.0), EPSILON, IDW)
+
+    # A kept score is part of all slots that pair its sub-key.
+    slots = (token * heads + head) * K + places
+    position = tl.load(POSITIONS + half * tokens * heads * K + slots, mask=inside, other=-1)
+    grad_slot = tl.load(GRAD_SCORES + slots, mask=inside, other=0.0)
+    grad_score = tl.sum(tl.where(position[None, :] == places[:, None], grad_slot[None, :], 0.0), 1)
+
+    grad_cost = tl.zeros([K_PADDED], grad_score.dtype)
+    pull = tl.zeros([K_PADDED], grad_score.dtype)
+    if MOVED:
+        pull = tl.load(PULLS + pairs, mask=inside, other=0.0)
+        grad_pull = tl.load(GRAD_PULLS + pairs, mask=inside, other=0.0)
+        weighted = grad_pull * (tl.load(STEP) / readers)
+        if IDW:
+            weighted *= 2 * density
+            grad_cost = -density * pull * grad_pull
+        share = tl.load(PROBABILITIES + pairs, mask=inside, other=0.0)
+        mean = tl.load(MEANS + half * N + index)
+        grad_slope = tl.load(GRAD_SLOPES + half * N + index)
+        grad_score += second_derivative(weighted, share, mean, grad_slope, ENTROPY_EPSILON)
+    if IDW:
+        weight = 2 * (grad_cost - density * grad_score)
+    else:
+        weight = -grad_score
+    tl.store(WEIGHTS + pairs, weight, mask=inside)
+
+    key = index - first_key
+    here = inside & (key >= 0) & (key < COUNT)
+    weight = tl.where(here, weight, 0.0)
+    row = (group * COUNT + key) * H
+    query_row = (group * group_rows + token * token_rows) * H
+    out_row = (group * grad_rows + token) * H
+    for begin in range(0, H, BLOCK):
+        dims = begin + tl.arange(0, BLOCK)
+        real = here[:, None] & (dims < H)[None, :]
+        along = -tl.load(SUB_KEYS + row[:, None] + dims[None, :], mask=real, other=0.0)
+        if IDW:
+            along += tl.load(QUERIES + query_row + dims, mask=dims < H, other=0.0)[None, :]
+        gradient = tl.sum(weight[:, None] * along, 0)
+        if MOVED:
+            moved = tl.load(GRAD_MOVED + row[:, None] + dims[None, :], mask=real, other=0.0)
+            gradient -= tl.sum(pull[:, None] * moved, 0)
+        gradient += tl.load(GRAD_QUERIES + out_row + dims, mask=dims < H, other=0.0)
+        tl.store(GRAD_QUERIES + out_row + dims, gradient, mask=dims < H)

@@ -1,0 +1,194 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Triton kernels that choose sub-keys and slots.
+
+Shapes: G = heads * 2 groups (group = head * 2 + half), M tokens, n sub-keys per list, k = topk, h = key_dim / 2. Names
+in capitals with PADDED are the next powers of two. One program is one warp and serves one token of one group or head:
+nothing in it waits for another warp, and what it computes for a token does not depend on the other tokens.
+
+Addresses are 64-bit. Arithmetic is in the dtype of the sub-keys (float32; float64 in tests).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _ordered(bits):
+    """Whole numbers in the order of the float32 numbers with these bits; it is its own inverse."""
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def cost_of(query, row, IDW: tl.constexpr):
+    """What is minimised for one query and one sub-key: the squared distance, or minus the dot product."""
+    if IDW:
+        difference = query - row
+        cost = tl.sum(difference * difference, 0)
+    else:
+        cost = -tl.sum(query * row, 0)
+    return cost
+
+
+@triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key"])
+def select_kernel(
+    PROPOSALS,  # [G, M, n] approximate costs; idw: without the square of the query
+    QUERIES,  # rows of h numbers; the row of a token is group * group_rows + token * token_rows
+    SUB_KEYS,  # [G, n, h]
+    LARGEST,  # [G] largest square of a sub-key
+    INDICES,  # [G, M, k] out, int32, best first
+    COSTS,  # [G, M, k] out, exact
+    tokens,  # M
+    group_rows,
+    token_rows,
+    first_key,  # number of the first sub-key of SUB_KEYS in the whole list
+    ROUNDING: tl.constexpr,  # what a proposal can be off by, in units of the sizes it was made of
+    N: tl.constexpr,
+    N_PADDED: tl.constexpr,
+    H: tl.constexpr,
+    H_PADDED: tl.constexpr,
+    K: tl.constexpr,
+    K_PADDED: tl.constexpr,
+    IDW: tl.constexpr,
+):
+    """The k sub-keys of lowest exact cost, equal costs: lowest index first. Grid: (M, G).
+
+    Candidates come in the order of their proposals. Each is scored exactly and replaces the worst of the k best so far
+    if it is better. After k of them, the loop goes on as long as rounding may have put a candidate behind its place.
+
+    A proposal becomes one whole number: its float32 bits, made monotone, with the lowest log2(N_PADDED) of them
+    replaced by its column. The minimum of these is found with one instruction per number, and tells the column.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1).to(tl.int64)
+    columns = tl.arange(0, N_PADDED)
+    dims = tl.arange(0, H_PADDED)
+    places = tl.arange(0, K_PADDED)
+    taken: tl.constexpr = 0x7FFFFFFF
+    column_bits: tl.constexpr = N_PADDED - 1
+
+    proposals = tl.load(PROPOSALS + (group * tokens + token) * N + columns, mask=columns < N, other=float("inf"))
+    proposals = proposals.to(tl.float32)
+    # What is not a number comes last.
+    proposals = tl.where(proposals == proposals, proposals, float("inf"))
+    candidates = (_ordered(proposals.to(tl.int32, bitcast=True)) & ~column_bits) | columns
+    candidates = tl.where(columns < N, candidates, taken)
+
+    query = tl.load(QUERIES + (group * group_rows + token * token_rows) * H + dims, mask=dims < H, other=0.0)
+    square = tl.sum(query * query, 0)
+    norms = tl.sqrt(square * tl.load(LARGEST + group) * H)
+
+    # Places that do not exist hold what is never the worst; the others what every candidate beats.
+    costs = tl.where(places < K, float("inf"), float("-inf")).to(query.dtype)
+    chosen = N_PADDED + places
+    worst = N_PADDED + K - 1
+    found = 0
+    limit = taken - 1
+    candidate = tl.min(candidates, 0)
+    while candidate <= limit:
+        candidates = tl.where(candidates == candidate, taken, candidates)
+        column = candidate & column_bits
+        cost = cost_of(query, tl.load(SUB_KEYS + (group * N + column) * H + dims, mask=dims < H, other=0.0), IDW)
+        better = (cost < costs) | ((cost == costs) & (column < chosen))
+        replaced = better & (chosen == worst)
+        costs = tl.where(replaced, cost, costs)
+        chosen = tl.where(replaced, column, chosen)
+        worst = tl.max(tl.where(costs == tl.max(costs, 0), chosen, -1), 0)
+        found += 1
+        if found == K:
+            # The largest number this candidate can stand for, and how far its exact cost and another's may be off.
+            last = _ordered(candidate | column_bits).to(tl.float32, bitcast=True).to(query.dtype)
+            doubt = norms * ROUNDING + tl.abs(last) * 2.4e-7
+            if IDW:
+                doubt += tl.abs(last + square) * ROUNDING
+            bound = (last + doubt).to(tl.float32).to(tl.int32, bitcast=True)
+            limit = tl.minimum(_ordered(bound) | column_bits, taken - 1)
+        candidate = tl.min(candidates, 0)
+
+    # A place's rank is the number of better ones. A query that is not a number has found none: any index will do.
+    ahead = (costs[None, :] < costs[:, None]) | (
+        (costs[None, :] == costs[:, None]) & (chosen[None, :] < chosen[:, None])
+    )
+    rank = tl.sum((ahead & (places[None, :] < K)).to(tl.int32), 1)
+    out = (group * tokens + token) * K + rank
+    tl.store(INDICES + out, tl.where(chosen < N, chosen, places) + first_key, mask=places < K)
+    tl.store(COSTS + out, costs, mask=places < K)
+
+
+@triton.jit(do_not_specialize=["tokens", "moving"])
+def slots_kernel(
+    INDICES,  # [G, M, k] int32, best first
+    COSTS,  # [G, M, k]
+    SCORES,  # [M, heads, k] out: sum of both halves' scores, best first
+    SLOTS,  # [M, heads, k] out, int64
+    POSITIONS,  # [2, M, heads, k] out, int32: where the pair's sub-keys stand among the k of their half
+    PROBABILITIES,  # [G, M, k] out: softmax of the kept scores, 0 from token ``moving`` on; unused without STATISTICS
+    tokens,  # M
+    moving,
+    EPSILON: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    K_PADDED: tl.constexpr,
+    PAIRS_PADDED: tl.constexpr,
+    IDW: tl.constexpr,
+    STATISTICS: tl.constexpr,
+):
+    """The k best pairs of both halves, equal sums: lowest slot first. Grid: (M, heads).
+
+    In two sorted lists only pairs (i, j) with (i + 1) * (j + 1) <= k can be among the k best.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1).to(tl.int64)
+    heads = tl.num_programs(1)
+    pairs = tl.arange(0, PAIRS_PADDED)
+    # Pair number -> (i, j): row i of the staircase has k // (i + 1) pairs.
+    i = tl.zeros([PAIRS_PADDED], tl.int32)
+    j = pairs
+    total = K
+    for row in tl.static_range(1, K):
+        i = tl.where(pairs >= total, row, i)
+        j = tl.where(pairs >= total, pairs - total, j)
+        total += K // (row + 1)
+    valid = pairs < total
+
+    first = ((2 * head) * tokens + token) * K
+    second = ((2 * head + 1) * tokens + token) * K
+    cost1 = tl.load(COSTS + first + i, mask=valid, other=0.0)
+    cost2 = tl.load(COSTS + second + j, mask=valid, other=0.0)
+    if IDW:
+        scores = -tl.log(cost1 + EPSILON) - tl.log(cost2 + EPSILON)
+    else:
+        scores = -cost1 - cost2
+    slots = tl.load(INDICES + first + i, mask=valid, other=0) * N + tl.load(INDICES + second + j, mask=valid, other=0)
+
+    nothing: tl.constexpr = 0x7FFFFFFF
+    # What is not a number comes last.
+    remaining = tl.where(scores == scores, scores, float("-inf"))
+    waiting = tl.where(valid, slots, nothing)
+    rank = tl.full([PAIRS_PADDED], K, tl.int32)
+    for place in range(K):
+        best = tl.max(tl.where(waiting < nothing, remaining, float("-inf")), 0)
+        slot = tl.min(tl.where(remaining == best, waiting, nothing), 0)
+        hit = waiting == slot
+        rank = tl.where(hit & (rank == K), place, rank)
+        waiting = tl.where(hit, nothing, waiting)
+
+    out = (token * heads + head) * K + rank
+    kept = valid & (rank < K)
+    tl.store(SCORES + out, scores, mask=kept)
+    tl.store(SLOTS + out, slots.to(tl.int64), mask=kept)
+    tl.store(POSITIONS + out, i, mask=kept)
+    tl.store(POSITIONS + tokens.to(tl.int64) * heads * K + out, j, mask=kept)
+    if STATISTICS:
+        places = tl.arange(0, K_PADDED)
+        for half in tl.static_range(2):
+            source = ((2 * head + half) * tokens + token) * K + places
+            cost = tl.load(COSTS + source, mask=places < K, other=float("inf"))
+            if IDW:
+                # exp(-log x) is 1 / x. Seen from the best, so that nothing overflows or vanishes.
+                share = (tl.min(cost, 0) + EPSILON) / (cost + EPSILON)
+            else:
+                share = tl.exp(tl.min(cost, 0) - cost)
+            share = share / tl.sum(share, 0)
+            tl.store(PROBABILITIES + source, tl.where(token < moving, share, 0.0), mask=places < K)
