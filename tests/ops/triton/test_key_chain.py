@@ -1,0 +1,230 @@
+"""The sub-keys' chain in kernels is the chain in torch: outputs, gradients, and the same bits in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from megatron_fwpkm.ops.fast_weight_memory import triton_key_steps
+from megatron_fwpkm.ops.fast_weight_memory.key_chain import KeyChain, KeyOptions, KeyPiece
+from megatron_fwpkm.ops.fast_weight_memory.triton_key_chain import TritonKeyChain
+from tests.ops.cases import distance
+from tests.ops.triton.keys import TOLERANCE, draw, draw_integers, poisoned, shuffled
+
+NAMES = ("scores", "slots", "sub_keys", "losses", "grad queries", "grad sub_keys")
+CHUNKS = [KeyPiece(0, 3, 3), KeyPiece(3, 6, 6), KeyPiece(6, 7, 7)]
+STREAMING = [KeyPiece(0, 4, 3), KeyPiece(3, 6, 5), KeyPiece(5, 7, 5)]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned() -> Iterator[None]:
+    with poisoned():
+        yield
+
+
+def run(chain: Any, queries: Tensor, sub_keys: Tensor, options: KeyOptions, needs: str = "both") -> dict[str, Tensor]:
+    """All outputs, and the gradients of a fixed random function of the scores."""
+    queries = queries.detach().clone().requires_grad_(needs in ("both", "queries"))
+    sub_keys = sub_keys.detach().clone().requires_grad_(needs in ("both", "sub_keys"))
+    found = list(chain.apply(queries, sub_keys, options))
+    if needs != "nothing":
+        (found[0] * draw(99, *found[0].shape, dtype=queries.dtype)).sum().backward()
+    gradients = [leaf.grad for leaf in (queries, sub_keys)]
+    return {name: x.detach() for name, x in zip(NAMES, [*found, *gradients], strict=True) if x is not None}
+
+
+def compare(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert actual.keys() == expected.keys()
+    assert torch.equal(actual["slots"], expected["slots"])
+    far = {name: distance(actual[name], expected[name]) for name in actual}
+    assert not {name: value for name, value in far.items() if not value <= tolerance}, far
+
+
+def make(
+    seed: int = 0,
+    *,
+    heads: int = 1,
+    num_subkeys: int = 4,
+    topk: int = 3,
+    half_dim: int = 4,
+    rows: int = 7,
+    score: str = "idw",
+    key_lr: float = 0.7,
+    pieces: list[KeyPiece] = CHUNKS,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor, KeyOptions]:
+    """Inputs of one call."""
+    queries = draw(seed, 2 * heads, rows, half_dim, dtype=dtype)
+    sub_keys = draw(seed + 1, 2 * heads, num_subkeys, half_dim, dtype=dtype)
+    return queries, sub_keys, KeyOptions(topk, score, key_lr, pieces)
+
+
+@st.composite
+def calls(draw_from: st.DrawFn) -> dict[str, Any]:
+    """Shapes and options of one call."""
+    num_subkeys = draw_from(st.integers(1, 5))
+    return {
+        "seed": draw_from(st.integers(0, 10**6)),
+        "heads": draw_from(st.integers(1, 2)),
+        "num_subkeys": num_subkeys,
+        "topk": draw_from(st.integers(1, num_subkeys)),
+        "half_dim": draw_from(st.integers(1, 6)),
+        "score": draw_from(st.sampled_from(["idw", "dot_product"])),
+        "key_lr": draw_from(st.sampled_from([0.0, 0.5, 2.0])),
+        "pieces": draw_from(st.sampled_from([CHUNKS, STREAMING, [KeyPiece(0, 7, 0)], [KeyPiece(2, 7, 6)]])),
+    }
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
+@given(calls())
+def test_it_is_the_chain_in_torch(call: dict[str, Any]) -> None:
+    inputs = make(**call)
+    compare(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "dtype", "score"),
+    [
+        (CHUNKS, torch.float32, "idw"),
+        (STREAMING, torch.float64, "idw"),
+        (CHUNKS, torch.float64, "dot_product"),
+        (STREAMING, torch.float32, "dot_product"),
+    ],
+)
+def test_it_is_the_chain_in_torch_where_sub_keys_move(pieces: list[KeyPiece], dtype: torch.dtype, score: str) -> None:
+    queries, sub_keys, options = make(3, heads=2, pieces=pieces, score=score)
+    expected = run(KeyChain, queries, sub_keys, options)
+    assert distance(expected["sub_keys"], sub_keys) > 1e-3, "the case must move the sub-keys"
+    compare(run(TritonKeyChain, queries.to(dtype), sub_keys.to(dtype), options), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("score", ["idw", "dot_product"])
+def test_gradients_are_those_of_the_function(score: str) -> None:
+    """Finite differences. Three pieces, so that the second derivative of the movement takes part."""
+    queries, sub_keys, options = make(5, num_subkeys=3, topk=2, half_dim=2, score=score)
+    leaves = (queries.requires_grad_(), sub_keys.requires_grad_())
+    chain = lambda *leaves: TritonKeyChain.apply(*leaves, options)[0]  # noqa: E731
+    assert torch.autograd.gradcheck(chain, leaves, eps=1e-6, atol=1e-7, rtol=1e-6, fast_mode=True)
+
+
+@pytest.mark.parametrize("key_lr", [0.0, 1.0])
+def test_sub_keys_that_many_read_are_summed_in_tiles(key_lr: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All queries equal, so that two of five sub-keys have all the readers, several tiles of them."""
+    monkeypatch.setattr(triton_key_steps, "TILE", 4)
+    monkeypatch.setattr(triton_key_steps, "_READERS", 4)
+    pieces = [KeyPiece(0, 18, 17), KeyPiece(18, 20, 20)]
+    queries, sub_keys, options = make(6, topk=2, rows=20, pieces=pieces, key_lr=key_lr)
+    inputs = queries[:, :1].expand(-1, 20, -1), sub_keys, options
+    compare(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
+
+
+def test_a_tile_of_the_usual_size_and_one_reader_more() -> None:
+    rows = triton_key_steps.TILE + 1
+    queries, sub_keys, _ = make(7, num_subkeys=2, rows=rows)
+    options = KeyOptions(1, "idw", 1.0, [KeyPiece(0, rows, rows)])
+    queries = queries[:, :1].expand(-1, rows, -1)
+    compare(run(TritonKeyChain, queries, sub_keys, options), run(KeyChain, queries, sub_keys, options), 1e-12)
+
+
+@pytest.mark.parametrize("score", ["idw", "dot_product"])
+def test_equal_sub_keys_and_queries_on_them(score: str) -> None:
+    """Every distance is 0 or a whole number, many are equal, and a query lies on every sub-key."""
+    queries, sub_keys = draw_integers(8, -1, 1, 2, 8, 2), draw_integers(9, -1, 1, 2, 6, 2)
+    queries[:, :6] = sub_keys
+    inputs = queries, sub_keys, KeyOptions(3, score, 1.0, [KeyPiece(0, 8, 8)])
+    compare(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
+
+
+@pytest.mark.parametrize("needs", ["queries", "sub_keys", "nothing"])
+@pytest.mark.parametrize("key_lr", [0.0, 0.7])
+def test_only_what_is_needed_is_differentiated(key_lr: float, needs: str) -> None:
+    inputs = make(10, key_lr=key_lr)
+    compare(run(TritonKeyChain, *inputs, needs), run(KeyChain, *inputs, needs), 1e-12)
+
+
+def test_scores_that_nothing_depends_on_have_no_gradients() -> None:
+    queries, sub_keys, options = make()
+    queries.requires_grad_()
+    scores, *_ = TritonKeyChain.apply(queries, sub_keys, options)
+    assert TritonKeyChain.backward(scores.grad_fn, None) == (None, None, None)
+
+
+def test_the_order_of_programs_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_key_steps, "TILE", 2)
+    inputs = make(11, dtype=torch.float32)
+    expected = run(TritonKeyChain, *inputs)
+    for seed in (1, 2):
+        with shuffled(seed):
+            actual = run(TritonKeyChain, *inputs)
+        assert all(torch.equal(actual[name], expected[name]) for name in NAMES)
+
+
+@pytest.mark.parametrize("key_lr", [0.0, 1.0])
+def test_calls_may_be_cut_between_pieces(key_lr: float) -> None:
+    queries, sub_keys, options = make(12, dtype=torch.float32, key_lr=key_lr)
+    expected = run(TritonKeyChain, queries, sub_keys, options, "nothing")
+    scores, slots, losses = [], [], []
+    for start, stop, _ in CHUNKS:
+        part = options._replace(pieces=[KeyPiece(0, stop - start, stop - start)])
+        found = run(TritonKeyChain, queries[:, start:stop], sub_keys, part, "nothing")
+        sub_keys = found["sub_keys"]
+        scores.append(found["scores"])
+        slots.append(found["slots"])
+        losses.append(found["losses"])
+    for name, parts in (("scores", scores), ("slots", slots), ("losses", losses)):
+        assert torch.equal(torch.cat(parts), expected[name]), name
+    assert torch.equal(sub_keys, expected["sub_keys"])
+
+
+def test_tokens_may_come_one_by_one_while_sub_keys_rest() -> None:
+    """A piece that reads again, as in streaming, gives the bits of the first reading."""
+    queries, sub_keys, options = make(13, dtype=torch.float32, key_lr=0.0, pieces=STREAMING)
+    expected = run(TritonKeyChain, queries, sub_keys, options, "nothing")
+    alone = options._replace(pieces=[KeyPiece(0, 1, 0)])
+    one_by_one = [run(TritonKeyChain, queries[:, t : t + 1], sub_keys, alone, "nothing") for t in range(7)]
+    rows = [row for piece in STREAMING for row in range(piece.start, piece.stop)]
+    for name in ("scores", "slots"):
+        assert torch.equal(torch.cat([one_by_one[row][name] for row in rows]), expected[name])
+
+
+def test_tokens_after_the_moving_ones_change_no_bit_of_the_movement() -> None:
+    queries, sub_keys, options = make(14, dtype=torch.float32)
+    short = run(TritonKeyChain, queries[:, :5], sub_keys, options._replace(pieces=[KeyPiece(0, 5, 5)]), "nothing")
+    longer = run(TritonKeyChain, queries, sub_keys, options._replace(pieces=[KeyPiece(0, 7, 5)]), "nothing")
+    assert torch.equal(short["sub_keys"], longer["sub_keys"]) and torch.equal(short["losses"], longer["losses"])
+
+
+class NoHostSync(TorchDispatchMode):
+    """Refuses whatever makes the host wait for a device: reading a number, or a shape that depends on data."""
+
+    FORBIDDEN = (
+        "_local_scalar_dense",
+        "nonzero",
+        "unique",
+        "masked_select",
+        "bincount",
+        "repeat_interleave",
+        "is_nonzero",
+    )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert not name.lstrip("_").startswith(self.FORBIDDEN), f"{name} waits for the device"
+        assert name not in self.FORBIDDEN, f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("key_lr", [0.0, 0.7])
+def test_the_host_never_waits(key_lr: float) -> None:
+    inputs = make(15, key_lr=key_lr, pieces=STREAMING)
+    with NoHostSync():
+        run(TritonKeyChain, *inputs)
+        with pytest.raises(AssertionError, match="waits for the device"):
+            run(KeyChain, *inputs)
