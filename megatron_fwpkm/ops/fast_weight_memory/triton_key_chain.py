@@ -2,7 +2,10 @@
 
 Sub-keys that stand still for a whole call are one piece of all its rows: one selection, one backward.
 
-Shapes: G = heads * 2 groups, M tokens of a piece (all sequences, time first), k = topk, n sub-keys, h = key_dim / 2.
+Where processes share the sub-keys by rows, each moves and differentiates its own, as in ``key_chain.py``.
+
+Shapes: G = heads * 2 groups, M tokens of a piece (all sequences, time first), k = topk, n sub-keys of a whole list, n'
+of them here (all of them without sharding), h = key_dim / 2.
 """
 
 from __future__ import annotations
@@ -28,13 +31,14 @@ from megatron_fwpkm.ops.fast_weight_memory.triton_key_steps import (
     token_backward,
 )
 from megatron_fwpkm.ops.product_key.reference import ENTROPY_EPSILON
+from megatron_fwpkm.ops.product_key.selection import KeptSubKeys
 from megatron_fwpkm.ops.product_key.triton import rows_of, select_slots, select_sub_keys
 
 
 class _Saved(NamedTuple):
     """What backward needs of one piece; the last five are empty where the sub-keys did not move."""
 
-    sub_keys: Tensor  # [G, n, h], before the piece moved them
+    sub_keys: Tensor  # [G, n', h], before the piece moved them
     indices: Tensor  # [G, M, k] int32
     costs: Tensor  # [G, M, k]
     positions: Tensor  # [2, M, heads, k] int32
@@ -50,13 +54,13 @@ class _Addressed(NamedTuple):
 
     scores: Tensor  # [rows, heads * k]
     slots: Tensor  # [rows, heads * k]
-    sub_keys: Tensor  # [G, n, h]
+    sub_keys: Tensor  # [G, n', h]
     means: list[Tensor]  # [2, n] of every piece that moves sub-keys
     saved: list[_Saved]
 
 
 class TritonKeyChain(torch.autograd.Function):
-    """queries [G, S, h], sub_keys [G, n, h] -> slot scores [rows, heads * k], slots, moved sub-keys, losses.
+    """queries [G, S, h], sub_keys [G, n', h] -> slot scores [rows, heads * k], slots, moved sub-keys, losses.
 
     ``rows`` runs over the rows read by all pieces, one piece after the other. Gradients: queries and sub_keys.
     """
@@ -117,7 +121,7 @@ class TritonKeyChain(torch.autograd.Function):
             if number or ctx.needs_input_grad[1]:
                 grad_keys = _sub_key_gradients(queries[:, rows], weights, saved, movement, grad_keys, shape)
             stop = start
-        return grad_queries, grad_keys, None
+        return options.rows.sum_shards(grad_queries), grad_keys, None
 
 
 def _moves(options: KeyOptions) -> bool:
@@ -126,8 +130,17 @@ def _moves(options: KeyOptions) -> bool:
 
 
 def _shape(sub_keys: Tensor, options: KeyOptions) -> KeyShape:
-    _, count, half_dim = sub_keys.shape
-    return KeyShape(options.topk, options.score, count, 0, count, half_dim)
+    rows = options.rows
+    return KeyShape(options.topk, options.score, rows.num_subkeys, rows.first, rows.count, sub_keys.shape[2])
+
+
+def _choose(queries: Tensor, sub_keys: Tensor, options: KeyOptions) -> KeptSubKeys:
+    """The topk best sub-keys of all processes; indices are int32 and count over whole lists."""
+    rows = options.rows
+    topk = min(options.topk, rows.count)
+    proposals = select_sub_keys(queries, sub_keys, topk, options.score, rows.first)
+    (kept,) = rows.choose([proposals], options.topk)
+    return kept._replace(indices=kept.indices.int())
 
 
 def _address_moving(queries: Tensor, sub_keys: Tensor, step: Tensor, options: KeyOptions) -> _Addressed:
@@ -139,7 +152,7 @@ def _address_moving(queries: Tensor, sub_keys: Tensor, step: Tensor, options: Ke
     for piece in options.pieces:
         block = queries[:, piece.start : piece.stop]
         moving = piece.moving - piece.start
-        kept = select_sub_keys(block, sub_keys, options.topk, options.score)
+        kept = _choose(block, sub_keys, options)
         choice = select_slots(kept, shape.num_subkeys, options.score, moving=moving, statistics=moving > 0)
         scores.append(choice.scores.flatten(1))
         slots.append(choice.slots.flatten(1))
@@ -160,7 +173,7 @@ def _address_resting(queries: Tensor, sub_keys: Tensor, step: Tensor, options: K
     pieces, span = options.pieces, _span(options.pieces)
     shape = _shape(sub_keys, options)
     none = queries.new_zeros(0)
-    kept = select_sub_keys(queries[:, span.start : span.stop], sub_keys, options.topk, options.score)
+    kept = _choose(queries[:, span.start : span.stop], sub_keys, options)
     counted = [
         slice(piece.start - span.start, piece.moving - span.start) for piece in pieces if piece.moving > piece.start
     ]
@@ -214,7 +227,8 @@ def _differentiate_movement(
     """The second derivative of the addressing loss, up to what concerns one token only."""
     shape = _shape(saved.sub_keys, options)
     num_readers = saved.costs.shape[0] // 2 * (piece.moving - piece.start)
-    grad_pulls = pull_gradients(block, saved.sub_keys, grad_moved, saved.indices, shape)
+    # Only the owner of a row knows it, and through the probabilities it concerns all kept scores of a token.
+    grad_pulls = options.rows.sum_shards(pull_gradients(block, saved.sub_keys, grad_moved, saved.indices, shape))
     spreads = spreads_of(saved.costs, saved.probabilities, grad_pulls, step, num_readers, shape)
     readers = Readers(saved.order, saved.starts)
     grad_slopes = mean_over_readers(spreads, readers, shape.num_subkeys, num_readers)
@@ -231,7 +245,7 @@ def _sub_key_gradients(
     grad_moved: Tensor | None,
     shape: KeyShape,
 ) -> Tensor:
-    """Gradient of the sub-keys before a piece [G, n, h]."""
+    """Gradient of the sub-keys before a piece [G, n', h]."""
     readers = Readers(saved.order, saved.starts)
     if not saved.order.numel():
         readers = ReaderSorter(weights.shape[0], shape.num_subkeys, weights.device)(saved.indices)

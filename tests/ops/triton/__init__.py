@@ -1,1 +1,1 @@
-"""Triton kernels: in Triton's interpreter on the CPU (tests/conftest.py switches it on), compiled where there is a GPU."""
+"""Triton kernels: in the interpreter on the CPU (tests/conftest.py switches it on), compiled where there is a GPU."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -69,3 +70,24 @@ def shuffled(seed: int) -> Iterator[None]:
         yield
     finally:
         interpreter_builder.set_grid_idx = original
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Inside, threads launch kernels one after the other: the interpreter cannot run two."""
+    if DEVICE != "cpu":
+        yield
+        return
+    from triton.runtime.interpreter import GridExecutor
+
+    launch, lock = GridExecutor.__call__, threading.Lock()
+
+    def wait_and_launch(*args: Any, **kwargs: Any) -> None:
+        with lock:
+            launch(*args, **kwargs)
+
+    GridExecutor.__call__ = wait_and_launch
+    try:
+        yield
+    finally:
+        GridExecutor.__call__ = launch
