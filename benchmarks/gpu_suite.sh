@@ -38,7 +38,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 step machine 60 "$python" tools/doctor.py
-[ "$device" = cpu ] || step tests 180 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/gpu
+[ "$device" = cpu ] || step tests 180 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/gpu tests/ops/triton
 for shape in "${shapes[@]}"; do
   step "bench_$shape" 120 "$python" -m benchmarks.run device --device "$device" --shape "$shape" --output "$out"
 done

@@ -28,6 +28,9 @@ MEGATRON_ROOMS = {"layers", "models", "training", "checkpoint", "integration"}
 GOLDEN_FOLDERS = (ROOT / "tests" / "goldens", ROOT.parent / "shared" / "goldens")
 
 torch.set_num_threads(1)
+# Triton asks once, when it is imported, whether its kernels are to be compiled or run by its interpreter on the CPU.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # `make test` must give one answer for one commit; `make test-all` looks for new examples, and prints how to repeat one.
 settings.register_profile("fixed", deadline=None, derandomize=True)

@@ -52,5 +52,6 @@ class FwPKMConfig:
     check_consistency_interval: int = 100
     """Iterations between two checks that the tensor- and context-parallel ranks which share a memory read and write it
     alike (a hash of chosen slots, gates and some queries); 0 turns them off."""
-    implementation: Literal["auto", "reference", "sparse"] = "auto"
-    """Which implementation computes the memory; auto takes the fastest that this machine has."""
+    implementation: Literal["auto", "reference", "sparse", "triton"] = "auto"
+    """What computes the memory: dense autograd (reference), torch on touched rows only (sparse), or kernels that do the
+    same on a GPU (triton); auto takes triton on CUDA where it can run these sizes, and sparse elsewhere."""

@@ -15,14 +15,24 @@ class UndoLog:
     """Old values of everything that one in-place call wrote, in the order of the writes.
 
     Attributes:
-        rows: for each write, the distinct slots it touched, [U] int64.
-        old_values: for each write, what these slots held just before it, [U, value_dim].
+        rows: for each write, the slots it touched, [U] int64; distinct where ``in_use``.
+        old_values: for each write, what these slots held just before it, [U, value_dim], where ``in_use``.
         old_sub_keys: [heads, 2, num_subkeys, key_dim / 2] before the call, or None when the call moved no key.
+        in_use: for each write, which entries of its rows and old values count, [U] bool; empty when all do. The Triton
+            kernels never tell the host how many slots a write touches, so their log has room for the worst case.
     """
 
     rows: list[Tensor] = field(default_factory=list)
     old_values: list[Tensor] = field(default_factory=list)
     old_sub_keys: Tensor | None = None
+    in_use: list[Tensor] = field(default_factory=list)
+
+    def write(self, number: int) -> tuple[Tensor, Tensor]:
+        """Distinct slots [U] of a write and their old values [U, value_dim]; may wait for a GPU."""
+        rows, old_values = self.rows[number], self.old_values[number]
+        if not self.in_use:
+            return rows, old_values
+        return rows[self.in_use[number]], old_values[self.in_use[number]]
 
     def undo_(self, state: FastWeightState) -> None:
         """Restore, bit for bit and in place, the tables that the call was given.
@@ -31,8 +41,8 @@ class UndoLog:
             state: holds the tables to restore. Calls must be undone in the reverse of their order.
         """
         with torch.no_grad():
-            for rows, old_values in zip(reversed(self.rows), reversed(self.old_values), strict=True):
-                state.values.index_copy_(0, rows, old_values)
+            for number in reversed(range(len(self.rows))):
+                state.values.index_copy_(0, *self.write(number))
             if self.old_sub_keys is not None:
                 state.sub_keys.copy_(self.old_sub_keys)
 
@@ -71,9 +81,9 @@ class ResetJournal:
         return torch.cat(self._rows), torch.cat(self._old_values)
 
     def record(self, undo_log: UndoLog) -> None:
-        """Add the writes of one call. Calls must be recorded in the order they happened."""
-        for rows, old_values in zip(undo_log.rows, undo_log.old_values, strict=True):
-            self.record_rows(rows, old_values)
+        """Add the writes of one call; waits for a GPU. Calls must be recorded in the order they happened."""
+        for number in range(len(undo_log.rows)):
+            self.record_rows(*undo_log.write(number))
         if undo_log.old_sub_keys is not None:
             self.record_sub_keys(undo_log.old_sub_keys)
 

@@ -73,7 +73,7 @@ def render(diagnosis: Diagnosis) -> str:
 def _choices(found: Findings) -> Iterator[Choice]:
     """What pretrain.py takes with its defaults; `auto` options are told by their flag."""
     gpu = found["CUDA"].ok
-    yield Choice("memory", "sparse", "--fwpkm-implementation auto: touched rows only, in torch")
+    yield _memory(found)
     yield Choice("norms", "RMSNorm of this project", "works with sequence parallelism, needs no fused library")
     attention = "flash kernels where the GPU has them" if gpu else "torch's CPU kernels"
     yield Choice("attention", "torch SDPA", f"full and sliding windows; {attention}")
@@ -89,6 +89,14 @@ def _choices(found: Findings) -> Iterator[Choice]:
         yield Choice("communication", "gloo", f"--distributed-backend auto: {why}")
     device = "GPU" if gpu else "CPU"
     yield Choice("device", device, found["CUDA"].note or "torch finds no GPU")
+
+
+def _memory(found: Findings) -> Choice:
+    gpu, triton = found["CUDA"].ok, found["triton"]
+    if gpu and triton.ok:
+        return Choice("memory", "triton", "--fwpkm-implementation auto: touched rows only, in GPU kernels")
+    why = f"triton is {triton.status}" if gpu else "no CUDA"
+    return Choice("memory", "sparse", f"--fwpkm-implementation auto: touched rows only, in torch; {why}")
 
 
 def _optimizer(found: Findings) -> Choice:

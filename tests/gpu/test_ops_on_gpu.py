@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megatron_fwpkm.ops import FastWeightOutput, FastWeightState, fast_weight_memory
+from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueLog
 
 pytestmark = pytest.mark.gpu
 
@@ -38,7 +39,7 @@ def run(
     return output, list(torch.autograd.grad((output.retrieved * weights).sum(), wanted))
 
 
-@pytest.mark.parametrize("implementation", ["sparse", "reference"])
+@pytest.mark.parametrize("implementation", ["sparse", "reference", "triton"])
 @pytest.mark.parametrize("boundary", ["drop", "carry"])
 @pytest.mark.parametrize("score", ["idw", "dot_product"])
 def test_float64_on_cuda_equals_the_oracle(implementation, boundary, score):
@@ -59,3 +60,62 @@ def test_tf32_around_it_changes_no_digit():
     finally:
         torch.set_float32_matmul_precision("highest")
     assert torch.equal(exact.retrieved, allowed.retrieved)
+
+
+def test_auto_is_triton():
+    (automatic, _), (triton, _) = run("cuda", "auto", torch.float32), run("cuda", "triton", torch.float32)
+    assert torch.equal(automatic.retrieved, triton.retrieved)
+
+
+def test_a_hundred_runs_give_the_same_bits():
+    expected, expected_gradients = run("cuda", "triton", torch.float32)
+    for _ in range(100):
+        actual, gradients = run("cuda", "triton", torch.float32)
+        assert torch.equal(actual.retrieved, expected.retrieved)
+        assert torch.equal(actual.state.values, expected.state.values)
+        assert all(torch.equal(one, other) for one, other in zip(gradients, expected_gradients, strict=True))
+
+
+def test_another_stream_gives_the_same_bits():
+    expected, expected_gradients = run("cuda", "triton", torch.float32)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        actual, gradients = run("cuda", "triton", torch.float32)
+    torch.cuda.synchronize()
+    assert torch.equal(actual.state.values, expected.state.values)
+    assert all(torch.equal(one, other) for one, other in zip(gradients, expected_gradients, strict=True))
+
+
+def test_a_graph_holds_forward_and_backward_of_the_values():
+    """Nothing is decided on the host: what was captured once reads and writes for other slots and values, too."""
+    from tests.ops.triton.values import LEAVES, apply_triton, gradients_of, make_values, random_slots
+
+    first, second = (make_values(random_slots(40, 4, seed=seed), seed=seed).to(torch.float32) for seed in (1, 2))
+    leaves = {name: getattr(first, name).clone().requires_grad_() for name in LEAVES}
+    table, slots = first.values.clone(), first.slots.clone()
+    first.slots = slots
+
+    def step() -> dict[str, torch.Tensor]:
+        reads, squares = apply_triton(first, leaves, table, ValueLog())
+        return {"reads": reads, "squares": squares, "table": table, **gradients_of(reads, leaves)}
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()  # compiles
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for name, leaf in leaves.items():
+            leaf.copy_(getattr(second, name))
+        table.copy_(second.values)
+        slots.copy_(second.slots)
+        first.scales.copy_(second.scales)
+    graph.replay()
+    actual = {name: tensor.detach().clone() for name, tensor in captured.items()}
+    second_leaves = {name: getattr(second, name).clone().requires_grad_() for name in LEAVES}
+    second_table = second.values.clone()
+    reads, squares = apply_triton(second, second_leaves, second_table, ValueLog())
+    expected = {"reads": reads, "squares": squares, "table": second_table, **gradients_of(reads, second_leaves)}
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())

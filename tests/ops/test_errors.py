@@ -31,7 +31,7 @@ OPTIONS = [
     ({"score": "cosine"}, "score='cosine' is not known; choose one of: idw, dot_product"),
     ({"boundary": "cut"}, "boundary='cut' is not known; choose one of: drop, carry"),
     ({"write_scale": "paper"}, "write_scale='paper' is not known; choose one of: consistent, official"),
-    ({"implementation": "cuda"}, "implementation='cuda' is not known; choose one of: auto, reference, sparse"),
+    ({"implementation": "cuda"}, "implementation='cuda' is not known; choose one of: auto, reference, sparse, triton"),
     ({"write_scale": "official"}, "needs boundary='carry'"),
     (
         {"lookahead": 8},

@@ -1,4 +1,4 @@
-"""Both implementations against the authors' released code (tests/goldens/README.md)."""
+"""All implementations against the authors' released code (tests/goldens/README.md)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,21 @@ from tests.ops.cases import distance
 TOLERANCE = {"f64": 1e-12, "f32": 2e-6}
 DTYPE = {"f64": torch.float64, "f32": torch.float32}
 NOT_TARGETS = ("official", "allgrad_dropped")
-RUNS = [("reference", "f64"), ("sparse", "f64"), ("sparse", "f32")]
+RUNS = [("reference", "f64"), ("sparse", "f64"), ("sparse", "f32"), ("triton", "f64"), ("triton", "f32")]
+# Triton's interpreter takes seconds for what the GPU does in no time: on the CPU, the small cases of this repository.
+QUICK_IN_TRITON = {"train_tiny_h1k2", "train_look2_mask_nogate", "train_tail1_T65_c32", "stream_token_by_token_mask"}
 TRAIN = [name for name in golden_names("train_") if not any(word in name for word in NOT_TARGETS)]
 STREAM = [name for name in golden_names("stream_") if name != "stream_nogate_noaddr"]
+
+
+def runs_of(names: list[str]) -> list[Any]:
+    """Every case with every run, for parametrize."""
+    found = []
+    for name in names:
+        for implementation, precision in RUNS:
+            is_quick = implementation != "triton" or name in QUICK_IN_TRITON
+            found.append(pytest.param(name, implementation, precision, marks=[] if is_quick else pytest.mark.slow))
+    return found
 
 
 class Inputs:
@@ -61,8 +73,7 @@ class Inputs:
         }
 
 
-@pytest.mark.parametrize(("implementation", "precision"), RUNS)
-@pytest.mark.parametrize("name", TRAIN)
+@pytest.mark.parametrize(("name", "implementation", "precision"), runs_of(TRAIN))
 def test_training_equals_authors_code(goldens: Any, name: str, implementation: str, precision: str) -> None:
     case = Inputs(goldens(name), precision)
     leaves = {"q": case.queries, "ref_v": case.targets, "keys0": case.sub_keys, "values0": case.values}
@@ -99,8 +110,7 @@ def test_training_equals_authors_code(goldens: Any, name: str, implementation: s
     assert not far, far
 
 
-@pytest.mark.parametrize(("implementation", "precision"), RUNS)
-@pytest.mark.parametrize("name", STREAM)
+@pytest.mark.parametrize(("name", "implementation", "precision"), runs_of(STREAM))
 def test_official_streaming_equals_authors_code(goldens: Any, name: str, implementation: str, precision: str) -> None:
     case = Inputs(goldens(name), precision)
     state = FastWeightState(case.sub_keys, case.values)

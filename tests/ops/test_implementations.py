@@ -1,4 +1,4 @@
-"""`sparse` is `reference`, outputs and gradients, whatever the shapes; and both are what the equations say."""
+"""All implementations are `reference`, outputs and gradients, whatever the shapes; and it is what the equations say."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from megatron_fwpkm.ops import FastWeightState, fast_weight_memory
 from tests.ops.cases import assert_same, distance, gradients, make_case
 from tests.ops.simulation import Simulation
+
+IMPLEMENTATIONS = ["reference", "sparse", "triton"]
 
 
 @st.composite
@@ -47,9 +49,21 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
 @settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 @given(configurations())
 def test_sparse_equals_reference(configuration: dict[str, Any]) -> None:
+    assert_equals_reference("sparse", configuration)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(configurations())
+def test_triton_equals_reference(configuration: dict[str, Any]) -> None:
+    configuration = {**configuration, "value_dim": 4 * configuration["value_dim"]}
+    assert_equals_reference("triton", {**configuration, "tokens": configuration["tokens"] % 14})
+
+
+def assert_equals_reference(implementation: str, configuration: dict[str, Any]) -> None:
+    """Compare everything that a call returns, and all gradients."""
     case = make_case(**configuration)
     expected, expected_gradients = gradients(case, implementation="reference")
-    actual, actual_gradients = gradients(case, implementation="sparse")
+    actual, actual_gradients = gradients(case, implementation=implementation)
     assert_same(actual, expected, 1e-12)
     # One scale for all gradients of a case: one that should vanish is compared with the others.
     scale = max(max((g.abs().max().item() for g in expected_gradients.values() if g.numel()), default=0.0), 1.0)
@@ -58,7 +72,7 @@ def test_sparse_equals_reference(configuration: dict[str, Any]) -> None:
             assert (actual_gradients[name] - gradient).abs().max().item() <= 1e-12 * scale, name
 
 
-@pytest.mark.parametrize("implementation", ["reference", "sparse"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -127,7 +141,7 @@ def test_no_token_depends_on_a_later_one(implementation: str) -> None:
         assert not torch.equal(actual[:, token:], expected[:, token:])
 
 
-@pytest.mark.parametrize("implementation", ["reference", "sparse"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_no_tokens_give_empty_outputs_and_the_same_state(implementation: str) -> None:
     case = make_case(tokens=0, heads=2, topk=3, value_dim=4, implementation=implementation)
     output = case.run()
@@ -138,7 +152,7 @@ def test_no_tokens_give_empty_outputs_and_the_same_state(implementation: str) ->
     assert output.state is case.state
 
 
-@pytest.mark.parametrize("implementation", ["reference", "sparse"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("grad", [True, False])
 def test_outputs_have_the_documented_shapes(implementation: str, grad: bool) -> None:
     case = make_case(tokens=21, chunk_size=8, lookahead=2, implementation=implementation)
@@ -153,7 +167,7 @@ def test_outputs_have_the_documented_shapes(implementation: str, grad: bool) -> 
     assert output.state.pending is None and output.undo_log is None
 
 
-@pytest.mark.parametrize("implementation", ["reference", "sparse"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_losses_are_what_the_writes_reduce(implementation: str) -> None:
     case = make_case(tokens=8, masked=True, implementation=implementation)
     output = case.run()
@@ -163,7 +177,7 @@ def test_losses_are_what_the_writes_reduce(implementation: str) -> None:
     assert distance(output.memorization_loss, weights * error) <= 1e-12
 
 
-@pytest.mark.parametrize("implementation", ["reference", "sparse"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_inner_lr_zero_freezes_the_memory(implementation: str) -> None:
     case = make_case(tokens=19, boundary="carry", implementation=implementation)
     frozen, normal = case.run(inner_lr=0.0), case.run()
@@ -176,7 +190,7 @@ def test_inner_lr_zero_freezes_the_memory(implementation: str) -> None:
     assert distance(frozen.retrieved, alone.retrieved) <= 1e-12
 
 
-@pytest.mark.parametrize("implementation", ["reference", "sparse"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_addressing_weight_zero_keeps_the_sub_keys(implementation: str) -> None:
     case = make_case(implementation=implementation)
     output = case.run(addressing_weight=0.0)

@@ -92,9 +92,16 @@ def test_a_healthy_cpu_machine():
     assert "No problems." in render(diagnosis) and "Training can run here." in render(diagnosis)
 
 
+def test_a_gpu_machine_without_triton_computes_the_memory_in_torch():
+    diagnosis = diagnose(GPU, without=("triton",))
+    assert choice(diagnosis, "memory") == "sparse"
+    assert "touched rows only, in torch; triton is absent" in render(diagnosis)
+
+
 def test_a_gpu_machine_with_everything():
     diagnosis = diagnose(GPU, ENGINE, APEX, {"fused_weight_gradient_mlp_cuda": types.SimpleNamespace()})
     assert diagnosis.can_train and diagnosis.problems == []
+    assert choice(diagnosis, "memory") == "triton"
     assert choice(diagnosis, "optimizer") == "Transformer Engine FusedAdam"
     assert choice(diagnosis, "communication") == "nccl"
     text = render(diagnosis)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream, check_tables, make_stream
+from megatron_fwpkm.ops.fast_weight_memory.chain import ChainResult
+from megatron_fwpkm.ops.fast_weight_memory.choice import choose_implementation
 from megatron_fwpkm.ops.fast_weight_memory.precision import full_precision
 from megatron_fwpkm.ops.fast_weight_memory.reference import run_reference
 from megatron_fwpkm.ops.fast_weight_memory.schedule import (
@@ -17,7 +19,7 @@ from megatron_fwpkm.ops.fast_weight_memory.schedule import (
     flush_schedule,
     official_schedule,
 )
-from megatron_fwpkm.ops.fast_weight_memory.sparse import run_sparse
+from megatron_fwpkm.ops.fast_weight_memory.sparse import run_chains
 from megatron_fwpkm.ops.sharding import TableSharding
 from megatron_fwpkm.ops.state import FastWeightOutput, FastWeightState
 
@@ -59,13 +61,15 @@ def fast_weight_memory(
         boundary: ``drop``: the last ``lookahead`` tokens of a chunk are never written. ``carry``: they wait in
             ``state.pending`` and the result does not depend on how a text is cut into calls.
         write_scale: ``consistent``, or ``official`` for the authors' streaming arithmetic (``carry`` only).
-        implementation: ``reference`` (dense autograd), ``sparse`` (touched rows only) or ``auto`` (``sparse``).
+        implementation: ``reference`` (dense autograd), ``sparse`` (touched rows only), ``triton`` (the same in GPU
+            kernels) or ``auto`` (``triton`` on CUDA, ``sparse`` elsewhere).
 
     Returns:
         Reads, addresses, losses and the new state.
 
     Raises:
-        ValueError: an argument is out of range or does not fit the others; the message says what to do.
+        ValueError: an argument is out of range or does not fit the others, or ``triton`` cannot run the call; the
+            message says what to do.
     """
     options = MemoryOptions(
         topk, chunk_size, lookahead, inner_lr, addressing_weight, score, boundary, write_scale, implementation
@@ -246,11 +250,12 @@ def _run(
 ) -> FastWeightOutput:
     if not pieces:
         return _nothing(stream, state, options)
+    implementation = choose_implementation(state, options)
     with full_precision(state.values.device):
-        if options.implementation == "reference":
+        if implementation == "reference":
             result = run_reference(stream, state.sub_keys, state.values, pieces, options, None)
         else:
-            result = run_sparse(stream, state.sub_keys, state.values, pieces, options, None, in_place=False)
+            result = _run_touched_rows(implementation, stream, state, pieces, options, None, in_place=False)
     new_state = FastWeightState(result.sub_keys, result.values, stream.tail(waiting))
     return FastWeightOutput(*result[:5], new_state)
 
@@ -265,17 +270,37 @@ def _run_(
 ) -> FastWeightOutput:
     if not pieces:
         return _nothing(stream, state, options)
+    implementation = choose_implementation(state, options)
     with full_precision(state.values.device):
-        if options.implementation == "reference":
+        if implementation == "reference":
             # Backward of the scores needs the sub-keys as they were.
             result = run_reference(stream, state.sub_keys.clone(), state.values, pieces, options, sharding)
             with torch.no_grad():
                 state.sub_keys.copy_(result.sub_keys)
                 state.values.copy_(result.values)
         else:
-            result = run_sparse(stream, state.sub_keys, state.values, pieces, options, sharding, in_place=True)
+            result = _run_touched_rows(implementation, stream, state, pieces, options, sharding, in_place=True)
     new_state = FastWeightState(state.sub_keys, state.values, stream.tail(waiting))
     return FastWeightOutput(*result[:5], new_state, result.undo_log)
+
+
+def _run_touched_rows(
+    implementation: str,
+    stream: Stream,
+    state: FastWeightState,
+    pieces: list[Piece],
+    options: MemoryOptions,
+    sharding: TableSharding | None,
+    *,
+    in_place: bool,
+) -> ChainResult:
+    tables = state.sub_keys, state.values
+    if implementation == "sparse":
+        return run_chains(stream, *tables, pieces, options, sharding, in_place=in_place)
+    # Imported where it runs: triton is missing on most machines without a GPU.
+    from megatron_fwpkm.ops.fast_weight_memory.triton import run_triton
+
+    return run_triton(stream, *tables, pieces, options, sharding, in_place=in_place)
 
 
 def _nothing(stream: Stream, state: FastWeightState, options: MemoryOptions) -> FastWeightOutput:

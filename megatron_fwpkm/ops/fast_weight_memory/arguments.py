@@ -13,7 +13,7 @@ from megatron_fwpkm.ops.state import FastWeightState, PendingTokens
 SCORES = ("idw", "dot_product")
 BOUNDARIES = ("drop", "carry")
 WRITE_SCALES = ("consistent", "official")
-IMPLEMENTATIONS = ("auto", "reference", "sparse")
+IMPLEMENTATIONS = ("auto", "reference", "sparse", "triton")
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream
 from megatron_fwpkm.ops.fast_weight_memory.schedule import Piece
+from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece
 from megatron_fwpkm.ops.sharding import TableSharding
 from megatron_fwpkm.ops.undo_log import UndoLog
 
@@ -23,7 +26,23 @@ class ChainResult(NamedTuple):
     addressing_loss: Tensor
     sub_keys: Tensor
     values: Tensor
-    undo_log: UndoLog
+    undo_log: UndoLog | None
+
+
+class Chains(NamedTuple):
+    """The parts of a call that exist more than once: in torch and in Triton.
+
+    Attributes:
+        key_chain: an autograd function like :class:`KeyChain`.
+        value_chain: an autograd function like :class:`ValueChain`.
+        make_plan: (slot_indices [R, J], pieces, num_slots) -> the sorted pairs, in the form that ``value_chain`` takes.
+        read_rows: (table [N, D], slots [R, J], slot_weights [R, J]) -> reads [R, D], without gradient.
+    """
+
+    key_chain: type[torch.autograd.Function]
+    value_chain: type[torch.autograd.Function]
+    make_plan: Callable[[Tensor, list[ValuePiece], int], Any]
+    read_rows: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def write_weights(stream: Stream) -> Tensor:
@@ -42,7 +61,13 @@ def write_scales(stream: Stream, pieces: list[Piece], options: MemoryOptions) ->
     step = options.inner_lr * heads * options.topk
     if stream.mask is None:
         scales = [step * piece.num_samples / max(1, piece.num_written) for piece in pieces]
-        return torch.tensor(scales, dtype=stream.queries.dtype, device=stream.queries.device)
+        result, start = stream.queries.new_empty(len(pieces)), 0
+        # Filled on the device: a copy from the host would make a GPU wait, and cannot be captured in a CUDA graph.
+        for scale, run in itertools.groupby(scales):
+            stop = start + len(list(run))
+            result[start:stop] = scale
+            start = stop
+        return result
     counted = (stream.mask > 0).sum(0).to(stream.queries.dtype)
     return torch.stack([counted[p.start : p.write_stop].sum() * (step / max(1, batch * p.num_written)) for p in pieces])
 

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream
-from megatron_fwpkm.ops.fast_weight_memory.chain import ChainResult, mean_over_columns, write_scales, write_weights
+from megatron_fwpkm.ops.fast_weight_memory.chain import (
+    ChainResult,
+    Chains,
+    mean_over_columns,
+    write_scales,
+    write_weights,
+)
 from megatron_fwpkm.ops.fast_weight_memory.key_chain import KeyChain, KeyOptions, KeyPiece
 from megatron_fwpkm.ops.fast_weight_memory.key_rows import KeyRows
 from megatron_fwpkm.ops.fast_weight_memory.rows import sum_rows
@@ -20,13 +26,23 @@ from megatron_fwpkm.ops.sharding import TableSharding
 from megatron_fwpkm.ops.undo_log import UndoLog
 
 
-def run_sparse(
+def _read_rows(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
+    starts = torch.arange(0, slots.numel(), slots.shape[1], device=slots.device)
+    return sum_rows(table, slots.flatten(), starts, slot_weights.flatten())
+
+
+TORCH_CHAINS = Chains(KeyChain, ValueChain, make_write_plan, _read_rows)
+"""What ``implementation="sparse"`` is made of."""
+
+
+def run_chains(
     stream: Stream,
     sub_keys: Tensor,
     values: Tensor,
     pieces: list[Piece],
     options: MemoryOptions,
     sharding: TableSharding | None,
+    chains: Chains = TORCH_CHAINS,
     *,
     in_place: bool,
 ) -> ChainResult:
@@ -39,6 +55,7 @@ def run_sparse(
         pieces: what is read and written when.
         options: the caller's options.
         sharding: collectives for tables spread over processes, or None.
+        chains: what computes them, torch or Triton.
         in_place: write ``sub_keys`` and ``values``; otherwise they are copied once.
 
     Returns:
@@ -54,20 +71,20 @@ def run_sparse(
     key_options = KeyOptions(
         options.topk, options.score, options.key_lr, key_pieces, KeyRows(sub_keys.shape[2], sharding)
     )
-    scores, slots, moved, addressing_loss = KeyChain.apply(halves, initial_keys.flatten(0, 1), key_options)
+    scores, slots, moved, addressing_loss = chains.key_chain.apply(halves, initial_keys.flatten(0, 1), key_options)
     slot_weights = scores.softmax(-1)
     weights = write_weights(stream)
     shared_weights = slot_weights
     if sharding is not None:
         shared_weights, weights = sharding.copy_to_shards(slot_weights), sharding.copy_to_shards(weights)
     value_pieces = _value_pieces(pieces, batch)
-    log = ValueLog()
+    log = ValueLog() if in_place else None
     writes = any(piece.num_written for piece in pieces)
     table = values.detach() if in_place or not writes or not options.inner_lr else values.detach().clone()
     if writes or torch.is_grad_enabled():
         scales = write_scales(stream, pieces, options)
-        plan = make_write_plan(slots, value_pieces, values.shape[0])
-        reads, squared_errors = ValueChain.apply(
+        plan = chains.make_plan(slots, value_pieces, values.shape[0])
+        reads, squared_errors = chains.value_chain.apply(
             values,
             shared_weights,
             weights.transpose(0, 1).reshape(-1),
@@ -77,7 +94,8 @@ def run_sparse(
             log,
         )
     else:
-        reads, squared_errors = _read_only(table, slots, slot_weights), slot_weights.new_zeros(0)
+        # As most calls of a decoding loop: nothing is kept.
+        reads, squared_errors = chains.read_rows(table, slots, slot_weights), slot_weights.new_zeros(0)
     moved = moved.view_as(sub_keys) if moves_keys else sub_keys.detach()
     if in_place and moves_keys:
         sub_keys.copy_(moved)
@@ -89,14 +107,12 @@ def run_sparse(
         addressing_loss,
         moved,
         table,
-        UndoLog(log.rows, log.old_values, initial_keys.detach() if moves_keys else None),
+        _undo_log(log, initial_keys.detach() if moves_keys else None),
     )
 
 
-def _read_only(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
-    """Reads of a call that writes nothing and keeps nothing for backward, as most calls of a decoding loop."""
-    starts = torch.arange(0, slots.numel(), slots.shape[1], device=slots.device)
-    return sum_rows(table, slots.flatten(), starts, slot_weights.flatten())
+def _undo_log(log: ValueLog | None, old_sub_keys: Tensor | None) -> UndoLog | None:
+    return None if log is None else UndoLog(log.rows, log.old_values, old_sub_keys, log.in_use)
 
 
 def _value_pieces(pieces: list[Piece], batch: int) -> list[ValuePiece]:

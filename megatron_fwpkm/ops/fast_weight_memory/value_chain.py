@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from megatron_fwpkm.ops.fast_weight_memory.precision import full_precision
 from megatron_fwpkm.ops.fast_weight_memory.rows import gather_rows, paired_dots, sum_rows
+from megatron_fwpkm.ops.fast_weight_memory.triton_write_plan import TritonWritePlan
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, WritePlan
 
 
@@ -24,32 +25,32 @@ class ValueOptions(NamedTuple):
 
     Attributes:
         pieces: the rows of every piece.
-        plan: their pairs, sorted.
+        plan: their pairs, sorted; each chain has its own form of it.
         scales: [pieces], step size of every write before the division by a slot's readers.
         shift: stream rows from a token to its target: lookahead * B.
         frozen: nothing is written; the errors are still measured.
     """
 
     pieces: list[ValuePiece]
-    plan: WritePlan
+    plan: WritePlan | TritonWritePlan
     scales: Tensor
     shift: int
     frozen: bool
 
 
 class ValueLog:
-    """What a forward pass leaves behind for the caller: rows and old values of every write."""
+    """What a forward pass leaves behind for the caller: the fields of :class:`UndoLog` of the same names."""
 
     def __init__(self) -> None:
         self.rows: list[Tensor] = []
         self.old_values: list[Tensor] = []
+        self.in_use: list[Tensor] = []
 
 
-def _pair_steps(options: ValueOptions) -> Tensor:
+def _pair_steps(plan: WritePlan, scales: Tensor) -> Tensor:
     """Step size of every pair, alpha of DESIGN 2.5: scale of its piece / readers of its slot, [R * J]."""
-    plan = options.plan
     lengths = [after - before for before, after in zip(plan.bounds, plan.bounds[1:], strict=False)]
-    scales = options.scales.repeat_interleave(torch.tensor(lengths, device=options.scales.device))
+    scales = scales.repeat_interleave(torch.tensor(lengths, device=scales.device))
     return (scales / plan.counts)[plan.segments]
 
 
@@ -66,7 +67,7 @@ class ValueChain(torch.autograd.Function):
     """values, slot weights [R, J], write weights [S], targets [S, D] -> reads [emitted rows, D], squared errors.
 
     ``table`` is written in place. ``values`` is the same memory before the call, for its gradient only. Squared errors
-    [written rows] are sums over D of weight * error^2, without gradient.
+    [written rows] are sums over D of weight * error^2, without gradient. ``log`` receives what the writes overwrite.
     """
 
     @staticmethod
@@ -78,14 +79,15 @@ class ValueChain(torch.autograd.Function):
         targets: Tensor,
         table: Tensor,
         options: ValueOptions,
-        log: ValueLog,
+        log: ValueLog | None,
     ) -> tuple[Tensor, Tensor]:
         """Read and write piece by piece."""
         plan, pieces = options.plan, options.pieces
+        assert isinstance(plan, WritePlan)
         num_rows, width = slot_weights.shape
         keep = any(ctx.needs_input_grad)
         flat_weights = slot_weights.flatten()
-        steps = _pair_steps(options)
+        steps = _pair_steps(plan, options.scales)
         changes = (steps * flat_weights * _pair_weights(write_weights, num_rows, pieces, width))[plan.order]
         token_of_pair = plan.order // width
         row_starts = torch.arange(0, num_rows * width, width, device=table.device)
@@ -115,8 +117,9 @@ class ValueChain(torch.autograd.Function):
                 tokens = (token_of_pair[pairs] - piece.start).clamp_(max=written - 1)
                 change = sum_rows(error, tokens, plan.starts[segments] - piece.start * width, changes[pairs])
                 table.index_copy_(0, slots, torch.sub(old, change, out=change))
-                log.rows.append(slots)
-                log.old_values.append(old)
+                if log is not None:
+                    log.rows.append(slots)
+                    log.old_values.append(old)
         squares = [error.square().sum(-1).mul_(weight) for error, weight in zip(errors, written_weights, strict=True)]
         ctx.options, ctx.num_slots = options, table.shape[0]
         ctx.save_for_backward(slot_weights, write_weights, steps, *old_rows, *(errors if keep else []))
@@ -143,6 +146,7 @@ class _Backward:
 
     def __init__(self, ctx: Any, grad_reads: Tensor) -> None:
         options: ValueOptions = ctx.options
+        assert isinstance(options.plan, WritePlan)
         slot_weights, write_weights, steps, *rows = ctx.saved_tensors
         self.options, self.plan, self.pieces = options, options.plan, options.pieces
         self.old_rows, self.errors = rows[: len(self.pieces)], rows[len(self.pieces) :]

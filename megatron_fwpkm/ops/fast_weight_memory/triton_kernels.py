@@ -1,0 +1,384 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Triton kernels of the values table: read, write in place, backward per row and per slot.
+
+Shapes: N slots, D columns, R rows read by all pieces of a call, J = heads * topk pairs per row, P = R * J pairs,
+S stream rows, W rows written by all pieces. A launch handles one piece; ``first_row`` and ``first_pair`` say where its
+rows and pairs begin. Plans are those of ``triton_write_plan.py``; all index tensors are int64, so addresses are 64-bit.
+
+Grids are worst cases: a program that has nothing to do leaves at once. Columns are cut into blocks of BLOCK, over
+``program_id(1)``. No atomics: a segment is summed in tiles of at most TILE pairs, in the order of its rows, and the
+partial sums of a long one are added in the order of the tiles by a second kernel. The result depends neither on the
+order in which programs run nor on their number, and a slot that everybody reads costs no more than others.
+Triton's interpreter cannot combine a scalar condition with a mask, so such masks compare with a width of D or 0.
+
+Arithmetic is in the dtype of the table (float32; float64 in tests).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from megatron_fwpkm.ops.kernel_variants import KernelVariant
+
+TILE = 32
+"""Most pairs that one program sums."""
+
+
+@triton.jit
+def partial_row(position, first_pair, head, TILE: tl.constexpr):
+    """Row of the scratch for a tile of a long segment.
+
+    Of TILE consecutive positions at most one starts the first tile of a long segment and at most one a later tile, so
+    2 * ceil(P / TILE) rows are enough.
+    """
+    return (position - first_pair) // TILE * 2 + (position == head).to(tl.int64)
+
+
+@triton.jit(
+    do_not_specialize=["first_row", "first_kept", "first_read", "written", "first_token", "shift", "first_error"]
+)
+def read_rows_kernel(
+    TABLE,  # [N, D]
+    SLOTS,  # [R, J] slot of every pair
+    WEIGHTS,  # [R, J] slot weights a
+    TARGETS,  # [S, D] targets v
+    WRITE_WEIGHTS,  # [S] write weights w
+    READS,  # [returned rows, D] out: r
+    ERRORS,  # [W, D] out: e = r - v
+    SQUARES,  # [W, blocks] out: w * sum of e^2 over the block's columns
+    first_row,
+    first_kept,  # the piece's rows from this one on are returned ...
+    first_read,  # ... and begin here in READS
+    written,  # the piece's first rows up to this one are written ...
+    first_token,  # ... with the weights of the stream rows from here on ...
+    shift,  # ... towards the targets of the stream rows this much later ...
+    first_error,  # ... and their errors begin here in ERRORS
+    D: tl.constexpr,
+    J: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """r = sum_j a_j V[s_j] for one row, and in the same pass its error. Grid: (rows of the piece, blocks)."""
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < D
+    pair = (first_row + row) * J
+    read = tl.zeros([BLOCK], TABLE.dtype.element_ty)
+    for j in tl.range(0, J, loop_unroll_factor=8):
+        slot = tl.load(SLOTS + pair + j)
+        read += tl.load(WEIGHTS + pair + j) * tl.load(TABLE + slot * D + columns, mask=inside, other=0.0)
+    if row >= first_kept:
+        tl.store(READS + (first_read + row - first_kept) * D + columns, read, mask=inside)
+    if row < written:
+        target = tl.load(TARGETS + (first_token + shift + row) * D + columns, mask=inside, other=0.0)
+        error = read - target
+        tl.store(ERRORS + (first_error + row) * D + columns, error, mask=inside)
+        square = tl.sum(error * error, 0) * tl.load(WRITE_WEIGHTS + first_token + row)
+        tl.store(SQUARES + (first_error + row) * tl.num_programs(1) + block, square)
+
+
+@triton.jit(do_not_specialize=["first_row", "first_pair", "written", "first_token", "first_error", "piece"])
+def write_rows_kernel(
+    TABLE,  # [N, D] in and out
+    LOG,  # [P, D] out: rows before the write, at the first position of their segment
+    PARTIALS,  # [2 * ceil(pairs of the piece / TILE), D] scratch
+    SLOTS,  # [P] slot at every position
+    HEADS,  # [P]
+    LENGTHS,  # [P]
+    COUNTS,  # [P]
+    ORDER,  # [P] pair at every position
+    WEIGHTS,  # [R, J] slot weights a
+    WRITE_WEIGHTS,  # [S] write weights w
+    ERRORS,  # [W, D] errors e
+    SCALES,  # [pieces] step size before the division by a slot's readers
+    first_row,
+    first_pair,
+    written,
+    first_token,
+    first_error,
+    piece,
+    D: tl.constexpr,
+    J: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    KEEP_LOG: tl.constexpr,
+    UPDATE: tl.constexpr,
+):
+    """V[s] -= scale / c_s * sum of a w e over the pairs of slot s. Grid: (pairs of the piece, blocks).
+
+    Writes segments of one tile, and leaves the sums of longer ones in PARTIALS. Without UPDATE only the log is kept.
+    """
+    position = first_pair + tl.program_id(0).to(tl.int64)
+    head = tl.load(HEADS + position)
+    rank = position - head
+    if rank % TILE == 0:
+        columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        inside = columns < D
+        length = tl.load(LENGTHS + position)
+        total = tl.zeros([BLOCK], TABLE.dtype.element_ty)
+        if UPDATE:
+            for x in tl.range(0, tl.minimum(length - rank, TILE).to(tl.int32), loop_unroll_factor=4):
+                pair = tl.load(ORDER + position + x)
+                row = pair // J - first_row
+                # A row that is read but not written has neither weight nor error.
+                is_written = row < written
+                weight = tl.load(WEIGHTS + pair) * tl.load(
+                    WRITE_WEIGHTS + first_token + row, mask=is_written, other=0.0
+                )
+                address = ERRORS + (first_error + row) * D + columns
+                total += weight * tl.load(address, mask=columns < tl.where(is_written, D, 0), other=0.0)
+        if rank == 0:
+            slot = tl.load(SLOTS + position)
+            old = tl.load(TABLE + slot * D + columns, mask=inside, other=0.0)
+            if KEEP_LOG:
+                tl.store(LOG + position * D + columns, old, mask=inside)
+            if UPDATE:
+                if length <= TILE:
+                    step = tl.load(SCALES + piece) / tl.load(COUNTS + position).to(TABLE.dtype.element_ty)
+                    tl.store(TABLE + slot * D + columns, old - step * total, mask=inside)
+        if UPDATE:
+            if length > TILE:
+                tile = partial_row(position, first_pair, head, TILE)
+                tl.store(PARTIALS + tile * D + columns, total, mask=inside)
+
+
+@triton.jit
+def find_long_segment(HEADS, LENGTHS, first_pair, pairs, TILE: tl.constexpr):
+    """The one position among the TILE of this program where a segment of more than TILE pairs begins, or -1."""
+    positions = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    exists = positions < pairs
+    positions += first_pair
+    is_head = tl.load(HEADS + positions, mask=exists, other=-1) == positions
+    is_long = tl.load(LENGTHS + positions, mask=exists, other=0) > TILE
+    return tl.max(tl.where(is_head & is_long, positions, -1), 0)
+
+
+@triton.jit
+def sum_partials(PARTIALS, position, length, first_pair, columns, inside, D: tl.constexpr, TILE: tl.constexpr):
+    """Sum of a long segment that begins at ``position``, in the order of its tiles."""
+    total = tl.load(PARTIALS + partial_row(position, first_pair, position, TILE) * D + columns, mask=inside, other=0.0)
+    for tile in tl.range(1, tl.cdiv(length, TILE).to(tl.int32), loop_unroll_factor=4):
+        row = partial_row(position + tile * TILE, first_pair, position, TILE)
+        total += tl.load(PARTIALS + row * D + columns, mask=inside, other=0.0)
+    return total
+
+
+@triton.jit(do_not_specialize=["first_pair", "pairs", "piece"])
+def finish_write_kernel(
+    TABLE,  # [N, D] in and out
+    PARTIALS,  # [2 * ceil(pairs of the piece / TILE), D]
+    SLOTS,  # [P]
+    HEADS,  # [P]
+    LENGTHS,  # [P]
+    COUNTS,  # [P]
+    SCALES,  # [pieces]
+    first_pair,
+    pairs,
+    piece,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """The write of segments that have more than one tile. Grid: (ceil(pairs of the piece / TILE), blocks)."""
+    position = find_long_segment(HEADS, LENGTHS, first_pair, pairs, TILE)
+    if position >= 0:
+        columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        inside = columns < D
+        length = tl.load(LENGTHS + position)
+        total = sum_partials(PARTIALS, position, length, first_pair, columns, inside, D, TILE)
+        slot = tl.load(SLOTS + position)
+        step = tl.load(SCALES + piece) / tl.load(COUNTS + position).to(TABLE.dtype.element_ty)
+        address = TABLE + slot * D + columns
+        tl.store(address, tl.load(address, mask=inside, other=0.0) - step * total, mask=inside)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "first_row", "first_kept", "first_read", "written", "first_token", "shift", "first_error", "piece"
+    ]
+)  # fmt: skip
+def backward_rows_kernel(
+    ADJOINT,  # [distinct slots, D] gradient A of the table after the piece
+    LOG,  # [P, D] rows before the write
+    SOURCES,  # [P] row of ADJOINT of every pair, or -1 for zero
+    PLACES,  # [P] row of LOG of every pair
+    COUNTS,  # [P]
+    WEIGHTS,  # [R, J] slot weights a
+    WRITE_WEIGHTS,  # [S] write weights w
+    ERRORS,  # [W, D] errors e
+    SCALES,  # [pieces]
+    GRAD_READS,  # [returned rows, D] dO
+    GRAD_ROWS,  # [rows of the piece, D] out: dr
+    GRAD_WEIGHTS,  # [R, 2, blocks, J] out: this block's parts of da, of the log and of the adjoint; zeros before
+    GRAD_WRITE_WEIGHTS,  # [S, blocks] out: this block's part of dw
+    GRAD_TARGETS,  # [S, D] out: dv
+    first_row,
+    first_kept,
+    first_read,
+    written,
+    first_token,
+    shift,
+    first_error,
+    piece,
+    D: tl.constexpr,
+    J: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr,
+    PULL: tl.constexpr,
+):
+    """Gradients of one row, each row of table and log loaded once. Grid: (rows of the piece, blocks).
+
+    With alpha = scale / c_s: u = sum_j alpha a_j A[s_j], dw = -<u, e>, dv = w u, dr = dO - w u and
+    da_j = <V[s_j], dr> - alpha w <A[s_j], e>. Without PULL (nothing is written, or nobody reads it later) u is 0.
+    PAIRS pairs are in registers at a time.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    columns = block * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < D
+    some = tl.arange(0, PAIRS)
+    first = (first_row + row) * J
+    gradients = GRAD_WEIGHTS + ((first_row + row) * 2 * tl.num_programs(1) + block) * J
+    width = tl.where(row >= first_kept, D, 0)
+    address = GRAD_READS + (first_read + row - first_kept) * D + columns
+    grad_read = tl.load(address, mask=columns < width, other=0.0)
+    if PULL:
+        if row < written:
+            error = tl.load(ERRORS + (first_error + row) * D + columns, mask=inside, other=0.0)
+            weight = tl.load(WRITE_WEIGHTS + first_token + row)
+            scale = tl.load(SCALES + piece)
+            pull = tl.zeros([BLOCK], LOG.dtype.element_ty)
+            for j in tl.range(0, J, PAIRS):
+                exists = j + some < J
+                source = tl.load(SOURCES + first + j + some, mask=exists, other=-1)
+                place = tl.load(PLACES + first + j + some, mask=exists, other=0)
+                readers = tl.load(COUNTS + place, mask=exists, other=1)
+                step = scale / readers.to(LOG.dtype.element_ty)
+                strength = step * tl.load(WEIGHTS + first + j + some, mask=exists, other=0.0)
+                loaded = (source >= 0)[:, None] & inside[None, :]
+                pushed = tl.load(ADJOINT + source[:, None] * D + columns[None, :], mask=loaded, other=0.0)
+                pull += tl.sum(strength[:, None] * pushed, 0)
+                dots = tl.sum(pushed * error[None, :], 1)
+                # Apart from the part below: other threads than those that store would have to read it back.
+                tl.store(gradients + tl.num_programs(1) * J + j + some, -step * weight * dots, mask=exists)
+            tl.store(GRAD_WRITE_WEIGHTS + (first_token + row) * tl.num_programs(1) + block, -tl.sum(pull * error, 0))
+            pull *= weight
+            tl.store(GRAD_TARGETS + (first_token + shift + row) * D + columns, pull, mask=inside)
+            grad_read -= pull
+    tl.store(GRAD_ROWS + row * D + columns, grad_read, mask=inside)
+    for j in tl.range(0, J, PAIRS):
+        exists = j + some < J
+        place = tl.load(PLACES + first + j + some, mask=exists, other=0)
+        loaded = exists[:, None] & inside[None, :]
+        old = tl.load(LOG + place[:, None] * D + columns[None, :], mask=loaded, other=0.0)
+        tl.store(gradients + j + some, tl.sum(old * grad_read[None, :], 1), mask=exists)
+
+
+@triton.jit(do_not_specialize=["first_row", "first_pair"])
+def adjoint_rows_kernel(
+    ADJOINT,  # [distinct slots, D] in and out
+    PARTIALS,  # [2 * ceil(pairs of the piece / TILE), D] scratch
+    SOURCES,  # [P]
+    SINKS,  # [P] row of ADJOINT that every pair adds to, or -1 where the sum is not needed
+    HEADS,  # [P]
+    LENGTHS,  # [P]
+    ORDER,  # [P]
+    WEIGHTS,  # [R, J] slot weights a
+    GRAD_ROWS,  # [rows of the piece, D] dr
+    first_row,
+    first_pair,
+    D: tl.constexpr,
+    J: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """A[s] += sum of a dr over the pairs of slot s; the first sum of a slot is stored. Grid: as for the write."""
+    position = first_pair + tl.program_id(0).to(tl.int64)
+    head = tl.load(HEADS + position)
+    rank = position - head
+    if rank % TILE == 0:
+        first = tl.load(ORDER + position)
+        sink = tl.load(SINKS + first)
+        if sink >= 0:
+            columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+            inside = columns < D
+            length = tl.load(LENGTHS + position)
+            total = tl.zeros([BLOCK], ADJOINT.dtype.element_ty)
+            for x in tl.range(0, tl.minimum(length - rank, TILE).to(tl.int32), loop_unroll_factor=4):
+                pair = tl.load(ORDER + position + x)
+                row = pair // J - first_row
+                gradient = tl.load(GRAD_ROWS + row * D + columns, mask=inside, other=0.0)
+                total += tl.load(WEIGHTS + pair) * gradient
+            if length <= TILE:
+                address = ADJOINT + sink * D + columns
+                width = tl.where(tl.load(SOURCES + first) >= 0, D, 0)
+                total += tl.load(address, mask=columns < width, other=0.0)
+                tl.store(address, total, mask=inside)
+            else:
+                tile = partial_row(position, first_pair, head, TILE)
+                tl.store(PARTIALS + tile * D + columns, total, mask=inside)
+
+
+@triton.jit(do_not_specialize=["first_pair", "pairs"])
+def finish_adjoint_kernel(
+    ADJOINT,  # [distinct slots, D] in and out
+    PARTIALS,  # [2 * ceil(pairs of the piece / TILE), D]
+    SOURCES,  # [P]
+    SINKS,  # [P]
+    HEADS,  # [P]
+    LENGTHS,  # [P]
+    ORDER,  # [P]
+    first_pair,
+    pairs,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """The sum of segments that have more than one tile. Grid: as for the end of the write."""
+    position = find_long_segment(HEADS, LENGTHS, first_pair, pairs, TILE)
+    if position >= 0:
+        first = tl.load(ORDER + position)
+        sink = tl.load(SINKS + first)
+        if sink >= 0:
+            columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+            inside = columns < D
+            length = tl.load(LENGTHS + position)
+            total = sum_partials(PARTIALS, position, length, first_pair, columns, inside, D, TILE)
+            address = ADJOINT + sink * D + columns
+            width = tl.where(tl.load(SOURCES + first) >= 0, D, 0)
+            total += tl.load(address, mask=columns < width, other=0.0)
+            tl.store(address, total, mask=inside)
+
+
+_INDICES = {"SLOTS", "HEADS", "LENGTHS", "COUNTS", "ORDER", "PLACES", "SOURCES", "SINKS"}
+
+
+def _variant(name: str, kernel, columns: int, block: int, **constants) -> KernelVariant:
+    constants = {"D": columns, "BLOCK": block, **constants}
+    signature = {}
+    for argument in kernel.arg_names:
+        if argument not in constants:
+            pointer = "*i64" if argument in _INDICES else "*fp32"
+            signature[argument] = pointer if argument.isupper() else "i32"
+    options = {"num_warps": max(1, block // 128), "enable_fp_fusion": False}
+    return KernelVariant(f"{name} D={columns}", kernel, signature, constants, options, moves_rows=True)
+
+
+def _variants(columns: int, block: int, pairs: int) -> tuple[KernelVariant, ...]:
+    """All kernels as ``triton_value_chain.py`` launches them for ``pairs`` slots per row."""
+    sizes, several, held = (columns, block), {"J": pairs}, {"PAIRS": min(8, pairs)}
+    return (
+        _variant(f"read J={pairs}", read_rows_kernel, *sizes, **several),
+        _variant(f"write J={pairs}", write_rows_kernel, *sizes, **several, TILE=TILE, KEEP_LOG=True, UPDATE=True),
+        _variant(f"log J={pairs}", write_rows_kernel, *sizes, **several, TILE=TILE, KEEP_LOG=True, UPDATE=False),
+        _variant(f"end of write J={pairs}", finish_write_kernel, *sizes, TILE=TILE),
+        _variant(f"backward J={pairs}", backward_rows_kernel, *sizes, **several, **held, PULL=True),
+        _variant(f"backward, last J={pairs}", backward_rows_kernel, *sizes, **several, **held, PULL=False),
+        _variant(f"adjoint J={pairs}", adjoint_rows_kernel, *sizes, **several, TILE=TILE),
+        _variant(f"end of adjoint J={pairs}", finish_adjoint_kernel, *sizes, TILE=TILE),
+    )
+
+
+KERNEL_VARIANTS = (*_variants(512, 512, 8), *_variants(768, 256, 32))
+"""The paper's shape, and one with several blocks of columns and several passes over pairs."""

@@ -1,0 +1,128 @@
+"""The sorted pairs of all pieces for the Triton kernels: static shapes only, so nothing waits for the GPU.
+
+No number of this plan ever reaches the host. A segment (one slot touched by one piece) is known by the position of its
+first pair in the sorted list; there is room for as many segments as pairs, and most kernels leave the rest alone.
+
+Shapes: R rows read by all pieces, J = heads * topk pairs per row, P = R * J pairs, counted row by row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece
+
+
+class TritonWritePlan(NamedTuple):
+    """The pairs of all pieces, sorted by piece and slot. A piece of rows [start, stop) has positions [start*J, stop*J).
+
+    Attributes:
+        pair_slots: [R, J] int64, the slot of every pair, unsorted.
+        order: [P] int64, the pair at every position; rows ascend within a segment, which fixes the order of summation.
+        slots: [P] int64, its slot.
+        heads: [P] int64, the first position of its segment.
+        lengths: [P] int64, the number of pairs of its segment.
+        counts: [P] int64, the readers of its segment that count, at least 1.
+        places: [P] int64, for every *pair* the first position of its segment.
+        is_head: [P] bool, whether a position is the first of its segment.
+    """
+
+    pair_slots: Tensor
+    order: Tensor
+    slots: Tensor
+    heads: Tensor
+    lengths: Tensor
+    counts: Tensor
+    places: Tensor
+    is_head: Tensor
+
+
+class AdjointPlan(NamedTuple):
+    """Where the gradient of the table is kept in backward: a row for each distinct slot of the whole call.
+
+    Attributes:
+        sources: [P] int64, for every pair the row that holds its slot's gradient after its piece, or -1 where no later
+            piece reads the slot and the gradient is zero.
+        sinks: [P] int64, for every pair the row to which its piece adds, or -1 where nobody asks for the sum: no
+            earlier piece reads the slot and the table itself needs no gradient.
+        slots: [min(P, num_slots)] int64, the slot of every row; ``num_slots`` for rows that are not in use.
+    """
+
+    sources: Tensor
+    sinks: Tensor
+    slots: Tensor
+
+
+def _segments(ordered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """First position and length of the segment of every position of a sorted list, and whether it is the first."""
+    total = ordered.shape[0]
+    positions = torch.arange(total, device=ordered.device)
+    is_head = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=is_head[1:])
+    heads = positions.masked_fill(~is_head, 0).cummax(0).values
+    # A segment ends where the next one begins: a running minimum from the right.
+    is_last = is_head.roll(-1)
+    ends = (positions + 1).masked_fill(~is_last, total).flip(0).cummin(0).values.flip(0)
+    return heads, ends - heads, is_head
+
+
+def make_triton_write_plan(slot_indices: Tensor, pieces: list[ValuePiece], num_slots: int) -> TritonWritePlan:
+    """Sort the pairs of all pieces by (piece, slot).
+
+    Args:
+        slot_indices: [R, J] int64.
+        pieces: consecutive, covering all R rows.
+        num_slots: rows of the table.
+
+    Returns:
+        The plan.
+    """
+    keys = slot_indices.clone()
+    counted = torch.zeros_like(slot_indices)
+    for number, piece in enumerate(pieces):
+        keys[piece.start : piece.stop] += number * num_slots
+        counted[piece.count_start : piece.count_stop] = 1
+    ordered, order = keys.flatten().sort(stable=True)
+    heads, lengths, is_head = _segments(ordered)
+    running = counted.flatten()[order].cumsum(0)
+    before = torch.cat([running.new_zeros(1), running])
+    counts = (before[heads + lengths] - before[heads]).clamp_(min=1)
+    places = torch.empty_like(heads).scatter_(0, order, heads)
+    return TritonWritePlan(slot_indices, order, ordered % num_slots, heads, lengths, counts, places, is_head)
+
+
+def make_adjoint_plan(
+    plan: TritonWritePlan, pieces: list[ValuePiece], num_slots: int, wants_table: bool
+) -> AdjointPlan:
+    """Number the distinct slots of a call, and find for every pair whether other pieces touch its slot.
+
+    Args:
+        plan: of the same pieces.
+        pieces: consecutive.
+        num_slots: rows of the table.
+        wants_table: the gradient of the initial table is asked for.
+
+    Returns:
+        The plan.
+    """
+    total = plan.order.shape[0]
+    width = total // pieces[-1].stop
+    piece_of = torch.empty_like(plan.order)
+    for number, piece in enumerate(pieces):
+        piece_of[piece.start * width : piece.stop * width] = number
+    # Stable, so that the pieces of a slot ascend.
+    ordered, order = plan.slots.sort(stable=True)
+    heads, lengths, is_head = _segments(ordered)
+    touched_by = piece_of[order]
+    rows = is_head.cumsum(0) - 1
+    nowhere = rows.new_full((), -1)
+    sources = torch.where(touched_by < touched_by[heads + lengths - 1], rows, nowhere)
+    sinks = rows if wants_table else torch.where(touched_by > touched_by[heads], rows, nowhere)
+    pairs = plan.order[order]
+    slots = plan.slots.new_full((min(total, num_slots),), num_slots).scatter_(0, rows, ordered)
+    return AdjointPlan(
+        torch.empty_like(rows).scatter_(0, pairs, sources), torch.empty_like(rows).scatter_(0, pairs, sinks), slots
+    )
