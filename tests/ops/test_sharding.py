@@ -14,7 +14,7 @@ from megatron_fwpkm.ops import FastWeightState
 from megatron_fwpkm.ops.fast_weight_memory import flush_pending, flush_pending_
 from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, make_stream
 from megatron_fwpkm.ops.fast_weight_memory.schedule import carry_schedule, drop_schedule
-from megatron_fwpkm.ops.fast_weight_memory.sparse import run_sparse
+from megatron_fwpkm.ops.fast_weight_memory.sparse import run_chains
 from tests.ops.cases import Case, distance, gradients, make_case
 from tests.ops.shards import ThreadShards, part_of, run_part, run_ranks
 
@@ -65,7 +65,7 @@ def part_gradients(case: Case, shards: ThreadShards) -> tuple[Any, dict[str, Ten
     else:
         new = stream.num_tokens - stream.num_pending
         pieces, _ = carry_schedule(stream.num_pending, new, options.chunk_size, options.lookahead)
-    result = run_sparse(stream, state.sub_keys, state.values, pieces, options, shards, in_place=False)
+    result = run_chains(stream, state.sub_keys, state.values, pieces, options, shards, in_place=False)
     generator = torch.Generator().manual_seed(99)
     shape = (*result.retrieved.shape[:-1], case.targets.shape[-1])
     weight = torch.randn(shape, generator=generator, dtype=torch.float64).chunk(shards.size, -1)[shards.rank]

@@ -1,10 +1,11 @@
-"""Stochastic rounding of float32 rows to bfloat16: unbiased, reproducible, and the same bits in torch and in Triton.
+"""Stochastic rounding of float32 rows to bfloat16: unbiased, reproducible, the same bits in torch and in Triton.
 
-A write moves a value by less than half a bfloat16 step most of the time, so rounding to the nearest would lose it. Here a
-value between two neighbours goes to the upper one with the probability of its distance from the lower one: 16 random
-bits are added to the bits that are cut off. They come from Philox4x32 with 7 rounds (Salmon et al. 2011, the fewest that pass
-BigCrush), a function of (seed, number of the write, slot, column): it depends neither on how a text is cut into calls, nor
-on which process holds a column, nor on a generator's state. ``FastWeightState.rounding`` holds what the bits depend on.
+A write moves a value by less than half a bfloat16 step most of the time, so rounding to the nearest would lose it. Here
+a value between two neighbours goes to the upper one with the probability of its distance from the lower one: 16 random
+bits are added to the bits that are cut off. They come from Philox4x32 with 7 rounds (Salmon et al. 2011, the fewest
+that pass BigCrush), a function of (seed, number of the write, slot, column): it depends neither on how a text is cut
+into calls, nor on which process holds a column, nor on a generator's state. ``FastWeightState.rounding`` holds what the
+bits depend on.
 """
 
 from __future__ import annotations

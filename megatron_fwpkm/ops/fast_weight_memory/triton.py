@@ -6,14 +6,14 @@ from torch import Tensor
 
 from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream
 from megatron_fwpkm.ops.fast_weight_memory.chain import ChainResult, Chains
-from megatron_fwpkm.ops.fast_weight_memory.key_chain import KeyChain
 from megatron_fwpkm.ops.fast_weight_memory.schedule import Piece
 from megatron_fwpkm.ops.fast_weight_memory.sparse import run_chains
+from megatron_fwpkm.ops.fast_weight_memory.triton_key_chain import TritonKeyChain
 from megatron_fwpkm.ops.fast_weight_memory.triton_value_chain import TritonValueChain, read_rows
 from megatron_fwpkm.ops.fast_weight_memory.triton_write_plan import make_triton_write_plan
 from megatron_fwpkm.ops.sharding import TableSharding
 
-TRITON_CHAINS = Chains(KeyChain, TritonValueChain, make_triton_write_plan, read_rows)
+TRITON_CHAINS = Chains(TritonKeyChain, TritonValueChain, make_triton_write_plan, read_rows)
 """What ``implementation="triton"`` is made of."""
 
 
