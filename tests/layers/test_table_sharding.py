@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_fwpkm.layers.fast_weight_tables import initial_sub_keys
 from megatron_fwpkm.layers.table_sharding import ContextSharding, MemorySharding
 from megatron_fwpkm.ops import FastWeightState, fast_weight_memory, fast_weight_memory_
 from tests.distributed import run_distributed
@@ -84,11 +85,12 @@ def test_choices_are_those_of_one_process_bit_for_bit(by_layout: Any, layout: tu
     assert torch.equal(sub_keys, case.state.sub_keys) == (name == "ties")
 
 
-def _hashes(rank: int, world_size: int) -> dict[str, int]:
-    """Hashes of a memory on two tensor-parallel ranks, one of which comes to harm."""
+def _layer_on_two_ranks(rank: int, world_size: int) -> dict[str, int]:
+    """Hashes of a memory on two tensor-parallel ranks, one of which comes to harm; then a part's resets and loads."""
     from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
     from megatron_fwpkm.models.transformer_config import transformer_config
 
+    hidden = torch.randn(48, 2, 32, generator=torch.Generator().manual_seed(1))
     found = {}
     for harm in ("none", "queries", "gates", "row"):
         _start(world_size, 1)
@@ -97,13 +99,43 @@ def _hashes(rank: int, world_size: int) -> dict[str, int]:
             weight = {"queries": memory.query_proj.weight, "gates": memory.gate_proj.bias, "row": memory.sub_keys}[harm]
             weight.data.view(-1)[0] += 1e-3
         with torch.no_grad():
-            memory(torch.randn(48, 2, 32, generator=torch.Generator().manual_seed(1)))
+            memory(hidden)
         found[harm] = int(memory.consistency_hash())
+    for reset in ("never", "step"):
+        _part_is_reset_preserved_and_loaded(
+            FastWeightProductKeyMemory(transformer_config(tiny(reset=reset)), 1), hidden, rank
+        )
     return found
 
 
+@torch.no_grad()
+def _part_is_reset_preserved_and_loaded(memory: Any, hidden: torch.Tensor, rank: int) -> None:
+    def parts() -> list[torch.Tensor]:
+        return [memory.sub_keys.clone(), memory.values.clone()]
+
+    def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+        return all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+
+    initial = parts()
+    assert torch.equal(initial[0], initial_sub_keys(memory.config.fwpkm, memory.config.init_seed, 1).chunk(2, 2)[rank])
+    memory(hidden)
+    written = parts()
+    assert written[0].shape == (1, 2, 4, 8) and not torch.equal(written[0], initial[0])
+    with memory.preserve_fast_weights():
+        memory(hidden)
+        memory.reset()
+        assert same(parts(), initial)
+    assert same(parts(), written)
+    memory.reset()
+    assert same(parts(), initial)
+    memory.load_fast_weights(FastWeightState(*written))
+    assert same(parts(), written)
+    memory.reset()
+    assert same(parts(), initial)
+
+
 def test_the_hash_finds_ranks_that_differ_and_not_a_row_that_exists_once() -> None:
-    one, other = run_distributed(_hashes, 2)
+    one, other = run_distributed(_layer_on_two_ranks, 2)
     assert {harm for harm in one if one[harm] != other[harm]} == {"queries", "gates"}
     assert one["row"] != one["none"], "both ranks read the harmed row alike"
 

@@ -77,7 +77,7 @@ def part_gradients(case: Case, shards: ThreadShards) -> tuple[Any, dict[str, Ten
     return result, dict(zip(leaves, filled, strict=True))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(configurations())
 def test_shards_equal_the_whole_memory(configuration: dict[str, Any]) -> None:
     size = configuration.pop("size")
