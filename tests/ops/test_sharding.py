@@ -45,11 +45,12 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
         "gated": draw(st.booleans()),
         "masked": draw(st.booleans()),
         "num_pending": draw(st.integers(0, 9)) if boundary == "carry" else 0,
-        "chunk_size": draw(st.integers(lookahead + 1, 8)),
+        "chunk_size": draw(st.integers(lookahead + 3, 9)),
         "lookahead": lookahead,
         "boundary": boundary,
         "score": draw(st.sampled_from(["idw", "dot_product"])),
-        "inner_lr": draw(st.sampled_from([0.0, 0.7])),
+        # Larger steps of few keys, many times, blow up what two ways of rounding differ by.
+        "inner_lr": draw(st.sampled_from([0.0, 0.1])),
         "addressing_weight": draw(st.sampled_from([0.0, 1.0])),
     }
 
@@ -83,10 +84,12 @@ def test_shards_equal_the_whole_memory(configuration: dict[str, Any]) -> None:
     size = configuration.pop("size")
     case = make_case(**configuration)
     expected, whole = gradients(case, implementation="reference")
+    alone = case.run(implementation="sparse")
     ranks = run_ranks(size, lambda shards: part_gradients(case, shards))
     for result, found in ranks:
         assert torch.equal(result.slot_indices, expected.slot_indices)
-        assert torch.equal(result.slot_weights, ranks[0][0].slot_weights)
+        for name in ("slot_weights", "addressing_loss"):
+            assert torch.equal(getattr(result, name), getattr(alone, name)), name
         for name in ("slot_weights", "memorization_loss", "addressing_loss"):
             assert distance(getattr(result, name), getattr(expected, name)) <= 1e-12, name
         for name in ("queries", "gates"):
@@ -95,6 +98,7 @@ def test_shards_equal_the_whole_memory(configuration: dict[str, Any]) -> None:
         together = torch.cat([getattr(result, name) for result, _ in ranks], dimension)
         table = expected.retrieved if name == "retrieved" else getattr(expected.state, name)
         assert distance(together, table) <= 1e-12, name
+        assert name != "sub_keys" or torch.equal(together, alone.state.sub_keys)
     scale = max(1.0, *(gradient.abs().max().item() for gradient in whole.values()))
     cut = {"targets": -1, "sub_keys": 2, "values": 1}
     for name, gradient in whole.items():
