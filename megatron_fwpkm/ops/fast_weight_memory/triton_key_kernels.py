@@ -49,7 +49,7 @@ def reader_sum_kernel(
     half = tl.program_id(1)
     count = tl.num_programs(0)
     lanes = tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], WEIGHTS.dtype.element_ty)
+    total = tl.full([BLOCK], 0, WEIGHTS.dtype.element_ty)
     for head in range(HEADS):
         segment = (2 * head + half) * count + sub_key
         stop = tl.load(STARTS + segment + 1)
@@ -94,28 +94,6 @@ def pull_kernel(
     tl.store(PULLS + pairs, pull, mask=inside)
 
 
-@triton.jit
-def segment_of(
-    program, STARTS, first_key, SEGMENTS: tl.constexpr, COUNT: tl.constexpr, N: tl.constexpr, TILE: tl.constexpr
-):
-    """Which sub-key here a tile belongs to, where its readers begin and end, and which of its tiles it is.
-
-    Segment s begins with tile number starts[s] // TILE + s. That leaves every segment room for ceil(length / TILE)
-    tiles without counting the tiles before it, and a search among the starts finds the segment of a tile.
-    """
-    low = 0
-    high = SEGMENTS
-    while high - low > 1:
-        middle = (low + high) // 2
-        start = tl.load(STARTS + middle // COUNT * N + first_key + middle % COUNT)
-        before = start // TILE + middle <= program
-        low = tl.where(before, middle, low)
-        high = tl.where(before, high, middle)
-    place = low // COUNT * N + first_key + low % COUNT
-    start = tl.load(STARTS + place)
-    return low, start, tl.load(STARTS + place + 1), program - (start // TILE + low)
-
-
 @triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key"])
 def tile_kernel(
     WEIGHTS,  # [G, M, k]
@@ -143,18 +121,29 @@ def tile_kernel(
 ):
     """Sum of weight * (q - K), for dot products weight * q, over a tile of a sub-key's readers.
 
+    Segment s begins with tile number starts[s] // TILE + s. That leaves every segment room for ceil(length / TILE)
+    tiles without counting the tiles before it, and a search among the starts finds the segment of a tile.
     Grid: (tiles, blocks of h).
     """
     program = tl.program_id(0)
-    segment, start, stop, tile = segment_of(program, STARTS, first_key, SEGMENTS, COUNT, N, TILE)
-    begin = start + tile * TILE
-    stop = tl.minimum(stop, begin + TILE)
+    segment = 0
+    end = SEGMENTS
+    while end - segment > 1:
+        middle = (segment + end) // 2
+        start = tl.load(STARTS + middle // COUNT * N + first_key + middle % COUNT)
+        before = start // TILE + middle <= program
+        segment = tl.where(before, middle, segment)
+        end = tl.where(before, end, middle)
+    place = segment // COUNT * N + first_key + segment % COUNT
+    start = tl.load(STARTS + place)
+    begin = start + (program - (start // TILE + segment)) * TILE
+    stop = tl.minimum(tl.load(STARTS + place + 1), begin + TILE)
     if begin < stop:
         group = (segment // COUNT).to(tl.int64)
         dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         key = tl.load(SUB_KEYS + segment.to(tl.int64) * H + dims, mask=dims < H, other=0.0)
-        total = tl.zeros([LOADS, BLOCK], key.dtype)
-        pulls = tl.zeros([LOADS], key.dtype)
+        total = tl.full([LOADS, BLOCK], 0, key.dtype)
+        pulls = tl.full([LOADS], 0, key.dtype)
         for first in range(begin, stop, LOADS):
             positions = first + tl.arange(0, LOADS)
             pair = tl.load(ORDER + positions, mask=positions < stop, other=0)
@@ -194,10 +183,10 @@ def finish_kernel(
     place = segment // COUNT * N + first_key + segment % COUNT
     start = tl.load(STARTS + place)
     first = start // TILE + segment
-    last = first + tl.cdiv(tl.load(STARTS + place + 1) - start, TILE)
+    last = first + (tl.load(STARTS + place + 1) - start + TILE - 1) // TILE
     dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    sums = tl.zeros([LOADS, BLOCK], OUT.dtype.element_ty)
-    totals = tl.zeros([LOADS], OUT.dtype.element_ty)
+    sums = tl.full([LOADS, BLOCK], 0, OUT.dtype.element_ty)
+    totals = tl.full([LOADS], 0, OUT.dtype.element_ty)
     for begin in range(first, last, LOADS):
         tiles = begin + tl.arange(0, LOADS)
         inside = (tiles < last)[:, None] & (dims < H)[None, :]
@@ -241,7 +230,7 @@ def pull_gradient_kernel(
     here = (places < K) & (key >= 0) & (key < COUNT)
     query_row = (group * group_rows + token * token_rows) * H
     row = (group * COUNT + key) * H
-    total = tl.zeros([K_PADDED], GRAD_PULLS.dtype.element_ty)
+    total = tl.full([K_PADDED], 0, GRAD_PULLS.dtype.element_ty)
     for begin in range(0, H, BLOCK):
         dims = begin + tl.arange(0, BLOCK)
         inside = here[:, None] & (dims < H)[None, :]
@@ -348,8 +337,8 @@ def token_backward_kernel(
     grad_slot = tl.load(GRAD_SCORES + slots, mask=inside, other=0.0)
     grad_score = tl.sum(tl.where(position[None, :] == places[:, None], grad_slot[None, :], 0.0), 1)
 
-    grad_cost = tl.zeros([K_PADDED], grad_score.dtype)
-    pull = tl.zeros([K_PADDED], grad_score.dtype)
+    grad_cost = tl.full([K_PADDED], 0, grad_score.dtype)
+    pull = tl.full([K_PADDED], 0, grad_score.dtype)
     if MOVED:
         pull = tl.load(PULLS + pairs, mask=inside, other=0.0)
         grad_pull = tl.load(GRAD_PULLS + pairs, mask=inside, other=0.0)

@@ -89,6 +89,11 @@ class KeyShape:
         }
 
 
+def _launch(warps: int) -> dict[str, Any]:
+    # Products are rounded before they are added, as in the interpreter.
+    return {"num_warps": warps, "enable_fp_fusion": False}
+
+
 class Readers(NamedTuple):
     """The pairs of a piece by sub-key.
 
@@ -127,7 +132,9 @@ def mean_over_readers(weights: Tensor, readers: Readers, num_subkeys: int, num_r
     """Sum of the numbers [G, M, k] of a sub-key's pairs, heads pooled, over the number of readers: [2, n]."""
     means = weights.new_empty(2, num_subkeys)
     heads = weights.shape[0] // 2
-    reader_sum_kernel[(num_subkeys, 2)](weights, *readers, means, num_readers, HEADS=heads, BLOCK=_READERS, num_warps=4)
+    reader_sum_kernel[(num_subkeys, 2)](
+        weights, *readers, means, num_readers, HEADS=heads, BLOCK=_READERS, **_launch(4)
+    )
     return means
 
 
@@ -157,7 +164,7 @@ def pulls_of(
         ENTROPY_EPSILON=ENTROPY_EPSILON,
         N=shape.num_subkeys,
         **constants,
-        num_warps=1,
+        **_launch(1),
     )
     return pulls
 
@@ -212,7 +219,7 @@ def sum_per_sub_key(
         IDW=shape.idw,
         TOTALS=pulls is not None,
         **constants,
-        num_warps=4,
+        **_launch(4),
     )
     finish_kernel[(segments, blocks)](
         base,
@@ -224,7 +231,7 @@ def sum_per_sub_key(
         ADDED=base is not None,
         TOTALS=pulls is not None,
         **constants,
-        num_warps=4,
+        **_launch(4),
     )
     return out
 
@@ -253,7 +260,7 @@ def pull_gradients(queries: Tensor, sub_keys: Tensor, grad_moved: Tensor, indice
         token_rows,
         shape.first_key,
         **shape.per_row(),
-        num_warps=4,
+        **_launch(4),
     )
     return gradients
 
@@ -275,7 +282,7 @@ def spreads_of(
         num_readers,
         EPSILON=IDW_EPSILON,
         **constants,
-        num_warps=1,
+        **_launch(1),
     )
     return spreads
 
@@ -356,6 +363,6 @@ def token_backward(
         N=shape.num_subkeys,
         MOVED=movement is not None,
         **shape.per_row(),
-        num_warps=4,
+        **_launch(4),
     )
     return weights

@@ -26,6 +26,8 @@ MAX_TOPK = 32
 _BLOCK_ELEMENTS = 1 << 25
 """Largest number of proposals that exist at once; longer inputs are done in blocks of tokens."""
 
+_WARP = {"num_warps": 1, "enable_fp_fusion": False}
+
 _ROUNDING = 8
 """Roundings a cost may be off by, twice as many as in ``selection.py``: here a doubt costs next to nothing."""
 
@@ -128,7 +130,7 @@ def _select_block(
         K=topk,
         K_PADDED=triton.next_power_of_2(topk),
         IDW=score != "dot_product",
-        num_warps=1,
+        **_WARP,
     )
     return KeptSubKeys(indices, costs)
 
@@ -171,6 +173,6 @@ def select_slots(
         PAIRS_PADDED=triton.next_power_of_2(sum(topk // (i + 1) for i in range(topk))),
         IDW=score != "dot_product",
         STATISTICS=statistics,
-        num_warps=1,
+        **_WARP,
     )
     return SlotChoice(scores, slots, positions, probabilities)

@@ -20,17 +20,6 @@ def _ordered(bits):
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-@triton.jit
-def cost_of(query, row, IDW: tl.constexpr):
-    """What is minimised for one query and one sub-key: the squared distance, or minus the dot product."""
-    if IDW:
-        difference = query - row
-        cost = tl.sum(difference * difference, 0)
-    else:
-        cost = -tl.sum(query * row, 0)
-    return cost
-
-
 @triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key"])
 def select_kernel(
     PROPOSALS,  # [G, M, n] approximate costs; idw: without the square of the query
@@ -89,7 +78,11 @@ def select_kernel(
     while candidate <= limit:
         candidates = tl.where(candidates == candidate, taken, candidates)
         column = candidate & column_bits
-        cost = cost_of(query, tl.load(SUB_KEYS + (group * N + column) * H + dims, mask=dims < H, other=0.0), IDW)
+        row = tl.load(SUB_KEYS + (group * N + column) * H + dims, mask=dims < H, other=0.0)
+        if IDW:
+            cost = tl.sum((query - row) * (query - row), 0)
+        else:
+            cost = -tl.sum(query * row, 0)
         better = (cost < costs) | ((cost == costs) & (column < chosen))
         replaced = better & (chosen == worst)
         costs = tl.where(replaced, cost, costs)
@@ -143,7 +136,7 @@ def slots_kernel(
     heads = tl.num_programs(1)
     pairs = tl.arange(0, PAIRS_PADDED)
     # Pair number -> (i, j): row i of the staircase has k // (i + 1) pairs.
-    i = tl.zeros([PAIRS_PADDED], tl.int32)
+    i = tl.full([PAIRS_PADDED], 0, tl.int32)
     j = pairs
     total = K
     for row in tl.static_range(1, K):
