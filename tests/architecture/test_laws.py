@@ -96,9 +96,10 @@ def test_every_imported_package_is_declared():
     named = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
     declared = {Requirement(text).name.lower() for text in named}
     ours = {"megatron_fwpkm", "tests", "benchmarks", "tools", "pretrain"}
+    installed = packages_distributions()
     for source in python_sources():
         for name in laws.imported_packages(source) - ours:
-            distributions = {found.lower() for found in packages_distributions().get(name, [name])}
+            distributions = {found.lower() for found in installed.get(name, [name])}
             assert distributions & declared, f"{source.path} imports {name}, which pyproject.toml does not name"
 
 
