@@ -196,7 +196,7 @@ def markdown(table: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compile, judge, compare with the record or write it; returns the exit code (1: a rule or the record is broken)."""
+    """Compile, judge, compare with the record or write it; exit code 1 says that a rule or the record is broken."""
     summary = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compile_gate", description=summary)
     parser.add_argument("--write", action="store_true", help="record the table anew, every kernel included")
