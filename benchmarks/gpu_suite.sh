@@ -40,7 +40,7 @@ trap 'rm -rf "$scratch"' EXIT
 step machine 60 "$python" tools/doctor.py
 [ "$device" = cpu ] || step tests 180 "$python" -m pytest -q -p no:cacheprovider -m gpu tests/gpu tests/ops/triton
 for shape in "${shapes[@]}"; do
-  step "bench_$shape" 120 "$python" -m benchmarks.run device --device "$device" --shape "$shape" --output "$out"
+  step "memory_$shape" 120 "$python" -m benchmarks.run memory --device "$device" --grid "$shape" --output "$out"
 done
 step tokenizer 60 "$python" tools/train_tokenizer.py --input "${corpus[@]}" --vocab-size 1024 --output-prefix "$scratch/tokenizer"
 step dataset 60 "$python" tools/preprocess_data.py --input "${corpus[@]}" --txt-documents paragraph --append-eod \

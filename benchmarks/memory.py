@@ -1,6 +1,7 @@
-"""The fast-weight memory alone: dense reference and sparse implementation, training and inference, on one CPU thread.
+"""The fast-weight memory alone, over sizes: every implementation, training and inference, in one session.
 
-Each side runs in a process of its own, so that its peak memory is its own. Run as a module it is one such side.
+On the CPU each measurement runs on one thread in a process of its own, so that its peak memory is its own; run as a
+module this file is one such process.
 """
 
 from __future__ import annotations
@@ -8,164 +9,224 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.report import ROOT, Report, provenance
+from benchmarks import green, hardware, shapes
+from benchmarks.hardware import GIB
+from benchmarks.report import ROOT, Figure, Report, add_output_argument, provenance
+from benchmarks.shapes import Shape
+from benchmarks.traffic import call_bytes
 
-GIB = 2**30
+IMPLEMENTATIONS = ("reference", "sparse", "triton")
+MODES = ("training", "inference")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes of one call."""
+class Case:
+    """What one measurement is of: an implementation, at a shape, in a mode, on a device."""
 
-    batch: int
-    tokens: int
-    heads: int
-    topk: int
-    num_subkeys: int
-    key_dim: int
-    value_dim: int
-    chunk_size: int
+    shape: Shape
+    implementation: str
+    mode: str
+    device: str
+    repeats: int
 
 
-SHAPES = {
-    "paper": Shape(1, 4096, 1, 8, 512, 512, 512, 512),
-    "small": Shape(8, 256, 1, 8, 128, 64, 64, 64),
-}
-"""`paper`: one sequence of the paper's training; `small`: one layer of the quickstart."""
-
-
-def measure_side(implementation: str, mode: str, shape: Shape, repeats: int) -> dict[str, Any]:
-    """Time one implementation in this process.
-
-    Args:
-        implementation: ``reference`` or ``sparse``.
-        mode: ``training`` (forward and backward) or ``inference``.
-        shape: sizes.
-        repeats: timed calls; the memory carries over from one to the next, as in training.
+def measure(case: Case) -> dict[str, Any]:
+    """Time one case in this process.
 
     Returns:
-        CPU seconds of each call, peak resident memory in bytes, and norms that must agree between implementations.
+        Milliseconds of each call (the memory carries over from one to the next, as in training), peak bytes, distinct
+        rows that each chunk of the first call read, and norms that must agree between implementations.
     """
     import torch
 
     from megatron_fwpkm.ops import FastWeightState, fast_weight_memory, fast_weight_memory_
 
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    s, training = shape, mode == "training"
-    sub_keys = torch.empty(s.heads, 2, s.num_subkeys, s.key_dim // 2).uniform_(-1, 1).mul_(s.key_dim**-0.5)
-    values = torch.empty(s.num_subkeys**2, s.value_dim).normal_(std=s.value_dim**-0.5)
-    queries = torch.randn(s.batch, s.tokens, s.heads, s.key_dim, requires_grad=training)
-    targets = torch.randn(s.batch, s.tokens, s.value_dim, requires_grad=training)
-    gates = torch.rand(s.batch, s.tokens, requires_grad=training)
-    direction = torch.randn(s.batch, s.tokens, s.value_dim)
-    state = FastWeightState(sub_keys, values)
-    del sub_keys, values
+    s, training, device = case.shape, case.mode == "training", case.device
+    hardware.reset_peak(device)
+    torch.manual_seed(0)  # drawn on the CPU: the same numbers on every device
+    sub_keys = torch.empty(s.heads, 2, s.num_subkeys, s.key_dim // 2).uniform_(-1, 1).mul_(s.key_dim**-0.5).to(device)
+    values = torch.empty(s.num_subkeys**2, s.value_dim).normal_(std=s.value_dim**-0.5).to(device)
+    queries = torch.randn(s.batch, s.tokens, s.heads, s.key_dim).to(device).requires_grad_(training)
+    targets = torch.randn(s.batch, s.tokens, s.value_dim).to(device).requires_grad_(training)
+    gates = torch.rand(s.batch, s.tokens).to(device).requires_grad_(training)
+    direction = torch.randn(s.batch, s.tokens, s.value_dim).to(device)
     # The form each implementation is meant to be used in: the dense one makes new tables anyway.
-    function = fast_weight_memory_ if implementation == "sparse" else fast_weight_memory
-    seconds, norms = [], {}
-    for number in range(repeats):
-        start = time.process_time()
+    function = fast_weight_memory if case.implementation == "reference" else fast_weight_memory_
+    states, first = [FastWeightState(sub_keys, values.to(getattr(torch, s.table_dtype)))], dict[str, Any]()
+    del sub_keys, values
+
+    def call() -> None:
         with torch.set_grad_enabled(training):
             output = function(
-                queries, targets, gates, state, topk=s.topk, chunk_size=s.chunk_size, implementation=implementation
-            )
+                queries, targets, gates, states.pop(), topk=s.topk, chunk_size=s.chunk_size,
+                implementation=case.implementation,
+            )  # fmt: skip
+        states.append(output.state)
+        found = {"retrieved": output.retrieved}
         if training:
             grads = torch.autograd.grad((output.retrieved * direction).sum(), [queries, targets, gates])
-        seconds.append(time.process_time() - start)
-        if number == 0:
-            norms["retrieved"] = output.retrieved.norm().item()
-            if training:
-                norms |= {k: g.norm().item() for k, g in zip(("queries", "targets", "gates"), grads, strict=True)}
-        state = output.state
-        del output
-    # Linux counts kilobytes, macOS bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"cpu_seconds": seconds, "peak_bytes": peak, "norms": norms}
+            found |= dict(zip(("queries", "targets", "gates"), grads, strict=True))
+        if not first:
+            first["norms"] = {name: tensor.norm().item() for name, tensor in found.items()}
+            chunks = output.slot_indices.split(s.chunk_size, dim=1)
+            first["distinct_rows"] = [chunk.unique().numel() for chunk in chunks]
+
+    on_gpu = device.startswith("cuda")
+    milliseconds = hardware.time_calls(call, device, case.repeats, warm_up=3 if on_gpu else 0)
+    return {"milliseconds": milliseconds, "peak_bytes": hardware.peak_bytes(device), **first}
 
 
-def _measure_in_own_process(implementation: str, mode: str, shape: str, repeats: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.memory", implementation, mode, shape, str(repeats)]
+def measure_apart(case: Case) -> dict[str, Any]:
+    """:func:`measure` in a process of its own on the CPU, in this one on a GPU, whose peak can be reset."""
+    if case.device.startswith("cuda"):
+        import torch
+
+        try:
+            return measure(case)
+        except torch.cuda.OutOfMemoryError:
+            return {"failed": "out of memory"}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.memory", json.dumps(asdict(case))]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise RuntimeError(f"{implementation} ({mode}) failed with exit code {result.returncode}:\n{result.stderr}")
-    return json.loads(result.stdout.splitlines()[-1])
+        raise RuntimeError(
+            f"{case.implementation} ({case.mode}) failed with exit code {result.returncode}:\n{result.stderr}"
+        )
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
 
 
 def check_agreement(sides: dict[str, dict[str, Any]], tolerance: float = 2e-3) -> None:
-    """Refuse to compare the speed of two things that do not compute the same.
+    """Refuse to compare the speed of things that do not compute the same.
 
     The tolerance is wide because in float32 rounding swaps slots of almost equal score, for about one token in a
     thousand; equality to 1e-12 in float64 is a test (tests/ops).
 
     Raises:
-        RuntimeError: a norm of the outputs or gradients differs by more than `tolerance`.
+        RuntimeError: a norm of the outputs or gradients differs by more than `tolerance` from the first side's.
     """
-    for name, expected in sides["reference"]["norms"].items():
-        actual = sides["sparse"]["norms"][name]
-        if not abs(actual - expected) <= tolerance * abs(expected):
-            raise RuntimeError(
-                f"no speed-up is reported: the norm of {name} is {actual} in sparse and {expected} in reference"
-            )
+    complete = {name: side for name, side in sides.items() if "failed" not in side}
+    first = next(iter(complete), "")
+    for other in complete:
+        for name, expected in complete[first]["norms"].items():
+            actual = complete[other]["norms"][name]
+            if not abs(actual - expected) <= tolerance * abs(expected):
+                raise RuntimeError(
+                    f"no speed-up is reported: the norm of {name} is {actual} in {other} and {expected} in {first}"
+                )
 
 
-def measure(shape: str, repeats: int, command: str) -> Report:
-    """Measure both implementations in both modes at a named shape."""
-    rows: list[list[str]] = []
-    data: dict[str, Any] = {"shape": asdict(SHAPES[shape]), "repeats": repeats, "modes": {}}
-    for mode in ("training", "inference"):
+def measure_shape(shape: Shape, implementations: Sequence[str], device: str, repeats: int) -> dict[str, Any]:
+    """All implementations in both modes at one shape: mode -> implementation -> measurement."""
+    found: dict[str, Any] = {}
+    for mode in MODES:
         sides = {}
-        for implementation in ("reference", "sparse"):
-            print(f"{mode}, {implementation} ...", file=sys.stderr, flush=True)
-            sides[implementation] = _measure_in_own_process(implementation, mode, shape, repeats)
-        check_agreement(sides)
-        times = {name: statistics.median(side["cpu_seconds"]) for name, side in sides.items()}
-        ratio = times["reference"] / times["sparse"]
+        for implementation in implementations:
+            sides[implementation] = measure_apart(Case(shape, implementation, mode, device, repeats))
+        # A table in bfloat16 is written with stochastic rounding: another draw of it is another, equally right result.
+        check_agreement(sides, 2e-3 if shape.table_dtype == "float32" else 2e-2)
+        found[mode] = sides
+    return found
+
+
+def _rows(label: str, shape: Shape, modes: dict[str, Any], bandwidth: float) -> list[list[str]]:
+    rows = []
+    for mode, sides in modes.items():
+        times = {name: statistics.median(side["milliseconds"]) for name, side in sides.items() if "failed" not in side}
         for name, side in sides.items():
-            faster = f"{ratio:.1f}x" if name == "sparse" else ""
-            rows.append([mode, name, f"{times[name]:.3g}", f"{side['peak_bytes'] / GIB:.2f}", faster])
-        data["modes"][mode] = {"sides": sides, "speedup": ratio}
-    s = SHAPES[shape]
-    notes = [
-        f"One call: B={s.batch} T={s.tokens} heads={s.heads} topk={s.topk} slots={s.num_subkeys}^2 "
-        f"key_dim={s.key_dim} value_dim={s.value_dim} chunk_size={s.chunk_size}, float32, one CPU thread. "
-        f"CPU seconds are the median of {repeats} calls; training is forward and backward. Peak is that of the whole "
-        f"process, torch and the table of {s.num_subkeys**2 * s.value_dim * 4 / GIB:.2f} GiB included.",
-    ]
-    if shape == "paper":
-        notes.append(
-            "For comparison, measured once on another machine: the paper authors' released code needs 30.8 CPU seconds "
-            "and 10.2 GiB in training, 17.0 CPU seconds and 4.0 GiB in inference."
-        )
-    header = ["mode", "implementation", "CPU seconds", "peak GiB", "faster than reference"]
-    title = f"The memory operation, shape `{shape}`"
-    return Report(f"memory_{shape}", title, notes, header, rows, data, provenance(command))
+            if "failed" in side:
+                rows.append([label, mode, name, side["failed"], "", "", "", ""])
+                continue
+            moved = call_bytes(shape, side["distinct_rows"], training=mode == "training")
+            faster = f"{times['reference'] / times[name]:.1f}x" if "reference" in times and name != "reference" else ""
+            rows.append(
+                [
+                    label, mode, name, f"{times[name]:.3g}", f"{moved / 2**20:.0f}",
+                    f"{moved / bandwidth / (1e-3 * times[name]):.1%}", f"{side['peak_bytes'] / GIB:.2f}", faster,
+                ]
+            )  # fmt: skip
+    return rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="paper", help="sizes to measure (default: paper)")
-    parser.add_argument("--repeats", type=int, default=3, help="timed calls per side (default: 3)")
+    parser.add_argument("--device", default="auto", help="torch device (default: auto, cuda where there is one)")
+    shapes.add_arguments(parser)
     parser.add_argument(
-        "--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the JSON and Markdown report"
+        "--implementations", nargs="+", choices=IMPLEMENTATIONS, help="what to compare (default: all the device runs)"
     )
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls of each (default: 3)")
+    green.add_arguments(parser)
+    add_output_argument(parser)
 
 
 def run(arguments: argparse.Namespace, command: str) -> Report:
-    """Measure as the parsed arguments say."""
-    return measure(arguments.shape, arguments.repeats, command)
+    """Measure as the parsed arguments say.
+
+    Raises:
+        RuntimeError: the device is not there, the tests are not green, a case fails or two disagree.
+    """
+    device = hardware.resolve(arguments.device)
+    kind = device.split(":")[0]
+    name, wanted = shapes.chosen(arguments, {"cuda": "gpu"}.get(kind, kind))
+    tests = green.require_green(arguments, device)
+    if kind == "cpu":
+        import torch
+
+        torch.set_num_threads(1)
+    bandwidth = hardware.copy_bandwidth(device)
+    base, rows, results = wanted[0], list[list[str]](), list[dict[str, Any]]()
+    implementations = arguments.implementations or (IMPLEMENTATIONS if kind == "cuda" else IMPLEMENTATIONS[:2])
+    labels = [name] if len(wanted) == 1 else [shape.describe(base) for shape in wanted]
+    for label, shape in zip(labels, wanted, strict=True):
+        print(f"{label} ...", file=sys.stderr, flush=True)
+        modes = measure_shape(shape, implementations, device, arguments.repeats)
+        results.append({"shape": asdict(shape), "modes": modes})
+        rows += _rows(label, shape, modes, bandwidth)
+    notes = [
+        f"One call on {hardware.title(device)}; {labels[0]} is {base.describe()}. Time is the median of "
+        f"{arguments.repeats} "
+        + ("calls on the device's clock" if kind == "cuda" else "calls in CPU time")
+        + "; training is forward and backward. Moved are the bytes that must go to or from main memory (of rows, those "
+        "that this call's tokens really read: benchmarks/traffic.py), and the share is of the copy bandwidth measured "
+        f"in the same session, {bandwidth / 1e9:.1f} GB/s. Peak is "
+        + ("what torch allocated on the device." if kind == "cuda" else "that of the whole process, torch included."),
+    ]
+    if name == "paper":
+        notes.append(
+            "For comparison, measured once on another machine, one CPU thread: the paper authors' released code needs "
+            "30.8 CPU seconds and 10.2 GiB in training, 17.0 CPU seconds and 4.0 GiB in inference."
+        )
+    header = ["shape", "mode", "implementation", "ms", "moved MiB", "of copy bandwidth", "peak GiB", "than reference"]
+    figure = Figure(
+        labels,
+        {mode: _series(results, mode, implementations) for mode in MODES},
+        f"milliseconds on {hardware.title(device)}",
+    )
+    data = {"copy_bytes_per_second": bandwidth, "repeats": arguments.repeats, "results": results}
+    stem = f"memory_{name}" + ("_cuda" if kind == "cuda" and name != "gpu" else "")
+    return Report(stem, "The memory operation", notes, header, rows, data, provenance(command, tests), figure)
+
+
+def _series(results: list[dict[str, Any]], mode: str, names: Sequence[str]) -> dict[str, list[float | None]]:
+    """Median milliseconds of every shape by implementation; None where it failed."""
+    sides = {name: [result["modes"][mode][name] for result in results] for name in names}
+    return {
+        name: [None if "failed" in side else statistics.median(side["milliseconds"]) for side in found]
+        for name, found in sides.items()
+    }
 
 
 if __name__ == "__main__":
-    _, side, mode_name, shape_name, count = sys.argv
-    print(json.dumps(measure_side(side, mode_name, SHAPES[shape_name], int(count))))
+    import torch
+
+    torch.set_num_threads(1)
+    asked = json.loads(sys.argv[1])
+    print(json.dumps(measure(Case(Shape(**asked.pop("shape")), **asked))))

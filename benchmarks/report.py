@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a number comes from."""
+    """Where a number comes from; `tests` were green before it was measured."""
 
     command: str
     commit: str
@@ -24,6 +26,43 @@ class Provenance:
     torch: str
     processor: str
     system: str
+    tests: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Bars for every label, a panel beside the other.
+
+    Attributes:
+        labels: of the groups of bars.
+        panels: title -> series -> a value for every label; None leaves it out.
+        unit: what the values are.
+    """
+
+    labels: list[str]
+    panels: dict[str, dict[str, list[float | None]]]
+    unit: str
+
+    def write(self, file: Path) -> None:
+        """Draw into a PNG file."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as Canvas
+
+        canvas = Canvas(figsize=(5 * len(self.panels), 1.2 + 0.45 * len(self.labels)), layout="constrained")
+        FigureCanvasAgg(canvas)
+        all_axes = canvas.subplots(1, len(self.panels), sharey=True, squeeze=False)[0]
+        for axes, (title, series) in zip(all_axes, self.panels.items(), strict=True):
+            height = 0.8 / len(series)
+            for number, (name, values) in enumerate(series.items()):
+                drawn = [(row + number * height, value) for row, value in enumerate(values) if value is not None]
+                bars = axes.barh([row for row, _ in drawn], [value for _, value in drawn], height, label=name)
+                axes.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
+            axes.set(title=title, xlabel=self.unit, xscale="log")
+            axes.margins(x=0.15)
+        all_axes[0].set_yticks([row + 0.4 - height / 2 for row in range(len(self.labels))], self.labels)
+        all_axes[0].invert_yaxis()
+        all_axes[-1].legend(fontsize=8)
+        canvas.savefig(file, dpi=110, metadata={"Software": None})
 
 
 @dataclass(frozen=True)
@@ -38,6 +77,7 @@ class Report:
         rows: the table.
         data: everything behind the table, for machines.
         provenance: where it comes from.
+        figure: the table as a picture, or None.
     """
 
     name: str
@@ -47,6 +87,7 @@ class Report:
     rows: list[list[str]]
     data: dict[str, Any]
     provenance: Provenance
+    figure: Figure | None = None
 
     def markdown(self) -> str:
         """The report as Markdown."""
@@ -54,17 +95,29 @@ class Report:
         for note in self.notes:
             lines += [note, ""]
         lines += [_line(self.header), _line(["---"] * len(self.header)), *map(_line, self.rows), ""]
+        if self.figure:
+            lines += [f"![{self.title}]({self.name}.png)", ""]
         lines += [f"- {key}: {value}" for key, value in asdict(self.provenance).items()]
         return "\n".join(lines) + "\n"
 
     def write(self, folder: Path) -> list[Path]:
-        """Write `<name>.json` and `<name>.md` into `folder`; returns their paths."""
+        """Write `<name>.json`, `<name>.md` and, where there is a figure, `<name>.png`; returns their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{self.name}.json", folder / f"{self.name}.md"]
         content = {"name": self.name, "provenance": asdict(self.provenance), "data": self.data}
         files[0].write_text(json.dumps(content, indent=1) + "\n")
         files[1].write_text(self.markdown())
+        if self.figure:
+            files.append(folder / f"{self.name}.png")
+            self.figure.write(files[-1])
         return files
+
+
+def add_output_argument(parser: argparse.ArgumentParser) -> None:
+    """`--output`, where the report goes."""
+    parser.add_argument(
+        "--output", type=Path, default=RESULTS, help="folder for the report's files (default: benchmarks/results)"
+    )
 
 
 def _line(cells: list[str]) -> str:
@@ -86,8 +139,8 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def provenance(command: str) -> Provenance:
-    """Collect the provenance of a result made now by `command`."""
+def provenance(command: str, tests: str = "none: these are not the memory's numbers") -> Provenance:
+    """Collect the provenance of a result made now by `command`, after `tests` passed."""
     import torch
 
     commit = _git("rev-parse", "--short=12", "HEAD") or "unknown"
@@ -100,4 +153,5 @@ def provenance(command: str) -> Provenance:
         torch=str(torch.__version__),
         processor=_processor(),
         system=f"{platform.system()} {platform.machine()}",
+        tests=tests,
     )

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks import device, memory, preprocess
+from benchmarks import memory, preprocess
 from benchmarks.report import Report
 
 
@@ -22,12 +22,7 @@ class Benchmark:
 
 BENCHMARKS = {
     "memory": Benchmark(
-        "the fast-weight memory alone: sparse against dense reference", memory.add_arguments, memory.run
-    ),
-    "device": Benchmark(
-        "the fast-weight memory on one device, CUDA by default: milliseconds and memory",
-        device.add_arguments,
-        device.run,
+        "the fast-weight memory alone, over sizes, every implementation", memory.add_arguments, memory.run
     ),
     "preprocess": Benchmark(
         "preparing a corpus: every --accelerator against SentencePiece alone", preprocess.add_arguments, preprocess.run

@@ -1,0 +1,80 @@
+"""No number of an operation whose tests are red: they run before, unless they passed unchanged already."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from benchmarks.report import ROOT
+
+QUICK_TESTS = tuple(
+    f"tests/ops/test_{name}.py" for name in ("goldens", "implementations", "in_place", "selection", "streaming")
+)
+"""The memory against the dense oracle, the reference vectors and itself cut into calls, on the CPU."""
+
+GPU_TESTS = ("tests/gpu",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which tests, and how long they may take. There is no flag to measure without."""
+    parser.add_argument(
+        "--tests",
+        nargs="+",
+        metavar="PATH",
+        help=f"tests of the memory that must be green, below tests/ops or tests/gpu (default: {len(QUICK_TESTS)} quick "
+        "files, on a GPU also tests/gpu)",
+    )
+    parser.add_argument("--tests-limit", type=float, default=300, help="seconds they may take (default: 300)")
+
+
+def require_green(arguments: argparse.Namespace, device: str) -> str:
+    """Run the tests that the flags name; returns what passed, in one line for the report.
+
+    What passed once with the same ops, tests, versions and kind of device is not run again.
+
+    Raises:
+        RuntimeError: a test fails, none ran, they are not the memory's, or they take too long.
+    """
+    paths = arguments.tests or [*QUICK_TESTS, *(GPU_TESTS if device.startswith("cuda") else ())]
+    for path in paths:
+        if not path.startswith(("tests/ops", "tests/gpu")) or ".." in path or not (ROOT / path).exists():
+            raise RuntimeError(f"--tests {path} is no test of the memory: name files below tests/ops or tests/gpu")
+    stamp = ROOT / ".pytest_cache" / "green" / _digest(paths, device)
+    if stamp.is_file():
+        return stamp.read_text()
+    print(f"tests first: {' '.join(paths)} ...", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *paths]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    try:
+        run = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=arguments.tests_limit
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(
+            f"nothing is measured: the tests did not end within {arguments.tests_limit:g} s; --tests-limit gives more"
+        ) from None
+    passed = re.search(r"(\d+) passed", run.stdout)
+    if run.returncode or not passed:
+        raise RuntimeError(f"nothing is measured: the tests are not green.\n{run.stdout[-3000:]}{run.stderr[-1000:]}")
+    text = f"{passed[1]} passed: {' '.join(paths)}"
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(text)
+    return text
+
+
+def _digest(paths: Sequence[str], device: str) -> str:
+    """Of everything on which the tests' verdict rests."""
+    import torch
+
+    found = hashlib.sha256(repr((platform.python_version(), str(torch.__version__), device, paths)).encode())
+    folders = [ROOT / name for name in ("megatron_fwpkm/ops", "tests/ops", "tests/gpu")]
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
+    for file in [ROOT / "tests" / "conftest.py", *files]:
+        found.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()[:32]

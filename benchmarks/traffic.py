@@ -1,0 +1,56 @@
+"""Bytes that a call of the memory must move to and from main memory, stage by stage.
+
+Every stage moves each distinct row of its chunk once, whatever its tokens share, and keeps nothing in a cache for the
+next stage: at the sizes that matter, the rows of a chunk do not fit into one. So a stage can be faster than its share
+of the copy bandwidth says only where they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.shapes import Shape
+
+FLOAT = 4
+"""Bytes of queries, targets, sub-keys, logged rows and gradients."""
+
+
+def forward_stages(shape: Shape, distinct_rows: Sequence[int], *, training: bool) -> dict[str, int]:
+    """Bytes of each stage of a forward over all chunks.
+
+    Args:
+        shape: sizes of the call.
+        distinct_rows: per chunk, the slots that its tokens read.
+        training: rows are logged for backward.
+    """
+    tokens, rows, chunks = shape.batch * shape.tokens, sum(distinct_rows), len(distinct_rows)
+    pairs = tokens * shape.heads * shape.topk
+    table, row = (2 if shape.table_dtype == "bfloat16" else FLOAT) * shape.value_dim, FLOAT * shape.value_dim
+    sub_keys = FLOAT * shape.heads * shape.num_subkeys * shape.key_dim
+    return {
+        # Queries and sub-keys in, an index and a score per pair out; then the sub-keys move.
+        "selection": FLOAT * tokens * shape.heads * shape.key_dim + 3 * chunks * sub_keys + 2 * FLOAT * pairs,
+        "read": rows * table + tokens * row + 2 * FLOAT * pairs,
+        # Reads and targets in; a row goes in, out and into the log.
+        "write": rows * (2 * table + (row if training else 0)) + 2 * tokens * row + 2 * FLOAT * pairs,
+    }
+
+
+def backward_stages(shape: Shape, distinct_rows: Sequence[int]) -> dict[str, int]:
+    """Bytes of each stage of a backward over all chunks; arguments as in :func:`forward_stages`."""
+    tokens, rows, chunks = shape.batch * shape.tokens, sum(distinct_rows), len(distinct_rows)
+    pairs, row = tokens * shape.heads * shape.topk, FLOAT * shape.value_dim
+    queries = FLOAT * tokens * shape.heads * shape.key_dim
+    sub_keys = FLOAT * shape.heads * shape.num_subkeys * shape.key_dim
+    return {
+        # Logged rows and their adjoints, gradient, read and target in; gradients of read and target out.
+        "backward_token": rows * 2 * row + 5 * tokens * row + 3 * FLOAT * pairs,
+        "adjoint": rows * 2 * row + tokens * row + 2 * FLOAT * pairs,
+        "backward_selection": 2 * queries + 3 * chunks * sub_keys + 2 * FLOAT * pairs,
+    }
+
+
+def call_bytes(shape: Shape, distinct_rows: Sequence[int], *, training: bool) -> int:
+    """Bytes of a whole call: forward, and with `training` backward."""
+    total = sum(forward_stages(shape, distinct_rows, training=training).values())
+    return total + (sum(backward_stages(shape, distinct_rows).values()) if training else 0)

@@ -1,0 +1,67 @@
+"""Nothing is measured whose tests are red, slow, absent or not the memory's."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from benchmarks import green
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with an op and one green test of it, which counts its runs."""
+    for folder in ("megatron_fwpkm/ops", "tests/ops", "tests/gpu"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "megatron_fwpkm/ops/op.py").write_text("ANSWER = 42\n")
+    (tmp_path / "tests/conftest.py").write_text("")
+    (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\npythonpath = ["."]\nmarkers = ["slow"]\n')
+    (tmp_path / "tests/ops/test_op.py").write_text(
+        "from megatron_fwpkm.ops.op import ANSWER\n"
+        "def test_answer():\n    open('runs.txt', 'a').write('x')\n    assert ANSWER == 42\n"
+    )
+    monkeypatch.setattr(green, "ROOT", tmp_path)
+    return tmp_path
+
+
+def require(*paths: str, limit: float = 60) -> str:
+    return green.require_green(argparse.Namespace(tests=list(paths), tests_limit=limit), "cpu")
+
+
+def test_green_tests_run_once(project):
+    assert require("tests/ops/test_op.py") == "1 passed: tests/ops/test_op.py"
+    assert require("tests/ops/test_op.py") == "1 passed: tests/ops/test_op.py"
+    assert (project / "runs.txt").read_text() == "x"
+    # Whatever the verdict rests on makes them run again.
+    (project / "megatron_fwpkm/ops/op.py").write_text("ANSWER = 40 + 2\n")
+    require("tests/ops/test_op.py")
+    assert (project / "runs.txt").read_text() == "xx"
+
+
+def test_red_tests_stop_it_every_time(project):
+    (project / "megatron_fwpkm/ops/op.py").write_text("ANSWER = 41\n")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"nothing is measured: the tests are not green[\s\S]*test_answer"):
+            require("tests/ops/test_op.py")
+
+
+def test_nothing_but_tests_of_the_memory_counts(project):
+    (project / "tests/docs").mkdir()
+    for path in ("tests/docs", "tests/ops/../docs", "tests/ops/test_other.py"):
+        with pytest.raises(RuntimeError, match=f"--tests {path} is no test of the memory"):
+            require(path)
+    (project / "tests/ops/test_empty.py").write_text("")
+    with pytest.raises(RuntimeError, match="nothing is measured: the tests are not green"):
+        require("tests/ops/test_empty.py")
+
+
+def test_tests_have_a_limit(project):
+    (project / "tests/ops/test_op.py").write_text("import time\ndef test_slow():\n    time.sleep(60)\n")
+    with pytest.raises(RuntimeError, match="the tests did not end within 0.5 s; --tests-limit gives more"):
+        require("tests/ops/test_op.py", limit=0.5)
+
+
+def test_the_default_tests_are_there():
+    assert all((green.ROOT / path).exists() for path in (*green.QUICK_TESTS, *green.GPU_TESTS))
