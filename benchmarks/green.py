@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from benchmarks import hardware
 from benchmarks.report import ROOT
 
 QUICK_TESTS = tuple(
@@ -68,6 +69,20 @@ def require_green(arguments: argparse.Namespace, device: str) -> str:
     return text
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run them alone: whatever is measured next finds them green. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.green", description=__doc__)
+    parser.add_argument("--device", default="auto", help="torch device (default: auto, cuda where there is one)")
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        print(require_green(arguments, hardware.resolve(arguments.device)))
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def _digest(paths: Sequence[str], device: str) -> str:
     """Of everything on which the tests' verdict rests."""
     import torch
@@ -78,3 +93,7 @@ def _digest(paths: Sequence[str], device: str) -> str:
     for file in [ROOT / "tests" / "conftest.py", *files]:
         found.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
     return found.hexdigest()[:32]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,13 +12,13 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks import green, hardware, shapes
 from benchmarks.hardware import GIB
-from benchmarks.report import ROOT, Figure, Report, add_output_argument, provenance
+from benchmarks.report import ROOT, Figure, Goal, Report, add_output_argument, provenance
 from benchmarks.shapes import Shape
 from benchmarks.traffic import call_bytes
 
@@ -37,19 +37,18 @@ class Case:
     repeats: int
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """Time one case in this process.
+def prepare(case: Case) -> tuple[Callable[[], None], dict[str, Any]]:
+    """Draw the inputs of one case.
 
     Returns:
-        Milliseconds of each call (the memory carries over from one to the next, as in training), peak bytes, distinct
-        rows that each chunk of the first call read, and norms that must agree between implementations.
+        What to time (the memory carries over from one call to the next, as in training), and a dictionary that the
+        first call fills: distinct rows that each chunk read, and norms that must agree between implementations.
     """
     import torch
 
     from megatron_fwpkm.ops import FastWeightState, fast_weight_memory, fast_weight_memory_
 
     s, training, device = case.shape, case.mode == "training", case.device
-    hardware.reset_peak(device)
     torch.manual_seed(0)  # drawn on the CPU: the same numbers on every device
     sub_keys = torch.empty(s.heads, 2, s.num_subkeys, s.key_dim // 2).uniform_(-1, 1).mul_(s.key_dim**-0.5).to(device)
     values = torch.empty(s.num_subkeys**2, s.value_dim).normal_(std=s.value_dim**-0.5).to(device)
@@ -78,9 +77,16 @@ def measure(case: Case) -> dict[str, Any]:
             chunks = output.slot_indices.split(s.chunk_size, dim=1)
             first["distinct_rows"] = [chunk.unique().numel() for chunk in chunks]
 
-    on_gpu = device.startswith("cuda")
-    milliseconds = hardware.time_calls(call, device, case.repeats, warm_up=3 if on_gpu else 0)
-    return {"milliseconds": milliseconds, "peak_bytes": hardware.peak_bytes(device), **first}
+    return call, first
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Time one case in this process: milliseconds of each call, peak bytes, and what its first call tells."""
+    hardware.reset_peak(case.device)
+    call, first = prepare(case)
+    on_gpu = case.device.startswith("cuda")
+    milliseconds = hardware.time_calls(call, case.device, case.repeats, warm_up=3 if on_gpu else 0)
+    return {"milliseconds": milliseconds, "peak_bytes": hardware.peak_bytes(case.device), **first}
 
 
 def measure_apart(case: Case) -> dict[str, Any]:
@@ -210,9 +216,24 @@ def run(arguments: argparse.Namespace, command: str) -> Report:
         {mode: _series(results, mode, implementations) for mode in MODES},
         f"milliseconds on {hardware.title(device)}",
     )
+    goals = _goals(results[0]["modes"]) if name == "paper" and kind == "cpu" else []
     data = {"copy_bytes_per_second": bandwidth, "repeats": arguments.repeats, "results": results}
     stem = f"memory_{name}" + ("_cuda" if kind == "cuda" and name != "gpu" else "")
-    return Report(stem, "The memory operation", notes, header, rows, data, provenance(command, tests), figure)
+    return Report(stem, "The memory operation", notes, header, rows, data, provenance(command, tests), figure, goals)
+
+
+def _goals(modes: dict[str, Any]) -> list[Goal]:
+    """What one thread should reach at the paper's shape: 20 times the dense reference, below 1.2 GiB."""
+    goals = []
+    for mode, sides in modes.items():
+        times = {name: statistics.median(side["milliseconds"]) for name, side in sides.items()}
+        if {"reference", "sparse"} <= set(times):
+            ratio = times["reference"] / times["sparse"]
+            goals.append(Goal(f"{mode} against dense autograd", f"{ratio:.1f}x", ">= 20x", ratio >= 20))
+        if "sparse" in sides:
+            peak = sides["sparse"]["peak_bytes"] / GIB
+            goals.append(Goal(f"{mode}, peak of the process", f"{peak:.2f} GiB", "< 1.2 GiB", peak < 1.2))
+    return goals
 
 
 def _series(results: list[dict[str, Any]], mode: str, names: Sequence[str]) -> dict[str, list[float | None]]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+VERDICTS = {True: "yes", False: "no", None: "not judged here"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,16 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What should be reached, and what was; `met` is None where this device or size is not the one it is meant for."""
+
+    what: str
+    measured: str
+    wanted: str
+    met: bool | None
+
+
+@dataclass(frozen=True)
 class Report:
     """One benchmark's result.
 
@@ -78,6 +90,7 @@ class Report:
         data: everything behind the table, for machines.
         provenance: where it comes from.
         figure: the table as a picture, or None.
+        goals: what should be reached.
     """
 
     name: str
@@ -88,6 +101,7 @@ class Report:
     data: dict[str, Any]
     provenance: Provenance
     figure: Figure | None = None
+    goals: Sequence[Goal] = ()
 
     def markdown(self) -> str:
         """The report as Markdown."""
@@ -95,6 +109,9 @@ class Report:
         for note in self.notes:
             lines += [note, ""]
         lines += [_line(self.header), _line(["---"] * len(self.header)), *map(_line, self.rows), ""]
+        if self.goals:
+            lines += [_line(["goal", "measured", "wanted", "met"]), _line(["---"] * 4)]
+            lines += [_line([g.what, g.measured, g.wanted, VERDICTS[g.met]]) for g in self.goals] + [""]
         if self.figure:
             lines += [f"![{self.title}]({self.name}.png)", ""]
         lines += [f"- {key}: {value}" for key, value in asdict(self.provenance).items()]
@@ -104,7 +121,8 @@ class Report:
         """Write `<name>.json`, `<name>.md` and, where there is a figure, `<name>.png`; returns their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{self.name}.json", folder / f"{self.name}.md"]
-        content = {"name": self.name, "provenance": asdict(self.provenance), "data": self.data}
+        goals = [asdict(goal) for goal in self.goals]
+        content = {"name": self.name, "provenance": asdict(self.provenance), "goals": goals, "data": self.data}
         files[0].write_text(json.dumps(content, indent=1) + "\n")
         files[1].write_text(self.markdown())
         if self.figure:

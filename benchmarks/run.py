@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks import memory, preprocess
+from benchmarks import memory, model, preprocess, stages
 from benchmarks.report import Report
 
 
@@ -24,6 +24,11 @@ BENCHMARKS = {
     "memory": Benchmark(
         "the fast-weight memory alone, over sizes, every implementation", memory.add_arguments, memory.run
     ),
+    "stages": Benchmark(
+        "where one call of the memory spends its time, kernel by kernel", stages.add_arguments, stages.run
+    ),
+    "layer": Benchmark("one memory layer, forward and backward", model.add_layer_arguments, model.run_layer),
+    "model": Benchmark("a training step with memories and without", model.add_model_arguments, model.run_model),
     "preprocess": Benchmark(
         "preparing a corpus: every --accelerator against SentencePiece alone", preprocess.add_arguments, preprocess.run
     ),

@@ -1,8 +1,8 @@
 """Bytes that a call of the memory must move to and from main memory, stage by stage.
 
-Every stage moves each distinct row of its chunk once, whatever its tokens share, and keeps nothing in a cache for the
-next stage: at the sizes that matter, the rows of a chunk do not fit into one. So a stage can be faster than its share
-of the copy bandwidth says only where they do.
+A stage is what must be complete before the next can begin: a read of a chunk, then its write. Every stage moves each
+distinct row of its chunk once, however many tokens share it, and keeps nothing in a cache for the next stage, because
+the rows of a chunk do not fit into one at the sizes that matter. Where they do fit, a share above 100 % is possible.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ def forward_stages(shape: Shape, distinct_rows: Sequence[int], *, training: bool
     return {
         # Queries and sub-keys in, an index and a score per pair out; then the sub-keys move.
         "selection": FLOAT * tokens * shape.heads * shape.key_dim + 3 * chunks * sub_keys + 2 * FLOAT * pairs,
-        "read": rows * table + tokens * row + 2 * FLOAT * pairs,
-        # Reads and targets in; a row goes in, out and into the log.
-        "write": rows * (2 * table + (row if training else 0)) + 2 * tokens * row + 2 * FLOAT * pairs,
+        # Rows and targets in, reads and errors out.
+        "read": rows * table + 3 * tokens * row + 2 * FLOAT * pairs,
+        # Errors in; a row goes in, out and into the log.
+        "write": rows * (2 * table + (row if training else 0)) + tokens * row + 2 * FLOAT * pairs,
     }
 
 
@@ -43,8 +44,8 @@ def backward_stages(shape: Shape, distinct_rows: Sequence[int]) -> dict[str, int
     queries = FLOAT * tokens * shape.heads * shape.key_dim
     sub_keys = FLOAT * shape.heads * shape.num_subkeys * shape.key_dim
     return {
-        # Logged rows and their adjoints, gradient, read and target in; gradients of read and target out.
-        "backward_token": rows * 2 * row + 5 * tokens * row + 3 * FLOAT * pairs,
+        # Logged rows and their adjoints, errors and gradient in; gradients of read and target out.
+        "backward_token": rows * 2 * row + 4 * tokens * row + 3 * FLOAT * pairs,
         "adjoint": rows * 2 * row + tokens * row + 2 * FLOAT * pairs,
         "backward_selection": 2 * queries + 3 * chunks * sub_keys + 2 * FLOAT * pairs,
     }

@@ -65,3 +65,10 @@ def test_tests_have_a_limit(project):
 
 def test_the_default_tests_are_there():
     assert all((green.ROOT / path).exists() for path in (*green.QUICK_TESTS, *green.GPU_TESTS))
+
+
+def test_they_run_alone_too(project, capsys):
+    flags = ["--device", "cpu", "--tests", "tests/ops/test_op.py"]
+    assert green.main(flags) == 0 and capsys.readouterr().out == "1 passed: tests/ops/test_op.py\n"
+    (project / "megatron_fwpkm/ops/op.py").write_text("ANSWER = 41\n")
+    assert green.main(flags) == 1 and "error: nothing is measured" in capsys.readouterr().err

@@ -39,17 +39,17 @@ def test_bytes_are_counted_by_stage() -> None:
     forward, backward = forward_stages(shape, [10, 20], training=True), backward_stages(shape, [10, 20])
     assert forward == {
         "selection": 16 * 16 + 3 * 2 * 256 + 48 * 8,
-        "read": 30 * 128 + 16 * 128 + 48 * 8,
-        "write": 30 * 128 * 3 + 2 * 16 * 128 + 48 * 8,
+        "read": 30 * 128 + 3 * 16 * 128 + 48 * 8,
+        "write": 30 * 128 * 3 + 16 * 128 + 48 * 8,
     }
-    assert backward["backward_token"] == 30 * 128 * 2 + 5 * 16 * 128 + 48 * 12
+    assert backward["backward_token"] == 30 * 128 * 2 + 4 * 16 * 128 + 48 * 12
     assert backward["adjoint"] == 30 * 128 * 2 + 16 * 128 + 48 * 8
     assert call_bytes(shape, [10, 20], training=True) == sum(forward.values()) + sum(backward.values())
     # Inference logs nothing; half the bytes a row in bfloat16.
     half = Shape(2, 8, 1, 3, 16, 4, 32, 4, "bfloat16")
     logged = 30 * 128
     assert call_bytes(shape, [10, 20], training=False) == sum(forward.values()) - logged
-    assert forward_stages(half, [10, 20], training=False)["write"] == 30 * 64 * 2 + 2 * 16 * 128 + 48 * 8
+    assert forward_stages(half, [10, 20], training=False)["write"] == 30 * 64 * 2 + 16 * 128 + 48 * 8
 
 
 def measured(case: Case) -> dict[str, Any]:
