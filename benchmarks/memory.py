@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import green, hardware, shapes
 from benchmarks.hardware import GIB
-from benchmarks.report import ROOT, Figure, Goal, Report, add_output_argument, provenance
+from benchmarks.report import ROOT, Figure, Goal, Report, add_output_argument, digits, provenance
 from benchmarks.shapes import Shape
 from benchmarks.traffic import call_bytes
 
@@ -154,7 +154,7 @@ def _rows(label: str, shape: Shape, modes: dict[str, Any], bandwidth: float) -> 
             faster = f"{times['reference'] / times[name]:.1f}x" if "reference" in times and name != "reference" else ""
             rows.append(
                 [
-                    label, mode, name, f"{times[name]:.3g}", f"{moved / 2**20:.0f}",
+                    label, mode, name, digits(times[name]), f"{moved / 2**20:.0f}",
                     f"{moved / bandwidth / (1e-3 * times[name]):.1%}", f"{side['peak_bytes'] / GIB:.2f}", faster,
                 ]
             )  # fmt: skip

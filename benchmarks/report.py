@@ -58,7 +58,7 @@ class Figure:
             for number, (name, values) in enumerate(series.items()):
                 drawn = [(row + number * height, value) for row, value in enumerate(values) if value is not None]
                 bars = axes.barh([row for row, _ in drawn], [value for _, value in drawn], height, label=name)
-                axes.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
+                axes.bar_label(bars, fmt=digits, fontsize=7, padding=2)
             axes.set(title=title, xlabel=self.unit, xscale="log")
             axes.margins(x=0.15)
         all_axes[0].set_yticks([row + 0.4 - height / 2 for row in range(len(self.labels))], self.labels)
@@ -129,6 +129,11 @@ class Report:
             files.append(folder / f"{self.name}.png")
             self.figure.write(files[-1])
         return files
+
+
+def digits(value: float) -> str:
+    """Three digits, and every one before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def add_output_argument(parser: argparse.ArgumentParser) -> None:

@@ -14,13 +14,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def gate(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The gate in a process of its own: where kernels are interpreted, nothing can be compiled."""
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own: where kernels are interpreted, as tests may ask, nothing can be compiled."""
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks.compile_gate", *arguments],
-        cwd=ROOT, env=inherited | environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+        [sys.executable, *arguments], cwd=ROOT, env=inherited | environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def gate(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The gate as a command."""
+    return python("-m", "benchmarks.compile_gate", *arguments, **environment)
 
 
 def test_every_kernel_passes():
@@ -107,5 +111,5 @@ def test_a_forgotten_argument_is_named():
         "from dataclasses import replace; from tests.benchmarks.gate_kernels import KERNEL_VARIANTS as all;"
         "from benchmarks.compile_gate import compile_variant; compile_variant(replace(all[0], constants={}), 90)"
     )
-    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    run = python("-c", program)
     assert "ValueError: good: scale_rows takes ['TABLE', 'OUT', 'scale', 'D'], declared are" in run.stderr
