@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from .indexed_format import token_dtype
+from .segments import SegmentEncoder
 from .tokenizers import SentencePieceTokenizer, Tokenizer
 
 Accelerator = Literal["auto", "gigatoken", "segments", "none"]
@@ -32,32 +32,34 @@ PROBES = (
 )  # fmt: skip
 """Texts at which encoders have been seen to differ."""
 _CHECKED_AT_FIRST = 100
-_CACHE_ENTRIES = 300_000
-_LONGEST_CACHED = 48
-_SPACE = "\u2581"
+_TEXT_PER_LOAD = 48_000_000
+"""Characters after which gigatoken, whose cache has no bounds, is loaded anew: 0.1 s for every 48 MB."""
 
 
 class AcceleratorMismatch(ValueError):
     """The accelerator gave other tokens than the plain tokenizer."""
 
 
-def choose_accelerator(tokenizer: Tokenizer, wanted: Accelerator) -> tuple[Accelerator, str]:
-    """The accelerator to use and, where it is not the wanted one, why, in words. `auto` takes the fastest that can be
-    used and says nothing."""
+def choose_accelerator(tokenizer: Tokenizer, wanted: Accelerator) -> tuple[Accelerator, DocumentsEncoder, str]:
+    """The accelerator to use, the way of encoding, checked as it goes (it raises AcceleratorMismatch), and, where it is
+    not the wanted one, why, in words. `auto` takes the fastest that can be used and says nothing."""
     reasons = []
     for name in _CANDIDATES[wanted]:
         try:
-            _check(_BUILDERS[name](tokenizer), tokenizer, PROBES)
+            encode = _BUILDERS[name](tokenizer)
+            _check(encode, tokenizer, PROBES)
         except (ValueError, ImportError) as error:
             reasons.append(f"{name}: {error}")
         else:
             used: Accelerator = "gigatoken" if name == "gigatoken" else "segments"
-            return used, "" if wanted in ("auto", name) else f"{'; '.join(reasons)}; using {name} instead"
-    return "none", "" if wanted in ("auto", "none") else f"{'; '.join(reasons)}; using the plain tokenizer"
+            notice = "" if wanted in ("auto", name) else f"{'; '.join(reasons)}; using {name} instead"
+            return used, _checked(encode, tokenizer), notice
+    notice = "" if wanted in ("auto", "none") else f"{'; '.join(reasons)}; using the plain tokenizer"
+    return "none", build_encoder(tokenizer, "none"), notice
 
 
 def build_encoder(tokenizer: Tokenizer, accelerator: Accelerator) -> DocumentsEncoder:
-    """The way of encoding that `choose_accelerator` chose, checked as it goes. It raises AcceleratorMismatch."""
+    """The way of encoding that `choose_accelerator` chose, for another process."""
     plain = partial(_plain, tokenizer)
     return _checked(_BUILDERS[accelerator](tokenizer), tokenizer) if accelerator != "none" else plain
 
@@ -100,125 +102,37 @@ def _gigatoken(tokenizer: Tokenizer) -> DocumentsEncoder:
         raise ValueError(f"not installed (pip install gigatoken=={GIGATOKEN_VERSION})") from error
     if found != GIGATOKEN_VERSION:
         raise ValueError(f"version {found} is installed, {GIGATOKEN_VERSION} is the one that was tested")
-    import awkward
-    import gigatoken
+    from gigatoken import Tokenizer as FastTokenizer
     from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json as to_json
 
     assert tokenizer.path is not None
     try:
         description = json.loads(to_json(tokenizer.path.read_bytes()))
         description["added_tokens"] = []  # or a literal </s> in text would become the control token
-        backend = gigatoken.Tokenizer.from_json(json.dumps(description))._backend
+        load = partial(FastTokenizer.from_json, json.dumps(description))
+        encode_one = load()._backend.encode
     except Exception as error:  # a young library: whatever it says, the tokens come the plain way
         raise ValueError(f"cannot load {tokenizer.path}: {error}") from error
     dtype = token_dtype(tokenizer.vocab_size)
+    room = _TEXT_PER_LOAD
 
     def encode(texts: list[str]) -> list[bytes]:
-        if not texts:
-            return []
-        ids = backend.encode_batch(texts, parallel=False)
-        flat = np.asarray(awkward.flatten(ids)).astype(dtype).tobytes()
-        ends = (np.cumsum(np.asarray(awkward.num(ids, axis=1))) * dtype.itemsize).tolist()
-        return [flat[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+        # A text at a time: the library keeps what it has met, which encode_batch would look for anew in every call.
+        # It never forgets, so it is loaded again now and then.
+        nonlocal encode_one, room
+        if room <= 0:
+            encode_one, room = load()._backend.encode, _TEXT_PER_LOAD
+        room -= sum(map(len, texts))
+        return [encode_one(text).astype(dtype).tobytes() for text in texts]
 
     return encode
-
-
-class _Segments(dict[str, bytes]):
-    """Tokens of segments. A segment is the text behind one space up to the next, and a line end begins one too: the
-    key is that text, with U+2581 for further spaces."""
-
-    def __init__(self, tokenizer: SentencePieceTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._dtype = token_dtype(tokenizer.vocab_size)
-        self._space = tokenizer.encode("\n")[0]
-
-    def __missing__(self, key: str) -> bytes:
-        if key.startswith("\n"):  # no space here: the one that the tokenizer puts in front is taken away
-            ids = self._tokenizer.encode(key)[1:]
-        elif key:
-            ids = self._tokenizer.encode(key.replace(_SPACE, " "))
-        else:
-            ids = [self._space]
-        found = np.array(ids, self._dtype).tobytes()
-        if len(self) < _CACHE_ENTRIES and len(key) <= _LONGEST_CACHED:
-            self[key] = found
-        return found
 
 
 def _segments(tokenizer: Tokenizer) -> DocumentsEncoder:
-    """Exact where no piece has a space behind another character or holds a line end beside others, for then merges
-    never reach over the edge of a segment. Raises ValueError for other tokenizers."""
+    """Raises ValueError for tokenizers that cannot be cut."""
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise ValueError("works with SentencePieceTokenizer only")
-    assert tokenizer.path is not None
-    problem = _not_separable(tokenizer, tokenizer.path.read_bytes())
-    if problem:
-        raise ValueError(problem)
-    cache = _Segments(tokenizer)
-    runs = re.compile("  +")
-    look_up = cache.__getitem__
-
-    def run(match: re.Match[str]) -> str:
-        return " " + _SPACE * (match.end() - match.start() - 1)
-
-    def encode(texts: list[str]) -> list[bytes]:
-        documents = []
-        for text in texts:
-            if _SPACE in text:
-                documents += _plain(tokenizer, [text])
-                continue
-            if "  " in text or text.startswith(" "):
-                text = runs.sub(run, " " + text)[1:]  # the tokenizer's own space in front belongs to the first run
-            documents.append(b"".join(map(look_up, text.replace("\n", " \n").split(" "))) if text else b"")
-        return documents
-
-    return encode
-
-
-def _not_separable(tokenizer: SentencePieceTokenizer, model: bytes) -> str:
-    """Why texts cannot be encoded segment by segment; "" when they can."""
-    fields: dict[int, list[Any]] = {}
-    for number, value in _fields(model):
-        fields.setdefault(number, []).append(value)
-    trainer = dict(_fields(fields.get(2, [b""])[-1]))
-    normalizer = dict(_fields(fields.get(3, [b""])[-1]))
-    if trainer.get(3, 1) != 2:
-        return "the model is not BPE"
-    if not trainer.get(35, 0) or trainer.get(24, 0):
-        return "the model has no byte fallback, or puts spaces behind words"
-    if normalizer.get(2) or normalizer.get(4, 1) or not normalizer.get(3, 1) or not normalizer.get(5, 1):
-        return "the model normalizes text"
-    for token in range(tokenizer.vocab_size):
-        piece = tokenizer.piece(token)
-        if re.search(f"[^{_SPACE}]{_SPACE}", piece) or ("\n" in piece and piece != "\n"):
-            return f"piece {piece!r} reaches over a space or a line end"
-    return ""
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Numbers and values of a protobuf message, without its schema: the protobuf package is not needed for four
-    flags."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return value
-
-    while at < len(data):
-        tag = varint()
-        kind = tag & 7
-        if kind == 0:
-            yield tag >> 3, varint()
-            continue
-        size = {1: 8, 5: 4}.get(kind) or varint()
-        yield tag >> 3, data[at : at + size]
-        at += size
+    return SegmentEncoder(tokenizer)
 
 
 _CANDIDATES: dict[Accelerator, tuple[str, ...]] = {

@@ -21,10 +21,10 @@ import numpy as np
 
 from megatron_fwpkm.config import DataConfig
 
-from .acceleration import Accelerator, build_encoder
+from .acceleration import Accelerator, DocumentsEncoder, build_encoder
 from .indexed_format import token_dtype
 from .records import BadBytes, BadRecord, Block, Cursor, Record, records
-from .tokenizers import build_tokenizer
+from .tokenizers import Tokenizer, build_tokenizer
 
 ControlTokens = Literal["text", "parse", "fail"]
 
@@ -63,14 +63,13 @@ class EncodedBlock:
 
 
 class BlockEncoder:
-    """Encodes blocks with one tokenizer."""
+    """Encodes blocks with one tokenizer and one way of encoding, `build_encoder`'s."""
 
-    def __init__(self, options: EncodingOptions) -> None:
-        """Raises ValueError as `build_tokenizer` does."""
+    def __init__(self, options: EncodingOptions, tokenizer: Tokenizer, encode: DocumentsEncoder) -> None:
         self.options = options
-        self.tokenizer = build_tokenizer(options.data)
+        self.tokenizer = tokenizer
         self.dtype = token_dtype(self.tokenizer.vocab_size)
-        self._encode = build_encoder(self.tokenizer, options.accelerator)
+        self._encode = encode
         self._begin = self._bytes([self.tokenizer.bos or 0] if options.prepend_bos else [])
         self._end = self._bytes([self.tokenizer.eod] if options.append_eod else [])
         control = sorted(self.tokenizer.control_tokens(), key=len, reverse=True)
@@ -98,9 +97,10 @@ class BlockEncoder:
                 whole = self._begin + document + self._end
                 parts[slot].append(whole)
                 lengths[slot].append(len(whole) // self.dtype.itemsize)
-                text_bytes[slot] += len(record.texts[key].encode("utf-8"))
+                text = record.texts[key]
+                text_bytes[slot] += len(text) if text.isascii() else len(text.encode("utf-8"))
                 if options.sample and slot == 0:
-                    texts.append(record.texts[key])
+                    texts.append(text)
         bad.sort(key=lambda record: record.line)
         chosen = block.first_line * 7919 % len(texts) if texts else 0  # any one, but the same in every run
         return EncodedBlock(
@@ -137,7 +137,8 @@ class BlockEncoder:
     def _problem(self, record: Record) -> tuple[str, str] | None:
         for text in record.texts:
             try:
-                text.encode("utf-8")
+                if not text.isascii():
+                    text.encode("utf-8")
             except UnicodeEncodeError as error:
                 where = f"lone surrogate at character {error.start}: not valid Unicode"
                 return "cannot be encoded", where
@@ -178,7 +179,8 @@ class BlockEncoder:
 
 @cache
 def _encoder(options: EncodingOptions) -> BlockEncoder:
-    return BlockEncoder(options)
+    tokenizer = build_tokenizer(options.data)
+    return BlockEncoder(options, tokenizer, build_encoder(tokenizer, options.accelerator))
 
 
 def _encode(options: EncodingOptions, block: Block) -> EncodedBlock:
@@ -198,8 +200,9 @@ def _start_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def encode_blocks(blocks: Iterable[Block], options: EncodingOptions, workers: int) -> Iterator[EncodedBlock]:
-    """Encode blocks with `workers` processes (1: in this one), results in the order of the blocks.
+def encode_blocks(blocks: Iterable[Block], encoder: BlockEncoder, workers: int) -> Iterator[EncodedBlock]:
+    """Encode blocks with `workers` processes (1: in this one, by `encoder`; each of several builds its own), results in
+    the order of the blocks.
 
     A block of an uncompressed file goes to a worker as a range of bytes, and its tokens come back as bytes. At most
     2 * workers + 2 blocks are under way, so memory does not grow with the corpus.
@@ -208,7 +211,6 @@ def encode_blocks(blocks: Iterable[Block], options: EncodingOptions, workers: in
         ValueError: a worker process died, or what reading and tokenizing raise.
     """
     if workers == 1:
-        encoder = BlockEncoder(options)
         yield from map(encoder.encode, blocks)
         return
     waiting: deque[Future[EncodedBlock]] = deque()
@@ -217,7 +219,7 @@ def encode_blocks(blocks: Iterable[Block], options: EncodingOptions, workers: in
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         for block in blocks:
-            waiting.append(pool.submit(_encode, options, block.lean()))
+            waiting.append(pool.submit(_encode, encoder.options, block.lean()))
             if len(waiting) > 2 * workers + 1:
                 yield waiting.popleft().result()
         while waiting:

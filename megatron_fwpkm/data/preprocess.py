@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from megatron_fwpkm.config import DataConfig
 
-from .acceleration import Accelerator, AcceleratorMismatch, choose_accelerator
+from .acceleration import Accelerator, AcceleratorMismatch, DocumentsEncoder, choose_accelerator
 from .corpus import STDIN, CorpusFile, corpus_blocks, open_corpus
 from .encoding import BlockEncoder, ControlTokens, EncodedBlock, EncodingOptions, encode_blocks
 from .indexed_format import IndexedWriter, dataset_paths, read_dataset_info, rename_all, token_dtype
@@ -131,9 +131,7 @@ def preprocess(options: PreprocessOptions, progress: Progress | None = None) -> 
     """
     tokenizer = build_tokenizer(options.data)
     _check(options, tokenizer)
-    files = open_corpus(
-        options.inputs, options.txt_documents, shard_id=options.shard_id, num_shards=options.num_shards
-    )
+    files = open_corpus(options.inputs, options.txt_documents, shard_id=options.shard_id, num_shards=options.num_shards)
     if options.resume and any(file.path == STDIN for file in files):
         raise ValueError("--resume cannot read --input - again from its middle; write it to a file first")
     run_signature = _signature(options, tokenizer, files)
@@ -145,13 +143,12 @@ def preprocess(options: PreprocessOptions, progress: Progress | None = None) -> 
         state = None
     if options.resume and state is None and (done := _finished(options, run_signature)) is not None:
         return done
-    accelerator, notice = choose_accelerator(tokenizer, options.accelerator)
-    if options.control_tokens == "parse":
-        accelerator, notice = "none", ""
+    wanted: Accelerator = "none" if options.control_tokens == "parse" else options.accelerator
+    accelerator, encode, notice = choose_accelerator(tokenizer, wanted)
     if notice:
         print(f"note: --accelerator {options.accelerator}: {notice}", file=sys.stderr)
     try:
-        with _Run(replace(options, accelerator=accelerator), tokenizer, files, journal, progress) as run:
+        with _Run(replace(options, accelerator=accelerator), tokenizer, encode, files, journal, progress) as run:
             return run.work(state, run_signature)
     except AcceleratorMismatch as error:
         if any(file.path == STDIN for file in files):
@@ -168,6 +165,7 @@ class _Run:
         self,
         options: PreprocessOptions,
         tokenizer: Tokenizer,
+        encode: DocumentsEncoder,
         files: list[CorpusFile],
         journal: Journal,
         progress: Progress | None,
@@ -175,10 +173,11 @@ class _Run:
         self.options, self.tokenizer, self.files, self.journal = options, tokenizer, files, journal
         self.progress = progress or Progress(sum(file.end - file.begin for file in files))
         self.report = PreprocessReport(options.prefixes)
-        self.encoding = EncodingOptions(
+        encoding = EncodingOptions(
             options.data, options.json_keys, options.append_eod, options.on_error == "fail", options.prepend_bos,
             options.control_tokens, options.bad_bytes, options.blend_keys, options.accelerator, options.verify > 0,
         )  # fmt: skip
+        self.encoder = BlockEncoder(encoding, tokenizer, encode)
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.sample = DocumentSample(options.verify)
         self.writers: list[IndexedWriter] = []
@@ -205,7 +204,7 @@ class _Run:
         if state is None:
             self.journal.remove()  # of a run that is not gone on with
         blocks = corpus_blocks(self.files, options.json_keys, start)
-        for block in encode_blocks(blocks, self.encoding, options.workers):
+        for block in encode_blocks(blocks, self.encoder, options.workers):
             self._take(block)
             if self.journal.due:
                 self._checkpoint(block)
@@ -217,7 +216,7 @@ class _Run:
         for file in self.files:
             file.check_unchanged()
         if options.verify:
-            report.verified = check_sample(self.sample, BlockEncoder(self.encoding), writers[0])
+            report.verified = check_sample(self.sample, self.encoder, writers[0])
         names = [" ".join(options.json_keys)] if options.blend_keys else list(options.json_keys)
         renames = []
         for key, writer in enumerate(writers):

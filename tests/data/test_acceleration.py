@@ -48,7 +48,8 @@ TEXT = st.one_of(
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(TEXT, max_size=4))
 def test_the_same_tokens(separable: Tokenizer, way: Any, texts: list[str]) -> None:
-    assert choose_accelerator(separable, way) == (way, "")
+    chosen, _, told = choose_accelerator(separable, way)
+    assert (chosen, told) == (way, "")
     encode = acceleration._BUILDERS[way](separable)
     assert encode(texts) == build_encoder(separable, "none")(texts)
     assert encode(list(PROBES)) == build_encoder(separable, "none")(list(PROBES))
@@ -76,12 +77,13 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path, separable: Tokenizer, mon
     ):
         options = TokenizerOptions((str(tmp_path / "a.txt"),), str(tmp_path / "t"), 800, overwrite=True, **changes)  # type: ignore[arg-type]
         model = train_tokenizer(options).model
-        chosen, told = choose_accelerator(build_tokenizer(DataConfig(tokenizer_model=str(model))), "segments")
+        chosen, _, told = choose_accelerator(build_tokenizer(DataConfig(tokenizer_model=str(model))), "segments")
         assert chosen == "none" and message in told and told.endswith("using the plain tokenizer")
     numbers = build_tokenizer(DataConfig(tokenizer_type="NullTokenizer", vocab_size=9))
-    assert choose_accelerator(numbers, "auto") == ("none", "")
+    chosen, _, told = choose_accelerator(numbers, "auto")
+    assert (chosen, told) == ("none", "")
     monkeypatch.setattr(acceleration, "GIGATOKEN_VERSION", "0.0")
-    chosen, told = choose_accelerator(separable, "gigatoken")
+    chosen, _, told = choose_accelerator(separable, "gigatoken")
     assert chosen == "segments" and told.startswith("gigatoken: ") and told.endswith("using segments instead")
 
 

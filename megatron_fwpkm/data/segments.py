@@ -1,0 +1,169 @@
+"""SentencePiece BPE by a cache of segments between which no piece reaches. Free of torch.
+
+Merges only ever make pieces, so they never reach over an edge between two characters that stand side by side in no
+piece; each side can be encoded alone, once. The edges of a vocabulary are found when it is loaded. Texts are cut at
+spaces and line ends first; a segment met for the first time is put together from its parts (letters, digits and the
+rest, kept apart where no piece joins them), of which there are few, and kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import ChainMap
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from .indexed_format import token_dtype
+from .tokenizers import SentencePieceTokenizer
+
+_SPACE = "\u2581"
+_MARK = "\0"
+"""Stands for a space that another space precedes; unlike U+2581 it leaves a text at one byte a character."""
+_SEGMENTS_KEPT = 500_000
+_PARTS_KEPT = 300_000
+_LONGEST_KEPT = 48
+_TEXTS_AT_ONCE = 16
+_NORMAL, _USER_DEFINED, _UNUSED = 1, 4, 5
+_CLASSES = ("[A-Za-z]", r"[^\W\d_A-Za-z]", r"\d", rf"(?:[^\w{_SPACE}{_MARK}\n]|_)")
+"""Of characters that are neither spaces nor line ends."""
+
+
+class SegmentEncoder:
+    """Texts to their tokens as bytes in the dataset's dtype.
+
+    A segment is the text behind one space up to the next, and a line end begins one too. Both stores are emptied when
+    they are full: what is frequent comes back at once, also where the kind of text changes.
+    """
+
+    def __init__(self, tokenizer: SentencePieceTokenizer) -> None:
+        """Raises ValueError where this would not be exact: pieces with a space behind another character or a line end
+        beside others, or a model that changes text."""
+        assert tokenizer.path is not None
+        self._tokenizer = tokenizer
+        self._dtype = token_dtype(tokenizer.vocab_size)
+        self._cut = re.compile(parts_pattern(_pieces(tokenizer.path.read_bytes()))).findall
+        space, self._line_end = tokenizer.encode("\n")
+        self._always = {_MARK: self._bytes([space]), "\n": self._bytes([self._line_end])}
+        self._segments: dict[str, bytes] = {}
+        self._parts: dict[str, bytes] = dict(self._always)
+
+    def __call__(self, texts: list[str]) -> list[bytes]:
+        """Tokens of each text."""
+        groups = (texts[at : at + _TEXTS_AT_ONCE] for at in range(0, len(texts), _TEXTS_AT_ONCE))
+        return [tokens for group in groups for tokens in self._group(group)]
+
+    def _group(self, texts: list[str]) -> list[bytes]:
+        look_up = self._segments.get
+        documents = list[list[bytes | None]]()
+        gaps = list[tuple[list[bytes | None], int, str]]()
+        for text in texts:
+            if _MARK in text or _SPACE in text:
+                documents.append([self._bytes(self._tokenizer.encode(text))])
+                continue
+            if "  " in text or text.startswith(" "):  # the tokenizer's own space in front belongs to the first run
+                text = f" {text}".replace("  ", " " + _MARK).replace(_MARK + " ", _MARK * 2)[1:]
+            segments = text.replace("\n", " \n").split(" ") if text else []
+            found = list(map(look_up, segments))
+            documents.append(found)
+            at = -1
+            for _ in range(found.count(None)):
+                at = found.index(None, at + 1)
+                gaps.append((found, at, segments[at]))
+        if gaps:
+            new = self._new_segments(list({segment: None for _, _, segment in gaps}))
+            for found, at, segment in gaps:
+                found[at] = new[segment]
+        return [b"".join(found) for found in documents]  # type: ignore[arg-type]
+
+    def _new_segments(self, segments: list[str]) -> dict[str, bytes]:
+        # no space in front of a line end: the one that the tokenizer puts at the start of a text is not this one
+        cuts = [self._cut(segment if segment.startswith("\n") else _MARK + segment) for segment in segments]
+        if len(self._parts) >= _PARTS_KEPT:
+            self._parts = dict(self._always)
+        parts = self._parts
+        new = list({part for cut in cuts for part in cut if part not in parts})
+        longer = {}
+        for part, tokens in zip(new, self._new_parts(new), strict=True):
+            (parts if len(part) <= _LONGEST_KEPT else longer)[part] = tokens
+        known = ChainMap(longer, parts) if longer else parts
+        found = dict(zip(segments, (b"".join(map(known.__getitem__, cut)) for cut in cuts), strict=True))
+        if len(self._segments) >= _SEGMENTS_KEPT:
+            self._segments.clear()
+        self._segments.update(pair for pair in found.items() if len(pair[0]) <= _LONGEST_KEPT)
+        return found
+
+    def _new_parts(self, parts: list[str]) -> list[bytes]:
+        """All parts in one call of the tokenizer, each behind a line end."""
+        if not parts:
+            return []
+        ids = np.array(self._tokenizer.encode("\n" + "\n".join(parts).replace(_MARK, " ")), self._dtype)
+        ends = np.append(np.flatnonzero(ids == self._line_end), len(ids)) * self._dtype.itemsize
+        tokens, width = ids.tobytes(), self._dtype.itemsize
+        return [tokens[begin + width : end] for begin, end in pairwise(ends.tolist())]
+
+    def _bytes(self, ids: list[int]) -> bytes:
+        return np.array(ids, self._dtype).tobytes()
+
+
+def parts_pattern(pieces: list[str]) -> str:
+    """The regular expression of a part: spaces, and characters of which no two neighbours are of classes that stand
+    side by side in no piece. A space is a zero here.
+
+    Raises:
+        ValueError: pieces that reach over a space, a line end or a zero.
+    """
+    every = _MARK.join(pieces)
+    if every.count(_MARK) >= max(1, len(pieces)):
+        raise ValueError("a piece holds a zero character")
+    if found := re.search(rf"[^\0]*[^{_SPACE}\0]{_SPACE}[^\0]*|[^\0]+\n[^\0]*|\n[^\0]+", every):
+        raise ValueError(f"piece {found[0]!r} reaches over a space or a line end")
+    joined = {first: [second for second in _CLASSES if re.search(first + second, every)] for first in _CLASSES}
+    units = {first: f"{first}++" if first in seconds else first for first, seconds in joined.items()}
+    ahead = {first: "|".join(second for second in seconds if second != first) for first, seconds in joined.items()}
+    go_on = "|".join(f"{units[first]}(?={nexts})" for first, nexts in ahead.items() if nexts)
+    return rf"{_MARK}*{f'(?:{go_on})*' if go_on else ''}(?:{'|'.join(units.values())})|\n|{_MARK}+"
+
+
+def _pieces(model: bytes) -> list[str]:
+    """The pieces that can be found in text. Raises ValueError when the model is none whose texts can be cut."""
+    fields: dict[int, list[Any]] = {}
+    for number, value in _fields(model):
+        fields.setdefault(number, []).append(value)
+    trainer = dict(_fields(fields.get(2, [b""])[-1]))
+    normalizer = dict(_fields(fields.get(3, [b""])[-1]))
+    if trainer.get(3, 1) != 2:
+        raise ValueError("the model is not BPE")
+    if not trainer.get(35, 0) or trainer.get(24, 0):
+        raise ValueError("the model has no byte fallback, or puts spaces behind words")
+    if normalizer.get(2) or normalizer.get(4, 1) or not normalizer.get(3, 1) or not normalizer.get(5, 1):
+        raise ValueError("the model normalizes text")
+    pieces = [dict(_fields(piece)) for piece in fields.get(1, [])]
+    return [piece[1].decode() for piece in pieces if piece.get(3, _NORMAL) in (_NORMAL, _USER_DEFINED, _UNUSED)]
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Numbers and values of a protobuf message, without its schema: the protobuf package is not needed for four
+    flags."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    while at < len(data):
+        tag = varint()
+        kind = tag & 7
+        if kind == 0:
+            yield tag >> 3, varint()
+            continue
+        size = {1: 8, 5: 4}.get(kind) or varint()
+        yield tag >> 3, data[at : at + size]
+        at += size
