@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.config.cli import run_cli
+from megatron_fwpkm.data.preprocess_flags import add_tokenizer_flags, tokenizer_config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,10 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--input", required=True, metavar="PREFIX", help="dataset, without .bin or .idx")
     add("--check", action="store_true", help="read every token too: vocabulary, EOD, SHA-256")
     add("--samples", type=int, default=0, metavar="N", help="show the text of N documents; needs the tokenizer")
-    kinds = ["SentencePieceTokenizer", "HuggingFaceTokenizer", "NullTokenizer"]
-    add("--tokenizer-type", choices=kinds, default=kinds[0], help=f"kind of tokenizer (default: {kinds[0]})")
-    add("--tokenizer-model", metavar="PATH", help="the tokenizer that the dataset was made with")
-    add("--vocab-size", type=int, metavar="N", help="numbers of NullTokenizer")
+    add_tokenizer_flags(parser)
     add("--seed", type=int, default=1234, help="draws the documents to show (default: 1234)")
     add("--png", type=Path, metavar="FILE", help="also draw the length histogram (needs matplotlib)")
     return parser
@@ -45,10 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.png is not None:
         write_histogram(found, args.png)
     if args.samples > 0:
-        data = DataConfig(
-            tokenizer_type=args.tokenizer_type, tokenizer_model=args.tokenizer_model, vocab_size=args.vocab_size
-        )
-        for number, text in sample_documents(found.info, build_tokenizer(data), args.samples, args.seed):
+        for number, text in sample_documents(
+            found.info, build_tokenizer(tokenizer_config(args)), args.samples, args.seed
+        ):
             print(f"--- document {number}\n{text[:2000]}")
     for problem in found.problems:
         print(f"error: {args.input}: {problem}", file=sys.stderr)

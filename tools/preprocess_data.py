@@ -12,9 +12,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.config.cli import run_cli
-from megatron_fwpkm.data.preprocess_flags import add_flags
+from megatron_fwpkm.data.preprocess_flags import add_flags, tokenizer_config
 
 _PASSED_ON = (
     "accelerator", "append_eod", "bad_bytes",
@@ -36,13 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from megatron_fwpkm.data.preprocess import PreprocessOptions, preprocess
     from megatron_fwpkm.data.progress import table
 
-    data = DataConfig(
-        tokenizer_type=args.tokenizer_type, tokenizer_model=args.tokenizer_model, vocab_size=args.vocab_size
-    )
     options = PreprocessOptions(
         inputs=tuple(args.input),
         output_prefix=args.output_prefix,
-        data=data,
+        data=tokenizer_config(args),
         json_keys=tuple(args.json_keys),
         **{name: getattr(args, name) for name in _PASSED_ON},
     )

@@ -33,6 +33,7 @@ _SAME_RUN = {
     ("data", "split"),
     ("data", "eod_mask_loss"),
     ("data", "reset_position_ids"),
+    ("data", "reset_attention_mask"),
     ("training", "seed"),
     ("training", "bf16"),
     ("parallel", "use_distributed_optimizer"),

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 Memory = Literal["initial", "trained"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TABLES = ("sub_keys", "values")
+_NOT_CONVERTED = ("TikTokenizer", "ByteLevelTokenizer")
+"""Tokenizer types without a conversion to Transformers' form."""
 MODELING_FOLDER = Path(__file__).parent.parent / "hf"
 MODELING_FILES = (
     "attention",
@@ -78,12 +80,19 @@ def export(
         The folder.
 
     Raises:
-        ValueError: no checkpoint there, the folder exists, or weights that do not map (all are listed).
+        ValueError: no checkpoint there, the folder exists, a tokenizer that cannot be written, or weights that do not
+            map (all are listed).
     """
     target = Path(output)
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists already; give another --output, or --overwrite to replace it")
     contents = checkpoint_contents(checkpoint)
+    kind = contents.config.data.tokenizer_type
+    if tokenizer and kind in _NOT_CONVERTED:
+        raise ValueError(
+            f"{checkpoint} was trained with a {kind}, which cannot be written in Transformers' form: export with "
+            "--no-tokenizer, and make ids with tools/preprocess_data.py"
+        )
     with quiet_libraries(), _published(target) as folder:
         model = hf_model(contents, memory=memory, dtype=dtype)
         model.config.auto_map = dict(AUTO_MAP)
@@ -169,7 +178,7 @@ def weight_shapes(contents: CheckpointContents) -> WeightShapes:
 def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
     """The Transformers configuration of a checkpoint's model."""
     model, fwpkm = contents.config.model, contents.config.fwpkm
-    bos, eos = _special_tokens(contents.tokenizer_path)
+    bos, eos = _special_tokens(contents)
     return FwPKMHFConfig(
         vocab_size=contents.vocab_size,
         hidden_size=model.hidden_size,
@@ -216,7 +225,7 @@ def hf_model_from_checkpoint(path: str | Path) -> tuple[FwPKMForCausalLM, PreTra
     """Load an export or a Megatron checkpoint (folder, or a run's --save folder) alike.
 
     Returns:
-        The model in evaluation mode and float32, and its tokenizer, None when there is none (NullTokenizer).
+        The model in evaluation mode and float32, and its tokenizer, None when there is none in Transformers' form.
 
     Raises:
         ValueError: the path is neither, with the reason.
@@ -225,7 +234,9 @@ def hf_model_from_checkpoint(path: str | Path) -> tuple[FwPKMForCausalLM, PreTra
     if not (folder / "config.json").is_file():
         contents = checkpoint_contents(folder)
         source = contents.tokenizer_path
-        return hf_model(contents), None if source is None else convert_tokenizer(source)
+        if source is None or contents.config.data.tokenizer_type in _NOT_CONVERTED:
+            return hf_model(contents), None
+        return hf_model(contents), convert_tokenizer(source)
     from transformers import PreTrainedTokenizerFast
 
     with quiet_libraries():
@@ -265,7 +276,13 @@ def load_for_text(path: str | Path, device: str = "auto") -> tuple[FwPKMForCausa
     return model, tokenizer
 
 
-def _special_tokens(tokenizer_path: Path | None) -> tuple[int | None, int | None]:
+def _special_tokens(contents: CheckpointContents) -> tuple[int | None, int | None]:
+    data, tokenizer_path = contents.config.data, contents.tokenizer_path
+    if data.tokenizer_type == "ByteLevelTokenizer":
+        return 257, 256
+    if data.tokenizer_type == "TikTokenizer":
+        names = data.tiktoken_special_tokens
+        return names.index("<s>") if "<s>" in names else None, names.index("</s>")
     if tokenizer_path is None:
         return None, None
     if tokenizer_path.suffix == ".model":

@@ -34,6 +34,7 @@ class CheckpointContents:
     fast: dict[int, FastWeightState]
     """Whole tables of replica 0 by layer number (counted from 1)."""
     tokenizer_path: Path | None
+    """The tokenizer's copy, None for a kind without files."""
 
 
 def read_checkpoint(path: str | Path) -> CheckpointContents:

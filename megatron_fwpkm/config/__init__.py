@@ -1,6 +1,6 @@
 """Configuration: frozen dataclasses, their command line, YAML and provenance. Free of torch."""
 
-from .data import DataConfig, NeedleConfig
+from .data import TOKENIZERS_WITHOUT_FILE, DataConfig, NeedleConfig
 from .fwpkm import FwPKMConfig
 from .model import ModelConfig
 from .optimizer import OptimizerConfig
@@ -9,6 +9,7 @@ from .pretrain import PretrainConfig
 from .training import CheckpointConfig, LoggingConfig, TrainingConfig
 
 __all__ = [
+    "TOKENIZERS_WITHOUT_FILE",
     "CheckpointConfig",
     "DataConfig",
     "FwPKMConfig",

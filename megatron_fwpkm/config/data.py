@@ -22,20 +22,32 @@ class DataConfig:
     """Test prefix or blend, together with --train-data-path; measured once, after the last iteration."""
     data_cache_path: str | None = None
     """Folder for the index caches of the datasets; default beside the data."""
-    tokenizer_type: Literal["SentencePieceTokenizer", "HuggingFaceTokenizer", "NullTokenizer"] = (
-        "SentencePieceTokenizer"
-    )
+    tokenizer_type: Literal[
+        "SentencePieceTokenizer", "HuggingFaceTokenizer", "TikTokenizer", "ByteLevelTokenizer", "NullTokenizer"
+    ] = "SentencePieceTokenizer"
     """Kind of tokenizer the corpus was made with."""
     tokenizer_model: str | None = None
-    """Tokenizer file (SentencePiece) or folder (Hugging Face)."""
+    """Tokenizer file (SentencePiece, tiktoken ranks) or folder (Hugging Face)."""
     vocab_size: int | None = None
-    """Vocabulary size for NullTokenizer; otherwise checked against the tokenizer when given."""
+    """Size of NullTokenizer, cuts the ranks of TikTokenizer; otherwise checked against the tokenizer when given."""
+    tiktoken_pattern: Literal["v1", "v2"] = "v2"
+    """How TikTokenizer cuts text into words, Megatron-LM's two patterns."""
+    tiktoken_num_special_tokens: int = 1000
+    """Ids of TikTokenizer in front of its ranks."""
+    tiktoken_special_tokens: tuple[str, ...] = ("<unk>", "<s>", "</s>", "<mask>", "<pad>", "<cls>", "<sep>")
+    """Names of the first special tokens of TikTokenizer."""
     num_workers: int = 0
     """Loader processes per rank; 0 loads in the training process."""
     eod_mask_loss: bool = False
     """Leave the prediction after an end-of-document token out of the loss."""
     reset_position_ids: bool = False
-    """Start positions anew after every end-of-document token."""
+    """Start positions anew with every document."""
+    reset_attention_mask: bool = False
+    """Keep attention within a document: tokens see nothing of the documents before theirs."""
+
+
+TOKENIZERS_WITHOUT_FILE = ("ByteLevelTokenizer", "NullTokenizer")
+"""Tokenizer types that need no --tokenizer-model."""
 
 
 @dataclass(frozen=True)

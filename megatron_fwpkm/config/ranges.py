@@ -43,6 +43,7 @@ _AT_LEAST: dict[tuple[str, str], float] = {
     **{("optimizer", name): 0 for name in ("min_lr", "lr_warmup_iters", "weight_decay", "clip_grad")},
     **{("optimizer", name): 1 for name in ("lr_decay_iters", "lr_wsd_decay_iters")},
     ("data", "vocab_size"): 1,
+    ("data", "tiktoken_num_special_tokens"): 1,
     ("data", "num_workers"): 0,
     **{("needle", name): 1 for name in ("facts", "key_words", "value_words")},
     ("needle", "answer_weight"): 0,

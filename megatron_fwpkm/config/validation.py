@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from .data import TOKENIZERS_WITHOUT_FILE
 from .derived import ffn_hidden_size, kv_channels, num_query_groups, replica_size, rotary_dim, round_up
 from .pretrain import PretrainConfig
 from .ranges import values_out_of_range
@@ -275,7 +276,7 @@ def _tokenizer(config: PretrainConfig) -> Iterator[str]:
     if data.tokenizer_type == "NullTokenizer":
         if data.vocab_size is None:
             yield "--tokenizer-type NullTokenizer needs --vocab-size"
-    elif data.tokenizer_model is None and not config.training.dry_run:
+    elif data.tokenizer_type not in TOKENIZERS_WITHOUT_FILE and not (data.tokenizer_model or config.training.dry_run):
         yield f"--tokenizer-type {data.tokenizer_type} needs --tokenizer-model"
 
 

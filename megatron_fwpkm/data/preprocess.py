@@ -332,7 +332,13 @@ def _check(options: PreprocessOptions, tokenizer: Tokenizer) -> None:
             f"--shard-id {options.shard_id} of --num-shards {options.num_shards}: ids go from 0 to --num-shards - 1"
         )
     if options.prepend_bos and tokenizer.bos is None:
-        raise ValueError(f"--prepend-bos: {tokenizer.path} has no beginning-of-sequence token; leave the flag out")
+        name = tokenizer.path or tokenizer.kind
+        raise ValueError(f"--prepend-bos: {name} has no beginning-of-sequence token; leave the flag out")
+    if options.control_tokens != "text" and not tokenizer.control_tokens():
+        raise ValueError(
+            f"--control-tokens {options.control_tokens}: {tokenizer.kind} has no control token that text could spell; "
+            "leave the flag out"
+        )
     if options.verify < 0:
         raise ValueError(f"--verify {options.verify} must be at least 0")
 

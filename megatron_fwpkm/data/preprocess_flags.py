@@ -1,8 +1,43 @@
-"""The flags of tools/preprocess_data.py. Free of everything but the standard library."""
+"""The flags of tools/preprocess_data.py, and those of a tokenizer for other tools. Quick to import."""
 
 from __future__ import annotations
 
 import argparse
+
+from megatron_fwpkm.config import DataConfig
+
+_KINDS = ("SentencePieceTokenizer", "HuggingFaceTokenizer", "TikTokenizer", "ByteLevelTokenizer", "NullTokenizer")
+
+
+def add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name a tokenizer, as pretrain.py has them."""
+    add, default = parser.add_argument, DataConfig()
+    add("--tokenizer-type", choices=_KINDS, default=_KINDS[0], help=f"kind of tokenizer (default: {_KINDS[0]})")
+    path = "SentencePiece .model, folder with a tokenizer.json, or tiktoken ranks (.json, .tiktoken)"
+    add("--tokenizer-model", metavar="PATH", help=path)
+    size = "numbers of NullTokenizer; cuts the ranks of TikTokenizer; otherwise checked against the tokenizer"
+    add("--vocab-size", type=int, metavar="N", help=size)
+    pattern = "how TikTokenizer cuts text into words (default: v2)"
+    add("--tiktoken-pattern", choices=["v1", "v2"], default=default.tiktoken_pattern, help=pattern)
+    reserved = f"ids of TikTokenizer in front of its ranks (default: {default.tiktoken_num_special_tokens})"
+    add(
+        "--tiktoken-num-special-tokens", type=int, metavar="N", default=default.tiktoken_num_special_tokens,
+        help=reserved,
+    )  # fmt: skip
+    names = f"names of the first of them (default: {' '.join(default.tiktoken_special_tokens)})"
+    add(
+        "--tiktoken-special-tokens", nargs="+", metavar="NAME", default=list(default.tiktoken_special_tokens),
+        help=names,
+    )  # fmt: skip
+
+
+def tokenizer_config(args: argparse.Namespace) -> DataConfig:
+    """The configuration of the tokenizer that the flags name."""
+    return DataConfig(
+        tokenizer_type=args.tokenizer_type, tokenizer_model=args.tokenizer_model, vocab_size=args.vocab_size,
+        tiktoken_pattern=args.tiktoken_pattern, tiktoken_num_special_tokens=args.tiktoken_num_special_tokens,
+        tiktoken_special_tokens=tuple(args.tiktoken_special_tokens),
+    )  # fmt: skip
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -14,10 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     keys = "keys with text, a.b for a key inside another, a dataset each (default: text)"
     add("--json-keys", nargs="+", default=["text"], metavar="KEY", help=keys)
     add("--blend-keys", action="store_true", help="one dataset with the documents of all keys, record by record")
-    kinds = ["SentencePieceTokenizer", "HuggingFaceTokenizer", "NullTokenizer"]
-    add("--tokenizer-type", choices=kinds, default=kinds[0], help=f"kind of tokenizer (default: {kinds[0]})")
-    add("--tokenizer-model", metavar="PATH", help="SentencePiece .model file, or folder with a tokenizer.json")
-    add("--vocab-size", type=int, metavar="N", help="numbers of NullTokenizer; otherwise checked against the tokenizer")
+    add_tokenizer_flags(parser)
     add("--append-eod", action=argparse.BooleanOptionalAction, default=False, help="end every document with EOD")
     add("--prepend-bos", action="store_true", help="begin every document with BOS")
     control = "a control token spelt out, such as </s>, stays text, becomes the token, or makes the record bad"

@@ -93,7 +93,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             return self._processor.encode(text)
         except (RuntimeError, UnicodeEncodeError) as error:
-            raise _unencodable(text, error) from error
+            raise unencodable(text, error) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
@@ -103,7 +103,7 @@ class SentencePieceTokenizer(Tokenizer):
     def whole_words(self) -> list[str]:
         """See `Tokenizer.whole_words`."""
         pieces = (self._processor.id_to_piece(token) for token in range(self.vocab_size))
-        words = [piece[1:] for piece in pieces if piece[:1] == "\u2581" and _is_plain_word(piece[1:])]
+        words = [piece[1:] for piece in pieces if piece[:1] == "\u2581" and is_plain_word(piece[1:])]
         return [word for word in words if len(self.encode(word)) == 1]
 
     def control_tokens(self) -> dict[str, int]:
@@ -165,7 +165,7 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError) as error:
-            raise _unencodable(text, error) from error
+            raise unencodable(text, error) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
@@ -176,7 +176,7 @@ class HuggingFaceTokenizer(Tokenizer):
         """See `Tokenizer.whole_words`."""
         before = self.encode("a")
         pieces = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
-        words = [piece[1:] for piece, _ in pieces if piece[:1] in ("\u2581", "\u0120") and _is_plain_word(piece[1:])]
+        words = [piece[1:] for piece, _ in pieces if piece[:1] in ("\u2581", "\u0120") and is_plain_word(piece[1:])]
         return [word for word in words if len(self.encode(f"a {word}")) == len(before) + 1]
 
 
@@ -209,8 +209,8 @@ class NullTokenizer(Tokenizer):
         return [str(token) for token in range(self.eod)]
 
 
-def _unencodable(text: str, error: Exception) -> ValueError:
-    """The libraries say little about text that UTF-8 cannot hold; this says where it is."""
+def unencodable(text: str, error: Exception) -> ValueError:
+    """The error to raise for `text`: the libraries say little about text that UTF-8 cannot hold, this where it is."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as surrogate:
@@ -218,7 +218,8 @@ def _unencodable(text: str, error: Exception) -> ValueError:
     return ValueError(f"the tokenizer failed: {error}")
 
 
-def _is_plain_word(word: str) -> bool:
+def is_plain_word(word: str) -> bool:
+    """Whether a word is good for facts: at least four letters, all lower case."""
     return word.islower() and _WORD.fullmatch(word) is not None
 
 
@@ -233,6 +234,10 @@ def build_tokenizer(data: DataConfig) -> Tokenizer:
         if data.vocab_size is None:
             raise ValueError("--tokenizer-type NullTokenizer needs --vocab-size")
         return NullTokenizer(data.vocab_size)
+    from .byte_tokenizers import ByteLevelTokenizer, TikTokenizer
+
+    if data.tokenizer_type == "ByteLevelTokenizer":
+        return _of_size(ByteLevelTokenizer(), data)
     if data.tokenizer_model is None:
         raise ValueError(f"--tokenizer-type {data.tokenizer_type} needs --tokenizer-model")
     path = Path(data.tokenizer_model)
@@ -243,10 +248,23 @@ def build_tokenizer(data: DataConfig) -> Tokenizer:
         if path.is_dir():
             raise ValueError(f"--tokenizer-model {path} is a folder; a SentencePieceTokenizer is a .model file")
         tokenizer = SentencePieceTokenizer(path)
+    elif data.tokenizer_type == "TikTokenizer":
+        if path.is_dir():
+            raise ValueError(f"--tokenizer-model {path} is a folder; a TikTokenizer is a file of ranks")
+        tokenizer = TikTokenizer(
+            path, pattern=data.tiktoken_pattern, special_tokens=data.tiktoken_special_tokens,
+            num_special_tokens=data.tiktoken_num_special_tokens, vocab_size=data.vocab_size,
+        )  # fmt: skip
     else:
         tokenizer = HuggingFaceTokenizer(path)
+    return _of_size(tokenizer, data)
+
+
+def _of_size(tokenizer: Tokenizer, data: DataConfig) -> Tokenizer:
+    """The tokenizer, refused when it has another size than --vocab-size."""
     if data.vocab_size is not None and data.vocab_size != tokenizer.vocab_size:
         raise ValueError(
-            f"--vocab-size {data.vocab_size} differs from the {tokenizer.vocab_size} pieces of {path}; leave it out"
+            f"--vocab-size {data.vocab_size} differs from the {tokenizer.vocab_size} pieces of "
+            f"{tokenizer.path or tokenizer.kind}; leave it out"
         )
     return tokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from megatron_fwpkm.checkpoint.export import hf_model_from_checkpoint, usable_device
 from megatron_fwpkm.checkpoint.manager import resolve_checkpoint
 from megatron_fwpkm.checkpoint.record import read_record
+from megatron_fwpkm.checkpoint.saved_config import read_saved_config
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
 from megatron_fwpkm.hf.modeling_fwpkm import FwPKMForCausalLM
@@ -75,7 +76,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     else:
         checkpoint = resolve_checkpoint(folder)
         name = read_record(checkpoint).tokenizer_file
-        file = checkpoint / name if name else None
+        data = read_saved_config(checkpoint).data
+        if name or data.tokenizer_type == "ByteLevelTokenizer":
+            return build_tokenizer(replace(data, tokenizer_model=str(checkpoint / name) if name else None))
+        file = None
     if file is None:
         raise ValueError(f"--model {folder} holds no tokenizer (tokenizer.model or tokenizer.json)")
     if file.suffix == ".model":

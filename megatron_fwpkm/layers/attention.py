@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import accumulate, pairwise
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
+from megatron_fwpkm.layers.documents import document_lengths
 from megatron_fwpkm.layers.table_sharding import ContextSharding
 
 _SMALLEST_BLOCK = 32  # smaller ones are slower on CPU and GPU alike
@@ -28,6 +31,9 @@ class WindowedAttention(MegatronModule):
     With a window, queries are taken in blocks that see their own and the preceding keys only, so that memory and work
     grow with tokens times window and not with the square of the tokens. Key and value heads are not repeated for
     grouped queries: the queries of a group stand one below the other against the same keys.
+
+    Where documents are told apart (``--reset-attention-mask``), every document is attended to by itself, so that memory
+    and work shrink with the documents.
 
     With context parallelism the keys and values of all ranks are gathered, and each of this rank's two pieces of the
     sequence attends to what stands before it.
@@ -82,7 +88,8 @@ class WindowedAttention(MegatronModule):
             query: [s, b, heads, width]; with context parallelism s counts the tokens of this rank, as in the others.
             key: [s, b, groups, width].
             value: [s, b, groups, width].
-            attention_mask: must be None; the mask is causal.
+            attention_mask: None, or [b, whole sequence] bool, True at the first token of a document, best on the CPU:
+                tokens see their own document only. Either way the mask is causal.
             attn_mask_type: part of megatron's interface; causal.
             attention_bias: must be None.
             packed_seq_params: must be None.
@@ -90,23 +97,52 @@ class WindowedAttention(MegatronModule):
         Returns:
             [s, b, heads * width].
         """
-        assert attention_mask is None and attention_bias is None and packed_seq_params is None
+        assert attention_bias is None and packed_seq_params is None
         assert query.shape[0] == key.shape[0]
         # Heads differ between tensor-parallel ranks, so their dropout must, too.
         dropout = self.dropout if self.training else 0.0
         with get_cuda_rng_tracker().fork() if dropout else nullcontext():
+            attend = partial(windowed_attention, window=self.window, scale=self.softmax_scale, dropout=dropout)
+            if attention_mask is not None:
+                attend = partial(attention_by_document, document_lengths(attention_mask), attend)
             if self.context.size == 1:
-                return windowed_attention(query, key, value, self.window, self.softmax_scale, dropout)
+                return attend(query, key, value)
             both = self.context.gather_for_own_tokens(torch.cat([key, value], dim=-1))
             key, value = both.split(key.shape[-1], dim=-1)
             pieces = self.context.own_pieces(key.shape[0])
             contexts = [
-                windowed_attention(
-                    part, key[: piece.stop], value[: piece.stop], self.window, self.softmax_scale, dropout
-                )
+                attend(part, key[: piece.stop], value[: piece.stop])
                 for part, piece in zip(query.chunk(2), pieces, strict=True)
             ]
             return torch.cat(contexts)
+
+
+def attention_by_document(
+    lengths: list[list[int]], attend: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """Attention of every document by itself.
+
+    Args:
+        lengths: tokens of the documents of every sequence, as they follow each other; those behind the keys are left
+            out.
+        attend: takes queries, keys and values of one document, [s, 1, ...] each.
+        query: [s, b, heads, width].
+        key: [at least s, b, groups, width]; the last s belong to the queries.
+        value: like ``key``.
+
+    Returns:
+        [s, b, heads * width].
+    """
+    stop = key.shape[0]
+    first = stop - query.shape[0]
+    rows = []
+    for row, tokens in enumerate(lengths):
+        ends = [min(end, stop) for end in accumulate(tokens)]
+        sizes = [end - begin for begin, end in pairwise([0, *ends])]
+        own = [max(0, end - max(begin, first)) for begin, end in pairwise([0, *ends])]
+        parts = (x[:, row : row + 1].split(size) for x, size in ((query, own), (key, sizes), (value, sizes)))
+        rows.append(torch.cat([attend(q, k, v) for q, k, v in zip(*parts, strict=True) if len(q)]))
+    return torch.cat(rows, dim=1)
 
 
 def windowed_attention(

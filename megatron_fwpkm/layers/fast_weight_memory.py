@@ -14,6 +14,7 @@ from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, mak
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from megatron_fwpkm.layers.documents import document_lengths
 from megatron_fwpkm.layers.fast_weight_tables import FastWeightTables
 from megatron_fwpkm.layers.norm import RMSNorm, rms_normalize
 from megatron_fwpkm.layers.statistics import ForwardRecord, MemoryStatistics, hash_bits
@@ -238,11 +239,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
                 f"document starts are {list(starts.shape)} but the batch has {num_sequences} sequences of "
                 f"{num_tokens} tokens: set them anew before every forward, or to None"
             )
-        lengths = []
-        for row in starts.cpu():
-            edges = [0, *(position for position in row.nonzero().flatten().tolist() if position), num_tokens]
-            lengths.append([stop - start for start, stop in zip(edges, edges[1:], strict=False)])
-        return lengths
+        return document_lengths(starts)
 
     def statistics(self) -> MemoryStatistics:
         """Figures of the last forward and of the tables."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -22,8 +23,21 @@ class FwPKMModel(GPTModel):
     """Megatron's GPT with memories in its layers.
 
     ``model(tokens [b, s], position_ids [b, s], None, labels=[b, s])`` returns the loss of every token [b, s];
-    without labels the logits [b, s, vocabulary / tp].
+    without labels the logits [b, s, vocabulary / tp]. In place of None may stand where documents begin, as
+    :class:`~megatron_fwpkm.layers.attention.WindowedAttention` takes it: the layers hand it on to attention, also to a
+    second run for recomputation.
     """
+
+    positions_restart = False
+    """Whether positions are those of ``position_ids`` (--reset-position-ids), not the places in the sequence."""
+
+    def _preprocess(self, input_ids: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Megatron's own, which rotates by the place in the sequence whatever ``position_ids`` say."""
+        decoder_input, rotary, *others = super()._preprocess(input_ids, position_ids, *args, **kwargs)
+        if self.positions_restart:
+            angles = self.rotary_pos_emb.get_emb(self.max_sequence_length)  # [places, 1, 1, width]
+            rotary = angles[position_ids.t()].squeeze(2)
+        return decoder_input, rotary, *others
 
     def set_document_starts(self, document_starts: Tensor | None) -> None:
         """Say where documents begin in the next forward's sequences; used with ``--fwpkm-reset document`` only.
@@ -79,6 +93,7 @@ def build_model(
             rotary_base=int(model.rotary_base),
             vp_stage=vp_stage,
         )
+    built.positions_restart = config.data.reset_position_ids
     # Megatron would run memories a second time with their layers.
     built.decoder._checkpointed_forward = partial(forward_with_recompute, built.decoder)
     if post_process and model.untie_embeddings_and_output_weights:

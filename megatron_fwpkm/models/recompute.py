@@ -54,10 +54,10 @@ def forward_with_recompute(
     Args:
         block: with layers of ours.
         hidden_states: [s, b, h].
-        attention_mask: None: attention is causal.
+        attention_mask: as :class:`~megatron_fwpkm.layers.attention.WindowedAttention` takes it.
         context: None: a decoder has no other text to attend to.
         context_mask: None, too.
-        rotary_pos_emb: [s, 1, 1, width].
+        rotary_pos_emb: [s, 1 or b, 1, width].
         attention_bias: None.
         packed_seq_params: None.
         use_inner_quantization_context: False: no FP8.
@@ -66,7 +66,7 @@ def forward_with_recompute(
     Returns:
         [s, b, h].
     """
-    others = attention_mask, context, context_mask, attention_bias, packed_seq_params, padding_mask
+    others = context, context_mask, attention_bias, packed_seq_params, padding_mask
     assert all(argument is None for argument in others) and not use_inner_quantization_context
     config = block.config
     has_memory = [not isinstance(layer.memory, IdentityOp) for layer in block.layers]
@@ -77,7 +77,9 @@ def forward_with_recompute(
 
         def run(hidden_states: Tensor, rotary_pos_emb: Tensor | None, layers: Sequence = layers) -> Tensor:
             for layer in layers:
-                hidden_states, _ = layer.forward_without_memory(hidden_states, None, rotary_pos_emb=rotary_pos_emb)
+                hidden_states, _ = layer.forward_without_memory(
+                    hidden_states, attention_mask, rotary_pos_emb=rotary_pos_emb
+                )
             return hidden_states
 
         # Reentrant: without a gradient to pass on there is nothing that could start the second run.

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ..config import PretrainConfig
+from ..config import TOKENIZERS_WITHOUT_FILE, PretrainConfig
 from ..config.derived import (
     Parameters,
     data_parallel_size,
@@ -66,8 +66,9 @@ def vocabulary_size(config: PretrainConfig) -> int:
     """
     data = config.data
     missing = data.tokenizer_model is None or not Path(data.tokenizer_model).exists()
-    if data.tokenizer_type == "NullTokenizer" or not (missing and data.vocab_size is not None):
-        if data.tokenizer_model is None and data.tokenizer_type != "NullTokenizer":
+    needs_file = data.tokenizer_type not in TOKENIZERS_WITHOUT_FILE
+    if not needs_file or not (missing and data.vocab_size is not None):
+        if data.tokenizer_model is None and needs_file:
             raise ValueError("--dry-run needs the size of the vocabulary: give --tokenizer-model or --vocab-size")
         return build_tokenizer(data).vocab_size
     assert data.vocab_size is not None
@@ -205,7 +206,8 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
                 yield f"Missing for a real run: {prefix}.idx ({flag}), made by tools/preprocess_data.py"
     if not data.data_path and not data.train_data_path:
         yield "Missing for a real run: --data-path, made by tools/preprocess_data.py"
-    if data.tokenizer_type != "NullTokenizer" and (not data.tokenizer_model or not Path(data.tokenizer_model).exists()):
+    needs_file = data.tokenizer_type not in TOKENIZERS_WITHOUT_FILE
+    if needs_file and (not data.tokenizer_model or not Path(data.tokenizer_model).exists()):
         yield f"Missing for a real run: --tokenizer-model {data.tokenizer_model or ''}".rstrip()
 
 

@@ -187,12 +187,15 @@ class MegatronEngine:
         return torch.stack([output["sums"] for output in outputs]) if outputs else None
 
     def _forward_step(self, batches: Iterator[Batch], model: nn.Module) -> tuple[Tensor, Any]:
-        batch = {name: tensor.to(self._device, non_blocking=True) for name, tensor in next(batches).items()}
+        loaded = next(batches)
+        # On the CPU, where attention cuts the sequences by it without waiting for the device.
+        documents = loaded["document_starts"] if self._config.data.reset_attention_mask else None
+        batch = {name: tensor.to(self._device, non_blocking=True) for name, tensor in loaded.items()}
         if self._config.fwpkm.reset == "document":
             unwrap(model).set_document_starts(batch["document_starts"])  # type: ignore[operator]
         if self._config.parallel.context_parallel_size > 1:  # memories need whole documents, the rest its own pieces
             batch = get_batch_on_this_cp_rank(batch)
-        output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+        output = model(batch["tokens"], batch["position_ids"], documents, labels=batch["labels"])
 
         def loss(token_losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             value, sums = weighted_loss(token_losses, batch["loss_mask"], self._sum_over_context)

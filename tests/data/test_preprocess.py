@@ -34,7 +34,7 @@ def quiet() -> Progress:
     return Progress(0, stream=io.StringIO())
 
 
-def run(tmp_path: Path, tokenizer_file: Path, *inputs: Path, **changes: Any) -> PreprocessReport:
+def run(tmp_path: Path, tokenizer_file: Path | None, *inputs: Path, **changes: Any) -> PreprocessReport:
     options = PreprocessOptions(
         inputs=tuple(str(path) for path in inputs),
         output_prefix=str(tmp_path / "out"),

@@ -40,13 +40,20 @@ def initialize(tensor_parallel: int = 1, context_parallel: int = 1) -> None:
 
 
 def tiny(
-    *, sequence_parallel: bool = False, bf16: bool = False, model: Any = None, training: Any = None, **fwpkm: Any
+    *,
+    sequence_parallel: bool = False,
+    bf16: bool = False,
+    model: Any = None,
+    training: Any = None,
+    data: Any = None,
+    **fwpkm: Any,
 ) -> PretrainConfig:
-    """TINY with other fields of the memory (keywords), and of the model and the training (dicts)."""
+    """TINY with other fields of the memory (keywords), and of the model, the training and the data (dicts)."""
     return replace(
         TINY,
         model=replace(TINY.model, **(model or {})),
         fwpkm=replace(TINY.fwpkm, **fwpkm),
+        data=replace(TINY.data, **(data or {})),
         parallel=ParallelConfig(sequence_parallel=sequence_parallel),
         training=TrainingConfig(bf16=bf16, **(training or {})),
     )

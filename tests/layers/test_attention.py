@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from megatron.core.transformer.enums import AttnMaskType
@@ -10,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_fwpkm.layers import attention
-from megatron_fwpkm.layers.attention import WindowedAttention, windowed_attention
+from megatron_fwpkm.layers.attention import WindowedAttention, attention_by_document, windowed_attention
+from megatron_fwpkm.layers.documents import document_lengths
 from megatron_fwpkm.models.transformer_config import transformer_config
 from tests.layers.megatron import tiny
 
@@ -21,11 +24,16 @@ def _inputs(length: int, heads: int = 4, groups: int = 2, dtype: torch.dtype = t
     return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
 
 
-def _dense(query: Tensor, key: Tensor, value: Tensor, window: int | None, scale: float) -> Tensor:
+def _dense(
+    query: Tensor, key: Tensor, value: Tensor, window: int | None, scale: float, starts: Tensor | None = None
+) -> Tensor:
     length, batch, heads, _ = query.shape
     key, value = (x.repeat_interleave(heads // key.shape[2], dim=2) for x in (key, value))
     distance = torch.arange(length).view(-1, 1) - torch.arange(length)
     hidden = (distance < 0) | (distance > (length if window is None else window))
+    if starts is not None:
+        number = starts.cumsum(1)
+        hidden = (hidden | (number[:, :, None] != number[:, None, :])).unsqueeze(1)
     scores = torch.einsum("ibhd,jbhd->bhij", query, key) * scale
     weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
     return torch.einsum("bhij,jbhd->ibhd", weights, value).reshape(length, batch, -1)
@@ -127,3 +135,43 @@ def test_later_queries_see_what_stands_before_them(start: int, window: int | Non
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def _starts(length: int, batch: int = 3) -> Tensor:
+    """A sequence of one document, one of many, one with documents of one token."""
+    starts = torch.zeros(batch, length, dtype=torch.bool)
+    starts[1, ::9] = starts[2, [0, 1, 2, 40, length - 1]] = True
+    return starts
+
+
+@pytest.mark.parametrize("start", [0, 1, 27, 41, 69])
+@pytest.mark.parametrize("window", [None, 0, 3, 32])
+def test_documents_see_nothing_of_each_other(start: int, window: int | None) -> None:
+    """As a dense block-diagonal mask has it, also where the queries are the end of the text."""
+    query, key, value = _inputs(70)
+    starts = _starts(70)
+    expected = _dense(query, key, value, window, 0.3, starts)[start:]
+    attend = partial(windowed_attention, window=window, scale=0.3)
+    ours = attention_by_document(document_lengths(starts), attend, query[start:], key, value)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-13)
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=expected.dtype)
+    for mine, theirs in zip(
+        torch.autograd.grad(ours, [query, key, value], grad),
+        torch.autograd.grad(expected, [query, key, value], grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_the_module_takes_documents_in_place_of_a_mask() -> None:
+    inputs, starts = _inputs(70), _starts(70)
+    torch.testing.assert_close(_module()(*inputs, starts), _dense(*inputs, 5, 8**-0.5, starts), rtol=0, atol=1e-13)
+
+
+def test_documents_take_no_memory_for_pairs() -> None:
+    """No tensor has a score or a mask for every pair of tokens."""
+    inputs, starts = _inputs(4096, dtype=torch.float32), torch.zeros(3, 4096, dtype=torch.bool)
+    starts[:, ::512] = True
+    with _Sizes() as sizes:
+        _module(window=None)(*inputs, starts).sum().backward()
+    assert sizes.largest <= 3 * 4096 * 4 * 8

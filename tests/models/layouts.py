@@ -25,7 +25,8 @@ def train(
 
     from megatron_fwpkm.models.builder import build_model, memory_layers
 
-    model = build_model(tiny(**options), VOCABULARY)
+    config = tiny(**options)
+    model = build_model(config, VOCABULARY)
     wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
     losses, hashes = [], []
     for step in range(steps):
@@ -34,8 +35,11 @@ def train(
         starts = torch.zeros(tokens.shape, dtype=torch.bool)
         starts[0, 20] = starts[1, 33] = True
         model.set_document_starts(starts)
+        if config.data.reset_position_ids:
+            positions = positions - torch.where(starts, positions, 0).cummax(dim=1).values
+        documents = starts if config.data.reset_attention_mask else None
         mine = get_batch_on_this_cp_rank({"tokens": tokens, "positions": positions, "labels": labels})
-        token_losses = wrapped(mine["tokens"], mine["positions"], None, labels=mine["labels"])
+        token_losses = wrapped(mine["tokens"], mine["positions"], documents, labels=mine["labels"])
         loss = token_losses.sum() / labels.numel()
         # Data-parallel gradients are means over the ranks, context-parallel ones among them.
         (loss * context_parallel).backward()

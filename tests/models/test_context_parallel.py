@@ -12,6 +12,7 @@ from tests.models.layouts import assert_same_training, train, train_all
 _MEMORIES: dict[str, dict[str, Any]] = {
     "carried": {},
     "document": {"reset": "document"},
+    "documents apart": {"reset": "document", "data": {"reset_attention_mask": True, "reset_position_ids": True}},
     "several heads, no gate, long window": {
         "gate": False,
         "num_heads": 2,

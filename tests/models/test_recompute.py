@@ -26,6 +26,7 @@ _MEMORIES: dict[str, dict[str, Any]] = {
     # Memories before the first and the last layer; with dropout, which the second run must repeat.
     "carried": {"layer_numbers": (1, 4), "model": {"attention_dropout": 0.2, "hidden_dropout": 0.1}},
     "document": {"layer_numbers": (2,), "reset": "document", "boundary": "carry"},
+    "documents apart": {"layer_numbers": (2,), "reset": "document", "data": {"reset_attention_mask": True}},
 }
 
 
@@ -56,9 +57,10 @@ def _train(memory: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
             for micro in range(2):
                 tokens, positions, labels = batch(seed=2 * step + micro)
                 starts = torch.zeros(tokens.shape, dtype=torch.bool)
-                starts[:, 20] = True
+                starts[:, 20 + 4 * micro] = True  # each micro-batch its own, which the second run must see again
                 model.set_document_starts(starts)
-                micro_losses.append(model(tokens, positions, None, labels=labels).mean())
+                documents = starts if config.data.reset_attention_mask else None
+                micro_losses.append(model(tokens, positions, documents, labels=labels).mean())
         for loss in micro_losses:
             loss.backward()
         losses += [loss.item() for loss in micro_losses]

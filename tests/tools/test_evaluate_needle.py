@@ -84,6 +84,7 @@ def test_the_tokenizer_of_a_checkpoint_is_its_copy(folder, tokenizer, tmp_path):
 
     checkpoint = tmp_path / "iter_0000003"
     checkpoint.mkdir()
+    (checkpoint / "config.yaml").write_text("seed: 1\n")
     shutil.copy(folder / "tokenizer.model", checkpoint / "tokenizer.model")
     publish("tokenizer.model")
     for place in (tmp_path, checkpoint):

@@ -170,6 +170,23 @@ def test_reset_puts_the_initial_memory_back(reset: str) -> None:
         assert report.worst_memorization_loss[2] == report.layers[2].memorization_loss > 0
 
 
+@pytest.mark.parametrize("flag", ["reset_attention_mask", "reset_position_ids"])
+def test_documents_kept_apart_reach_the_model(flag: str) -> None:
+    """Every micro-batch's own boundaries; dropout off, so that only they can change a loss."""
+    from megatron_fwpkm.training.engine import MegatronEngine
+
+    plain = change(BASE, "model", hidden_dropout=0.0, attention_dropout=0.0)
+    losses = []
+    for config in (plain, change(plain, "data", **{flag: True})):
+        with distributed_run(config.parallel, config.training) as world:
+            engine = MegatronEngine(config, VOCABULARY, world.device)
+            source = batches(0)
+            if flag == "reset_position_ids":
+                source = (item | {"position_ids": torch.arange(24)[None] % 7} for item in source)
+            losses.append(engine.train_step(source).loss)
+    assert losses[0] != losses[1]
+
+
 def test_without_clipping_the_norm_is_still_measured() -> None:
     from megatron_fwpkm.training.engine import MegatronEngine
 
