@@ -64,9 +64,11 @@ def merge(
     of the run without shards.
 
     Raises:
-        ValueError: inputs missing or damaged, made with different tokenizers or dtypes, or an existing output.
+        ValueError: inputs missing or damaged, made with different tokenizers or dtypes, shards that are not all of
+            their run or in another order, or an existing output.
     """
     infos = _compatible(inputs, [output_prefix])
+    _check_shards(infos)
     seen = set[bytes]() if deduplicate else None
     with IndexedWriter(output_prefix, infos[0].dtype, overwrite=overwrite) as writer:
         duplicates = 0
@@ -161,6 +163,20 @@ def _compatible(inputs: Sequence[str], outputs: Sequence[str]) -> list[DatasetIn
         if made != of_first:
             raise ValueError(f"{info.prefix} and {first.prefix} were made with different tokenizers; prepare one again")
     return infos
+
+
+def _check_shards(infos: Sequence[DatasetInfo]) -> None:
+    """Refuse parts of a run among which one is missing: its documents would be lost without a word."""
+    shards = [(info.sidecar or {}).get("shard") for info in infos]
+    for number, shard in enumerate(shards):
+        if shard is None:
+            continue
+        at, count = shard
+        if shards[number - at : number - at + count] != [[i, count] for i in range(count)] or at > number:
+            raise ValueError(
+                f"{infos[number].prefix} is shard {at} of {count} (--num-shards), but --input does not name all "
+                f"{count} in order, one after another; name them, or make the missing ones"
+            )
 
 
 def _pieces(info: DatasetInfo) -> Iterator[tuple[np.ndarray, np.ndarray]]:

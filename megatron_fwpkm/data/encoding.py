@@ -42,8 +42,8 @@ class EncodingOptions:
     bad_bytes: BadBytes = "reject"
     blend_keys: bool = False
     accelerator: Accelerator = "none"
-    sample: bool = False
-    """Keep one document of every block, for --verify."""
+    sample: int = 0
+    """Documents of every block to keep, for --verify."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class EncodedBlock:
     bad: tuple[BadRecord, ...]
     file_number: int = 0
     end: Cursor = Cursor()
-    sample: tuple[int, str] | None = None
-    """Number within the block and text of one document of the first dataset."""
+    sample: tuple[tuple[int, str], ...] = ()
+    """Numbers within the block and texts of some documents of the first dataset."""
 
 
 class BlockEncoder:
@@ -102,7 +102,9 @@ class BlockEncoder:
                 if options.sample and slot == 0:
                     texts.append(text)
         bad.sort(key=lambda record: record.line)
-        chosen = block.first_line * 7919 % len(texts) if texts else 0  # any one, but the same in every run
+        # any ones, evenly spread, but the same in every run
+        first, count = block.first_line * 7919, options.sample
+        chosen = {(first + at * len(texts) // count) % len(texts) for at in range(count)} if texts else ()
         return EncodedBlock(
             block.consumed,
             tuple(b"".join(documents) for documents in parts),
@@ -111,7 +113,7 @@ class BlockEncoder:
             tuple(bad[:1] if options.stop_at_bad else bad),
             block.file_number,
             block.end,
-            (chosen, texts[chosen]) if texts else None,
+            tuple((number, texts[number]) for number in sorted(chosen)),
         )
 
     def document(self, text: str) -> bytes:

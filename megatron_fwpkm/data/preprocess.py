@@ -17,7 +17,7 @@ from typing import Any, Literal
 from megatron_fwpkm.config import DataConfig
 
 from .acceleration import Accelerator, AcceleratorMismatch, DocumentsEncoder, choose_accelerator
-from .corpus import STDIN, CorpusFile, corpus_blocks, open_corpus
+from .corpus import BLOCK_BYTES, STDIN, CorpusFile, corpus_blocks, open_corpus
 from .encoding import BlockEncoder, ControlTokens, EncodedBlock, EncodingOptions, encode_blocks
 from .indexed_format import IndexedWriter, dataset_paths, read_dataset_info, rename_all, token_dtype
 from .journal import BadRecordsFile, Journal, signature
@@ -173,9 +173,11 @@ class _Run:
         self.options, self.tokenizer, self.files, self.journal = options, tokenizer, files, journal
         self.progress = progress or Progress(sum(file.end - file.begin for file in files))
         self.report = PreprocessReport(options.prefixes)
+        blocks = max(1, sum(file.end - file.begin for file in files) // BLOCK_BYTES)  # or more
         encoding = EncodingOptions(
             options.data, options.json_keys, options.append_eod, options.on_error == "fail", options.prepend_bos,
-            options.control_tokens, options.bad_bytes, options.blend_keys, options.accelerator, options.verify > 0,
+            options.control_tokens, options.bad_bytes, options.blend_keys, options.accelerator,
+            -(-options.verify // blocks),
         )  # fmt: skip
         self.encoder = BlockEncoder(encoding, tokenizer, encode)
         self.dtype = token_dtype(tokenizer.vocab_size)
@@ -246,8 +248,8 @@ class _Run:
         file = self.files[block.file_number]
         for bad in block.bad:
             self._note(replace(bad, line=bad.line + file.lines_before) if file.begin else bad)
-        if block.sample is not None:
-            self.sample.offer(self.writers[0].documents + block.sample[0], block.sample[1])
+        for number, text in block.sample:
+            self.sample.offer(self.writers[0].documents + number, text)
         for key, writer in enumerate(self.writers):
             writer.append(block.tokens[key], block.lengths[key])
             self.text_bytes[key] += block.text_bytes[key]

@@ -69,7 +69,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--bad-bytes", choices=["reject", "replace", "drop"], default="reject", help=bad_bytes)
     faster = "a faster way to the same tokens, checked on every run; auto takes the fastest there is (default: auto)"
     add("--accelerator", choices=["auto", "gigatoken", "segments", "none"], default="auto", help=faster)
-    add("--verify", type=int, default=0, metavar="N", help="compare N documents, one a megabyte, with their text")
+    add("--verify", type=int, default=0, metavar="N", help="read N documents back and compare them with their text")
     add("--resume", action="store_true", help="go on where a killed run of the same command was; nothing if it is done")
     add("--shard-id", type=int, default=0, metavar="I", help="which of --num-shards this run makes, from 0")
     shards = "cut the input into N equal parts, one run each; tools/merge_datasets.py joins them (default: 1)"

@@ -198,6 +198,10 @@ def test_shards_merge_to_the_whole(tmp_path: Path, tokenizer_file: Path, source:
     told = [line for report in reports for line in report.bad_records]
     assert told == whole.bad_records, "with the same line numbers"
     merge([f"{tmp_path}/out-*-of-00003_text_document"], str(tmp_path / "merged"))
+    parts = [report.prefixes[0] for report in reports]
+    for wrong in (parts[:2], parts[1:], [parts[1], parts[0], parts[2]]):
+        with pytest.raises(ValueError, match=r"is shard \d of 3 \(--num-shards\), but --input does not"):
+            merge(wrong, str(tmp_path / "incomplete"))
     for suffix in (".bin", ".idx"):
         assert (tmp_path / f"merged{suffix}").read_bytes() == Path(whole.prefixes[0] + suffix).read_bytes()
     with pytest.raises(ValueError, match="--shard-id 3 of --num-shards 3: ids go from 0"):
@@ -239,7 +243,7 @@ def test_verification_sees_wrong_tokens(
     tmp_path: Path, tokenizer_file: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = run(tmp_path, tokenizer_file, source, on_error="skip", verify=5)
-    assert report.verified == "1 documents hold the tokens of their text and decode back to it"
+    assert report.verified == "5 documents hold the tokens of their text and decode back to it"
     take = preprocess._Run._take
 
     def tampering(self: Any, block: Any) -> None:
