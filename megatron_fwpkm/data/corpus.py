@@ -271,9 +271,14 @@ def open_corpus(
     in order, so that the shards one after another are the whole.
 
     Raises:
-        ValueError: an input that is missing, empty of files, no file, or named twice.
+        ValueError: an input that is missing, empty of files, no file, not readable, or named twice.
     """
-    files = [CorpusFile(path, txt_documents) for path in _expanded(paths)]
+    try:
+        files = [CorpusFile(path, txt_documents) for path in _expanded(paths)]
+    except PermissionError as error:
+        raise ValueError(
+            f"--input {error.filename} may not be read by this user: change its permissions, or leave it out"
+        ) from error
     if num_shards == 1:
         return files
     if any(file.path == STDIN for file in files):
@@ -308,7 +313,8 @@ def _files_of(path: str) -> list[str]:
     if path == STDIN or Path(path).is_file():
         return [path]
     if Path(path).is_dir():
-        inside = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+        walk = os.walk(path, onerror=_raise, followlinks=True)  # by default it leaves out what it cannot list
+        inside = (Path(folder) / name for folder, _, names in walk for name in names)
         if names := sorted(str(at) for at in inside if not _hidden(at.relative_to(path))):
             return names
         raise ValueError(f"--input {path} is a folder without files")
@@ -319,6 +325,10 @@ def _files_of(path: str) -> list[str]:
             return names
         raise ValueError(f"--input {path} matches no file")
     raise ValueError(f"--input {path} does not exist")
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _hidden(path: Path) -> bool:

@@ -8,6 +8,7 @@ Here a document is always one sequence, as everywhere in GPT pretraining. The by
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -215,11 +216,13 @@ def byte_offsets(lengths: np.ndarray, itemsize: int, offset: int) -> tuple[np.nd
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors of writing, such as a full disk, come without the name of the file; this adds it."""
+    """Errors of writing, such as a full disk, come without the name of the file; this adds it, and what to do."""
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "; free space there, or give an --output-prefix on another disk" if full else ""
+        raise OSError(error.errno, f"{error.strerror}{advice}", str(path)) from error
 
 
 def _flush(stream: Any) -> None:

@@ -98,6 +98,18 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         IndexedWriter(tmp_path / "file" / "a", np.dtype("uint16"))
 
 
+@pytest.mark.parametrize("name", ["_bin", "_lengths"])
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    """/dev/full refuses every write as a full disk does."""
+    told = "No space left on device; free space there, or give an --output-prefix on another disk"
+    with pytest.raises(OSError, match=told), IndexedWriter(tmp_path / "a", np.dtype("uint16")) as writer:
+        getattr(writer, name).close()
+        setattr(writer, name, open("/dev/full", "wb"))
+        writer.append(b"\x01\x00" * 9000, array("i", [1] * 9000))
+        writer.checkpoint()
+    assert list(tmp_path.iterdir()) == []
+
+
 def damage_bin(prefix: Path) -> None:
     data = prefix.with_suffix(".bin").read_bytes()
     prefix.with_suffix(".bin").write_bytes(data[:-2])

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,29 @@ def test_any_block_is_a_place_to_go_on_from(
         return [record for block in blocks for record in records(block, ("text",))]
 
     assert contents(whole[:stop]) + contents(rest) == contents(whole)
+
+
+def test_what_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that cannot be listed would be passed over, and links to folders too."""
+    inner = tmp_path / "raw" / "inner"
+    inner.mkdir(parents=True)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "b.txt").write_text("b")
+    (inner / "a.txt").write_text("a")
+    (tmp_path / "raw" / "link").symlink_to(tmp_path / "linked")
+    assert texts(read([tmp_path / "raw"])) == ["a", "b"]
+    listing, stat = os.scandir, os.stat
+
+    def refuse(place: str, real: Any) -> Any:
+        def call(path: Any, *rest: Any, **options: Any) -> Any:
+            if str(path).endswith(place):
+                raise PermissionError(13, "Permission denied", str(path))
+            return real(path, *rest, **options)
+
+        return call
+
+    for name, place, real in (("scandir", "inner", listing), ("stat", "a.txt", stat)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, refuse(place, real))
+            with pytest.raises(ValueError, match=rf"--input .*{place} may not be read by this user: change its perm"):
+                read([tmp_path / "raw"])
