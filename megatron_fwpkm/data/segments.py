@@ -1,15 +1,13 @@
-"""SentencePiece BPE by a cache of segments between which no piece reaches. Free of torch.
+"""SentencePiece BPE by a store of segments between which no piece reaches. Free of torch.
 
 Merges only ever make pieces, so they never reach over an edge between two characters that stand side by side in no
-piece; each side can be encoded alone, once. The edges of a vocabulary are found when it is loaded. Texts are cut at
-spaces and line ends first; a segment met for the first time is put together from its parts (letters, digits and the
-rest, kept apart where no piece joins them), of which there are few, and kept.
+piece; each side can be encoded alone, once. Texts are cut at spaces and line ends. What is met for the first time in a
+few texts is encoded in one call, a segment to a line.
 """
 
 from __future__ import annotations
 
 import re
-from collections import ChainMap
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -23,19 +21,16 @@ _SPACE = "\u2581"
 _MARK = "\0"
 """Stands for a space that another space precedes; unlike U+2581 it leaves a text at one byte a character."""
 _SEGMENTS_KEPT = 500_000
-_PARTS_KEPT = 300_000
 _LONGEST_KEPT = 48
-_TEXTS_AT_ONCE = 16
+_TEXTS_AT_ONCE = 4
 _NORMAL, _USER_DEFINED, _UNUSED = 1, 4, 5
-_CLASSES = ("[A-Za-z]", r"[^\W\d_A-Za-z]", r"\d", rf"(?:[^\w{_SPACE}{_MARK}\n]|_)")
-"""Of characters that are neither spaces nor line ends."""
 
 
 class SegmentEncoder:
     """Texts to their tokens as bytes in the dataset's dtype.
 
-    A segment is the text behind one space up to the next, and a line end begins one too. Both stores are emptied when
-    they are full: what is frequent comes back at once, also where the kind of text changes.
+    A segment is the text behind one space up to the next, and a line end begins one too. The store is emptied when it
+    is full: what is frequent comes back at once, also where the kind of text changes.
     """
 
     def __init__(self, tokenizer: SentencePieceTokenizer) -> None:
@@ -44,11 +39,9 @@ class SegmentEncoder:
         assert tokenizer.path is not None
         self._tokenizer = tokenizer
         self._dtype = token_dtype(tokenizer.vocab_size)
-        self._cut = re.compile(parts_pattern(_pieces(tokenizer.path.read_bytes()))).findall
-        space, self._line_end = tokenizer.encode("\n")
-        self._always = {_MARK: self._bytes([space]), "\n": self._bytes([self._line_end])}
+        _check_edges(_pieces(tokenizer.path.read_bytes()))
+        self._line_end = tokenizer.encode("\n")[-1]
         self._segments: dict[str, bytes] = {}
-        self._parts: dict[str, bytes] = dict(self._always)
 
     def __call__(self, texts: list[str]) -> list[bytes]:
         """Tokens of each text."""
@@ -79,52 +72,28 @@ class SegmentEncoder:
         return [b"".join(found) for found in documents]  # type: ignore[arg-type]
 
     def _new_segments(self, segments: list[str]) -> dict[str, bytes]:
-        # no space in front of a line end: the one that the tokenizer puts at the start of a text is not this one
-        cuts = [self._cut(segment if segment.startswith("\n") else _MARK + segment) for segment in segments]
-        if len(self._parts) >= _PARTS_KEPT:
-            self._parts = dict(self._always)
-        parts = self._parts
-        new = list({part for cut in cuts for part in cut if part not in parts})
-        longer = {}
-        for part, tokens in zip(new, self._new_parts(new), strict=True):
-            (parts if len(part) <= _LONGEST_KEPT else longer)[part] = tokens
-        known = ChainMap(longer, parts) if longer else parts
-        found = dict(zip(segments, (b"".join(map(known.__getitem__, cut)) for cut in cuts), strict=True))
+        """All in one call of the tokenizer, each behind a line end, which is one token whatever stands around it."""
+        lines = [segment[1:] if segment.startswith("\n") else " " + segment for segment in segments]
+        ids = np.array(self._tokenizer.encode("\n" + "\n".join(lines).replace(_MARK, " ")), self._dtype)
+        width = self._dtype.itemsize
+        edges = np.append(np.flatnonzero(ids == self._line_end), len(ids)) * width
+        tokens, new = ids.tobytes(), {}
+        for segment, (begin, end) in zip(segments, pairwise(edges.tolist()), strict=True):
+            new[segment] = tokens[begin if segment.startswith("\n") else begin + width : end]
         if len(self._segments) >= _SEGMENTS_KEPT:
             self._segments.clear()
-        self._segments.update(pair for pair in found.items() if len(pair[0]) <= _LONGEST_KEPT)
-        return found
-
-    def _new_parts(self, parts: list[str]) -> list[bytes]:
-        """All parts in one call of the tokenizer, each behind a line end."""
-        if not parts:
-            return []
-        ids = np.array(self._tokenizer.encode("\n" + "\n".join(parts).replace(_MARK, " ")), self._dtype)
-        ends = np.append(np.flatnonzero(ids == self._line_end), len(ids)) * self._dtype.itemsize
-        tokens, width = ids.tobytes(), self._dtype.itemsize
-        return [tokens[begin + width : end] for begin, end in pairwise(ends.tolist())]
+        self._segments.update(pair for pair in new.items() if len(pair[0]) <= _LONGEST_KEPT)
+        return new
 
     def _bytes(self, ids: list[int]) -> bytes:
         return np.array(ids, self._dtype).tobytes()
 
 
-def parts_pattern(pieces: list[str]) -> str:
-    """The regular expression of a part: spaces, and characters of which no two neighbours are of classes that stand
-    side by side in no piece. A space is a zero here.
-
-    Raises:
-        ValueError: pieces that reach over a space, a line end or a zero.
-    """
-    every = _MARK.join(pieces)
-    if every.count(_MARK) >= max(1, len(pieces)):
-        raise ValueError("a piece holds a zero character")
-    if found := re.search(rf"[^\0]*[^{_SPACE}\0]{_SPACE}[^\0]*|[^\0]+\n[^\0]*|\n[^\0]+", every):
-        raise ValueError(f"piece {found[0]!r} reaches over a space or a line end")
-    joined = {first: [second for second in _CLASSES if re.search(first + second, every)] for first in _CLASSES}
-    units = {first: f"{first}++" if first in seconds else first for first, seconds in joined.items()}
-    ahead = {first: "|".join(second for second in seconds if second != first) for first, seconds in joined.items()}
-    go_on = "|".join(f"{units[first]}(?={nexts})" for first, nexts in ahead.items() if nexts)
-    return rf"{_MARK}*{f'(?:{go_on})*' if go_on else ''}(?:{'|'.join(units.values())})|\n|{_MARK}+"
+def _check_edges(pieces: list[str]) -> None:
+    """Raises ValueError for pieces that reach over a space or a line end."""
+    for piece in pieces:
+        if re.search(f"[^{_SPACE}]{_SPACE}", piece) or ("\n" in piece and piece != "\n"):
+            raise ValueError(f"piece {piece!r} reaches over a space or a line end")
 
 
 def _pieces(model: bytes) -> list[str]:
