@@ -354,29 +354,30 @@ def finish_adjoint_kernel(
 _INDICES = {"SLOTS", "HEADS", "LENGTHS", "COUNTS", "ORDER", "PLACES", "SOURCES", "SINKS"}
 
 
-def _variant(name: str, kernel, columns: int, block: int, **constants) -> KernelVariant:
-    constants = {"D": columns, "BLOCK": block, **constants}
-    signature = {}
+def _variant(name: str, kernel, sizes: dict[str, int], **more: int) -> KernelVariant:
+    constants, signature = {**sizes, **more}, {}
     for argument in kernel.arg_names:
         if argument not in constants:
             pointer = "*i64" if argument in _INDICES else "*fp32"
             signature[argument] = pointer if argument.isupper() else "i32"
-    options = {"num_warps": max(1, block // 128), "enable_fp_fusion": False}
-    return KernelVariant(f"{name} D={columns}", kernel, signature, constants, options, moves_rows=True)
+    options = {"num_warps": max(1, sizes["BLOCK"] // 128), "enable_fp_fusion": False}
+    return KernelVariant(f"{name} D={sizes['D']}", kernel, signature, constants, options, moves_rows=True)
 
 
 def _variants(columns: int, block: int, pairs: int) -> tuple[KernelVariant, ...]:
     """All kernels as ``triton_value_chain.py`` launches them for ``pairs`` slots per row."""
-    sizes, several, held = (columns, block), {"J": pairs}, {"PAIRS": min(8, pairs)}
+    sizes, held = {"D": columns, "BLOCK": block}, min(8, pairs)
+    read, write, finish_write = read_rows_kernel, write_rows_kernel, finish_write_kernel
+    rows, adjoint, finish_adjoint = backward_rows_kernel, adjoint_rows_kernel, finish_adjoint_kernel
     return (
-        _variant(f"read J={pairs}", read_rows_kernel, *sizes, **several),
-        _variant(f"write J={pairs}", write_rows_kernel, *sizes, **several, TILE=TILE, KEEP_LOG=True, UPDATE=True),
-        _variant(f"log J={pairs}", write_rows_kernel, *sizes, **several, TILE=TILE, KEEP_LOG=True, UPDATE=False),
-        _variant(f"end of write J={pairs}", finish_write_kernel, *sizes, TILE=TILE),
-        _variant(f"backward J={pairs}", backward_rows_kernel, *sizes, **several, **held, PULL=True),
-        _variant(f"backward, last J={pairs}", backward_rows_kernel, *sizes, **several, **held, PULL=False),
-        _variant(f"adjoint J={pairs}", adjoint_rows_kernel, *sizes, **several, TILE=TILE),
-        _variant(f"end of adjoint J={pairs}", finish_adjoint_kernel, *sizes, TILE=TILE),
+        _variant("values, read", read, sizes, J=pairs),
+        _variant("values, write", write, sizes, J=pairs, TILE=TILE, KEEP_LOG=True, UPDATE=True),
+        _variant("values, log", write, sizes, J=pairs, TILE=TILE, KEEP_LOG=True, UPDATE=False),
+        _variant("values, end of write", finish_write, sizes, TILE=TILE),
+        _variant("values, backward", rows, sizes, J=pairs, PAIRS=held, PULL=True),
+        _variant("values, backward of the last piece", rows, sizes, J=pairs, PAIRS=held, PULL=False),
+        _variant("values, adjoint", adjoint, sizes, J=pairs, TILE=TILE),
+        _variant("values, end of adjoint", finish_adjoint, sizes, TILE=TILE),
     )
 
 

@@ -138,6 +138,27 @@ def test_reads_alone_are_those_of_the_chain() -> None:
     assert distance(reads, (call.slot_weights.unsqueeze(-1) * call.values[call.slots]).sum(1)) <= 1e-14
 
 
+def test_columns_can_be_apart() -> None:
+    """As on tensor-parallel ranks: each has its columns, and gradients of what all share are sums over them."""
+    call = make_values(hot_slot(), chunk=15).to(torch.float64)
+    weigh = torch.cos(torch.arange(30 * 12, dtype=torch.float64, device=DEVICE)).view(30, 12)
+    shared: dict[str, list[torch.Tensor]] = {"slot_weights": [], "write_weights": [], "squares": []}
+    whole, parts = [], []
+    for columns in (slice(0, 12), slice(0, 4), slice(4, 12)):
+        part = replace(call, values=call.values[:, columns].contiguous(), targets=call.targets[:, columns].contiguous())
+        leaves = {name: getattr(part, name).clone().requires_grad_() for name in LEAVES}
+        table = part.values.clone()
+        reads, squares = apply_triton(part, leaves, table, ValueLog())
+        found = torch.autograd.grad((reads * weigh[:, columns]).sum(), list(leaves.values()))
+        (whole if columns.stop - columns.start == 12 else parts).append((reads, table, found[0], found[3]))
+        for name, tensor in zip(shared, (found[1], found[2], squares), strict=True):
+            shared[name].append(tensor)
+    for number, expected in enumerate(whole[0]):
+        assert distance(torch.cat([part[number] for part in parts], 1), expected) <= 1e-12
+    for name, (expected, one, other) in shared.items():
+        assert distance(one + other, expected) <= 1e-12, name
+
+
 def test_rows_past_the_range_of_32_bits() -> None:
     """1024 * 1024 slots, of which only the last few exist: the rest of these 8 GiB is never touched."""
     num_slots, columns = 1024 * 1024, 2056
