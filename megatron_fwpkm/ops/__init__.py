@@ -6,6 +6,7 @@ from megatron_fwpkm.ops.fast_weight_memory import (
     flush_pending,
     flush_pending_,
 )
+from megatron_fwpkm.ops.fast_weight_memory.rounding import make_rounding
 from megatron_fwpkm.ops.sharding import TableSharding
 from megatron_fwpkm.ops.state import FastWeightOutput, FastWeightState, PendingTokens
 from megatron_fwpkm.ops.undo_log import ResetJournal, UndoLog
@@ -21,4 +22,5 @@ __all__ = [
     "fast_weight_memory_",
     "flush_pending",
     "flush_pending_",
+    "make_rounding",
 ]

@@ -43,13 +43,16 @@ class FastWeightState:
     Attributes:
         sub_keys: [heads, 2, num_subkeys, key_dim / 2], moved by the addressing loss; with sharding, this rank's rows of
             every list.
-        values: [num_subkeys ** 2, value_dim], moved by the memorization loss; with sharding, this rank's columns.
+        values: [num_subkeys ** 2, value_dim], moved by the memorization loss; with sharding, this rank's columns. Like
+            the sub-keys, or bfloat16: then computed with in float32, and rounded stochastically when written.
         pending: tokens waiting for their targets (``boundary="carry"`` only), or None when nothing waits.
+        rounding: [3] int64, what the rounding of bfloat16 values depends on (:func:`make_rounding`); None for others.
     """
 
     sub_keys: Tensor
     values: Tensor
     pending: PendingTokens | None = None
+    rounding: Tensor | None = None
 
     @property
     def num_pending(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class Case:
     def requires_grad(self) -> Case:
         """The same case with all differentiable inputs as fresh leaves."""
         fresh = {name: leaf.detach().clone().requires_grad_() for name, leaf in self.leaves().items()}
-        state = FastWeightState(fresh["sub_keys"], fresh["values"], self.state.pending)
+        state = replace(self.state, sub_keys=fresh["sub_keys"], values=fresh["values"])
         return Case(fresh["queries"], fresh["targets"], fresh.get("gates"), self.mask, state, self.options)
 
     def run(self, **changes: Any) -> FastWeightOutput:

@@ -83,7 +83,7 @@ def bare(pending: PendingTokens | None) -> PendingTokens:
 INPUTS = [
     (with_state(sub_keys=lambda k: k[0]), r"must be \[heads, 2, num_subkeys, key_dim / 2\] but are \[2, 5, 3\]"),
     (with_state(values=lambda v: v[:-1]), r"25 slots are needed but values are \[24, 4\]"),
-    (with_state(values=lambda v: v.float()), "both tables must have one dtype and one device"),
+    (with_state(values=lambda v: v.float()), "both tables must have one dtype .* and one device"),
     (
         with_state(values=lambda v: v.bfloat16(), sub_keys=lambda k: k.bfloat16()),
         "the tables must be float32 .* but sub_keys are torch.bfloat16",
@@ -95,8 +95,8 @@ INPUTS = [
     (with_inputs(targets=lambda v: v[:, 1:]), r"targets must be \[B, T, value_dim\] = \[2, 23, 4\] but are"),
     (with_inputs(gates=lambda g: g.unsqueeze(-1)), r"gates must be \[B, T\] = \[2, 23\] but are \[2, 23, 1\]"),
     (with_inputs(mask=lambda m: torch.ones(23)), r"mask must be \[B, T\] = \[2, 23\] but are \[23\]"),
-    (with_inputs(queries=lambda q: q.half()), "queries are torch.float16 on cpu but the tables are torch.float64"),
-    (with_inputs(targets=lambda v: v.float()), r"targets are torch.float32 .* \(for example with .to\(values\)\)"),
+    (with_inputs(queries=lambda q: q.half()), "queries are torch.float16 on cpu but the sub-keys are torch.float64"),
+    (with_inputs(targets=lambda v: v.float()), r"targets are torch.float32 .* \(for example with .to\(sub_keys\)\)"),
     (with_inputs(gates=lambda g: g.float()), "gates are torch.float32"),
     (with_inputs(mask=lambda m: torch.ones(2, 23, device="meta")), "mask is on meta but the tables are on cpu"),
 ]  # fmt: skip

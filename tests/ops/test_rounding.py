@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
+from megatron_fwpkm.ops import FastWeightState, fast_weight_memory, fast_weight_memory_
 from megatron_fwpkm.ops.fast_weight_memory import rounding as rounding_module
 from megatron_fwpkm.ops.fast_weight_memory.rounding import make_rounding, philox, round_rows
+from megatron_fwpkm.ops.product_key.reference import read_slots
+from tests.ops.cases import Case, distance, make_case
 
 
 def philox_by_the_book(key: tuple[int, int], counter: tuple[int, ...], rounds: int) -> tuple[int, ...]:
@@ -90,3 +96,124 @@ def test_bits_depend_on_seed_write_slot_and_column_and_on_nothing_else() -> None
     before = make_rounding(7)
     before[1] = 2
     assert torch.equal(round_rows(values, slots, before, 0), expected)
+
+
+def half_case(seed: int = 0, **changes: Any) -> Case:
+    """A case with a bfloat16 table."""
+    case = make_case(seed, **{"value_dim": 8, "dtype": torch.float32, **changes})
+    state = replace(case.state, values=case.state.values.bfloat16(), rounding=make_rounding(5))
+    return replace(case, state=state)
+
+
+IMPLEMENTATIONS = ["sparse", "triton"]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_call_is_that_of_a_float32_table_up_to_one_step(implementation: str) -> None:
+    case = half_case(tokens=8, implementation=implementation).requires_grad()
+    wide = replace(case, state=FastWeightState(case.state.sub_keys.detach(), case.state.values.detach().float()))
+    output, expected = case.run(), wide.run(implementation="sparse")
+    assert output.state.values.dtype == torch.bfloat16 and output.retrieved.dtype == torch.float32
+    assert torch.equal(output.slot_indices, expected.slot_indices)
+    assert distance(output.retrieved, expected.retrieved) <= 1e-6
+    difference = (output.state.values.float() - expected.state.values).abs()
+    assert (difference <= 2.0**-7 * expected.state.values.abs() * 1.0001).all()
+    output.retrieved.sum().backward()
+    assert case.state.values.grad is not None and case.state.values.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradients_through_writes_are_those_of_the_values_that_were_read(implementation: str) -> None:
+    """Against dense autograd over the rounded tables themselves, piece by piece: rounding passes gradients on."""
+    case = half_case(tokens=16, chunk_size=8, addressing_weight=0.0)
+    case = case.requires_grad()
+    retrieved = case.run(implementation=implementation).retrieved
+    first = slice(0, 8)
+    weigh = torch.randn(retrieved.shape, generator=torch.Generator().manual_seed(1))
+    actual = torch.autograd.grad((retrieved * weigh).sum(), [case.queries, case.targets, case.gates])
+    # Rounding as a constant added to the float32 result of the first write.
+    keys, values = case.state.sub_keys.detach(), case.state.values.detach().float()
+    assert case.gates is not None
+    options = {**case.options, "implementation": "reference"}
+    start = fast_weight_memory(
+        case.queries[:, first], case.targets[:, first], case.gates[:, first], FastWeightState(keys, values), **options
+    )
+    rounded = replace(case, queries=case.queries[:, first], targets=case.targets[:, first], gates=case.gates[:, first])
+    table = rounded.run(implementation=implementation).state.values.float()
+    shift = (table - start.state.values).detach()
+
+    def chain() -> Any:
+        whole, _ = two_chunks(case, keys, values, shift, options)
+        return torch.autograd.grad((whole * weigh).sum(), [case.queries, case.targets, case.gates])
+
+    for one, other in zip(actual, chain(), strict=True):
+        assert distance(one, other) <= 1e-5
+
+
+def two_chunks(case: Case, keys: Any, values: Any, shift: Any, options: Any) -> tuple[Any, Any]:
+    """Reads of two chunks in dense autograd, with `shift` added to the table between them."""
+    assert case.gates is not None
+    retrieved, table = [], values
+    for chunk in (slice(0, 8), slice(8, 16)):
+        queries, targets, gates = case.queries[:, chunk], case.targets[:, chunk], case.gates[:, chunk]
+        slots, weights, _ = read_slots(queries, keys, options["topk"], "idw")
+        read = (weights.flatten(2).unsqueeze(-1) * table[slots.flatten(2)]).sum(2)
+        retrieved.append(read)
+        error = read[:, :-1] - targets[:, 1:]
+        changes = (weights.flatten(2)[:, :-1] * gates[:, :-1, None]).unsqueeze(-1) * error.unsqueeze(2)
+        counts = torch.bincount(slots.flatten(), minlength=table.shape[0]).clamp(min=1)
+        pairs = weights.flatten(2).shape[2]
+        change = torch.zeros_like(table).index_add(0, slots.flatten(2)[:, :-1].flatten(), changes.flatten(0, 2))
+        table = table - (pairs * 8 / 7 / counts).unsqueeze(1) * change + shift
+    return torch.cat(retrieved, 1), table
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_however_a_text_is_cut_the_bits_are_the_same(implementation: str) -> None:
+    """The rounding counts writes, not calls."""
+    tokens = 12 if implementation == "triton" else 40
+    case = half_case(3, batch=1, tokens=tokens, boundary="carry", chunk_size=3, implementation=implementation)
+    expected = case.run().state
+    state = case.state
+    assert case.gates is not None
+    for part in (slice(0, 5), slice(5, 6), slice(6, None)):
+        output = fast_weight_memory(
+            case.queries[:, part], case.targets[:, part], case.gates[:, part], state, **case.options
+        )
+        state = output.state
+    assert expected.rounding is not None and state.rounding is not None
+    assert torch.equal(state.values, expected.values) and torch.equal(state.rounding, expected.rounding)
+    assert state.rounding.tolist() == [5, (tokens - 1) // 3, 0]
+
+
+def test_in_place_goes_on_counting_and_is_undone() -> None:
+    case = half_case(tokens=16)
+    state = replace(case.state, values=case.state.values.clone(), sub_keys=case.state.sub_keys.clone())
+    output = fast_weight_memory_(case.queries, case.targets, case.gates, state, **case.options)
+    assert output.state.rounding is state.rounding and state.rounding is not None and state.rounding[1] == 2
+    again = fast_weight_memory_(case.queries, case.targets, case.gates, output.state, **case.options)
+    assert state.rounding[1] == 4
+    frozen = fast_weight_memory_(case.queries, case.targets, case.gates, state, **{**case.options, "inner_lr": 0.0})
+    assert frozen.state.rounding is state.rounding and state.rounding[1] == 4
+    for log in (again.undo_log, output.undo_log):
+        assert log is not None
+        log.undo_(state)
+    assert torch.equal(state.values, case.state.values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rounding": None}, r"needs state.rounding, int64 \[3\] on cpu, but it is None: begin with"),
+        ({"rounding": torch.zeros(2)}, r"but it is torch.float32 \[2\] on cpu"),
+    ],
+)
+def test_a_table_without_rounding_is_refused(change: Any, message: str) -> None:
+    case = half_case()
+    with pytest.raises(ValueError, match=message):
+        replace(case, state=replace(case.state, **change)).run()
+
+
+def test_the_reference_takes_no_bfloat16() -> None:
+    with pytest.raises(ValueError, match="computes in one dtype but values are torch.bfloat16: use 'sparse'"):
+        half_case().run(implementation="reference")

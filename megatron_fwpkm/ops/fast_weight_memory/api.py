@@ -239,8 +239,8 @@ def _pending_stream(state: FastWeightState) -> Stream:
     """All pending tokens as the stream of a call without new ones."""
     if state.pending is None:
         heads, _, _, half_dim = state.sub_keys.shape
-        queries = state.values.new_zeros(1, 0, heads, 2 * half_dim)
-        return Stream(queries, state.values.new_zeros(1, 0, state.values.shape[1]), None, None, 0)
+        queries = state.sub_keys.new_zeros(1, 0, heads, 2 * half_dim)
+        return Stream(queries, state.sub_keys.new_zeros(1, 0, state.values.shape[1]), None, None, 0)
     pending = state.pending
     return Stream(pending.queries, pending.targets, pending.gates, pending.mask, pending.num_tokens)
 
@@ -256,7 +256,8 @@ def _run(
             result = run_reference(stream, state.sub_keys, state.values, pieces, options, None)
         else:
             result = _run_touched_rows(implementation, stream, state, pieces, options, None, in_place=False)
-    new_state = FastWeightState(result.sub_keys, result.values, stream.tail(waiting))
+    rounding = None if state.rounding is None else _count_writes_(state.rounding.clone(), pieces, options)
+    new_state = FastWeightState(result.sub_keys, result.values, stream.tail(waiting), rounding)
     return FastWeightOutput(*result[:5], new_state)
 
 
@@ -280,8 +281,17 @@ def _run_(
                 state.values.copy_(result.values)
         else:
             result = _run_touched_rows(implementation, stream, state, pieces, options, sharding, in_place=True)
-    new_state = FastWeightState(state.sub_keys, state.values, stream.tail(waiting))
+    if state.rounding is not None:
+        _count_writes_(state.rounding, pieces, options)
+    new_state = FastWeightState(state.sub_keys, state.values, stream.tail(waiting), state.rounding)
     return FastWeightOutput(*result[:5], new_state, result.undo_log)
+
+
+def _count_writes_(rounding: Tensor, pieces: list[Piece], options: MemoryOptions) -> Tensor:
+    """Add the writes of a call, on the device: a CUDA graph that is replayed goes on counting."""
+    if options.inner_lr:
+        rounding[1] += sum(piece.num_written > 0 for piece in pieces)
+    return rounding
 
 
 def _run_touched_rows(
@@ -294,13 +304,13 @@ def _run_touched_rows(
     *,
     in_place: bool,
 ) -> ChainResult:
-    tables = state.sub_keys, state.values
+    tables, rounding = (state.sub_keys, state.values), state.rounding
     if implementation == "sparse":
-        return run_chains(stream, *tables, pieces, options, sharding, in_place=in_place)
+        return run_chains(stream, *tables, pieces, options, sharding, in_place=in_place, rounding=rounding)
     # Imported where it runs: triton is missing on most machines without a GPU.
     from megatron_fwpkm.ops.fast_weight_memory.triton import run_triton
 
-    return run_triton(stream, *tables, pieces, options, sharding, in_place=in_place)
+    return run_triton(stream, *tables, pieces, options, sharding, in_place=in_place, rounding=rounding)
 
 
 def _nothing(stream: Stream, state: FastWeightState, options: MemoryOptions) -> FastWeightOutput:

@@ -125,10 +125,28 @@ def check_tables(state: FastWeightState, options: MemoryOptions, processes: int 
         raise ValueError(f"topk={options.topk} is more than the {num_subkeys} sub-keys there are; lower topk")
     if sub_keys.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the tables must be float32 (or float64 for tests) but sub_keys are {sub_keys.dtype}")
-    if values.dtype != sub_keys.dtype or values.device != sub_keys.device:
+    is_half = values.dtype == torch.bfloat16 and sub_keys.dtype == torch.float32
+    if (values.dtype != sub_keys.dtype and not is_half) or values.device != sub_keys.device:
         raise ValueError(
             f"sub_keys are {sub_keys.dtype} on {sub_keys.device} but values are {values.dtype} on {values.device}; "
-            "both tables must have one dtype and one device"
+            "both tables must have one dtype (or float32 sub_keys and bfloat16 values) and one device"
+        )
+    if is_half:
+        _check_rounding(state, options)
+
+
+def _check_rounding(state: FastWeightState, options: MemoryOptions) -> None:
+    if options.implementation == "reference":
+        raise ValueError(
+            "implementation='reference' computes in one dtype but values are torch.bfloat16: use 'sparse' or 'triton', "
+            "or pass values.float()"
+        )
+    rounding, device = state.rounding, state.values.device
+    if rounding is None or rounding.shape != (3,) or rounding.dtype != torch.int64 or rounding.device != device:
+        found = "None" if rounding is None else f"{rounding.dtype} {list(rounding.shape)} on {rounding.device}"
+        raise ValueError(
+            f"bfloat16 values are rounded stochastically, which needs state.rounding, int64 [3] on {device}, but it is "
+            f"{found}: begin with FastWeightState(..., rounding=make_rounding(seed)) and pass on every output's state"
         )
 
 
@@ -137,11 +155,11 @@ def _check_like(name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str)
         raise ValueError(f"{name} must be {meaning} = {list(shape)} but are {list(tensor.shape)}")
 
 
-def _check_dtype(name: str, tensor: Tensor, values: Tensor) -> None:
-    if tensor.dtype != values.dtype or tensor.device != values.device:
+def _check_dtype(name: str, tensor: Tensor, sub_keys: Tensor) -> None:
+    if tensor.dtype != sub_keys.dtype or tensor.device != sub_keys.device:
         raise ValueError(
-            f"{name} are {tensor.dtype} on {tensor.device} but the tables are {values.dtype} on {values.device}; "
-            f"convert {name} before the call (for example with .to(values))"
+            f"{name} are {tensor.dtype} on {tensor.device} but the sub-keys are {sub_keys.dtype} on {sub_keys.device}; "
+            f"convert {name} before the call (for example with .to(sub_keys))"
         )
 
 
@@ -159,11 +177,11 @@ def check_inputs(
     batch, length = queries.shape[:2]
     _check_like("queries", queries, (batch, length, heads, 2 * half_dim), "[B, T, heads, key_dim] of these sub_keys")
     _check_like("targets", targets, (batch, length, state.values.shape[1]), "[B, T, value_dim]")
-    _check_dtype("queries", queries, state.values)
-    _check_dtype("targets", targets, state.values)
+    _check_dtype("queries", queries, state.sub_keys)
+    _check_dtype("targets", targets, state.sub_keys)
     if gates is not None:
         _check_like("gates", gates, (batch, length), "[B, T]")
-        _check_dtype("gates", gates, state.values)
+        _check_dtype("gates", gates, state.sub_keys)
     if mask is not None:
         _check_like("mask", mask, (batch, length), "[B, T]")
         if mask.device != state.values.device:

@@ -18,7 +18,7 @@ from megatron_fwpkm.ops.fast_weight_memory.chain import (
 )
 from megatron_fwpkm.ops.fast_weight_memory.key_chain import KeyChain, KeyOptions, KeyPiece
 from megatron_fwpkm.ops.fast_weight_memory.key_rows import KeyRows
-from megatron_fwpkm.ops.fast_weight_memory.rows import sum_rows
+from megatron_fwpkm.ops.fast_weight_memory.rows import gather_rows, sum_rows
 from megatron_fwpkm.ops.fast_weight_memory.schedule import Piece
 from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueLog, ValueOptions
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, make_write_plan
@@ -28,7 +28,10 @@ from megatron_fwpkm.ops.undo_log import UndoLog
 
 def _read_rows(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
     starts = torch.arange(0, slots.numel(), slots.shape[1], device=slots.device)
-    return sum_rows(table, slots.flatten(), starts, slot_weights.flatten())
+    if table.dtype == slot_weights.dtype:
+        return sum_rows(table, slots.flatten(), starts, slot_weights.flatten())
+    rows = gather_rows(table, slots.flatten()).to(slot_weights.dtype)
+    return sum_rows(rows, torch.arange(slots.numel(), device=slots.device), starts, slot_weights.flatten())
 
 
 TORCH_CHAINS = Chains(KeyChain, ValueChain, make_write_plan, _read_rows)
@@ -45,6 +48,7 @@ def run_chains(
     chains: Chains = TORCH_CHAINS,
     *,
     in_place: bool,
+    rounding: Tensor | None = None,
 ) -> ChainResult:
     """Run all pieces of a call.
 
@@ -57,6 +61,7 @@ def run_chains(
         sharding: collectives for tables spread over processes, or None.
         chains: what computes them, torch or Triton.
         in_place: write ``sub_keys`` and ``values``; otherwise they are copied once.
+        rounding: [3] int64, what the rounding of bfloat16 values depends on; None for other values.
 
     Returns:
         The outputs and the tables after the call.
@@ -90,7 +95,7 @@ def run_chains(
             weights.transpose(0, 1).reshape(-1),
             stream.targets.transpose(0, 1).flatten(0, 1),
             table,
-            ValueOptions(value_pieces, plan, scales, options.lookahead * batch, not options.inner_lr),
+            ValueOptions(value_pieces, plan, scales, options.lookahead * batch, not options.inner_lr, rounding),
             log,
         )
     else:

@@ -26,6 +26,8 @@ def run_triton(
     sharding: TableSharding | None,
     *,
     in_place: bool,
+    rounding: Tensor | None = None,
 ) -> ChainResult:
     """:func:`run_chains` in Triton; arguments and result are the same."""
-    return run_chains(stream, sub_keys, values, pieces, options, sharding, TRITON_CHAINS, in_place=in_place)
+    tables = sub_keys, values
+    return run_chains(stream, *tables, pieces, options, sharding, TRITON_CHAINS, in_place=in_place, rounding=rounding)

@@ -11,7 +11,7 @@ partial sums of a long one are added in the order of the tiles by a second kerne
 order in which programs run nor on their number, and a slot that everybody reads costs no more than others.
 Triton's interpreter cannot combine a scalar condition with a mask, so such masks compare with a width of D or 0.
 
-Arithmetic is in the dtype of the table (float32; float64 in tests).
+Arithmetic is in the dtype of the slot weights (float32; float64 in tests). A bfloat16 table and its log come as int16.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from megatron_fwpkm.ops.kernel_variants import KernelVariant
+from megatron_fwpkm.ops.fast_weight_memory.triton_rounding import narrow, widen
 
 TILE = 32
 """Most pairs that one program sums."""
@@ -64,10 +64,10 @@ def read_rows_kernel(
     columns = block * BLOCK + tl.arange(0, BLOCK)
     inside = columns < D
     pair = (first_row + row) * J
-    read = tl.zeros([BLOCK], TABLE.dtype.element_ty)
+    read = tl.zeros([BLOCK], WEIGHTS.dtype.element_ty)
     for j in tl.range(0, J, loop_unroll_factor=8):
         slot = tl.load(SLOTS + pair + j)
-        read += tl.load(WEIGHTS + pair + j) * tl.load(TABLE + slot * D + columns, mask=inside, other=0.0)
+        read += tl.load(WEIGHTS + pair + j) * widen(tl.load(TABLE + slot * D + columns, mask=inside, other=0))
     if row >= first_kept:
         tl.store(READS + (first_read + row - first_kept) * D + columns, read, mask=inside)
     if row < written:
@@ -78,7 +78,7 @@ def read_rows_kernel(
         tl.store(SQUARES + (first_error + row) * tl.num_programs(1) + block, square)
 
 
-@triton.jit(do_not_specialize=["first_row", "first_pair", "written", "first_token", "first_error", "piece"])
+@triton.jit(do_not_specialize=["first_row", "first_pair", "written", "first_token", "first_error", "piece", "write"])
 def write_rows_kernel(
     TABLE,  # [N, D] in and out
     LOG,  # [P, D] out: rows before the write, at the first position of their segment
@@ -92,12 +92,14 @@ def write_rows_kernel(
     WRITE_WEIGHTS,  # [S] write weights w
     ERRORS,  # [W, D] errors e
     SCALES,  # [pieces] step size before the division by a slot's readers
+    ROUNDING,  # [3] of a bfloat16 table
     first_row,
     first_pair,
     written,
     first_token,
     first_error,
     piece,
+    write,  # number of this write within the call
     D: tl.constexpr,
     J: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -116,7 +118,7 @@ def write_rows_kernel(
         columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = columns < D
         length = tl.load(LENGTHS + position)
-        total = tl.zeros([BLOCK], TABLE.dtype.element_ty)
+        total = tl.zeros([BLOCK], WEIGHTS.dtype.element_ty)
         if UPDATE:
             for x in tl.range(0, tl.minimum(length - rank, TILE).to(tl.int32), loop_unroll_factor=4):
                 pair = tl.load(ORDER + position + x)
@@ -130,13 +132,14 @@ def write_rows_kernel(
                 total += weight * tl.load(address, mask=columns < tl.where(is_written, D, 0), other=0.0)
         if rank == 0:
             slot = tl.load(SLOTS + position)
-            old = tl.load(TABLE + slot * D + columns, mask=inside, other=0.0)
+            old = tl.load(TABLE + slot * D + columns, mask=inside, other=0)
             if KEEP_LOG:
                 tl.store(LOG + position * D + columns, old, mask=inside)
             if UPDATE:
                 if length <= TILE:
-                    step = tl.load(SCALES + piece) / tl.load(COUNTS + position).to(TABLE.dtype.element_ty)
-                    tl.store(TABLE + slot * D + columns, old - step * total, mask=inside)
+                    step = tl.load(SCALES + piece) / tl.load(COUNTS + position).to(SCALES.dtype.element_ty)
+                    new = narrow(widen(old) - step * total, TABLE, ROUNDING, slot, write, BLOCK)
+                    tl.store(TABLE + slot * D + columns, new, mask=inside)
         if UPDATE:
             if length > TILE:
                 tile = partial_row(position, first_pair, head, TILE)
@@ -164,7 +167,7 @@ def sum_partials(PARTIALS, position, length, first_pair, columns, inside, D: tl.
     return total
 
 
-@triton.jit(do_not_specialize=["first_pair", "pairs", "piece"])
+@triton.jit(do_not_specialize=["first_pair", "pairs", "piece", "write"])
 def finish_write_kernel(
     TABLE,  # [N, D] in and out
     PARTIALS,  # [2 * ceil(pairs of the piece / TILE), D]
@@ -173,9 +176,11 @@ def finish_write_kernel(
     LENGTHS,  # [P]
     COUNTS,  # [P]
     SCALES,  # [pieces]
+    ROUNDING,  # [3]
     first_pair,
     pairs,
     piece,
+    write,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
@@ -188,9 +193,10 @@ def finish_write_kernel(
         length = tl.load(LENGTHS + position)
         total = sum_partials(PARTIALS, position, length, first_pair, columns, inside, D, TILE)
         slot = tl.load(SLOTS + position)
-        step = tl.load(SCALES + piece) / tl.load(COUNTS + position).to(TABLE.dtype.element_ty)
+        step = tl.load(SCALES + piece) / tl.load(COUNTS + position).to(SCALES.dtype.element_ty)
         address = TABLE + slot * D + columns
-        tl.store(address, tl.load(address, mask=inside, other=0.0) - step * total, mask=inside)
+        new = widen(tl.load(address, mask=inside, other=0)) - step * total
+        tl.store(address, narrow(new, TABLE, ROUNDING, slot, write, BLOCK), mask=inside)
 
 
 @triton.jit(
@@ -248,13 +254,13 @@ def backward_rows_kernel(
             error = tl.load(ERRORS + (first_error + row) * D + columns, mask=inside, other=0.0)
             weight = tl.load(WRITE_WEIGHTS + first_token + row)
             scale = tl.load(SCALES + piece)
-            pull = tl.zeros([BLOCK], LOG.dtype.element_ty)
+            pull = tl.zeros([BLOCK], WEIGHTS.dtype.element_ty)
             for j in tl.range(0, J, PAIRS):
                 exists = j + some < J
                 source = tl.load(SOURCES + first + j + some, mask=exists, other=-1)
                 place = tl.load(PLACES + first + j + some, mask=exists, other=0)
                 readers = tl.load(COUNTS + place, mask=exists, other=1)
-                step = scale / readers.to(LOG.dtype.element_ty)
+                step = scale / readers.to(SCALES.dtype.element_ty)
                 strength = step * tl.load(WEIGHTS + first + j + some, mask=exists, other=0.0)
                 loaded = (source >= 0)[:, None] & inside[None, :]
                 pushed = tl.load(ADJOINT + source[:, None] * D + columns[None, :], mask=loaded, other=0.0)
@@ -271,7 +277,7 @@ def backward_rows_kernel(
         exists = j + some < J
         place = tl.load(PLACES + first + j + some, mask=exists, other=0)
         loaded = exists[:, None] & inside[None, :]
-        old = tl.load(LOG + place[:, None] * D + columns[None, :], mask=loaded, other=0.0)
+        old = widen(tl.load(LOG + place[:, None] * D + columns[None, :], mask=loaded, other=0))
         tl.store(gradients + j + some, tl.sum(old * grad_read[None, :], 1), mask=exists)
 
 
@@ -350,36 +356,3 @@ def finish_adjoint_kernel(
             total += tl.load(address, mask=columns < width, other=0.0)
             tl.store(address, total, mask=inside)
 
-
-_INDICES = {"SLOTS", "HEADS", "LENGTHS", "COUNTS", "ORDER", "PLACES", "SOURCES", "SINKS"}
-
-
-def _variant(name: str, kernel, sizes: dict[str, int], **more: int) -> KernelVariant:
-    constants, signature = {**sizes, **more}, {}
-    for argument in kernel.arg_names:
-        if argument not in constants:
-            pointer = "*i64" if argument in _INDICES else "*fp32"
-            signature[argument] = pointer if argument.isupper() else "i32"
-    options = {"num_warps": max(1, sizes["BLOCK"] // 128), "enable_fp_fusion": False}
-    return KernelVariant(f"{name} D={sizes['D']}", kernel, signature, constants, options, moves_rows=True)
-
-
-def _variants(columns: int, block: int, pairs: int) -> tuple[KernelVariant, ...]:
-    """All kernels as ``triton_value_chain.py`` launches them for ``pairs`` slots per row."""
-    sizes, held = {"D": columns, "BLOCK": block}, min(8, pairs)
-    read, write, finish_write = read_rows_kernel, write_rows_kernel, finish_write_kernel
-    rows, adjoint, finish_adjoint = backward_rows_kernel, adjoint_rows_kernel, finish_adjoint_kernel
-    return (
-        _variant("values, read", read, sizes, J=pairs),
-        _variant("values, write", write, sizes, J=pairs, TILE=TILE, KEEP_LOG=True, UPDATE=True),
-        _variant("values, log", write, sizes, J=pairs, TILE=TILE, KEEP_LOG=True, UPDATE=False),
-        _variant("values, end of write", finish_write, sizes, TILE=TILE),
-        _variant("values, backward", rows, sizes, J=pairs, PAIRS=held, PULL=True),
-        _variant("values, backward of the last piece", rows, sizes, J=pairs, PAIRS=held, PULL=False),
-        _variant("values, adjoint", adjoint, sizes, J=pairs, TILE=TILE),
-        _variant("values, end of adjoint", finish_adjoint, sizes, TILE=TILE),
-    )
-
-
-KERNEL_VARIANTS = (*_variants(512, 512, 8), *_variants(768, 256, 32))
-"""The paper's shape, and one with several blocks of columns and several passes over pairs."""

@@ -40,13 +40,18 @@ class _Blocks(NamedTuple):
     warps: int
 
 
-def column_blocks(num_columns: int) -> _Blocks:
-    """Blocks that waste the fewest columns, larger ones first; a thread holds four neighbouring float32 of a row."""
+def column_blocks(num_columns: int, item_size: int = 4) -> _Blocks:
+    """Blocks that waste the fewest columns, larger ones first; a thread loads 16 bytes of a row at a time.
+
+    Args:
+        num_columns: D.
+        item_size: bytes of a number of the rows that are moved.
+    """
     if num_columns <= 128:
         size = triton.next_power_of_2(num_columns)
     else:
         size = min((512, 256, 128), key=lambda size: (triton.cdiv(num_columns, size) * size, -size))
-    return _Blocks(size, triton.cdiv(num_columns, size), max(1, size // 128))
+    return _Blocks(size, triton.cdiv(num_columns, size), max(1, size * item_size // 512))
 
 
 def _sizes(num_columns: int, blocks: _Blocks) -> dict[str, Any]:
@@ -54,13 +59,19 @@ def _sizes(num_columns: int, blocks: _Blocks) -> dict[str, Any]:
     return {"D": num_columns, "BLOCK": blocks.size, "num_warps": blocks.warps, "enable_fp_fusion": False}
 
 
+def _bits(table: Tensor) -> Tensor:
+    """What the kernels see of a table: a bfloat16 one as int16."""
+    return table.view(torch.int16) if table.dtype == torch.bfloat16 else table
+
+
 class _Position(NamedTuple):
-    """Where a piece's rows lie in the tensors of all pieces."""
+    """Where a piece's rows lie in the tensors of all pieces; ``write`` counts the pieces that write."""
 
     number: int
     piece: ValuePiece
     first_read: int
     first_error: int
+    write: int
 
     @property
     def rows(self) -> int:
@@ -79,11 +90,12 @@ class _Position(NamedTuple):
 
 
 def _positions(pieces: list[ValuePiece]) -> list[_Position]:
-    result, first_read, first_error = [], 0, 0
+    result, first_read, first_error, write = [], 0, 0, 0
     for number, piece in enumerate(pieces):
-        result.append(_Position(number, piece, first_read, first_error))
+        result.append(_Position(number, piece, first_read, first_error, write))
         first_read += piece.stop - piece.emit_start
         first_error += piece.write_stop - piece.start
+        write += piece.write_stop > piece.start
     return result
 
 
@@ -99,11 +111,11 @@ def read_rows(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
         [R, D].
     """
     rows, width = slots.shape
-    blocks = column_blocks(table.shape[1])
-    reads = table.new_empty(rows, table.shape[1])
+    blocks = column_blocks(table.shape[1], table.itemsize)
+    reads = slot_weights.new_empty(rows, table.shape[1])
     with torch.cuda.device_of(table):
         read_rows_kernel[(rows, blocks.number)](
-            table, slots, slot_weights.contiguous(), reads, reads, reads, reads, reads, 0, 0, 0, 0, 0, 0, 0,
+            _bits(table), slots, slot_weights.contiguous(), reads, reads, reads, reads, reads, 0, 0, 0, 0, 0, 0, 0,
             J=width, **_sizes(table.shape[1], blocks),
         )  # fmt: skip
     return reads
@@ -129,7 +141,7 @@ class TritonValueChain(torch.autograd.Function):
             forward = _Forward(slot_weights, write_weights, targets, table, options, keep, log)
             forward.run()
         squared_errors = forward.squares.sum(1)
-        ctx.options, ctx.num_slots = options, table.shape[0]
+        ctx.options, ctx.num_slots, ctx.table_dtype = options, table.shape[0], values.dtype
         ctx.save_for_backward(forward.slot_weights, forward.write_weights, forward.old_rows, forward.errors)
         ctx.mark_non_differentiable(squared_errors)
         ctx.set_materialize_grads(False)
@@ -148,12 +160,12 @@ class TritonValueChain(torch.autograd.Function):
 class _Chain:
     """What both directions know: the plan, where every piece lies, and how columns are cut."""
 
-    def __init__(self, options: ValueOptions, slot_weights: Tensor, num_columns: int) -> None:
+    def __init__(self, options: ValueOptions, slot_weights: Tensor, num_columns: int, item_size: int) -> None:
         assert isinstance(options.plan, TritonWritePlan)
         self.options, self.plan, self.slot_weights = options, options.plan, slot_weights
         self.positions = _positions(options.pieces)
         self.width, self.num_columns = slot_weights.shape[1], num_columns
-        self.blocks = column_blocks(num_columns)
+        self.blocks = column_blocks(num_columns, item_size)
         self.most_rows = max(position.rows for position in self.positions)
         # Partial sums of long segments, of one piece after the other.
         self.partials = slot_weights.new_empty(2 * triton.cdiv(self.most_rows * self.width, TILE), num_columns)
@@ -181,16 +193,18 @@ class _Forward(_Chain):
         keep: bool,
         log: ValueLog | None,
     ) -> None:
-        super().__init__(options, slot_weights.contiguous(), table.shape[1])
+        super().__init__(options, slot_weights.contiguous(), table.shape[1], table.itemsize)
         self.write_weights, self.targets = write_weights.contiguous(), targets.contiguous()
         self.table, self.keep, self.log = table, keep, log
         last = self.positions[-1]
         returned, written = last.first_read + last.rows - last.first_kept, last.first_error + last.written
-        self.reads = table.new_empty(returned, self.num_columns)
-        self.errors = table.new_empty(written, self.num_columns)
-        self.squares = table.new_empty(written, self.blocks.number)
+        self.reads = slot_weights.new_empty(returned, self.num_columns)
+        self.errors = slot_weights.new_empty(written, self.num_columns)
+        self.squares = slot_weights.new_empty(written, self.blocks.number)
         logged = slot_weights.numel() if keep or log is not None else 0
         self.old_rows = table.new_empty(logged, self.num_columns)
+        # Ignored but by a bfloat16 table.
+        self.rounding = self.plan.counts if options.rounding is None else options.rounding
 
     def run(self) -> None:
         """All pieces."""
@@ -210,7 +224,7 @@ class _Forward(_Chain):
     def _read(self, position: _Position) -> None:
         piece = position.piece
         read_rows_kernel[self.grid(position.rows)](
-            self.table, self.plan.pair_slots, self.slot_weights, self.targets, self.write_weights,
+            _bits(self.table), self.plan.pair_slots, self.slot_weights, self.targets, self.write_weights,
             self.reads, self.errors, self.squares,
             piece.start, position.first_kept, position.first_read, position.written, piece.token, self.options.shift,
             position.first_error, J=self.width, **self.sizes,
@@ -220,15 +234,15 @@ class _Forward(_Chain):
         piece, plan, scales = position.piece, self.plan, self.options.scales
         first, number = self.pairs(position)
         write_rows_kernel[self.grid(number)](
-            self.table, self.old_rows, self.partials, plan.slots, plan.heads, plan.lengths, plan.counts, plan.order,
-            self.slot_weights, self.write_weights, self.errors, scales,
-            piece.start, first, position.written, piece.token, position.first_error, position.number,
+            _bits(self.table), _bits(self.old_rows), self.partials, plan.slots, plan.heads, plan.lengths, plan.counts,
+            plan.order, self.slot_weights, self.write_weights, self.errors, scales, self.rounding,
+            piece.start, first, position.written, piece.token, position.first_error, position.number, position.write,
             J=self.width, TILE=TILE, KEEP_LOG=keep_log, UPDATE=update, **self.sizes,
         )  # fmt: skip
         if update and number > TILE:
             finish_write_kernel[self.grid(triton.cdiv(number, TILE))](
-                self.table, self.partials, plan.slots, plan.heads, plan.lengths, plan.counts, scales,
-                first, number, position.number, TILE=TILE, **self.sizes,
+                _bits(self.table), self.partials, plan.slots, plan.heads, plan.lengths, plan.counts, scales,
+                self.rounding, first, number, position.number, position.write, TILE=TILE, **self.sizes,
             )  # fmt: skip
 
 
@@ -241,8 +255,8 @@ class _Backward(_Chain):
 
     def __init__(self, ctx: Any, grad_reads: Tensor) -> None:
         slot_weights, self.write_weights, self.old_rows, self.errors = ctx.saved_tensors
-        super().__init__(ctx.options, slot_weights, grad_reads.shape[1])
-        self.grad_reads, self.num_slots = grad_reads, ctx.num_slots
+        super().__init__(ctx.options, slot_weights, grad_reads.shape[1], grad_reads.itemsize)
+        self.grad_reads, self.num_slots, self.table_dtype = grad_reads, ctx.num_slots, ctx.table_dtype
         self.wants_values = ctx.needs_input_grad[0]
         self.adjoint_plan = make_adjoint_plan(self.plan, self.options.pieces, self.num_slots, self.wants_values)
         columns, stream_rows = self.num_columns, self.write_weights.shape[0]
@@ -264,7 +278,7 @@ class _Backward(_Chain):
         if self.wants_values:
             # Rows that are not in use go to a row past the last.
             grad_values = self.adjoint.new_zeros(self.num_slots + 1, self.num_columns)
-            grad_values = grad_values.index_copy_(0, self.adjoint_plan.slots, self.adjoint)[:-1]
+            grad_values = grad_values.index_copy_(0, self.adjoint_plan.slots, self.adjoint)[:-1].to(self.table_dtype)
         grad_slot_weights, grad_write_weights = self.grad_slot_weights.sum(1), self.grad_write_weights.sum(1)
         return grad_values, grad_slot_weights, grad_write_weights, self.grad_targets, None, None, None
 
@@ -273,7 +287,7 @@ class _Backward(_Chain):
         is_last = position.number == len(self.positions) - 1
         pull = bool(position.written) and not self.options.frozen and not is_last
         backward_rows_kernel[self.grid(position.rows)](
-            self.adjoint, self.old_rows, self.adjoint_plan.sources, plan.places, plan.counts,
+            self.adjoint, _bits(self.old_rows), self.adjoint_plan.sources, plan.places, plan.counts,
             self.slot_weights, self.write_weights, self.errors, self.options.scales,
             self.grad_reads, self.grad_rows, self.grad_slot_weights, self.grad_write_weights, self.grad_targets,
             piece.start, position.first_kept, position.first_read, position.written, piece.token, self.options.shift,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_fwpkm.ops.fast_weight_memory.precision import full_precision
+from megatron_fwpkm.ops.fast_weight_memory.rounding import round_rows
 from megatron_fwpkm.ops.fast_weight_memory.rows import gather_rows, paired_dots, sum_rows
 from megatron_fwpkm.ops.fast_weight_memory.triton_write_plan import TritonWritePlan
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, WritePlan
@@ -29,6 +30,7 @@ class ValueOptions(NamedTuple):
         scales: [pieces], step size of every write before the division by a slot's readers.
         shift: stream rows from a token to its target: lookahead * B.
         frozen: nothing is written; the errors are still measured.
+        rounding: what the rounding of a bfloat16 table depends on (``rounding.py``), None for other tables.
     """
 
     pieces: list[ValuePiece]
@@ -36,6 +38,7 @@ class ValueOptions(NamedTuple):
     scales: Tensor
     shift: int
     frozen: bool
+    rounding: Tensor | None = None
 
 
 class ValueLog:
@@ -92,7 +95,7 @@ class ValueChain(torch.autograd.Function):
         token_of_pair = plan.order // width
         row_starts = torch.arange(0, num_rows * width, width, device=table.device)
         emitted = sum(piece.stop - piece.emit_start for piece in pieces)
-        reads = table.new_empty(emitted, table.shape[1])
+        reads = slot_weights.new_empty(emitted, table.shape[1])
         errors, old_rows, written_weights = [], [], []
         position = 0
         for number, piece in enumerate(pieces):
@@ -100,7 +103,8 @@ class ValueChain(torch.autograd.Function):
             pairs = slice(piece.start * width, piece.stop * width)
             slots = plan.slots[segments]
             old = gather_rows(table, slots)
-            read = sum_rows(old, plan.places[pairs], row_starts[: piece.stop - piece.start], flat_weights[pairs])
+            wide = old.to(slot_weights.dtype)
+            read = sum_rows(wide, plan.places[pairs], row_starts[: piece.stop - piece.start], flat_weights[pairs])
             length = piece.stop - piece.emit_start
             reads[position : position + length] = read[piece.emit_start - piece.start :]
             position += length
@@ -116,12 +120,15 @@ class ValueChain(torch.autograd.Function):
                 # Rows that are read but not written have weight zero; the clamp only keeps their address legal.
                 tokens = (token_of_pair[pairs] - piece.start).clamp_(max=written - 1)
                 change = sum_rows(error, tokens, plan.starts[segments] - piece.start * width, changes[pairs])
-                table.index_copy_(0, slots, torch.sub(old, change, out=change))
+                torch.sub(wide, change, out=change)
+                if options.rounding is not None:
+                    change = round_rows(change, slots, options.rounding, len(errors) - 1)
+                table.index_copy_(0, slots, change)
                 if log is not None:
                     log.rows.append(slots)
                     log.old_values.append(old)
         squares = [error.square().sum(-1).mul_(weight) for error, weight in zip(errors, written_weights, strict=True)]
-        ctx.options, ctx.num_slots = options, table.shape[0]
+        ctx.options, ctx.num_slots, ctx.table_dtype = options, table.shape[0], values.dtype
         ctx.save_for_backward(slot_weights, write_weights, steps, *old_rows, *(errors if keep else []))
         squared_errors = torch.cat(squares) if squares else reads.new_zeros(0)
         ctx.mark_non_differentiable(squared_errors)
@@ -152,7 +159,7 @@ class _Backward:
         self.old_rows, self.errors = rows[: len(self.pieces)], rows[len(self.pieces) :]
         self.width = slot_weights.shape[1]
         self.slot_weights, self.write_weights, self.steps = slot_weights.flatten(), write_weights, steps
-        self.grad_reads, self.num_slots = grad_reads.contiguous(), ctx.num_slots
+        self.grad_reads, self.num_slots, self.table_dtype = grad_reads.contiguous(), ctx.num_slots, ctx.table_dtype
         self.wants_values = ctx.needs_input_grad[0]
         self.grad_slot_weights = torch.empty_like(self.slot_weights)
         self.grad_write_weights = torch.zeros_like(write_weights)
@@ -181,6 +188,7 @@ class _Backward:
         if self.wants_values:
             grad_values = self.adjoint.new_zeros(self.num_slots, self.adjoint.shape[1])
             grad_values[self.touched] = self.adjoint
+            grad_values = grad_values.to(self.table_dtype)
         grad_slot_weights = self.grad_slot_weights.view(-1, self.width)
         return grad_values, grad_slot_weights, self.grad_write_weights, self.grad_targets, None, None, None
 
@@ -196,6 +204,7 @@ class _Backward:
             grad_read = torch.cat([unreturned, grad_emitted])
         compact = self.compact[segments]
         is_last = number == len(self.pieces) - 1
+        old = self.old_rows[number].to(grad_emitted.dtype)
         grad_weights = self.grad_slot_weights[pairs]
         if error is not None and not self.options.frozen and not is_last:
             written = error.shape[0]
@@ -214,9 +223,9 @@ class _Backward:
             dots = paired_dots(error * weights, pushed, plan.places[head], starts[:written], owners_of_head)
             torch.mul(dots, -self.steps[head], out=self.grad_slot_weights[head])
             self.grad_slot_weights[piece.write_stop * width : piece.stop * width] = 0
-            grad_weights += paired_dots(grad_read, self.old_rows[number], places, starts, owners)
+            grad_weights += paired_dots(grad_read, old, places, starts, owners)
         else:
-            grad_weights.copy_(paired_dots(grad_read, self.old_rows[number], places, starts, owners))
+            grad_weights.copy_(paired_dots(grad_read, old, places, starts, owners))
         sorted_rows = self.sorted_owners[pairs] - piece.start
         change = sum_rows(grad_read, sorted_rows, plan.starts[segments] - pairs.start, self.sorted_weights[pairs])
         self.adjoint.index_add_(0, compact, change)

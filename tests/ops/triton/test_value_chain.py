@@ -187,6 +187,7 @@ def test_blocks_waste_no_columns(columns: int, size: int, number: int) -> None:
     blocks = column_blocks(columns)
     assert (blocks.size, blocks.number) == (size, number)
     assert blocks.warps == max(1, size // 128)
+    assert column_blocks(columns, 2).warps == max(1, size // 256)
 
 
 @pytest.fixture
