@@ -1,9 +1,9 @@
 """Fast weights of every data-parallel replica, in torch.distributed.checkpoint form, for any engine.
 
-Keys: `layer{N}/replica{r}/{sub_keys, values}` and, where tokens wait to be written, `.../pending/{queries, targets,
-gates, mask}`. A tensor that a rank holds in part (its columns or rows) is stored as one global tensor, so loading at
-another tensor- or pipeline-parallel size is exact. At another data-parallel size --fwpkm-load-dp-rule says which saved
-replica's memory a replica takes.
+Keys: `layer{N}/replica{r}/{sub_keys, values}`; for bfloat16 values `.../rounding` (the seed and the number of writes so
+far); where tokens wait to be written, `.../pending/{queries, targets, gates, mask}`. A tensor that a rank holds in part
+(its columns or rows) is stored as one global tensor, so loading at another tensor- or pipeline-parallel size is exact.
+At another data-parallel size --fwpkm-load-dp-rule says which saved replica's memory a replica takes.
 """
 
 from __future__ import annotations
@@ -134,12 +134,16 @@ class FastWeightStore:
         for layer, local in targets:
             waiting = {name.removeprefix("pending/"): t for name, t in local.items() if name.startswith("pending/")}
             pending = PendingTokens(**waiting) if waiting else None
-            layer.load_fast_weights(FastWeightState(local["sub_keys"], local["values"], pending))
+            state = FastWeightState(local["sub_keys"], local["values"], pending, local.get("rounding"))
+            layer.load_fast_weights(state)
         return notice
 
     def _tensors(self, weights: FastWeightState) -> dict[str, Tensor]:
         """The tensors of a state by their name in the store."""
         tensors = {"sub_keys": weights.sub_keys, "values": weights.values}
+        if weights.rounding is not None:
+            # The third number, a rank's first column, belongs to the layout.
+            tensors["rounding"] = weights.rounding[:2]
         if weights.pending is not None:
             waiting = {f"pending/{name}": getattr(weights.pending, name) for name in PENDING_FIELDS}
             tensors |= {name: tensor for name, tensor in waiting.items() if tensor is not None}
@@ -151,6 +155,8 @@ class FastWeightStore:
         """Empty tensors of this rank's shapes for everything that is stored of a layer."""
         weights = layer.fast_weights()
         local = {"sub_keys": torch.empty_like(weights.sub_keys), "values": torch.empty_like(weights.values)}
+        if weights.rounding is not None and key_of(layer.layer_number, replica, "rounding") in stored:
+            local["rounding"] = torch.empty_like(weights.rounding[:2])
         for name in PENDING_FIELDS:
             found = stored.get(key_of(layer.layer_number, replica, f"pending/{name}"))
             if found is not None:

@@ -8,8 +8,8 @@ from .fwpkm import FwPKMConfig
 from .model import ModelConfig
 from .pretrain import PretrainConfig
 
-TABLE_ELEMENT_BYTES = 4
-"""Fast weights are float32 always (DESIGN section 2.6)."""
+_SUB_KEY_BYTES = 4
+"""Sub-keys are float32 always (DESIGN section 2.6)."""
 
 
 def ffn_hidden_size(model: ModelConfig) -> int:
@@ -89,7 +89,13 @@ def sub_key_elements(config: PretrainConfig) -> int:
 
 def table_bytes(config: PretrainConfig, ranks: int = 1) -> int:
     """Bytes of one memory's tables on each of `ranks` that share it."""
-    return TABLE_ELEMENT_BYTES * table_elements(config, ranks)
+    values = num_slots(config.fwpkm) * config.fwpkm.value_dim * value_bytes(config)
+    return (values + _SUB_KEY_BYTES * sub_key_elements(config)) // ranks
+
+
+def value_bytes(config: PretrainConfig) -> int:
+    """Bytes of one number in a values table."""
+    return 2 if config.fwpkm.table_dtype == "bf16" else 4
 
 
 @dataclass(frozen=True)

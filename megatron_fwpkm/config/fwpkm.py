@@ -52,6 +52,8 @@ class FwPKMConfig:
     check_consistency_interval: int = 100
     """Iterations between two checks that the tensor- and context-parallel ranks which share a memory read and write it
     alike (a hash of chosen slots, gates and some queries); 0 turns them off."""
+    table_dtype: Literal["fp32", "bf16"] = "fp32"
+    """How the values are stored: bf16 halves table and undo log; writes then round stochastically, by the seed."""
     implementation: Literal["auto", "reference", "sparse", "triton"] = "auto"
     """What computes the memory: dense autograd (reference), torch on touched rows only (sparse), or kernels that do the
     same on a GPU (triton); auto takes triton on CUDA where it can run these sizes, and sparse elsewhere."""

@@ -27,7 +27,7 @@ class TrainingConfig:
     seed: int = 1234
     """Seed of initialisation, data order and memory."""
     bf16: bool = False
-    """Compute in bfloat16 with float32 master weights; the memory's tables are float32 always."""
+    """Compute in bfloat16 with float32 master weights; the memory's tables follow --fwpkm-table-dtype."""
     recompute_granularity: Literal["full", "selective"] | None = None
     """Compute whole layers, or parts of them, again in the backward pass instead of keeping their activations; memories
     are never recomputed."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from .data import TOKENIZERS_WITHOUT_FILE
 from .derived import ffn_hidden_size, kv_channels, num_query_groups, replica_size, rotary_dim, round_up
+from .fwpkm import FwPKMConfig
 from .pretrain import PretrainConfig
 from .ranges import values_out_of_range
 
@@ -80,6 +81,14 @@ def _windows(config: PretrainConfig) -> Iterator[str]:
             yield f"--window-size {left},0 has no meaning: LEFT is the number of tokens before a token, or -1 for all"
 
 
+def _tables(fwpkm: FwPKMConfig) -> Iterator[str]:
+    if fwpkm.table_dtype == "bf16" and fwpkm.implementation == "reference":
+        yield (
+            "--fwpkm-table-dtype bf16 is not for --fwpkm-implementation reference, which computes in one dtype: take "
+            "auto, sparse or triton, or --fwpkm-table-dtype fp32"
+        )
+
+
 def _memory(config: PretrainConfig) -> Iterator[str]:
     fwpkm, model = config.fwpkm, config.model
     wrong = [number for number in fwpkm.layer_numbers if not 1 <= number <= model.num_layers]
@@ -109,6 +118,7 @@ def _memory(config: PretrainConfig) -> Iterator[str]:
             f"--fwpkm-key-dim {fwpkm.key_dim} must be even, for a query is cut into halves; take "
             f"{fwpkm.key_dim - 1} or {fwpkm.key_dim + 1}"
         )
+    yield from _tables(fwpkm)
     if fwpkm.normalize_targets and fwpkm.value_dim < 2:
         yield "--fwpkm-value-dim 1 cannot be z-scored: take at least 2, or --no-fwpkm-normalize-targets"
     if fwpkm.lookahead >= fwpkm.chunk_size:

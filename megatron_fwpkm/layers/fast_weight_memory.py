@@ -127,13 +127,13 @@ class FastWeightProductKeyMemory(FastWeightTables):
         normalized = rms_normalize(x, self.query_norm.eps)  # shared: the norms differ in their weights only
         queries = self.query_proj(self.query_norm.scale(normalized).to(x.dtype))
         value_input = sharding.copy_to_shards(self.value_norm.scale(normalized).to(x.dtype))
-        values = self.value_proj(value_input).to(self.values.dtype)
+        values = self.value_proj(value_input).to(self.sub_keys.dtype)
         if self.config.fwpkm.normalize_targets:
             values = standardize(values, sharding)
         gates = None
         if self.config.fwpkm.gate:
             logits = self.gate_proj(self.gate_norm.scale(normalized).to(x.dtype))
-            gates = logits.to(self.values.dtype).sigmoid()
+            gates = logits.to(self.sub_keys.dtype).sigmoid()
         output = self._remember(queries, values, gates, write_mask)
         if gates is None:
             output = output + values
@@ -148,7 +148,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
 
         With context parallelism every rank brings its tokens, and all of them go through this rank's tables.
         """
-        queries = self.context.gather_tokens(queries).to(self.values.dtype)
+        queries = self.context.gather_tokens(queries).to(self.sub_keys.dtype)
         gates = None if gates is None else self.context.gather_tokens(gates)
         per_sequence = queries.transpose(0, 1).unflatten(-1, (self.config.fwpkm.num_heads, -1))
         targets = self.context.tokens_to_columns(values).transpose(0, 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_fwpkm.config import FwPKMConfig
 from megatron_fwpkm.layers.seeding import derived_seed
-from megatron_fwpkm.ops import FastWeightState, PendingTokens, ResetJournal, UndoLog
+from megatron_fwpkm.ops import FastWeightState, PendingTokens, ResetJournal, UndoLog, make_rounding
 
 _TABLES = ("sub_keys", "values")
 _ROWS_AT_ONCE = 8192
@@ -39,12 +39,12 @@ def initial_values(fwpkm: FwPKMConfig, seed: int, layer_number: int, columns: sl
     at a time.
 
     Returns:
-        [num_slots, number of columns] float32 on the CPU.
+        [num_slots, number of columns] in the table's dtype on the CPU.
     """
     generator = torch.Generator().manual_seed(derived_seed(seed, "values", layer_number))
     num_slots = fwpkm.num_subkeys**2
     width = len(range(fwpkm.value_dim)[columns])
-    values = torch.empty(num_slots, width)
+    values = torch.empty(num_slots, width, dtype=torch.bfloat16 if fwpkm.table_dtype == "bf16" else torch.float32)
     rows = torch.empty(min(_ROWS_AT_ONCE, num_slots), fwpkm.value_dim)
     for start in range(0, num_slots, _ROWS_AT_ONCE):
         stop = min(start + _ROWS_AT_ONCE, num_slots)
@@ -54,9 +54,11 @@ def initial_values(fwpkm: FwPKMConfig, seed: int, layer_number: int, columns: sl
 
 
 class FastWeightTables(MegatronModule):
-    """A module that owns one memory's tables, as float32 buffers outside state dict, optimizer and DDP.
+    """A module that owns one memory's tables, as buffers outside state dict, optimizer and DDP.
 
-    ``.half()``, ``.bfloat16()``, ``.to(dtype)`` and Float16Module move the tables between devices but never cast them.
+    ``.half()``, ``.bfloat16()``, ``.to(dtype)`` and Float16Module move the tables between devices but never cast them:
+    sub-keys are float32, values as ``--fwpkm-table-dtype`` says. How bfloat16 values are rounded depends on the seed,
+    the layer and the number of writes so far, which a checkpoint holds and ``preserve_fast_weights`` puts back.
 
     Args:
         config: the transformer configuration, with ``fwpkm`` and ``init_seed``.
@@ -67,6 +69,7 @@ class FastWeightTables(MegatronModule):
 
     sub_keys: Tensor
     values: Tensor
+    rounding: Tensor | None
 
     def __init__(self, config, layer_number: int, rows: slice, columns: slice) -> None:  # type: ignore[no-untyped-def]
         super().__init__(config)
@@ -78,17 +81,22 @@ class FastWeightTables(MegatronModule):
         self._preserving: list[ResetJournal] = []
         for name, table in zip(_TABLES, self._initial_tables(), strict=True):
             self.register_buffer(name, table, persistent=False)
+        rounding = None
+        if config.fwpkm.table_dtype == "bf16":
+            rounding = make_rounding(derived_seed(config.init_seed, "rounding", layer_number), columns.start or 0)
+        self.register_buffer("rounding", rounding, persistent=False)
         self._mark_untouched()
 
     def fast_weights(self) -> FastWeightState:
         """The tables themselves (not copies: they change with the next forward) and the tokens that wait."""
-        return FastWeightState(self.sub_keys, self.values, self.pending)
+        return FastWeightState(self.sub_keys, self.values, self.pending, self.rounding)
 
     def load_fast_weights(self, state: FastWeightState) -> None:
         """Copy ``state`` into the tables, for example from a checkpoint. ``reset`` still means the initial memory.
 
         Args:
-            state: this rank's rows of the sub-keys and columns of the values.
+            state: this rank's rows of the sub-keys and columns of the values; of its rounding the seed and the number
+                of writes are taken over.
 
         Raises:
             ValueError: a table has another shape than this memory's.
@@ -104,6 +112,8 @@ class FastWeightTables(MegatronModule):
         with torch.no_grad():
             self.sub_keys.copy_(state.sub_keys)
             self.values.copy_(state.values)
+            if self.rounding is not None and state.rounding is not None:
+                self.rounding[:2] = state.rounding[:2]
         self.pending = state.pending
         self._find_touched()
 
@@ -129,6 +139,7 @@ class FastWeightTables(MegatronModule):
     def preserve_fast_weights(self) -> Iterator[None]:
         """Undo bit for bit at exit whatever is written, reset or loaded inside. May be nested."""
         outer = self.pending, self._journal, self._touched
+        rounding = None if self.rounding is None else self.rounding.clone()
         # Inside, both go on as copies, because a reset empties them.
         self._journal, self._touched = copy.deepcopy(self._journal), self._touched.clone()
         self._preserving.append(ResetJournal(self.values.shape[0], self.values.device))
@@ -137,6 +148,8 @@ class FastWeightTables(MegatronModule):
         finally:
             self._preserving.pop().restore_(self.values, self.sub_keys)
             self.pending, self._journal, self._touched = outer
+            if self.rounding is not None and rounding is not None:
+                self.rounding.copy_(rounding)
 
     def coverage(self) -> float:
         """Share of the slots that differ from the initial memory because they were written."""

@@ -22,6 +22,7 @@ from ..config.derived import (
     stage_parameters,
     sub_key_elements,
     table_bytes,
+    value_bytes,
 )
 
 _GRADIENT_BYTES = 4
@@ -175,7 +176,7 @@ def _memories(config: PretrainConfig, stage: int) -> int:
 
 def _row_bytes(config: PretrainConfig) -> int:
     """One saved row of a values table on a rank."""
-    return 4 * config.fwpkm.value_dim // _sharing_ranks(config) + _INDEX_BYTES
+    return value_bytes(config) * config.fwpkm.value_dim // _sharing_ranks(config) + _INDEX_BYTES
 
 
 def _sharing_ranks(config: PretrainConfig) -> int:

@@ -18,6 +18,9 @@ from ..checkpoint.agreement import any_rank
 from ..config import PretrainConfig
 from ..ops import FastWeightState
 
+_ROWS_AT_ONCE = 8192
+"""Rows of a bfloat16 table that are averaged together."""
+
 
 class SharedMemory(Protocol):
     """What the checks need of a memory layer."""
@@ -55,15 +58,21 @@ def keep_replicas_together(
 
 @torch.no_grad()
 def average_memories(memories: Sequence[SharedMemory]) -> None:
-    """Give every data-parallel replica the mean of all tables, in place; waiting tokens stay where they are."""
+    """Give every data-parallel replica the mean of all tables, in place; waiting tokens stay where they are.
+
+    The mean of bfloat16 values is taken in float32, some rows at a time, and rounded to the nearest.
+    """
     group = parallel_state.get_data_parallel_group()
     if group.size() == 1:
         return
     for memory in memories:
         weights = memory.fast_weights()
         for table in (weights.sub_keys, weights.values):
-            dist.all_reduce(table, group=group)
-            table.div_(group.size())
+            rows = table.split(table.shape[0] if table.dtype == torch.float32 else _ROWS_AT_ONCE)
+            for part in rows:
+                mean = part.float()
+                dist.all_reduce(mean, group=group)
+                part.copy_(mean.div_(group.size()))
 
 
 def check_choices(iteration: int, memories: Sequence[SharedMemory], device: torch.device) -> None:

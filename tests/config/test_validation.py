@@ -57,6 +57,10 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--fwpkm-layer-numbers 0", "layers 1 to 4 (--num-layers) (the paper counts from 0: add 1)"),
         ("--fwpkm-layer-numbers 2 2", "--fwpkm-layer-numbers names 2 more than once"),
         ("--fwpkm-num-subkeys 4", "--fwpkm-topk 8 is more than the 4 sub-keys of a half (--fwpkm-num-subkeys); take at most 4"),
+        (
+            "--fwpkm-table-dtype bf16 --fwpkm-implementation reference",
+            "--fwpkm-table-dtype bf16 is not for --fwpkm-implementation reference, which computes in one dtype: take auto",
+        ),
         ("--fwpkm-key-dim 33", "--fwpkm-key-dim 33 must be even, for a query is cut into halves; take 32 or 34"),
         ("--fwpkm-value-dim 1", "--fwpkm-value-dim 1 cannot be z-scored: take at least 2, or --no-fwpkm-normalize-targets"),
         ("--fwpkm-lookahead 64 --fwpkm-chunk-size 64", "--fwpkm-lookahead 64 leaves nothing to write of --fwpkm-chunk-size 64 tokens: take a lookahead of at most 63"),

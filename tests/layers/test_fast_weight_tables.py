@@ -82,6 +82,37 @@ def test_bfloat16_model_writes_float32_tables() -> None:
     assert len(written) and not torch.equal(written, written.bfloat16().float())
 
 
+def test_bfloat16_tables_stay_what_they_are_and_count_their_writes() -> None:
+    block = memory(table_dtype="bf16")
+    assert block.sub_keys.dtype == torch.float32 and block.rounding is not None
+    assert torch.equal(block.values, initial_values(FwPKMConfig(num_subkeys=8, value_dim=16), 1234, 2).bfloat16())
+    before = snapshot(block)
+    seed = block.rounding.clone()
+    for cast in ("half", "double", "float"):
+        getattr(block, cast)()
+    assert equal(snapshot(block), before) and block.values.dtype == torch.bfloat16
+    assert torch.equal(block.rounding, seed) and block.rounding.dtype == torch.int64
+    out = block(hidden(1))
+    assert out.dtype == torch.float32 and block.values.dtype == torch.bfloat16
+    out.square().sum().backward()
+    assert block.query_proj.weight.grad is not None and block.query_proj.weight.grad.abs().sum() > 0
+    writes = block.rounding[1].item()
+    assert writes == 48 // block.chunk_size and torch.equal(block.rounding[[0, 2]], seed[[0, 2]])
+    after = snapshot(block)
+    with block.preserve_fast_weights():
+        block(hidden(2))
+        assert block.rounding[1] == 2 * writes
+    assert block.rounding[1] == writes and equal(snapshot(block), after)
+
+
+def test_a_loaded_rounding_keeps_this_rank_s_first_column() -> None:
+    whole, part = memory(table_dtype="bf16"), memory(table_dtype="bf16")
+    assert whole.rounding is not None and part.rounding is not None
+    whole(hidden(1))
+    part.load_fast_weights(FastWeightState(part.sub_keys, part.values, None, whole.rounding + 100))
+    assert part.rounding.tolist() == [whole.rounding[0].item() + 100, whole.rounding[1].item() + 100, 0]
+
+
 def test_tables_are_outside_state_dict_and_parameters() -> None:
     block = memory()
     assert not {"values", "sub_keys"} & set(block.state_dict())
@@ -131,9 +162,10 @@ def test_preserved_memory_is_bit_for_bit_as_before(reset: str) -> None:
     assert equal(snapshot(block), initial), "what a reset restores is preserved as well"
 
 
+@pytest.mark.parametrize("table_dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("reset", _RESETS)
-def test_loaded_memory_knows_what_differs_from_the_initial_one(reset: str) -> None:
-    trained, fresh = memory(reset=reset), memory(reset=reset)
+def test_loaded_memory_knows_what_differs_from_the_initial_one(reset: str, table_dtype: str) -> None:
+    trained, fresh = (memory(reset=reset, table_dtype=table_dtype) for _ in range(2))
     initial = snapshot(fresh)
     trained(hidden(1))
     fresh.load_fast_weights(trained.fast_weights())

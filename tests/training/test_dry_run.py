@@ -182,6 +182,14 @@ def test_stored_bytes_follow_from_the_parameters():
     assert found.total == sum(getattr(found, part) for part in type(found).__dataclass_fields__)
 
 
+def test_bfloat16_tables_halve_table_and_log():
+    fp32, bf16 = BASE, replace(BASE, fwpkm=replace(BASE.fwpkm, table_dtype="bf16"))
+    sub_keys = 4 * BASE.fwpkm.num_heads * BASE.fwpkm.num_subkeys * BASE.fwpkm.key_dim
+    assert 2 * (table_bytes(bf16) - sub_keys) == table_bytes(fp32) - sub_keys
+    assert undo_log_bytes(fp32) - undo_log_bytes(bf16) == 4 * (2 * 64 * 8) * 2 * 64
+    assert estimate_memory(bf16, 512, 1).tables == table_bytes(bf16)
+
+
 def test_a_reset_costs_a_journal_and_a_pipeline_keeps_micro_batches():
     plain = estimate_memory(BASE, 512, 1)
     journal = estimate_memory(replace(BASE, fwpkm=replace(BASE.fwpkm, reset="step")), 512, 1)

@@ -126,13 +126,21 @@ def halves_equal_the_whole(config: PretrainConfig, folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("bf16", "distributed_optimizer", "reset"),
-    [(False, False, "never"), (True, False, "step"), (False, True, "step"), (True, True, "never")],
+    ("bf16", "distributed_optimizer", "reset", "table_dtype"),
+    [
+        (False, False, "never", "fp32"),
+        (True, False, "step", "bf16"),
+        (False, True, "step", "fp32"),
+        (True, True, "never", "fp32"),
+        (False, False, "never", "bf16"),
+    ],
 )
-def test_resume_is_bit_for_bit(tmp_path: Path, bf16: bool, distributed_optimizer: bool, reset: str) -> None:
+def test_resume_is_bit_for_bit(
+    tmp_path: Path, bf16: bool, distributed_optimizer: bool, reset: str, table_dtype: str
+) -> None:
     config = change(BASE, "training", bf16=bf16)
     config = change(config, "parallel", use_distributed_optimizer=distributed_optimizer)
-    config = change(config, "fwpkm", reset=reset)
+    config = change(config, "fwpkm", reset=reset, table_dtype=table_dtype)
     losses = halves_equal_the_whole(config, tmp_path / "checkpoint")
     assert losses[0] == pytest.approx(math.log(VOCABULARY), rel=0.05)
 

@@ -304,7 +304,8 @@ def _run_touched_rows(
     *,
     in_place: bool,
 ) -> ChainResult:
-    tables, rounding = (state.sub_keys, state.values), state.rounding
+    tables = state.sub_keys, state.values
+    rounding = state.rounding if state.values.dtype == torch.bfloat16 else None
     if implementation == "sparse":
         return run_chains(stream, *tables, pieces, options, sharding, in_place=in_place, rounding=rounding)
     # Imported where it runs: triton is missing on most machines without a GPU.
