@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks import memory, model, preprocess, stages
+from benchmarks import checkpoint, memory, model, preprocess, stages
 from benchmarks.report import Report
 
 
@@ -29,6 +29,9 @@ BENCHMARKS = {
     ),
     "layer": Benchmark("one memory layer, forward and backward", model.add_layer_arguments, model.run_layer),
     "model": Benchmark("a training step with memories and without", model.add_model_arguments, model.run_model),
+    "checkpoint": Benchmark(
+        "saving and loading large memories, with and without --async-save", checkpoint.add_arguments, checkpoint.run
+    ),
     "preprocess": Benchmark(
         "preparing a corpus: every --accelerator against SentencePiece alone", preprocess.add_arguments, preprocess.run
     ),

@@ -7,12 +7,12 @@ ranks and are done by the training processes; only the writing is left to the ch
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.state_dict_saver import (
@@ -21,6 +21,8 @@ from megatron.core.dist_checkpointing.strategies.state_dict_saver import (
 )
 from torch import Tensor
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+
+from .results_queue import new_results_queue
 
 
 class BackgroundWriter:
@@ -60,8 +62,13 @@ class _Writer(FileSystemWriterAsync):
         """Stage what `plan` says, as Megatron does."""
         super().prepare_write_data(plan, planner)
         if self.results_queue is not None:
-            self._manager = multiprocessing.get_context("spawn").Manager()
-            self.results_queue = self._manager.Queue()
+            self.results_queue = new_results_queue()
+
+
+def replace_megatrons_queue() -> None:
+    """Let Megatron's writers, in the foreground, too, answer over a queue that outlives stop signals."""
+    if filesystem_async._results_queue is None:
+        filesystem_async._results_queue = new_results_queue()
 
 
 def request_to_save(state: dict[str, Tensor], folder: Path) -> AsyncRequest:

@@ -1,8 +1,13 @@
-"""Three repairs that let Megatron's distributed optimizer resume on torch's AdamW.
+"""Repairs that let megatron-core 0.16.1's distributed optimizer save what it holds, and resume on torch's AdamW.
 
-Without Transformer Engine and Apex, megatron-core 0.16.1 steps torch.optim.AdamW, which keeps `step` as a tensor per
-parameter, and its DistributedOptimizer was written for FusedAdam, which does not. Left alone, loading fails or, worse,
-continues with a drifting step. With FusedAdam nothing here does anything.
+Saving (any Adam): gradients lie in buckets with padding behind each, the states that are gathered lie without it, and
+the positions that cut them into parameters count it. From the second bucket on every parameter's states are another's:
+with overlapped gradient reduction, and with tied embeddings over pipeline stages (NVIDIA/Megatron-LM, pull request
+5077).
+
+Loading (torch's AdamW, so without Transformer Engine and Apex): it keeps `step` as a tensor per parameter, and the
+distributed optimizer was written for FusedAdam, which does not. Left alone, loading fails or, worse, goes on with a
+drifting step.
 """
 
 from __future__ import annotations
@@ -17,11 +22,40 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 
-def _affected(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
-    """The distributed optimizers inside `optimizer` that step torch's Adam."""
+def _distributed(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
+    """The distributed optimizers inside `optimizer`."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part for part in parts if isinstance(part, DistributedOptimizer)]
+
+
+def _affected(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
+    """Those of them that step torch's Adam."""
     torch_adam = (torch.optim.Adam, torch.optim.AdamW)
-    return [p for p in parts if isinstance(p, DistributedOptimizer) and isinstance(p.optimizer, torch_adam)]
+    return [part for part in _distributed(optimizer) if isinstance(part.optimizer, torch_adam)]
+
+
+def _without_padding(buffer: Any) -> dict[torch.nn.Parameter, tuple[int, int, int]]:
+    """Start, end and bucket of every parameter, where the buckets stand without the padding behind them."""
+    padding, removed = 0, []
+    for bucket in buffer.buckets:
+        removed.append(padding)
+        padding += bucket.grad_data.numel() - bucket.numel_unpadded
+    places = buffer.param_index_map.items()
+    return {param: (start - removed[bucket], end - removed[bucket], bucket) for param, (start, end, bucket) in places}
+
+
+@contextmanager
+def repaired_positions(optimizer: MegatronOptimizer) -> Iterator[None]:
+    """Inside, `optimizer.sharded_state_dict` finds every parameter's states where they are."""
+    buffers = [buffer for part in _distributed(optimizer) for buffer in part.buffers]
+    kept = [buffer.param_index_map for buffer in buffers]
+    for buffer in buffers:
+        buffer.param_index_map = _without_padding(buffer)
+    try:
+        yield
+    finally:
+        for buffer, places in zip(buffers, kept, strict=True):
+            buffer.param_index_map = places
 
 
 def _copy_known_states(self: DistributedOptimizer, model_param: torch.nn.Parameter, tensors: dict[str, Any]) -> None:

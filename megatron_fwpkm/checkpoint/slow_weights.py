@@ -11,7 +11,8 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
-from .optimizer_resume import repaired_for_loading
+from .background import replace_megatrons_queue
+from .optimizer_resume import repaired_for_loading, repaired_positions
 
 if TYPE_CHECKING:
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -37,6 +38,12 @@ def _model_state(chunks: Sequence[nn.Module]) -> dict[str, Any]:
         f"chunk{number}": unwrap(chunk).sharded_state_dict(metadata=dict(METADATA))  # type: ignore[operator]
         for number, chunk in enumerate(chunks)
     }
+
+
+def _optimizer_state(optimizer: MegatronOptimizer, model: dict[str, Any], *, is_loading: bool) -> dict[str, Any]:
+    """State of the optimizer under the names of `model`'s parameters; of placeholders for loading."""
+    with repaired_positions(optimizer):
+        return optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(METADATA))
 
 
 def _take_over(chunks: Sequence[nn.Module], loaded: dict[str, Any]) -> None:
@@ -69,8 +76,9 @@ def _save(
     later: bool,
 ) -> AsyncRequest | None:
     state: dict[str, Any] = {"model": _model_state(chunks)}
-    state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=False, metadata=dict(METADATA))
+    state["optimizer"] = _optimizer_state(optimizer, state["model"], is_loading=False)
     state["scheduler"] = scheduler.state_dict()
+    replace_megatrons_queue()
     return dist_checkpointing.save(
         state,
         str(folder),
@@ -98,7 +106,7 @@ def load_slow_weights(
     assert scheduler is not None, "optimizer and scheduler are loaded together"
     with repaired_for_loading(optimizer):
         state: dict[str, Any] = {"model": _model_state(chunks)}
-        state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=dict(METADATA))
+        state["optimizer"] = _optimizer_state(optimizer, state["model"], is_loading=True)
         loaded = dist_checkpointing.load(state, str(folder))
         _take_over(chunks, loaded)
         optimizer.load_state_dict(loaded["optimizer"])

@@ -177,11 +177,18 @@ def num_parameters(config: PretrainConfig, vocab_size: int) -> int:
     return sum(part.total for part in parameters_by_part(config, vocab_size).values())
 
 
+def chunk_layers(config: PretrainConfig) -> int:
+    """Layers of a model chunk: of a pipeline stage, or of one of the parts of an interleaved one; rounded down."""
+    parallel = config.parallel
+    chunks = parallel.pipeline_model_parallel_size * parallel.num_virtual_stages_per_pipeline_rank
+    return config.model.num_layers // chunks
+
+
 def stage_layers(config: PretrainConfig, stage: int) -> tuple[int, ...]:
     """Layer numbers (from 1) of a pipeline stage, all its chunks together; the chunks must divide the layers."""
     stages = config.parallel.pipeline_model_parallel_size
     chunks = config.parallel.num_virtual_stages_per_pipeline_rank
-    share = config.model.num_layers // (stages * chunks)
+    share = chunk_layers(config)
     starts = [(chunk * stages + stage) * share for chunk in range(chunks)]
     return tuple(start + number for start in starts for number in range(1, share + 1))
 

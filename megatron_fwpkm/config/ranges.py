@@ -60,7 +60,7 @@ _AT_LEAST: dict[tuple[str, str], float] = {
             "check_weight_hash_across_dp_replicas_interval",
         )  # fmt: skip
     },
-    **{("training", name): 0 for name in ("eval_iters", "seed")},
+    **{("training", name): 0 for name in ("eval_iters", "seed", "cpu_offloading_num_layers")},
     ("checkpoint", "save_interval"): 1,
     ("checkpoint", "keep_last"): 0,
     ("logging", "log_interval"): 1,

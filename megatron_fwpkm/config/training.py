@@ -37,6 +37,9 @@ class TrainingConfig:
     """With --recompute-granularity full: layers of a unit (uniform), or number of recomputed layers (block)."""
     recompute_modules: tuple[Literal["core_attn", "mlp"], ...] = ("core_attn",)
     """With --recompute-granularity selective: the parts of a layer that are recomputed."""
+    cpu_offloading_num_layers: int = 0
+    """Layers of every model chunk, from its first, whose activations wait in host memory for the backward pass; what a
+    memory keeps stays on the device."""
     check_weight_hash_across_dp_replicas_interval: int | None = None
     """Iterations between two checks that all data-parallel replicas have equal slow weights; default none."""
     num_threads: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from .activation_rules import activation_problems
 from .data import TOKENIZERS_WITHOUT_FILE
 from .derived import ffn_hidden_size, kv_channels, num_query_groups, replica_size, rotary_dim, round_up
 from .fwpkm import FwPKMConfig
@@ -31,7 +32,7 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
     if alone:
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
-        _attention, _windows, _memory, _layout, _pipeline, _context, _recompute,
+        _attention, _windows, _memory, _layout, _pipeline, _context, activation_problems,
         _schedule, _data, _splits, _tokenizer, _needles, _checkpoints,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]
@@ -197,24 +198,6 @@ def _context(config: PretrainConfig) -> Iterator[str]:
                 f"{flag} {value} is spread over --tensor-model-parallel-size {tensor} times --context-parallel-size "
                 f"{context} ranks: take {_near_multiples(value, ranks)}"
             )
-
-
-def _recompute(config: PretrainConfig) -> Iterator[str]:
-    training = config.training
-    granularity, layers = training.recompute_granularity, training.recompute_num_layers
-    given = {"--recompute-method": training.recompute_method, "--recompute-num-layers": layers}
-    if granularity == "full":
-        missing = [flag for flag, value in given.items() if value is None]
-        if missing:
-            yield f"--recompute-granularity full needs {' and '.join(missing)}, like uniform and 1"
-        share = config.model.num_layers // config.parallel.pipeline_model_parallel_size
-        share //= config.parallel.num_virtual_stages_per_pipeline_rank
-        if layers is not None and layers > share > 0:
-            yield f"--recompute-num-layers {layers} is more than the {share} layers that a model chunk has"
-        return
-    for flag, value in given.items():
-        if value is not None:
-            yield f"{flag} {value} belongs to --recompute-granularity full: give it, or remove {flag}"
 
 
 def _schedule(config: PretrainConfig) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +25,7 @@ from megatron_fwpkm.layers.attention import WindowedAttention
 from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
 from megatron_fwpkm.layers.norm import RMSNorm
 from megatron_fwpkm.layers.seeding import seeded
+from megatron_fwpkm.models.offload import offloading
 from megatron_fwpkm.models.transformer_config import FwPKMTransformerConfig
 
 
@@ -42,7 +44,7 @@ class FwPKMTransformerLayer(TransformerLayer):
     Args:
         config: transformer configuration.
         submodules: what to build.
-        layer_number: counted from 1 within the pipeline stage.
+        layer_number: counted from 1 within the model chunk.
         kwargs: passed on to megatron's layer.
     """
 
@@ -54,6 +56,7 @@ class FwPKMTransformerLayer(TransformerLayer):
         **kwargs: object,
     ) -> None:
         offset = get_transformer_layer_offset(config, kwargs.get("vp_stage"))
+        self._offloaded = layer_number <= config.offloaded_layers
         with seeded(config.init_seed, "layer", layer_number + offset):
             super().__init__(config, submodules, layer_number, **kwargs)
             memory_kwargs = {} if submodules.memory is IdentityOp else {"pg_collection": self.pg_collection}
@@ -68,8 +71,12 @@ class FwPKMTransformerLayer(TransformerLayer):
     def forward_without_memory(
         self, hidden_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor | None]:
-        """Pass what the memory made, [s, b, h], through attention and MLP: the part that may be recomputed."""
-        return super().forward(hidden_states, *args, **kwargs)
+        """Pass what the memory made, [s, b, h], through attention and MLP: what may be recomputed or offloaded."""
+        with self._offloading():
+            return super().forward(hidden_states, *args, **kwargs)
+
+    def _offloading(self) -> AbstractContextManager[None]:
+        return offloading(self.parameters()) if self._offloaded else nullcontext()
 
 
 def layer_spec(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:

@@ -21,11 +21,13 @@ class FwPKMTransformerConfig(TransformerConfig):
         fwpkm: the memory.
         layer_windows: per layer of the whole model the tokens an attention sees to its left, None for all.
         init_seed: seed of slow weights and initial fast weights.
+        offloaded_layers: layers of a model chunk, from its first, whose activations wait in host memory.
     """
 
     fwpkm: FwPKMConfig = field(default_factory=FwPKMConfig)
     layer_windows: tuple[int | None, ...] = ()
     init_seed: int = 1234
+    offloaded_layers: int = 0
 
 
 def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
@@ -37,6 +39,8 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
         fwpkm=config.fwpkm,
         layer_windows=layer_windows(model),
         init_seed=training.seed,
+        # Not megatron's cpu_offloading_num_layers, which asks for Transformer Engine.
+        offloaded_layers=training.cpu_offloading_num_layers,
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         ffn_hidden_size=ffn_hidden_size(model),

@@ -170,6 +170,8 @@ def memory_table(config: PretrainConfig, vocab_size: int, world_size: int) -> Ta
     for name, values in rows.items():
         table.add_row(name, *(format_bytes(value) for value in values))
     table.add_row("together, about", *(format_bytes(one.total) for one in found), style="bold")
+    if config.training.cpu_offloading_num_layers:
+        table.add_row("in host memory, about", *(format_bytes(one.offloaded) for one in found))
     return table
 
 

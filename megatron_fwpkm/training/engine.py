@@ -284,8 +284,7 @@ def build_chunks(config: PretrainConfig, padded_vocab_size: int, device: torch.d
             post_process=parallel_state.is_pipeline_last_stage(**position),
             vp_stage=stage,
         ).to(device)
-        # Batched sends mix up the chunks of an interleaved pipeline: wrong gradients without an error.
-        assert not core.config.batch_p2p_comm
+        assert not core.config.batch_p2p_comm, "batched sends give an interleaved pipeline wrong gradients, silently"
         model: nn.Module = Float16Module(core.config, core) if config.training.bf16 else core
         # The first chunk's gradients come last, so only they are reduced in buckets as they come.
         chunks.append(DistributedDataParallel(core.config, ddp, model, disable_bucketing=bool(chunks)))

@@ -41,13 +41,15 @@ class MemoryEstimate:
     optimizer: int
     tables: int
     undo_log: int
-    """At most: rows that the micro-batches in flight overwrite, and the journal that a reset needs."""
+    """At most: rows and sub-keys that the micro-batches in flight overwrite, and the journal that a reset needs."""
     activations: int
     """About: what autograd keeps for the micro-batches in flight."""
+    offloaded: int
+    """About: activations that wait in host memory instead, no part of the total."""
 
     @property
     def total(self) -> int:
-        """Everything together."""
+        """Everything on the device together."""
         return self.weights + self.gradients + self.optimizer + self.tables + self.undo_log + self.activations
 
 
@@ -71,7 +73,8 @@ def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, st
         optimizer=optimizer,
         tables=memories * table_bytes(config, tensor * context),
         undo_log=memories * (round(in_flight * undo_log_bytes(config)) + _journal_bytes(config, replicas)),
-        activations=round(in_flight * activation_bytes(config, vocab_size, stage)) + _recomputed_bytes(config, stage),
+        activations=round(in_flight * activation_bytes(config, vocab_size, stage)) + _passing_bytes(config, stage),
+        offloaded=round(in_flight * offloaded_bytes(config, stage)),
     )
 
 
@@ -91,14 +94,18 @@ def micro_batches(config: PretrainConfig, replicas: int) -> int:
 
 
 def undo_log_bytes(config: PretrainConfig) -> int:
-    """Upper bound of one memory's undo log for one micro-batch on a rank: no two reads of a chunk meet in a slot."""
+    """Upper bound of one memory's undo log for one micro-batch on a rank: no two reads of a chunk meet in a slot.
+
+    While sub-keys move, backward keeps them as every chunk found them; the first chunk's are those of the log.
+    """
     fwpkm, training = config.fwpkm, config.training
     full, tail = divmod(config.model.seq_length, fwpkm.chunk_size)
     chunks = [fwpkm.chunk_size] * full + [tail] * (tail > 0)
     reads = fwpkm.num_heads * fwpkm.topk * training.micro_batch_size
     rows = sum(min(num_slots(fwpkm), tokens * reads) for tokens in chunks)
     sub_keys = 4 * sub_key_elements(config) // _sharing_ranks(config)
-    return rows * _row_bytes(config) + sub_keys
+    moving = fwpkm.inner_lr * fwpkm.addressing_weight > 0
+    return rows * _row_bytes(config) + (sub_keys * len(chunks) if moving else 0)
 
 
 def activation_bytes(config: PretrainConfig, vocab_size: int, stage: int) -> int:
@@ -110,9 +117,9 @@ def activation_bytes(config: PretrainConfig, vocab_size: int, stage: int) -> int
     model, parallel, fwpkm = config.model, config.parallel, config.fwpkm
     tensor, size = parallel.tensor_model_parallel_size, 2 if config.training.bf16 else 4
     layers = len(stage_layers(config, stage))
-    recomputed = _recomputed_layers(config, stage)
+    recomputed, offloaded = _recomputed_layers(config, stage), _offloaded_layers(config, stage)
     inputs = size * model.hidden_size // (tensor if parallel.sequence_parallel else 1)
-    own = layer_bytes_per_token(config) * (layers - recomputed) + inputs * _recompute_units(config, stage)
+    own = layer_bytes_per_token(config) * (layers - recomputed - offloaded) + inputs * _recompute_units(config, stage)
     memories = _memories(config, stage)
     # Values of all tokens in fewer columns are as many as those of this rank's tokens.
     own += ((10 + 7 * size // 2) * model.hidden_size + 18 * fwpkm.value_dim // tensor) * memories
@@ -123,6 +130,14 @@ def activation_bytes(config: PretrainConfig, vocab_size: int, stage: int) -> int
         own += 4 * vocabulary // tensor + (8 + size) * model.hidden_size
     tokens = config.training.micro_batch_size * model.seq_length
     return tokens // parallel.context_parallel_size * own + tokens * everyones
+
+
+def offloaded_bytes(config: PretrainConfig, stage: int) -> int:
+    """About what layers keep in host memory for one micro-batch on a rank of a stage.
+
+    A tensor that two operations keep lies there twice; that is up to a quarter more.
+    """
+    return _own_tokens(config) * layer_bytes_per_token(config) * _offloaded_layers(config, stage)
 
 
 def layer_bytes_per_token(config: PretrainConfig) -> int:
@@ -159,14 +174,24 @@ def _recompute_units(config: PretrainConfig, stage: int) -> int:
     return min(recomputed, -(-recomputed // (training.recompute_num_layers or 1)) + _memories(config, stage))
 
 
-def _recomputed_bytes(config: PretrainConfig, stage: int) -> int:
-    """What the backward pass of one unit of layers makes anew while it lasts."""
+def _offloaded_layers(config: PretrainConfig, stage: int) -> int:
+    """Layers of a stage whose activations wait on the host."""
+    chunks = config.parallel.num_virtual_stages_per_pipeline_rank
+    return min(len(stage_layers(config, stage)), config.training.cpu_offloading_num_layers * chunks)
+
+
+def _passing_bytes(config: PretrainConfig, stage: int) -> int:
+    """What one unit of layers needs while it lasts: made anew for its backward, or on its way to the host."""
     training = config.training
-    if not _recomputed_layers(config, stage):
+    if not _recomputed_layers(config, stage) and not _offloaded_layers(config, stage):
         return 0
     layers = (training.recompute_num_layers or 1) if training.recompute_method == "uniform" else 1
-    own_tokens = training.micro_batch_size * config.model.seq_length // config.parallel.context_parallel_size
-    return own_tokens * layers * layer_bytes_per_token(config)
+    return _own_tokens(config) * layers * layer_bytes_per_token(config)
+
+
+def _own_tokens(config: PretrainConfig) -> int:
+    """Tokens of a micro-batch whose activations a rank makes."""
+    return config.training.micro_batch_size * config.model.seq_length // config.parallel.context_parallel_size
 
 
 def _memories(config: PretrainConfig, stage: int) -> int:

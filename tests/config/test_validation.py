@@ -29,6 +29,7 @@ def config_of(*words: str) -> PretrainConfig:
         ("--fwpkm-layer-numbers none --fwpkm-topk 600 --seq-length 8", 3),
         ("--window-size 23,0 -1,0 0,0 127,0", 1),
         ("--lr-decay-style WSD --lr-warmup-iters 100 --lr-wsd-decay-iters 900", None),
+        ("--cpu-offloading-num-layers 4 --recompute-granularity selective", None),
         ("--data-path 0.3 a 0.7 b --split 1,0,0 --eval-iters 0", None),
         ("--data-path none --train-data-path a --valid-data-path b", None),
         ("--needle-fraction 0.5 --fwpkm-reset document --save x --resume --load y --finetune --save-interval 2", None),
@@ -82,6 +83,8 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--recompute-granularity full --recompute-method block", "--recompute-granularity full needs --recompute-num-layers, like uniform and 1"),
         ("--recompute-granularity full --recompute-method block --recompute-num-layers 5", "--recompute-num-layers 5 is more than the 4 layers that a model chunk has"),
         ("--recompute-granularity selective --recompute-method block", "--recompute-method block belongs to --recompute-granularity full: give it, or remove --recompute-method"),
+        ("--cpu-offloading-num-layers 3 --pipeline-model-parallel-size 2", "--cpu-offloading-num-layers 3 is more than the 2 layers that a model chunk has"),
+        ("--cpu-offloading-num-layers 2 --recompute-granularity full --recompute-method block --recompute-num-layers 1", "--cpu-offloading-num-layers 2 has nothing to offload with --recompute-granularity full, which keeps no activations: take --recompute-granularity selective"),
         # schedule
         ("--lr-warmup-iters 1000", "--lr-warmup-iters 1000 does not end before the decay does (--train-iters 1000): shorten the warm-up"),
         ("--lr-warmup-iters 50 --lr-decay-iters 50", "--lr-warmup-iters 50 does not end before the decay does (--lr-decay-iters 50)"),

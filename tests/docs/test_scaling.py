@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from megatron_fwpkm.config.derived import replica_size
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.config.validation import validate
 from megatron_fwpkm.training.dry_run import format_bytes, vocabulary_size
-from megatron_fwpkm.training.memory_estimate import estimate_memory
+from megatron_fwpkm.training.memory_estimate import estimate_memory, undo_log_bytes
 from tests.docs.markdown import ROOT
 
 TEXT = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
@@ -20,7 +21,7 @@ ROWS = re.findall(r"^\| (\d+) \| (none|`--[^`]*`) \| (\d+) \|(.*)\|$", TEXT, re.
 
 
 def test_the_command_is_that_of_the_rows():
-    assert " ".join(LONG[2:]) in TEXT and len(ROWS) == 7 and {row[0] for row in ROWS} == {"1", "8", "64"}
+    assert " ".join(LONG[2:]) in TEXT and len(ROWS) == 8 and {row[0] for row in ROWS} == {"1", "8", "64"}
 
 
 @pytest.mark.parametrize(("gpus", "layout", "tokens", "figures"), ROWS)
@@ -32,6 +33,8 @@ def test_128k_tokens(gpus: str, layout: str, tokens: str, figures: str):
     found = estimate_memory(config, vocabulary_size(config), int(gpus))
     expected = [format_bytes(n) for n in (found.tables, found.undo_log, found.activations, found.total)]
     assert [figure.strip() for figure in figures.split("|")] == expected
+    if found.offloaded:
+        assert f"({format_bytes(found.offloaded)} in host memory)" in TEXT
 
 
 def test_numbers_per_token_of_the_base_model():
@@ -47,3 +50,10 @@ def test_numbers_per_token_of_the_base_model():
     assert f"({proposals} S numbers per token" in text and 16 * proposals < forward < 64 * proposals / 2
     kept = (5 * queries + 64 * reads) * 131072
     assert f"({format_bytes(kept)} at" in text
+
+
+def test_copies_of_moving_sub_keys():
+    config = parse_pretrain(LONG).config
+    still = replace(config, fwpkm=replace(config.fwpkm, addressing_weight=0.0))
+    copies = undo_log_bytes(config) - undo_log_bytes(still)
+    assert f"with the undo log: {format_bytes(copies)} / S\n" in TEXT

@@ -226,3 +226,20 @@ def test_layout_errors_name_the_flags() -> None:
         distributed_run(ParallelConfig(distributed_backend="nccl"), BASE.training),
     ):
         pass
+
+
+def test_batched_sends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With them an interleaved pipeline has wrong gradients without an error."""
+    from megatron_fwpkm.training import engine
+
+    def with_batched_sends(*args: Any, **kwargs: Any) -> Any:
+        model = build(*args, **kwargs)
+        assert model.config.batch_p2p_comm is False
+        model.config.batch_p2p_comm = True
+        return model
+
+    build = engine.build_model
+    monkeypatch.setattr(engine, "build_model", with_batched_sends)
+    refused = pytest.raises(AssertionError, match="batched sends give an interleaved pipeline wrong gradients")
+    with distributed_run(BASE.parallel, BASE.training) as world, refused:
+        engine.build_chunks(BASE, VOCABULARY, world.device)
