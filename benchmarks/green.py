@@ -19,7 +19,7 @@ QUICK_TESTS = tuple(
 )
 """The memory against the dense oracle, the reference vectors and itself cut into calls, on the CPU."""
 
-GPU_TESTS = ("tests/gpu",)
+GPU_TESTS = ("tests/gpu", "tests/ops/triton")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

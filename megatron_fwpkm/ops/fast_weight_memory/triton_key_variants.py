@@ -1,0 +1,74 @@
+"""The forms in which the kernels of the sub-keys are launched, for the compile gate: the paper's, and one with top 32.
+
+The constants of each launch are those that ``triton_key_steps.py`` and ``product_key/triton.py`` pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import triton
+
+from megatron_fwpkm.ops.fast_weight_memory import triton_key_kernels as keys
+from megatron_fwpkm.ops.fast_weight_memory.triton_key_steps import KeyShape
+from megatron_fwpkm.ops.kernel_variants import KernelVariant
+from megatron_fwpkm.ops.product_key import triton_kernels as choice
+from megatron_fwpkm.ops.product_key.reference import ENTROPY_EPSILON, IDW_EPSILON
+
+_TYPES = {"INDICES": "*i32", "POSITIONS": "*i32", "SLOTS": "*i64", "ORDER": "*i64", "STARTS": "*i64"}
+_EPSILONS = {"EPSILON": IDW_EPSILON, "ENTROPY_EPSILON": ENTROPY_EPSILON}
+
+
+def _variant(name: str, kernel: Any, warps: int, *constants: Mapping[str, Any], **more: Any) -> KernelVariant:
+    known: dict[str, Any] = _EPSILONS | more
+    for some in constants:
+        known |= some
+    names = kernel.arg_names
+    used = {argument: value for argument, value in known.items() if argument in names}
+    signature = {
+        argument: _TYPES.get(argument, "*fp32") if argument.isupper() else "i32"
+        for argument in names
+        if argument not in used
+    }
+    return KernelVariant(name, kernel, signature, used, {"num_warps": warps, "enable_fp_fusion": False})
+
+
+def _variants(shape: KeyShape, heads: int) -> tuple[KernelVariant, ...]:
+    """All kernels as they are launched for idw scores."""
+    label = f"k={shape.topk} n={shape.count} h={shape.half_dim}"
+    row, token, segment = shape.per_row(), shape.per_token(), shape.per_segment()
+    segment |= {"SEGMENTS": 2 * heads * shape.count, "K": shape.topk, "IDW": True}
+    pairs = triton.next_power_of_2(sum(shape.topk // (i + 1) for i in range(shape.topk)))
+    chosen = {
+        **{"N": shape.num_subkeys, "K": shape.topk, "K_PADDED": row["K_PADDED"], "IDW": True, "PAIRS_PADDED": pairs},
+        **{"H": shape.half_dim, "H_PADDED": triton.next_power_of_2(shape.half_dim), "STATISTICS": True},
+        **{"N_PADDED": triton.next_power_of_2(shape.num_subkeys), "ROUNDING": 1e-6},
+    }
+    means = {"N": shape.num_subkeys}
+    still = {"PULLS": None, "PARTIAL_TOTALS": None, "TOTALS": False}
+    absent = ("PROBABILITIES", "PULLS", "GRAD_PULLS", "MEANS", "GRAD_SLOPES", "STEP", "GRAD_MOVED")
+    return (
+        _variant(f"select {label}", choice.select_kernel, 1, chosen),
+        _variant(f"slots {label}", choice.slots_kernel, 1, chosen),
+        _variant(f"reader sum {label}", keys.reader_sum_kernel, 4, HEADS=heads, BLOCK=512),
+        _variant(f"pull {label}", keys.pull_kernel, 1, token, means),
+        _variant(f"spread {label}", keys.spread_kernel, 1, token),
+        _variant(f"tiles of a move {label}", keys.tile_kernel, 4, segment, still),
+        _variant(f"tiles of a gradient {label}", keys.tile_kernel, 4, segment, TOTALS=True),
+        _variant(f"end of a move {label}", keys.finish_kernel, 4, segment, still, ADDED=True),
+        _variant(f"end of a gradient {label}", keys.finish_kernel, 4, segment, TOTALS=True, ADDED=True),
+        _variant(f"pull gradient {label}", keys.pull_gradient_kernel, 4, row),
+        _variant(f"token backward {label}", keys.token_backward_kernel, 4, row, means, MOVED=True),
+        _variant(
+            f"token backward, unmoved {label}",
+            *(keys.token_backward_kernel, 4, row, means, dict.fromkeys(absent)),
+            MOVED=False,
+        ),
+    )
+
+
+KERNEL_VARIANTS = (
+    *_variants(KeyShape(8, "idw", 512, 0, 512, 256), heads=1),
+    *_variants(KeyShape(32, "idw", 1024, 0, 1024, 128), heads=4),
+)
