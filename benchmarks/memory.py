@@ -46,7 +46,7 @@ def prepare(case: Case) -> tuple[Callable[[], None], dict[str, Any]]:
     """
     import torch
 
-    from megatron_fwpkm.ops import FastWeightState, fast_weight_memory, fast_weight_memory_
+    from megatron_fwpkm.ops import FastWeightState, fast_weight_memory, fast_weight_memory_, make_rounding
 
     s, training, device = case.shape, case.mode == "training", case.device
     torch.manual_seed(0)  # drawn on the CPU: the same numbers on every device
@@ -58,7 +58,9 @@ def prepare(case: Case) -> tuple[Callable[[], None], dict[str, Any]]:
     direction = torch.randn(s.batch, s.tokens, s.value_dim).to(device)
     # The form each implementation is meant to be used in: the dense one makes new tables anyway.
     function = fast_weight_memory if case.implementation == "reference" else fast_weight_memory_
-    states, first = [FastWeightState(sub_keys, values.to(getattr(torch, s.table_dtype)))], dict[str, Any]()
+    rounding = make_rounding(0, device=device) if s.table_dtype == "bfloat16" else None
+    values = values.to(getattr(torch, s.table_dtype))
+    states, first = [FastWeightState(sub_keys, values, rounding=rounding)], dict[str, Any]()
     del sub_keys, values
 
     def call() -> None:
@@ -135,9 +137,10 @@ def measure_shape(shape: Shape, implementations: Sequence[str], device: str, rep
     for mode in MODES:
         sides = {}
         for implementation in implementations:
+            if shape.table_dtype == "bfloat16" and implementation == "reference":
+                continue  # computes in one dtype
             sides[implementation] = measure_apart(Case(shape, implementation, mode, device, repeats))
-        # A table in bfloat16 is written with stochastic rounding: another draw of it is another, equally right result.
-        check_agreement(sides, 2e-3 if shape.table_dtype == "float32" else 2e-2)
+        check_agreement(sides)
         found[mode] = sides
     return found
 
@@ -237,10 +240,10 @@ def _goals(modes: dict[str, Any]) -> list[Goal]:
 
 
 def _series(results: list[dict[str, Any]], mode: str, names: Sequence[str]) -> dict[str, list[float | None]]:
-    """Median milliseconds of every shape by implementation; None where it failed."""
-    sides = {name: [result["modes"][mode][name] for result in results] for name in names}
+    """Median milliseconds of every shape by implementation; None where it failed or does not take the shape."""
+    sides = {name: [result["modes"][mode].get(name, {}) for result in results] for name in names}
     return {
-        name: [None if "failed" in side else statistics.median(side["milliseconds"]) for side in found]
+        name: [statistics.median(side["milliseconds"]) if "milliseconds" in side else None for side in found]
         for name, found in sides.items()
     }
 

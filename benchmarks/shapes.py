@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Shape:
         return " ".join(different) or "base"
 
 
-def around(base: Shape, *changes: tuple[str, Iterable[int]]) -> tuple[Shape, ...]:
+def around(base: Shape, *changes: tuple[str, Iterable[Any]]) -> tuple[Shape, ...]:
     """`base`, then every change of one size from it."""
-    return (base, *(replace(base, **{name: value}) for name, values in changes for value in values))  # type: ignore[arg-type]
+    return (base, *(replace(base, **{name: value}) for name, values in changes for value in values))
 
 
 PAPER = Shape(1, 4096, 1, 8, 512, 512, 512, 512)
@@ -44,12 +45,12 @@ GRIDS: dict[str, tuple[Shape, ...]] = {
     "cpu": around(
         Shape(1, 1024, 1, 8, 256, 128, 128, 256),
         ("batch", [4]), ("tokens", [4096]), ("chunk_size", [64]), ("topk", [32]), ("num_subkeys", [512]),
-        ("value_dim", [512]), ("heads", [4]),
+        ("value_dim", [512]), ("heads", [4]), ("table_dtype", ["bfloat16"]),
     ),
     "gpu": around(
         Shape(8, 4096, 1, 8, 512, 512, 512, 512),
         ("batch", [1]), ("tokens", [512, 16384]), ("chunk_size", [128, 2048]), ("topk", [1, 32]),
-        ("num_subkeys", [128, 1024]), ("value_dim", [128, 1024]), ("heads", [4]),
+        ("num_subkeys", [128, 1024]), ("value_dim", [128, 1024]), ("heads", [4]), ("table_dtype", ["bfloat16"]),
     ),
     "rehearsal": (Shape(2, 48, 1, 4, 16, 16, 16, 16),),
 }  # fmt: skip

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from benchmarks.shapes import Shape
 
 FLOAT = 4
-"""Bytes of queries, targets, sub-keys, logged rows and gradients."""
+"""Bytes of queries, targets, sub-keys and gradients."""
 
 
 def forward_stages(shape: Shape, distinct_rows: Sequence[int], *, training: bool) -> dict[str, int]:
@@ -25,7 +25,7 @@ def forward_stages(shape: Shape, distinct_rows: Sequence[int], *, training: bool
     """
     tokens, rows, chunks = shape.batch * shape.tokens, sum(distinct_rows), len(distinct_rows)
     pairs = tokens * shape.heads * shape.topk
-    table, row = (2 if shape.table_dtype == "bfloat16" else FLOAT) * shape.value_dim, FLOAT * shape.value_dim
+    table, row = _bytes_of_rows(shape)
     sub_keys = FLOAT * shape.heads * shape.num_subkeys * shape.key_dim
     return {
         # Queries and sub-keys in, an index and a score per pair out; then the sub-keys move.
@@ -33,22 +33,27 @@ def forward_stages(shape: Shape, distinct_rows: Sequence[int], *, training: bool
         # Rows and targets in, reads and errors out.
         "read": rows * table + 3 * tokens * row + 2 * FLOAT * pairs,
         # Errors in; a row goes in, out and into the log.
-        "write": rows * (2 * table + (row if training else 0)) + tokens * row + 2 * FLOAT * pairs,
+        "write": rows * (3 if training else 2) * table + tokens * row + 2 * FLOAT * pairs,
     }
 
 
 def backward_stages(shape: Shape, distinct_rows: Sequence[int]) -> dict[str, int]:
     """Bytes of each stage of a backward over all chunks; arguments as in :func:`forward_stages`."""
     tokens, rows, chunks = shape.batch * shape.tokens, sum(distinct_rows), len(distinct_rows)
-    pairs, row = tokens * shape.heads * shape.topk, FLOAT * shape.value_dim
+    pairs, (table, row) = tokens * shape.heads * shape.topk, _bytes_of_rows(shape)
     queries = FLOAT * tokens * shape.heads * shape.key_dim
     sub_keys = FLOAT * shape.heads * shape.num_subkeys * shape.key_dim
     return {
         # Logged rows and their adjoints, errors and gradient in; gradients of read and target out.
-        "backward_token": rows * 2 * row + 4 * tokens * row + 3 * FLOAT * pairs,
+        "backward_token": rows * (table + row) + 4 * tokens * row + 3 * FLOAT * pairs,
         "adjoint": rows * 2 * row + tokens * row + 2 * FLOAT * pairs,
         "backward_selection": 2 * queries + 3 * chunks * sub_keys + 2 * FLOAT * pairs,
     }
+
+
+def _bytes_of_rows(shape: Shape) -> tuple[int, int]:
+    """Of a row of the table or of its log, and of a row of anything else."""
+    return (2 if shape.table_dtype == "bfloat16" else FLOAT) * shape.value_dim, FLOAT * shape.value_dim
 
 
 def call_bytes(shape: Shape, distinct_rows: Sequence[int], *, training: bool) -> int:

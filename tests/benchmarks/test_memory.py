@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ def test_all_implementations_compute_the_same() -> None:
     check_agreement(sides)
 
 
+def test_a_bfloat16_table_is_measured_without_the_reference() -> None:
+    shape = replace(SHAPE, table_dtype="bfloat16")
+    sides = {name: measure(Case(shape, name, "training", "cpu", 1)) for name in ("sparse",)}
+    full = measure(Case(SHAPE, "sparse", "training", "cpu", 1))
+    assert sides["sparse"]["norms"]["gates"] != full["norms"]["gates"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "measure_apart", measured)
+        found = memory.measure_shape(shape, ("reference", "sparse"), "cpu", 1)
+    assert {tuple(modes) for modes in found.values()} == {("sparse",)}
+
+
 def test_bytes_are_counted_by_stage() -> None:
     shape = Shape(2, 8, 1, 3, 16, 4, 32, 4)
     # 16 tokens, 48 pairs, 30 rows of 128 bytes in two chunks, sub-keys of 256 bytes.
@@ -48,6 +60,7 @@ def test_bytes_are_counted_by_stage() -> None:
     # Inference logs nothing; half the bytes a row in bfloat16.
     half = Shape(2, 8, 1, 3, 16, 4, 32, 4, "bfloat16")
     logged = 30 * 128
+    assert backward_stages(half, [10, 20])["backward_token"] == 30 * (64 + 128) + 4 * 16 * 128 + 48 * 12
     assert call_bytes(shape, [10, 20], training=False) == sum(forward.values()) - logged
     assert forward_stages(half, [10, 20], training=False)["write"] == 30 * 64 * 2 + 16 * 128 + 48 * 8
 
