@@ -54,7 +54,8 @@ lint: $(VENV)/.ready-dev ## Check style, types, the import rule, shell scripts a
 format: $(VENV)/.ready-dev ## Sort imports and mend what ruff can mend
 	@$(bin)/ruff check --fix .
 
-bench: setup ## Run the benchmarks of the memory
+bench: setup ## Measure the memory: at the paper's shape and over sizes (4 minutes on a CPU)
+	@$(bin)/python -m benchmarks.run memory --grid paper
 	@$(bin)/python -m benchmarks.run memory
 
 docs: setup ## Write the generated documents anew (docs/options.md)
