@@ -28,6 +28,9 @@ _BLOCK_ELEMENTS = 1 << 25
 
 _WARP = {"num_warps": 1, "enable_fp_fusion": False}
 
+_NUMBERS = 256
+"""Numbers of all tokens of a program, 8 to a thread, unless one token has more."""
+
 _ROUNDING = 8
 """Roundings a cost may be off by, twice as many as in ``selection.py``: here a doubt costs next to nothing."""
 
@@ -111,7 +114,9 @@ def _select_block(
     indices = torch.empty(groups, tokens, topk, dtype=torch.int32, device=queries.device)
     costs = queries.new_empty(groups, tokens, topk)
     num_subkeys = sub_keys.shape[1]
-    select_kernel[(tokens, groups)](
+    padded = triton.next_power_of_2(num_subkeys)
+    rows = max(1, _NUMBERS // padded)
+    select_kernel[(triton.cdiv(tokens, rows), groups)](
         propose_costs(queries, sub_keys, key_squares, score),
         queries,
         sub_keys,
@@ -124,11 +129,12 @@ def _select_block(
         first_key,
         ROUNDING=_ROUNDING * torch.finfo(queries.dtype).eps,
         N=num_subkeys,
-        N_PADDED=triton.next_power_of_2(num_subkeys),
+        N_PADDED=padded,
         H=half_dim,
         H_PADDED=triton.next_power_of_2(half_dim),
         K=topk,
         K_PADDED=triton.next_power_of_2(topk),
+        ROWS=rows,
         IDW=score != "dot_product",
         **_WARP,
     )
@@ -157,7 +163,9 @@ def select_slots(
     slots = torch.empty(tokens, heads, topk, dtype=torch.int64, device=device)
     positions = torch.empty(2, tokens, heads, topk, dtype=torch.int32, device=device)
     probabilities = torch.empty_like(kept.costs) if statistics else None
-    slots_kernel[(tokens, heads)](
+    pairs = triton.next_power_of_2(sum(topk // (i + 1) for i in range(topk)))
+    rows = max(1, _NUMBERS // pairs)
+    slots_kernel[(triton.cdiv(tokens, rows), heads)](
         kept.indices,
         kept.costs,
         scores,
@@ -170,7 +178,8 @@ def select_slots(
         N=num_subkeys,
         K=topk,
         K_PADDED=triton.next_power_of_2(topk),
-        PAIRS_PADDED=triton.next_power_of_2(sum(topk // (i + 1) for i in range(topk))),
+        PAIRS_PADDED=pairs,
+        ROWS=rows,
         IDW=score != "dot_product",
         STATISTICS=statistics,
         **_WARP,

@@ -2,8 +2,9 @@
 """Triton kernels that choose sub-keys and slots.
 
 Shapes: G = heads * 2 groups (group = head * 2 + half), M tokens, n sub-keys per list, k = topk, h = key_dim / 2. Names
-in capitals with PADDED are the next powers of two. One program is one warp and serves one token of one group or head:
-nothing in it waits for another warp, and what it computes for a token does not depend on the other tokens.
+in capitals with PADDED are the next powers of two. A program is one warp, so that nothing in it waits for another; it
+serves ROWS tokens of one group or head, one of them where the lists are long. What it computes for a token does not
+depend on the other tokens.
 
 Addresses are 64-bit. Arithmetic is in the dtype of the sub-keys (float32; float64 in tests).
 """
@@ -18,6 +19,17 @@ import triton.language as tl
 def _ordered(bits):
     """Whole numbers in the order of the float32 numbers with these bits; it is its own inverse."""
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def _last_doubtful(candidate, norms, square, ROUNDING: tl.constexpr, COLUMN_BITS: tl.constexpr, IDW: tl.constexpr):
+    """The last candidate that rounding may have put behind the k-th one."""
+    # The largest number the k-th can stand for, and how far its exact cost and another's may be off.
+    last = _ordered(candidate | COLUMN_BITS).to(tl.float32, bitcast=True).to(norms.dtype)
+    doubt = norms * ROUNDING + tl.abs(last) * 2.4e-7
+    if IDW:
+        doubt += tl.abs(last + square) * ROUNDING
+    return _ordered((last + doubt).to(tl.float32).to(tl.int32, bitcast=True)) | COLUMN_BITS
 
 
 @triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key"])
@@ -39,9 +51,10 @@ def select_kernel(
     H_PADDED: tl.constexpr,
     K: tl.constexpr,
     K_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
     IDW: tl.constexpr,
 ):
-    """The k sub-keys of lowest exact cost, equal costs: lowest index first. Grid: (M, G).
+    """The k sub-keys of lowest exact cost, equal costs: lowest index first. Grid: (blocks of ROWS tokens, G).
 
     Candidates come in the order of their proposals. Each is scored exactly and replaces the worst of the k best so far
     if it is better. After k of them, the loop goes on as long as rounding may have put a candidate behind its place.
@@ -49,64 +62,61 @@ def select_kernel(
     A proposal becomes one whole number: its float32 bits, made monotone, with the lowest log2(N_PADDED) of them
     replaced by its column. The minimum of these is found with one instruction per number, and tells the column.
     """
-    token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1).to(tl.int64)
-    columns = tl.arange(0, N_PADDED)
-    dims = tl.arange(0, H_PADDED)
-    places = tl.arange(0, K_PADDED)
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    real = (token < tokens)[:, None]
+    columns = tl.arange(0, N_PADDED)[None, :]
+    dims = tl.arange(0, H_PADDED)[None, :]
+    places = tl.arange(0, K_PADDED)[None, :]
     taken: tl.constexpr = 0x7FFFFFFF
     column_bits: tl.constexpr = N_PADDED - 1
 
-    proposals = tl.load(PROPOSALS + (group * tokens + token) * N + columns, mask=columns < N, other=float("inf"))
+    exists = real & (columns < N)
+    proposals = tl.load(PROPOSALS + (group * tokens + token)[:, None] * N + columns, mask=exists, other=0.0)
     proposals = proposals.to(tl.float32)
     # What is not a number comes last.
     proposals = tl.where(proposals == proposals, proposals, float("inf"))
     candidates = (_ordered(proposals.to(tl.int32, bitcast=True)) & ~column_bits) | columns
-    candidates = tl.where(columns < N, candidates, taken)
+    candidates = tl.where(exists, candidates, taken)
 
-    query = tl.load(QUERIES + (group * group_rows + token * token_rows) * H + dims, mask=dims < H, other=0.0)
-    square = tl.sum(query * query, 0)
+    query_row = (group * group_rows + token * token_rows)[:, None] * H
+    query = tl.load(QUERIES + query_row + dims, mask=real & (dims < H), other=0.0)
+    square = tl.sum(query * query, 1)
     norms = tl.sqrt(square * tl.load(LARGEST + group) * H)
 
     # Places that do not exist hold what is never the worst; the others what every candidate beats.
-    costs = tl.where(places < K, float("inf"), float("-inf")).to(query.dtype)
-    chosen = N_PADDED + places
-    worst = N_PADDED + K - 1
+    costs = tl.full([ROWS, K_PADDED], 0, query.dtype) + tl.where(places < K, float("inf"), float("-inf"))
+    chosen = tl.full([ROWS, K_PADDED], N_PADDED, tl.int32) + places
+    worst = tl.full([ROWS], N_PADDED + K - 1, tl.int32)
     found = 0
-    limit = taken - 1
-    candidate = tl.min(candidates, 0)
-    while candidate <= limit:
-        candidates = tl.where(candidates == candidate, taken, candidates)
-        column = candidate & column_bits
-        row = tl.load(SUB_KEYS + (group * N + column) * H + dims, mask=dims < H, other=0.0)
+    limit = tl.full([ROWS], taken - 1, tl.int32)
+    candidate = tl.min(candidates, 1)
+    while tl.max((candidate <= limit).to(tl.int32), 0) > 0:
+        candidates = tl.where(candidates == candidate[:, None], taken, candidates)
+        wanted = (candidate <= limit)[:, None]
+        column = (candidate & column_bits)[:, None]
+        row = tl.load(SUB_KEYS + (group * N + column) * H + dims, mask=wanted & (dims < H), other=0.0)
         if IDW:
-            cost = tl.sum((query - row) * (query - row), 0)
+            cost = tl.sum((query - row) * (query - row), 1)[:, None]
         else:
-            cost = -tl.sum(query * row, 0)
+            cost = -tl.sum(query * row, 1)[:, None]
         better = (cost < costs) | ((cost == costs) & (column < chosen))
-        replaced = better & (chosen == worst)
+        replaced = better & (chosen == worst[:, None]) & wanted
         costs = tl.where(replaced, cost, costs)
         chosen = tl.where(replaced, column, chosen)
-        worst = tl.max(tl.where(costs == tl.max(costs, 0), chosen, -1), 0)
+        worst = tl.max(tl.where(costs == tl.max(costs, 1)[:, None], chosen, -1), 1)
         found += 1
         if found == K:
-            # The largest number this candidate can stand for, and how far its exact cost and another's may be off.
-            last = _ordered(candidate | column_bits).to(tl.float32, bitcast=True).to(query.dtype)
-            doubt = norms * ROUNDING + tl.abs(last) * 2.4e-7
-            if IDW:
-                doubt += tl.abs(last + square) * ROUNDING
-            bound = (last + doubt).to(tl.float32).to(tl.int32, bitcast=True)
-            limit = tl.minimum(_ordered(bound) | column_bits, taken - 1)
-        candidate = tl.min(candidates, 0)
+            limit = tl.minimum(_last_doubtful(candidate, norms, square, ROUNDING, column_bits, IDW), taken - 1)
+        candidate = tl.min(candidates, 1)
 
     # A place's rank is the number of better ones. A query that is not a number has found none: any index will do.
-    ahead = (costs[None, :] < costs[:, None]) | (
-        (costs[None, :] == costs[:, None]) & (chosen[None, :] < chosen[:, None])
-    )
-    rank = tl.sum((ahead & (places[None, :] < K)).to(tl.int32), 1)
-    out = (group * tokens + token) * K + rank
-    tl.store(INDICES + out, tl.where(chosen < N, chosen, places) + first_key, mask=places < K)
-    tl.store(COSTS + out, costs, mask=places < K)
+    mine, other = costs[:, :, None], costs[:, None, :]
+    ahead = (other < mine) | ((other == mine) & (chosen[:, None, :] < chosen[:, :, None]))
+    rank = tl.sum((ahead & (places < K)[:, None, :]).to(tl.int32), 2)
+    out = (group * tokens + token)[:, None] * K + rank
+    tl.store(INDICES + out, tl.where(chosen < N, chosen, places) + first_key, mask=real & (places < K))
+    tl.store(COSTS + out, costs, mask=real & (places < K))
 
 
 @triton.jit(do_not_specialize=["tokens", "moving"])
@@ -124,29 +134,31 @@ def slots_kernel(
     K: tl.constexpr,
     K_PADDED: tl.constexpr,
     PAIRS_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
     IDW: tl.constexpr,
     STATISTICS: tl.constexpr,
 ):
-    """The k best pairs of both halves, equal sums: lowest slot first. Grid: (M, heads).
+    """The k best pairs of both halves, equal sums: lowest slot first. Grid: (blocks of ROWS tokens, heads).
 
     In two sorted lists only pairs (i, j) with (i + 1) * (j + 1) <= k can be among the k best.
     """
-    token = tl.program_id(0).to(tl.int64)
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    real = (token < tokens)[:, None]
     head = tl.program_id(1).to(tl.int64)
     heads = tl.num_programs(1)
-    pairs = tl.arange(0, PAIRS_PADDED)
+    pairs = tl.arange(0, PAIRS_PADDED)[None, :]
     # Pair number -> (i, j): row i of the staircase has k // (i + 1) pairs.
-    i = tl.full([PAIRS_PADDED], 0, tl.int32)
+    i = tl.full([1, PAIRS_PADDED], 0, tl.int32)
     j = pairs
     total = K
     for row in tl.static_range(1, K):
         i = tl.where(pairs >= total, row, i)
         j = tl.where(pairs >= total, pairs - total, j)
         total += K // (row + 1)
-    valid = pairs < total
+    valid = real & (pairs < total)
 
-    first = ((2 * head) * tokens + token) * K
-    second = ((2 * head + 1) * tokens + token) * K
+    first = (2 * head * tokens + token)[:, None] * K
+    second = ((2 * head + 1) * tokens + token)[:, None] * K
     cost1 = tl.load(COSTS + first + i, mask=valid, other=0.0)
     cost2 = tl.load(COSTS + second + j, mask=valid, other=0.0)
     if IDW:
@@ -159,29 +171,31 @@ def slots_kernel(
     # What is not a number comes last.
     remaining = tl.where(scores == scores, scores, float("-inf"))
     waiting = tl.where(valid, slots, nothing)
-    rank = tl.full([PAIRS_PADDED], K, tl.int32)
+    rank = tl.full([ROWS, PAIRS_PADDED], K, tl.int32)
     for place in range(K):
-        best = tl.max(tl.where(waiting < nothing, remaining, float("-inf")), 0)
-        slot = tl.min(tl.where(remaining == best, waiting, nothing), 0)
+        best = tl.max(tl.where(waiting < nothing, remaining, float("-inf")), 1)[:, None]
+        slot = tl.min(tl.where(remaining == best, waiting, nothing), 1)[:, None]
         hit = waiting == slot
         rank = tl.where(hit & (rank == K), place, rank)
         waiting = tl.where(hit, nothing, waiting)
 
-    out = (token * heads + head) * K + rank
+    out = (token * heads + head)[:, None] * K + rank
     kept = valid & (rank < K)
     tl.store(SCORES + out, scores, mask=kept)
     tl.store(SLOTS + out, slots.to(tl.int64), mask=kept)
     tl.store(POSITIONS + out, i, mask=kept)
     tl.store(POSITIONS + tokens.to(tl.int64) * heads * K + out, j, mask=kept)
     if STATISTICS:
-        places = tl.arange(0, K_PADDED)
+        places = tl.arange(0, K_PADDED)[None, :]
+        inside = real & (places < K)
         for half in tl.static_range(2):
-            source = ((2 * head + half) * tokens + token) * K + places
-            cost = tl.load(COSTS + source, mask=places < K, other=float("inf"))
+            source = ((2 * head + half) * tokens + token)[:, None] * K + places
+            cost = tl.where(places < K, tl.load(COSTS + source, mask=inside, other=0.0), float("inf"))
+            lowest = tl.min(cost, 1)[:, None]
             if IDW:
                 # exp(-log x) is 1 / x. Seen from the best, so that nothing overflows or vanishes.
-                share = (tl.min(cost, 0) + EPSILON) / (cost + EPSILON)
+                share = (lowest + EPSILON) / (cost + EPSILON)
             else:
-                share = tl.exp(tl.min(cost, 0) - cost)
-            share = share / tl.sum(share, 0)
-            tl.store(PROBABILITIES + source, tl.where(token < moving, share, 0.0), mask=places < K)
+                share = tl.exp(lowest - cost)
+            share = share / tl.sum(share, 1)[:, None]
+            tl.store(PROBABILITIES + source, tl.where((token < moving)[:, None], share, 0.0), mask=inside)

@@ -142,6 +142,7 @@ def test_part_of_a_list_counts_from_its_first_sub_key() -> None:
     assert torch.equal(kept.indices.long(), rank_all(queries, sub_keys[:, 6:], 4, "idw").indices + 6)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_what_is_not_a_number_harms_only_its_token() -> None:
     queries, sub_keys = draw(14, 2, 4, 4, dtype=torch.float32), draw(15, 2, 10, 4, dtype=torch.float32)
     expected = product_key.select_sub_keys(queries, sub_keys, 3, "idw")
