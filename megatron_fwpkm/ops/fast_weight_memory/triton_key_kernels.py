@@ -42,22 +42,25 @@ def reader_sum_kernel(
     SUMS,  # [2, n] out: sum over the readers of a sub-key, heads pooled, divided by R
     readers,  # R
     HEADS: tl.constexpr,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The mean weight of every sub-key of both halves over all readers. Grid: (n, 2)."""
-    sub_key = tl.program_id(0)
+    """The mean weight of every sub-key of both halves over all readers. Grid: (blocks of ROWS sub-keys, 2)."""
+    sub_key = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     half = tl.program_id(1)
-    count = tl.num_programs(0)
-    lanes = tl.arange(0, BLOCK)
-    total = tl.full([BLOCK], 0, WEIGHTS.dtype.element_ty)
+    lanes = tl.arange(0, BLOCK)[None, :]
+    total = tl.full([ROWS, BLOCK], 0, WEIGHTS.dtype.element_ty)
     for head in range(HEADS):
-        segment = (2 * head + half) * count + sub_key
-        stop = tl.load(STARTS + segment + 1)
-        for begin in range(tl.load(STARTS + segment), stop, BLOCK):
-            inside = begin + lanes < stop
-            pair = tl.load(ORDER + begin + lanes, mask=inside, other=0)
+        segment = (2 * head + half) * N + sub_key
+        start = tl.load(STARTS + segment, mask=sub_key < N, other=0)
+        stop = tl.load(STARTS + segment + 1, mask=sub_key < N, other=0)
+        for begin in range(0, tl.max(stop - start, 0), BLOCK):
+            positions = start[:, None] + begin + lanes
+            inside = positions < stop[:, None]
+            pair = tl.load(ORDER + positions, mask=inside, other=0)
             total += tl.load(WEIGHTS + pair, mask=inside, other=0.0)
-    tl.store(SUMS + half * count + sub_key, tl.sum(total, 0) / readers)
+    tl.store(SUMS + half * N + sub_key, tl.sum(total, 1) / readers, mask=sub_key < N)
 
 
 @triton.jit(do_not_specialize=["tokens", "readers"])
@@ -111,54 +114,58 @@ def tile_kernel(
     COUNT: tl.constexpr,
     N: tl.constexpr,
     SEGMENTS: tl.constexpr,
+    STEPS: tl.constexpr,  # 2 ** STEPS >= SEGMENTS
     H: tl.constexpr,
     BLOCK: tl.constexpr,
     K: tl.constexpr,
     TILE: tl.constexpr,
+    ROWS: tl.constexpr,
     LOADS: tl.constexpr,
     IDW: tl.constexpr,
     TOTALS: tl.constexpr,
 ):
-    """Sum of weight * (q - K), for dot products weight * q, over a tile of a sub-key's readers.
+    """Sum of weight * (q - K), for dot products weight * q, over tiles of sub-keys' readers.
 
     Segment s begins with tile number starts[s] // TILE + s. That leaves every segment room for ceil(length / TILE)
     tiles without counting the tiles before it, and a search among the starts finds the segment of a tile.
-    Grid: (tiles, blocks of h).
+    Grid: (blocks of ROWS tiles, blocks of h).
     """
-    program = tl.program_id(0)
-    segment = 0
-    end = SEGMENTS
-    while end - segment > 1:
-        middle = (segment + end) // 2
-        start = tl.load(STARTS + middle // COUNT * N + first_key + middle % COUNT)
-        before = start // TILE + middle <= program
-        segment = tl.where(before, middle, segment)
-        end = tl.where(before, end, middle)
+    number = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    segment = tl.full([ROWS], 0, tl.int32)
+    for step in tl.static_range(STEPS):
+        later = segment + (1 << (STEPS - 1 - step))
+        start = tl.load(STARTS + later // COUNT * N + first_key + later % COUNT, mask=later < SEGMENTS, other=0)
+        segment = tl.where((later < SEGMENTS) & (start // TILE + later <= number), later, segment)
     place = segment // COUNT * N + first_key + segment % COUNT
     start = tl.load(STARTS + place)
-    begin = start + (program - (start // TILE + segment)) * TILE
+    begin = start + (number - (start // TILE + segment)) * TILE
     stop = tl.minimum(tl.load(STARTS + place + 1), begin + TILE)
-    if begin < stop:
-        group = (segment // COUNT).to(tl.int64)
-        dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        key = tl.load(SUB_KEYS + segment.to(tl.int64) * H + dims, mask=dims < H, other=0.0)
-        total = tl.full([LOADS, BLOCK], 0, key.dtype)
-        pulls = tl.full([LOADS], 0, key.dtype)
-        for first in range(begin, stop, LOADS):
-            positions = first + tl.arange(0, LOADS)
-            pair = tl.load(ORDER + positions, mask=positions < stop, other=0)
-            weight = tl.load(WEIGHTS + pair, mask=positions < stop, other=0.0)
-            row = group * group_rows + (pair // K - group * tokens) * token_rows
-            inside = (positions < stop)[:, None] & (dims < H)[None, :]
-            direction = tl.load(QUERIES + row[:, None] * H + dims[None, :], mask=inside, other=0.0)
-            if IDW:
-                direction -= key[None, :]
-            total += weight[:, None] * direction
-            if TOTALS:
-                pulls += tl.load(PULLS + pair, mask=positions < stop, other=0.0)
-        tl.store(PARTIALS + program.to(tl.int64) * H + dims, tl.sum(total, 0), mask=dims < H)
+
+    group = (segment // COUNT).to(tl.int64)
+    dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    key = tl.load(SUB_KEYS + segment.to(tl.int64)[:, None] * H + dims[None, :], mask=(dims < H)[None, :], other=0.0)
+    total = tl.full([ROWS, LOADS, BLOCK], 0, key.dtype)
+    pulls = tl.full([ROWS, LOADS], 0, key.dtype)
+    for first in range(0, tl.max(stop - begin, 0), LOADS):
+        positions = begin[:, None] + first + tl.arange(0, LOADS)[None, :]
+        inside = positions < stop[:, None]
+        pair = tl.load(ORDER + positions, mask=inside, other=0)
+        weight = tl.load(WEIGHTS + pair, mask=inside, other=0.0)
+        row = group[:, None] * group_rows + (pair // K - group[:, None] * tokens) * token_rows
+        direction = tl.load(
+            QUERIES + row[:, :, None] * H + dims[None, None, :],
+            mask=inside[:, :, None] & (dims < H)[None, None, :],
+            other=0.0,
+        )
+        if IDW:
+            direction -= key[:, None, :]
+        total += weight[:, :, None] * direction
         if TOTALS:
-            tl.store(PARTIAL_TOTALS + program, tl.sum(pulls, 0))
+            pulls += tl.load(PULLS + pair, mask=inside, other=0.0)
+    real = begin < stop
+    tl.store(PARTIALS + number[:, None] * H + dims[None, :], tl.sum(total, 1), mask=real[:, None] & (dims < H)[None, :])
+    if TOTALS:
+        tl.store(PARTIAL_TOTALS + number, tl.sum(pulls, 1), mask=real)
 
 
 @triton.jit(do_not_specialize=["first_key"])
@@ -171,36 +178,45 @@ def finish_kernel(
     first_key,
     COUNT: tl.constexpr,
     N: tl.constexpr,
+    SEGMENTS: tl.constexpr,
     H: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
+    ROWS: tl.constexpr,
     LOADS: tl.constexpr,
     ADDED: tl.constexpr,
     TOTALS: tl.constexpr,
 ):
-    """base * (1 + total) - sum, from the sums of a sub-key's tiles. Grid: (G * n', blocks of h)."""
-    segment = tl.program_id(0)
+    """base * (1 + total) - sum, from the sums of sub-keys' tiles. Grid: (blocks of ROWS sub-keys, blocks of h)."""
+    segment = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    real = segment < SEGMENTS
     place = segment // COUNT * N + first_key + segment % COUNT
-    start = tl.load(STARTS + place)
+    start = tl.load(STARTS + place, mask=real, other=0)
+    stop = tl.load(STARTS + place + 1, mask=real, other=0)
     first = start // TILE + segment
-    last = first + (tl.load(STARTS + place + 1) - start + TILE - 1) // TILE
+    last = first + (stop - start + TILE - 1) // TILE
     dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    sums = tl.full([LOADS, BLOCK], 0, OUT.dtype.element_ty)
-    totals = tl.full([LOADS], 0, OUT.dtype.element_ty)
-    for begin in range(first, last, LOADS):
-        tiles = begin + tl.arange(0, LOADS)
-        inside = (tiles < last)[:, None] & (dims < H)[None, :]
-        sums += tl.load(PARTIALS + tiles.to(tl.int64)[:, None] * H + dims[None, :], mask=inside, other=0.0)
+    sums = tl.full([ROWS, LOADS, BLOCK], 0, OUT.dtype.element_ty)
+    totals = tl.full([ROWS, LOADS], 0, OUT.dtype.element_ty)
+    for begin in range(0, tl.max(last - first, 0), LOADS):
+        tiles = first[:, None] + begin + tl.arange(0, LOADS)[None, :]
+        inside = tiles < last[:, None]
+        sums += tl.load(
+            PARTIALS + tiles[:, :, None] * H + dims[None, None, :],
+            mask=inside[:, :, None] & (dims < H)[None, None, :],
+            other=0.0,
+        )
         if TOTALS:
-            totals += tl.load(PARTIAL_TOTALS + tiles, mask=tiles < last, other=0.0)
-    out = -tl.sum(sums, 0)
-    address = segment.to(tl.int64) * H + dims
+            totals += tl.load(PARTIAL_TOTALS + tiles, mask=inside, other=0.0)
+    out = -tl.sum(sums, 1)
+    address = segment.to(tl.int64)[:, None] * H + dims[None, :]
+    exists = real[:, None] & (dims < H)[None, :]
     if ADDED:
-        base = tl.load(BASE + address, mask=dims < H, other=0.0)
+        base = tl.load(BASE + address, mask=exists, other=0.0)
         if TOTALS:
-            base += base * tl.sum(totals, 0)
+            base += base * tl.sum(totals, 1)[:, None]
         out += base
-    tl.store(OUT + address, out, mask=dims < H)
+    tl.store(OUT + address, out, mask=exists)
 
 
 @triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key"])
@@ -219,27 +235,30 @@ def pull_gradient_kernel(
     BLOCK: tl.constexpr,
     K: tl.constexpr,
     K_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
     IDW: tl.constexpr,
 ):
-    """gamma = -<q - K, gradient of the moved K>, for dot products -<q, gradient>. Grid: (M, G)."""
-    token = tl.program_id(0).to(tl.int64)
+    """gamma = -<q - K, gradient of the moved K>, for dot products -<q, gradient>. Grid: (blocks of ROWS tokens, G)."""
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     group = tl.program_id(1).to(tl.int64)
-    places = tl.arange(0, K_PADDED)
-    pairs = (group * tokens + token) * K + places
-    key = tl.load(INDICES + pairs, mask=places < K, other=-1) - first_key
-    here = (places < K) & (key >= 0) & (key < COUNT)
-    query_row = (group * group_rows + token * token_rows) * H
-    row = (group * COUNT + key) * H
-    total = tl.full([K_PADDED], 0, GRAD_PULLS.dtype.element_ty)
+    places = tl.arange(0, K_PADDED)[None, :]
+    inside = (token < tokens)[:, None] & (places < K)
+    pairs = (group * tokens + token)[:, None] * K + places
+    key = tl.load(INDICES + pairs, mask=inside, other=-1) - first_key
+    here = inside & (key >= 0) & (key < COUNT)
+    query_row = (group * group_rows + token * token_rows)[:, None] * H
+    row = ((group * COUNT + key) * H)[:, :, None]
+    total = tl.full([ROWS, K_PADDED], 0, GRAD_PULLS.dtype.element_ty)
     for begin in range(0, H, BLOCK):
         dims = begin + tl.arange(0, BLOCK)
-        inside = here[:, None] & (dims < H)[None, :]
-        direction = tl.load(QUERIES + query_row + dims, mask=dims < H, other=0.0)[None, :]
+        real = here[:, :, None] & (dims < H)[None, None, :]
+        query_real = (token < tokens)[:, None] & (dims < H)[None, :]
+        direction = tl.load(QUERIES + query_row + dims[None, :], mask=query_real, other=0.0)[:, None, :]
         if IDW:
-            direction -= tl.load(SUB_KEYS + row[:, None] + dims[None, :], mask=inside, other=0.0)
-        gradient = tl.load(GRAD_MOVED + row[:, None] + dims[None, :], mask=inside, other=0.0)
-        total -= tl.sum(direction * gradient, 1)
-    tl.store(GRAD_PULLS + pairs, total, mask=places < K)
+            direction -= tl.load(SUB_KEYS + row + dims[None, None, :], mask=real, other=0.0)
+        gradient = tl.load(GRAD_MOVED + row + dims[None, None, :], mask=real, other=0.0)
+        total -= tl.sum(direction * gradient, 2)
+    tl.store(GRAD_PULLS + pairs, total, mask=inside)
 
 
 @triton.jit(do_not_specialize=["tokens", "readers"])
@@ -275,14 +294,21 @@ def spread_kernel(
 
 
 @triton.jit
+def kept_score_gradient(grad_slot, position, places):
+    """Gradient of the kept scores: each is part of all slots that pair its sub-key."""
+    same = position[:, None, :] == places[None, :, None]
+    return tl.sum(tl.where(same, grad_slot[:, None, :], 0.0), 2)
+
+
+@triton.jit
 def second_derivative(weighted, share, mean, grad_slope, ENTROPY_EPSILON: tl.constexpr):
-    """Gradient of y = P * (u - sum P u), times ``weighted``, by the kept scores of one token."""
+    """Gradient of y = P * (u - sum P u), times ``weighted``, by the kept scores of every token."""
     slope = slope_of(mean, ENTROPY_EPSILON)
-    balance = -tl.sum(weighted * share, 0)
+    balance = -tl.sum(weighted * share, 1)[:, None]
     shifted = mean + ENTROPY_EPSILON
-    grad_share = weighted * (slope - tl.sum(share * slope, 0)) + balance * slope
+    grad_share = weighted * (slope - tl.sum(share * slope, 1)[:, None]) + balance * slope
     grad_share += grad_slope * (1 + ENTROPY_EPSILON / shifted) / shifted
-    return share * (grad_share - tl.sum(share * grad_share, 0))
+    return share * (grad_share - tl.sum(share * grad_share, 1)[:, None])
 
 
 @triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key", "grad_rows", "readers"])
@@ -316,29 +342,27 @@ def token_backward_kernel(
     BLOCK: tl.constexpr,
     K: tl.constexpr,
     K_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
     IDW: tl.constexpr,
     MOVED: tl.constexpr,
 ):
-    """Gradient of a token's query, and the weights of its kept sub-keys. Grid: (M, G)."""
-    token = tl.program_id(0).to(tl.int64)
+    """Gradients of tokens' queries, and the weights of their kept sub-keys. Grid: (blocks of ROWS tokens, G)."""
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     group = tl.program_id(1).to(tl.int64)
     half = group % 2
-    head = group // 2
     heads = tl.num_programs(1) // 2
     places = tl.arange(0, K_PADDED)
-    inside = places < K
-    pairs = (group * tokens + token) * K + places
+    inside = (token < tokens)[:, None] & (places < K)[None, :]
+    pairs = (group * tokens + token)[:, None] * K + places[None, :]
     index = tl.load(INDICES + pairs, mask=inside, other=0)
     density = density_of(tl.load(COSTS + pairs, mask=inside, other=0.0), EPSILON, IDW)
 
-    # A kept score is part of all slots that pair its sub-key.
-    slots = (token * heads + head) * K + places
+    slots = (token * heads + group // 2)[:, None] * K + places[None, :]
     position = tl.load(POSITIONS + half * tokens * heads * K + slots, mask=inside, other=-1)
     grad_slot = tl.load(GRAD_SCORES + slots, mask=inside, other=0.0)
-    grad_score = tl.sum(tl.where(position[None, :] == places[:, None], grad_slot[None, :], 0.0), 1)
-
-    grad_cost = tl.full([K_PADDED], 0, grad_score.dtype)
-    pull = tl.full([K_PADDED], 0, grad_score.dtype)
+    grad_score = kept_score_gradient(grad_slot, position, places)
+    grad_cost = tl.full([ROWS, K_PADDED], 0, grad_score.dtype)
+    pull = tl.full([ROWS, K_PADDED], 0, grad_score.dtype)
     if MOVED:
         pull = tl.load(PULLS + pairs, mask=inside, other=0.0)
         grad_pull = tl.load(GRAD_PULLS + pairs, mask=inside, other=0.0)
@@ -359,18 +383,19 @@ def token_backward_kernel(
     key = index - first_key
     here = inside & (key >= 0) & (key < COUNT)
     weight = tl.where(here, weight, 0.0)
-    row = (group * COUNT + key) * H
-    query_row = (group * group_rows + token * token_rows) * H
-    out_row = (group * grad_rows + token) * H
+    row = ((group * COUNT + key) * H)[:, :, None]
+    query_row = (group * group_rows + token * token_rows)[:, None] * H
+    out_row = (group * grad_rows + token)[:, None] * H
     for begin in range(0, H, BLOCK):
         dims = begin + tl.arange(0, BLOCK)
-        real = here[:, None] & (dims < H)[None, :]
-        along = -tl.load(SUB_KEYS + row[:, None] + dims[None, :], mask=real, other=0.0)
+        real = here[:, :, None] & (dims < H)[None, None, :]
+        query_real = (token < tokens)[:, None] & (dims < H)[None, :]
+        along = -tl.load(SUB_KEYS + row + dims[None, None, :], mask=real, other=0.0)
         if IDW:
-            along += tl.load(QUERIES + query_row + dims, mask=dims < H, other=0.0)[None, :]
-        gradient = tl.sum(weight[:, None] * along, 0)
+            along += tl.load(QUERIES + query_row + dims[None, :], mask=query_real, other=0.0)[:, None, :]
+        gradient = tl.sum(weight[:, :, None] * along, 1)
         if MOVED:
-            moved = tl.load(GRAD_MOVED + row[:, None] + dims[None, :], mask=real, other=0.0)
-            gradient -= tl.sum(pull[:, None] * moved, 0)
-        gradient += tl.load(GRAD_QUERIES + out_row + dims, mask=dims < H, other=0.0)
-        tl.store(GRAD_QUERIES + out_row + dims, gradient, mask=dims < H)
+            moved = tl.load(GRAD_MOVED + row + dims[None, None, :], mask=real, other=0.0)
+            gradient -= tl.sum(pull[:, :, None] * moved, 1)
+        gradient += tl.load(GRAD_QUERIES + out_row + dims[None, :], mask=query_real, other=0.0)
+        tl.store(GRAD_QUERIES + out_row + dims[None, :], gradient, mask=query_real)

@@ -27,10 +27,12 @@ from megatron_fwpkm.ops.product_key.triton import rows_of
 
 TILE = 64
 """Most readers of a sub-key that one program sums."""
-_TILE_NUMBERS = 2048
-"""Numbers of a tile of rows in a program's registers, over four warps."""
+_LOADS = 8
+"""Rows of a tile that a program loads at once."""
+_NUMBERS = 2048
+"""Numbers that the four warps of a program hold of what they sum, 16 to a thread."""
 _READERS = 512
-"""Readers of a sub-key whose numbers one program loads at once."""
+"""Readers of a sub-key whose numbers are loaded at once."""
 
 
 @dataclass(frozen=True)
@@ -66,26 +68,28 @@ class KeyShape:
     def per_row(self) -> dict[str, Any]:
         """Constants of the kernels that hold k rows of a token's sub-keys."""
         padded = triton.next_power_of_2(self.topk)
-        block = min(triton.next_power_of_2(self.half_dim), max(16, _TILE_NUMBERS // padded))
+        block = min(triton.next_power_of_2(self.half_dim), _NUMBERS // padded)
         return {
             "COUNT": self.count,
             "H": self.half_dim,
             "BLOCK": block,
             "K": self.topk,
             "K_PADDED": padded,
+            "ROWS": _NUMBERS // (padded * block),
             "IDW": self.idw,
         }
 
     def per_segment(self) -> dict[str, Any]:
         """Constants of the kernels that sum the readers of a sub-key."""
-        block = min(triton.next_power_of_2(self.half_dim), _TILE_NUMBERS // 8)
+        block = min(triton.next_power_of_2(self.half_dim), _NUMBERS // _LOADS)
         return {
             "COUNT": self.count,
             "N": self.num_subkeys,
             "H": self.half_dim,
             "BLOCK": block,
             "TILE": TILE,
-            "LOADS": 8,
+            "ROWS": _NUMBERS // (_LOADS * block),
+            "LOADS": _LOADS,
         }
 
 
@@ -132,8 +136,9 @@ def mean_over_readers(weights: Tensor, readers: Readers, num_subkeys: int, num_r
     """Sum of the numbers [G, M, k] of a sub-key's pairs, heads pooled, over the number of readers: [2, n]."""
     means = weights.new_empty(2, num_subkeys)
     heads = weights.shape[0] // 2
-    reader_sum_kernel[(num_subkeys, 2)](
-        weights, *readers, means, num_readers, HEADS=heads, BLOCK=_READERS, **_launch(4)
+    rows = _NUMBERS // _READERS
+    reader_sum_kernel[(triton.cdiv(num_subkeys, rows), 2)](
+        weights, *readers, means, num_readers, HEADS=heads, N=num_subkeys, ROWS=rows, BLOCK=_READERS, **_launch(4)
     )
     return means
 
@@ -202,7 +207,7 @@ def sum_per_sub_key(
     out = torch.empty_like(sub_keys, memory_format=torch.contiguous_format)
     constants = shape.per_segment()
     blocks = triton.cdiv(half_dim, constants["BLOCK"])
-    tile_kernel[(tiles, blocks)](
+    tile_kernel[(triton.cdiv(tiles, constants["ROWS"]), blocks)](
         weights,
         queries,
         sub_keys,
@@ -215,19 +220,21 @@ def sum_per_sub_key(
         token_rows,
         shape.first_key,
         SEGMENTS=segments,
+        STEPS=(segments - 1).bit_length(),
         K=shape.topk,
         IDW=shape.idw,
         TOTALS=pulls is not None,
         **constants,
         **_launch(4),
     )
-    finish_kernel[(segments, blocks)](
+    finish_kernel[(triton.cdiv(segments, constants["ROWS"]), blocks)](
         base,
         readers.starts,
         partials,
         totals,
         out,
         shape.first_key,
+        SEGMENTS=segments,
         ADDED=base is not None,
         TOTALS=pulls is not None,
         **constants,
@@ -249,7 +256,8 @@ def pull_gradients(queries: Tensor, sub_keys: Tensor, grad_moved: Tensor, indice
     groups, tokens, _ = indices.shape
     queries, group_rows, token_rows = rows_of(queries)
     gradients = sub_keys.new_empty(indices.shape)
-    pull_gradient_kernel[(tokens, groups)](
+    constants = shape.per_row()
+    pull_gradient_kernel[(triton.cdiv(tokens, constants["ROWS"]), groups)](
         queries,
         sub_keys,
         grad_moved,
@@ -259,7 +267,7 @@ def pull_gradients(queries: Tensor, sub_keys: Tensor, grad_moved: Tensor, indice
         group_rows,
         token_rows,
         shape.first_key,
-        **shape.per_row(),
+        **constants,
         **_launch(4),
     )
     return gradients
@@ -342,7 +350,8 @@ def token_backward(
     queries, group_rows, token_rows = rows_of(queries)
     weights = torch.empty_like(costs)
     tensors = (None,) * 7 if movement is None else movement[:7]
-    token_backward_kernel[(tokens, groups)](
+    constants = shape.per_row()
+    token_backward_kernel[(triton.cdiv(tokens, constants["ROWS"]), groups)](
         queries,
         sub_keys,
         indices,
@@ -362,7 +371,7 @@ def token_backward(
         ENTROPY_EPSILON=ENTROPY_EPSILON,
         N=shape.num_subkeys,
         MOVED=movement is not None,
-        **shape.per_row(),
+        **constants,
         **_launch(4),
     )
     return weights

@@ -16,6 +16,7 @@ from megatron_fwpkm.ops.fast_weight_memory import triton_key_steps
 from megatron_fwpkm.ops.fast_weight_memory.key_chain import KeyChain, KeyOptions, KeyPiece
 from megatron_fwpkm.ops.fast_weight_memory.key_rows import KeyRows
 from megatron_fwpkm.ops.fast_weight_memory.triton_key_chain import TritonKeyChain
+from megatron_fwpkm.ops.product_key import triton as product_key
 from tests.ops.cases import distance
 from tests.ops.shards import ThreadShards, run_ranks
 from tests.ops.triton.keys import TOLERANCE, draw, draw_integers, one_at_a_time, poisoned, shuffled
@@ -29,6 +30,14 @@ STREAMING = [KeyPiece(0, 4, 3), KeyPiece(3, 6, 5), KeyPiece(5, 7, 5)]
 def _poisoned() -> Iterator[None]:
     with poisoned():
         yield
+
+
+@pytest.fixture
+def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make these few tokens and sub-keys the work of many programs, each with several passes over its dimensions."""
+    monkeypatch.setattr(product_key, "_NUMBERS", 8)
+    for name, value in (("TILE", 2), ("_LOADS", 2), ("_NUMBERS", 8), ("_READERS", 4)):
+        monkeypatch.setattr(triton_key_steps, name, value)
 
 
 def run(chain: Any, queries: Tensor, sub_keys: Tensor, options: KeyOptions, needs: str = "both") -> dict[str, Tensor]:
@@ -84,27 +93,36 @@ def calls(draw_from: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(calls())
 def test_it_is_the_chain_in_torch(call: dict[str, Any]) -> None:
     inputs = make(**call)
     compare(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
 
 
-@pytest.mark.parametrize(
-    ("pieces", "dtype", "score"),
-    [
-        (CHUNKS, torch.float32, "idw"),
-        (STREAMING, torch.float64, "idw"),
-        (CHUNKS, torch.float64, "dot_product"),
-        (STREAMING, torch.float32, "dot_product"),
-    ],
-)
+@pytest.mark.parametrize("score", ["idw", "dot_product"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pieces", [CHUNKS, STREAMING], ids=["chunks", "streaming"])
 def test_it_is_the_chain_in_torch_where_sub_keys_move(pieces: list[KeyPiece], dtype: torch.dtype, score: str) -> None:
     queries, sub_keys, options = make(3, heads=2, pieces=pieces, score=score)
     expected = run(KeyChain, queries, sub_keys, options)
     assert distance(expected["sub_keys"], sub_keys) > 1e-3, "the case must move the sub-keys"
     compare(run(TritonKeyChain, queries.to(dtype), sub_keys.to(dtype), options), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("score", ["idw", "dot_product"])
+def test_many_programs_give_the_same_bits_in_any_order(score: str, small_programs: None) -> None:
+    inputs = make(4, num_subkeys=3, topk=2, half_dim=5, pieces=STREAMING, score=score)
+    in_order = run(TritonKeyChain, *inputs)
+    compare(in_order, run(KeyChain, *inputs), 1e-12)
+    with shuffled(1):
+        other = run(TritonKeyChain, *inputs)
+    assert all(torch.equal(other[name], in_order[name]) for name in NAMES)
+
+
+def test_the_largest_topk() -> None:
+    inputs = make(17, num_subkeys=40, topk=32)
+    compare(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
 
 
 def test_gradients_are_those_of_the_function() -> None:
@@ -154,15 +172,6 @@ def test_scores_that_nothing_depends_on_have_no_gradients() -> None:
     queries.requires_grad_()
     scores, *_ = TritonKeyChain.apply(queries, sub_keys, options)
     assert TritonKeyChain.backward(scores.grad_fn, None) == (None, None, None)
-
-
-def test_the_order_of_programs_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_key_steps, "TILE", 2)
-    inputs = make(11, dtype=torch.float32)
-    expected = run(TritonKeyChain, *inputs)
-    with shuffled(1):
-        actual = run(TritonKeyChain, *inputs)
-    assert all(torch.equal(actual[name], expected[name]) for name in NAMES)
 
 
 @pytest.mark.parametrize("key_lr", [0.0, 1.0])

@@ -131,6 +131,7 @@ def test_blocks_strides_and_alignment_change_nothing(monkeypatch: pytest.MonkeyP
     padded = torch.cat([queries[:, :1], queries], 1)[:, 1:]
     numbers_apart = queries.transpose(1, 2).contiguous().transpose(1, 2)
     monkeypatch.setattr(product_key, "_BLOCK_ELEMENTS", 2 * 9 * 4)
+    monkeypatch.setattr(product_key, "_NUMBERS", 32)
     for same in (queries, time_first, padded, numbers_apart):
         kept = product_key.select_sub_keys(same, sub_keys, 4, "idw")
         assert torch.equal(kept.indices, expected.indices) and torch.equal(kept.costs, expected.costs)
@@ -205,8 +206,9 @@ def test_probabilities_are_the_softmax_of_the_kept_scores(topk: int, score: str)
     assert choice.probabilities is not None and distance(choice.probabilities, expected) <= 1e-13
 
 
-def test_the_order_of_programs_changes_no_bit() -> None:
+def test_the_order_of_programs_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, sub_keys = near_pairs()
+    monkeypatch.setattr(product_key, "_NUMBERS", 64)
 
     def choose() -> list[Tensor]:
         kept = product_key.select_sub_keys(queries[:, :4], sub_keys, 7, "idw")
