@@ -12,11 +12,12 @@ import io
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .compression import SUFFIXES, DecodedStream, HashingReader, compression_of, needed_package
 from .records import Block, Cursor, Kind, TxtDocuments
@@ -53,10 +54,11 @@ class CorpusFile:
             with open(path, "rb") as raw:
                 head = raw.read(8)
             self.compression = compression_of(head)
-        self.parquet = head.startswith(_PARQUET_MAGIC)
-        if self.parquet and status is None:
+        if status is None and head.startswith(_PARQUET_MAGIC):
             raise ValueError("--input - is a parquet file, which cannot be read from a pipe; give its name")
-        self.kind: Kind = "parquet" if self.parquet else self._text_kind()
+        if self.compression and status is not None:
+            head = self._text_head()
+        self.kind: Kind = "parquet" if head.startswith(_PARQUET_MAGIC) else self._text_kind()
 
     @property
     def splittable(self) -> bool:
@@ -145,7 +147,7 @@ class CorpusFile:
     def _parquet_blocks(self, keys: Sequence[str], before: int, number: int, start: Cursor) -> Iterator[Block]:
         parquet = needed_package("pyarrow.parquet", f"{self.path} is a parquet file")
         try:
-            opened = parquet.ParquetFile(self.path)
+            opened = parquet.ParquetFile(self._decompressed() if self.compression else self.path)
             columns = [key if key in opened.schema_arrow.names else key.split(".")[0] for key in keys]
             absent = [key for key in columns if key not in opened.schema_arrow.names]
             if absent:
@@ -166,6 +168,16 @@ class CorpusFile:
             raise ValueError(f"{self.path} is a damaged parquet file: {error}") from error
         with open(self.path, "rb") as raw:
             self.sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
+
+    def _decompressed(self) -> IO[bytes]:
+        """The content in a temporary file: parquet is read from its end."""
+        whole = tempfile.TemporaryFile()  # its reader closes it
+        with open(self.path, "rb") as raw:
+            stream = DecodedStream(raw, self.compression, self.path, BLOCK_BYTES)
+            while data := stream.read(BLOCK_BYTES):
+                whole.write(data)
+        whole.seek(0)
+        return whole
 
     @cached_property
     def _first_record(self) -> int:

@@ -101,6 +101,9 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"has no column body \(--json-keys\); it has text, meta, n"):
         read([tmp_path / "a.parquet"], ("body",))
     data = (tmp_path / "a.parquet").read_bytes()
+    for name, compress in COMPRESSIONS.items():
+        (tmp_path / f"b.{name}").write_bytes(compress(data))
+        assert texts(read([tmp_path / f"b.{name}"])) == [*TEXTS, "last"]
     (tmp_path / "a.parquet").write_bytes(data[:-20])
     with pytest.raises(ValueError, match="damaged parquet"):
         read([tmp_path / "a.parquet"])
