@@ -7,9 +7,8 @@ few texts is encoded in one call, a segment to a line.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import filterfalse, pairwise
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,9 @@ from .tokenizers import SentencePieceTokenizer
 _SPACE = "\u2581"
 _MARK = "\0"
 """Stands for a space that another space precedes; unlike U+2581 it leaves a text at one byte a character."""
-_SEGMENTS_KEPT = 500_000
+_SEGMENTS_KEPT = 700_000
 _LONGEST_KEPT = 48
 _TEXTS_AT_ONCE = 4
-_NORMAL, _USER_DEFINED, _UNUSED = 1, 4, 5
 
 
 class SegmentEncoder:
@@ -37,11 +35,12 @@ class SegmentEncoder:
         """Raises ValueError where this would not be exact: pieces with a space behind another character or a line end
         beside others, or a model that changes text."""
         assert tokenizer.path is not None
+        _check_model(tokenizer.path.read_bytes())
+        _check_edges(tokenizer.pieces())
         self._tokenizer = tokenizer
         self._dtype = token_dtype(tokenizer.vocab_size)
-        _check_edges(_pieces(tokenizer.path.read_bytes()))
         self._line_end = tokenizer.encode("\n")[-1]
-        self._segments: dict[str, bytes] = {}
+        self._store: dict[str, bytes] = {}
 
     def __call__(self, texts: list[str]) -> list[bytes]:
         """Tokens of each text."""
@@ -49,68 +48,63 @@ class SegmentEncoder:
         return [tokens for group in groups for tokens in self._group(group)]
 
     def _group(self, texts: list[str]) -> list[bytes]:
-        look_up = self._segments.get
-        documents = list[list[bytes | None]]()
-        gaps = list[tuple[list[bytes | None], int, str]]()
-        for text in texts:
-            if _MARK in text or _SPACE in text:
-                documents.append([self._bytes(self._tokenizer.encode(text))])
-                continue
-            if "  " in text or text.startswith(" "):  # the tokenizer's own space in front belongs to the first run
-                text = f" {text}".replace("  ", " " + _MARK).replace(_MARK + " ", _MARK * 2)[1:]
-            segments = text.replace("\n", " \n").split(" ") if text else []
-            found = list(map(look_up, segments))
-            documents.append(found)
-            at = -1
-            for _ in range(found.count(None)):
-                at = found.index(None, at + 1)
-                gaps.append((found, at, segments[at]))
-        if gaps:
-            new = self._new_segments(list({segment: None for _, _, segment in gaps}))
-            for found, at, segment in gaps:
-                found[at] = new[segment]
-        return [b"".join(found) for found in documents]  # type: ignore[arg-type]
+        if len(self._store) >= _SEGMENTS_KEPT:
+            self._store.clear()
+        texts_cut = [_segments(text) for text in texts]
+        is_known, look_up = self._store.__contains__, self._store.__getitem__
+        new = dict.fromkeys(segment for cut in texts_cut for segment in filterfalse(is_known, cut or ()))
+        if new:
+            self._store.update(self._encoded(list(new)))
+        documents = [
+            self._bytes(self._tokenizer.encode(text)) if cut is None else b"".join(map(look_up, cut))
+            for text, cut in zip(texts, texts_cut, strict=True)
+        ]
+        for segment in new:
+            if len(segment) > _LONGEST_KEPT:
+                del self._store[segment]
+        return documents
 
-    def _new_segments(self, segments: list[str]) -> dict[str, bytes]:
+    def _encoded(self, segments: list[str]) -> dict[str, bytes]:
         """All in one call of the tokenizer, each behind a line end, which is one token whatever stands around it."""
         lines = [segment[1:] if segment.startswith("\n") else " " + segment for segment in segments]
         ids = np.array(self._tokenizer.encode("\n" + "\n".join(lines).replace(_MARK, " ")), self._dtype)
         width = self._dtype.itemsize
         edges = np.append(np.flatnonzero(ids == self._line_end), len(ids)) * width
-        tokens, new = ids.tobytes(), {}
+        tokens, found = ids.tobytes(), {}
         for segment, (begin, end) in zip(segments, pairwise(edges.tolist()), strict=True):
-            new[segment] = tokens[begin if segment.startswith("\n") else begin + width : end]
-        if len(self._segments) >= _SEGMENTS_KEPT:
-            self._segments.clear()
-        self._segments.update(pair for pair in new.items() if len(pair[0]) <= _LONGEST_KEPT)
-        return new
+            found[segment] = tokens[begin if segment.startswith("\n") else begin + width : end]
+        return found
 
     def _bytes(self, ids: list[int]) -> bytes:
         return np.array(ids, self._dtype).tobytes()
 
 
+def _segments(text: str) -> list[str] | None:
+    """The segments of a text, without the space in front of each; None where the text holds the signs for spaces."""
+    if _MARK in text or _SPACE in text:
+        return None
+    if "  " in text or text.startswith(" "):  # the tokenizer's own space in front belongs to the first run
+        text = f" {text}".replace("  ", " " + _MARK).replace(_MARK + " ", _MARK * 2)[1:]
+    return text.replace("\n", " \n").split(" ") if text else []
+
+
 def _check_edges(pieces: list[str]) -> None:
     """Raises ValueError for pieces that reach over a space or a line end."""
     for piece in pieces:
-        if re.search(f"[^{_SPACE}]{_SPACE}", piece) or ("\n" in piece and piece != "\n"):
+        if "\n" in piece[1:] or (piece.startswith("\n") and piece != "\n") or _SPACE in piece.lstrip(_SPACE):
             raise ValueError(f"piece {piece!r} reaches over a space or a line end")
 
 
-def _pieces(model: bytes) -> list[str]:
-    """The pieces that can be found in text. Raises ValueError when the model is none whose texts can be cut."""
-    fields: dict[int, list[Any]] = {}
-    for number, value in _fields(model):
-        fields.setdefault(number, []).append(value)
-    trainer = dict(_fields(fields.get(2, [b""])[-1]))
-    normalizer = dict(_fields(fields.get(3, [b""])[-1]))
+def _check_model(model: bytes) -> None:
+    """Raises ValueError for a model whose texts cannot be cut."""
+    specs = {number: dict(_fields(value)) for number, value in _fields(model) if number in (2, 3)}
+    trainer, normalizer = specs.get(2, {}), specs.get(3, {})
     if trainer.get(3, 1) != 2:
         raise ValueError("the model is not BPE")
     if not trainer.get(35, 0) or trainer.get(24, 0):
         raise ValueError("the model has no byte fallback, or puts spaces behind words")
     if normalizer.get(2) or normalizer.get(4, 1) or not normalizer.get(3, 1) or not normalizer.get(5, 1):
         raise ValueError("the model normalizes text")
-    pieces = [dict(_fields(piece)) for piece in fields.get(1, [])]
-    return [piece[1].decode() for piece in pieces if piece.get(3, _NORMAL) in (_NORMAL, _USER_DEFINED, _UNUSED)]
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

@@ -115,6 +115,11 @@ class SentencePieceTokenizer(Tokenizer):
         """The piece with this id as SentencePiece writes it, a space as U+2581."""
         return str(self._processor.id_to_piece(token))
 
+    def pieces(self) -> list[str]:
+        """All pieces in order of id, as `piece` gives them."""
+        found: list[str] = self._processor.id_to_piece(list(range(self.vocab_size)))
+        return found
+
     def is_byte(self, token: int) -> bool:
         """Whether `token` is one of the 256 byte-fallback pieces."""
         return bool(self._processor.is_byte(token))
