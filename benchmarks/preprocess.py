@@ -68,7 +68,11 @@ def measure_side(side: str, corpus: str, model: str, prefix: str, workers: int) 
     else:
         report = preprocess(
             PreprocessOptions(
-                (corpus,), prefix, DataConfig(tokenizer_model=model), append_eod=True, workers=workers,
+                (corpus,),
+                prefix,
+                DataConfig(tokenizer_model=model),
+                append_eod=True,
+                workers=workers,
                 accelerator=side,  # type: ignore[arg-type]
             )  # fmt: skip
         )
@@ -114,36 +118,44 @@ def measure(arguments: argparse.Namespace, command: str) -> Report:
     """
     rows = list[list[str]]()
     sides: dict[str, dict[str, Any]] = {}
+    corpora = []
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
-        corpus = Path(folder) / "corpus.jsonl"
-        documents, size = build_corpus(arguments.text, corpus, arguments.megabytes * 1_000_000)
-        runs = [(side, 1) for side in SIDES] + [(SIDES[-1], workers) for workers in arguments.workers]
-        for side, workers in runs:
-            print(f"{side}, workers {workers} ...", file=sys.stderr, flush=True)
-            prefix = Path(folder).resolve() / f"{side}-{workers}"
-            found = _in_own_process(side, corpus.resolve(), arguments.tokenizer_model.resolve(), prefix, workers)
-            first = sides.setdefault("sentencepiece, 1", found)
-            sides[f"{side}, {workers}"] = found
-            if found["hashes"] != first["hashes"]:
-                raise RuntimeError(f"no speed-up is reported: {side} wrote other bytes than sentencepiece alone")
-            rows.append(
-                [
-                    side, str(workers), f"{found['cpu_seconds']:.1f}", f"{found['wall_seconds']:.1f}",
-                    f"{found['peak_bytes'] / 1e6:.0f}", f"{first['cpu_seconds'] / found['cpu_seconds']:.1f}x",
-                    f"{first['wall_seconds'] / found['wall_seconds']:.1f}x",
-                ]
-            )  # fmt: skip
-            for path in Path(folder).glob(f"{side}-{workers}*"):
-                path.unlink()
+        for megabytes in arguments.megabytes:
+            corpus = Path(folder) / f"{megabytes}.jsonl"
+            documents, size = build_corpus(arguments.text, corpus, megabytes * 1_000_000)
+            corpora.append(f"{size / 1e6:.0f} MB of JSON lines, {documents:,} documents")
+            first: dict[str, Any] | None = None
+            runs = [(side, 1) for side in SIDES]
+            if megabytes == arguments.megabytes[0]:
+                runs += [(side, workers) for workers in arguments.workers for side in SIDES[-2:]]
+            for side, workers in runs:
+                print(f"{megabytes} MB, {side}, workers {workers} ...", file=sys.stderr, flush=True)
+                prefix = Path(folder).resolve() / f"{side}-{workers}"
+                found = _in_own_process(side, corpus.resolve(), arguments.tokenizer_model.resolve(), prefix, workers)
+                first = first or found
+                sides[f"{megabytes} MB, {side}, {workers}"] = found
+                if found["hashes"] != first["hashes"]:
+                    raise RuntimeError(f"no speed-up is reported: {side} wrote other bytes than sentencepiece alone")
+                rows.append(_row(megabytes, side, workers, found, first))
+                for path in Path(folder).glob(f"{side}-{workers}*"):
+                    path.unlink()
     notes = [
-        f"{size / 1e6:.0f} MB of JSON lines, {documents:,} documents of documentation. `sentencepiece` is the library "
-        "alone (parse, encode a document, write); the others are tools/preprocess_data.py with that --accelerator, all "
-        "checks on. CPU seconds are of the whole process with its workers, start-up and self-check included; peak is "
-        "that of the process plus its largest worker. Every .bin and .idx is byte-identical to the first.",
+        f"{'; '.join(corpora)}, of documentation. `sentencepiece` is the library alone (parse, encode a document, "
+        "write); the others are tools/preprocess_data.py with that --accelerator, all checks on. Seconds are of the whole "
+        "process with its workers, start-up and self-check included; peak is that of the process plus its largest "
+        "worker. Every .bin and .idx is byte-identical to that of sentencepiece.",
     ]
-    header = ["way", "workers", "CPU seconds", "wall seconds", "peak MB", "faster, CPU", "faster, wall"]
-    data = {"documents": documents, "bytes": size, "load": os.getloadavg(), "sides": sides}
+    header = ["MB", "way", "workers", "CPU seconds", "wall seconds", "peak MB", "faster, CPU", "faster, wall"]
+    data = {"corpora": corpora, "load": os.getloadavg(), "sides": sides}
     return Report("preprocess", "Preparing a corpus", notes, header, rows, data, provenance(command))
+
+
+def _row(megabytes: int, side: str, workers: int, found: dict[str, Any], first: dict[str, Any]) -> list[str]:
+    return [
+        str(megabytes), side, str(workers), f"{found['cpu_seconds']:.1f}", f"{found['wall_seconds']:.1f}",
+        f"{found['peak_bytes'] / 1e6:.0f}", f"{first['cpu_seconds'] / found['cpu_seconds']:.1f}x",
+        f"{first['wall_seconds'] / found['wall_seconds']:.1f}x",
+    ]  # fmt: skip
 
 
 def _in_own_process(*arguments: object) -> dict[str, Any]:
@@ -160,8 +172,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--text", type=Path, required=True, help="folder of text, such as unpacked documentation")
     parser.add_argument("--tokenizer-model", type=Path, required=True, help="SentencePiece BPE model")
-    parser.add_argument("--megabytes", type=int, default=100, help="size of the corpus (default: 100)")
-    parser.add_argument("--workers", type=int, nargs="*", default=[], help="also measure the last way with so many")
+    parser.add_argument(
+        "--megabytes", type=int, nargs="+", default=[100], help="size of the corpus, or several (default: 100)"
+    )
+    parser.add_argument("--workers", type=int, nargs="*", default=[], help="also measure the fast ways with so many")
     parser.add_argument("--scratch", type=Path, help="folder for the corpus and its datasets (default: the system's)")
     parser.add_argument("--repeats", type=int, default=1, choices=[1], help="one run of each side")
     parser.add_argument(

@@ -42,10 +42,10 @@ def test_sides_agree_and_a_difference_is_refused(
     sides: dict[str, dict[str, Any]] = {side: found[0] for side in preprocess.SIDES}
     monkeypatch.setattr(preprocess, "_in_own_process", lambda side, *_: sides[side])
     arguments = Namespace(
-        scratch=tmp_path, text=tmp_path / "text", megabytes=0, tokenizer_model=tokenizer_file, workers=[2]
+        scratch=tmp_path, text=tmp_path / "text", megabytes=[0], tokenizer_model=tokenizer_file, workers=[2]
     )
     report = preprocess.measure(arguments, "command")
-    assert [row[:2] for row in report.rows][-1] == ["gigatoken", "2"] and len(report.rows) == 5
+    assert [row[:3] for row in report.rows][-1] == ["0", "gigatoken", "2"] and len(report.rows) == 6
     sides["segments"] = found[0] | {"hashes": {}}
     with pytest.raises(RuntimeError, match="no speed-up is reported: segments wrote other bytes"):
         preprocess.measure(arguments, "command")
