@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,19 @@ def test_a_run_with_numbers_for_text_has_no_tokenizer(tmp_path: Path) -> None:
     assert not list(folder.glob("tokenizer*"))
     model, tokenizer = hf_model_from_checkpoint(tmp_path / "run")
     assert tokenizer is None and model.config.eos_token_id is None
+
+
+@pytest.mark.parametrize(("kind", "special"), [("ByteLevelTokenizer", (257, 256)), ("TikTokenizer", (1, 2))])
+def test_tokenizers_without_a_conversion_are_left_out_when_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, special: tuple[int, int]
+) -> None:
+    initialize()
+    contents = write_checkpoint(tmp_path / "run", 60, 64, None)
+    config = replace(contents.config, data=replace(contents.config.data, tokenizer_type=kind))
+    monkeypatch.setattr(export_module, "checkpoint_contents", lambda _: replace(contents, config=config))
+    with pytest.raises(ValueError, match=f"was trained with a {kind}, .* export with --no-tokenizer"):
+        export(tmp_path / "run", tmp_path / "hf")
+    export(tmp_path / "run", tmp_path / "hf", tokenizer=False)
+    model, tokenizer = hf_model_from_checkpoint(tmp_path / "hf")
+    assert tokenizer is None and (model.config.bos_token_id, model.config.eos_token_id) == special
+    assert hf_model_from_checkpoint(tmp_path / "run")[1] is None

@@ -105,6 +105,7 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--split 9,-1,1", "--split 9,-1,1 is malformed"),
         ("--split 100,0,0", "--split 100,0,0 leaves no validation documents for --eval-iters 100: give them a share or take --eval-iters 0"),
         ("--tokenizer-type NullTokenizer", "--tokenizer-type NullTokenizer needs --vocab-size"),
+        ("--tokenizer-model none --tokenizer-type TikTokenizer", "--tokenizer-type TikTokenizer needs --tokenizer-model"),
         ("--tokenizer-model none", "--tokenizer-type SentencePieceTokenizer needs --tokenizer-model"),
         ("--needle-fraction 0.5 --needle-template {key}", "--needle-template '{key}' must hold {key} once and {value} once behind it"),
         ("--needle-fraction 0.5 --needle-template {value}{key}", "--needle-template '{value}{key}' must hold"),
@@ -201,3 +202,4 @@ def test_a_dry_run_needs_neither_data_nor_tokenizer():
     words = ["--data-path", "none", "--tokenizer-model", "none", "--save-interval", "5"]
     assert len(problems(config_of(*words))) == 3
     assert problems(config_of(*words, "--dry-run")) == []
+    assert len(problems(config_of(*words, "--tokenizer-type", "ByteLevelTokenizer"))) == 2

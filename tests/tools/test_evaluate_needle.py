@@ -89,6 +89,10 @@ def test_the_tokenizer_of_a_checkpoint_is_its_copy(folder, tokenizer, tmp_path):
     publish("tokenizer.model")
     for place in (tmp_path, checkpoint):
         assert load_tokenizer(place).identity == tokenizer.identity
+    (checkpoint / "config.yaml").write_text("tokenizer-type: ByteLevelTokenizer\n")
+    publish(None)
+    assert load_tokenizer(tmp_path).kind == "ByteLevelTokenizer"
+    (checkpoint / "config.yaml").write_text("seed: 1\n")
     publish(None)
     with pytest.raises(ValueError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
