@@ -75,6 +75,7 @@ class BlockEncoder:
         control = sorted(self.tokenizer.control_tokens(), key=len, reverse=True)
         wanted = control and options.control_tokens != "text"
         self._control = re.compile("(" + "|".join(map(re.escape, control)) + ")") if wanted else None
+        self._any_text = self._control is None and tokenizer.kind != "NullTokenizer"
 
     def encode(self, block: Block) -> EncodedBlock:
         """The block's good records as tokens, the others as they are; with `stop_at_bad` nothing behind the first bad
@@ -138,9 +139,10 @@ class BlockEncoder:
 
     def _problem(self, record: Record) -> tuple[str, str] | None:
         for text in record.texts:
+            if self._any_text and text.isascii():
+                continue
             try:
-                if not text.isascii():
-                    text.encode("utf-8")
+                text.encode("utf-8")
             except UnicodeEncodeError as error:
                 where = f"lone surrogate at character {error.start}: not valid Unicode"
                 return "cannot be encoded", where
