@@ -27,10 +27,12 @@ def share_and_check(rank: int, world_size: int) -> None:
     from megatron_fwpkm.training.engine import MegatronEngine
     from megatron_fwpkm.training.startup import distributed_run
 
-    def values(engine: MegatronEngine) -> list[torch.Tensor]:
-        table = engine.memories[0].fast_weights().values
-        both = [torch.empty_like(table) for _ in range(world_size)]
-        torch.distributed.all_gather(both, table)
+    def tables(engine: MegatronEngine) -> list[torch.Tensor]:
+        """Sub-keys and values of every replica."""
+        weights = engine.memories[0].fast_weights()
+        mine = torch.cat([weights.sub_keys.flatten(), weights.values.flatten()])
+        both = [torch.empty_like(mine) for _ in range(world_size)]
+        torch.distributed.all_gather(both, mine)
         return both
 
     config = change(BASE, "training", check_weight_hash_across_dp_replicas_interval=1)
@@ -39,13 +41,13 @@ def share_and_check(rank: int, world_size: int) -> None:
         engine = MegatronEngine(config, VOCABULARY, world.device)
         source = batches(0, rank, world_size)
         engine.train_step(source)
-        one, other = values(engine)
+        one, other = tables(engine)
         assert not torch.equal(one, other), "replicas own their memories"
         replicas.average_memories(engine.memories)
-        for table in values(engine):
+        for table in tables(engine):
             torch.testing.assert_close(table, (one + other) / 2)
         engine.train_step(source)
-        assert torch.equal(*values(engine)), "averaged after the second step"
+        assert torch.equal(*tables(engine)), "averaged after the second step"
         if rank == 1:
             next(engine.chunks[0].parameters()).data.view(-1)[0] += 1e-3
         with pytest.raises(ValueError, match="iteration 7: the slow weights of data-parallel replicas differ"):
