@@ -207,7 +207,7 @@ def _make_model_parallel(parallel: ParallelConfig, world: World) -> None:
         )
     virtual = parallel.num_virtual_stages_per_pipeline_rank
     if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+        _take_down_groups()
     parallel_state.initialize_model_parallel(
         sizes[0],
         sizes[1],
@@ -230,6 +230,21 @@ def _leave(owned: bool) -> None:
     """Take down what this run has made."""
     from megatron.core import parallel_state
 
-    parallel_state.destroy_model_parallel()
     if owned:
+        parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+    else:
+        _take_down_groups()
+
+
+def _take_down_groups() -> None:
+    """End the groups of Megatron's parallel state, which only forgets them; their threads would look for work for ever."""
+    from megatron.core import parallel_state
+
+    groups = parallel_state._global_process_group_list or ()
+    parallel_state.destroy_model_parallel()
+    if dist.get_world_size() > 1:
+        dist.barrier()  # nobody leaves while others still talk to it
+    for group in groups:
+        if group in dist.distributed_c10d._world.pg_map:
+            dist.destroy_process_group(group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -243,3 +244,13 @@ def test_batched_sends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = pytest.raises(AssertionError, match="batched sends give an interleaved pipeline wrong gradients")
     with distributed_run(BASE.parallel, BASE.training) as world, refused:
         engine.build_chunks(BASE, VOCABULARY, world.device)
+
+
+def test_one_run_after_the_other_leaves_no_threads_behind() -> None:
+    """Each has some thirty groups of processes, and gloo gives every one threads that look for work."""
+    threads = []
+    for _ in range(3):
+        with distributed_run(BASE.parallel, BASE.training):
+            pass
+        threads.append(len(os.listdir("/proc/self/task")))
+    assert threads[0] == threads[1] == threads[2]
