@@ -238,7 +238,7 @@ def _leave(owned: bool) -> None:
 
 
 def _take_down_groups() -> None:
-    """End the groups of Megatron's parallel state, which only forgets them; their threads would look for work for ever."""
+    """End the groups of Megatron's parallel state, which only forgets them: their threads would go on for ever."""
     from megatron.core import parallel_state
 
     groups = parallel_state._global_process_group_list or ()
