@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_fwpkm.config import DataConfig
-from megatron_fwpkm.data import acceleration
+from megatron_fwpkm.data import acceleration, segments
 from megatron_fwpkm.data.acceleration import PROBES, AcceleratorMismatch, build_encoder, choose_accelerator
-from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
+from megatron_fwpkm.data.segments import SegmentEncoder
+from megatron_fwpkm.data.tokenizers import SentencePieceTokenizer, Tokenizer, build_tokenizer
 from megatron_fwpkm.data.train_tokenizer import TokenizerOptions, train_tokenizer
 
 from .conftest import novel
@@ -27,6 +28,18 @@ def separable(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     (folder / "a.txt").write_text(novel(60_000))
     report = train_tokenizer(TokenizerOptions((str(folder / "a.txt"),), str(folder / "t"), 800))
     return build_tokenizer(DataConfig(tokenizer_model=str(report.model)))
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> SegmentEncoder:
+    """Of a tokenizer whose own pieces reach over everything but spaces and line ends."""
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "a.txt").write_text(novel(30_000))
+    extra = ("o(1", "1st", "\u2581\u2581he")
+    options = TokenizerOptions((str(folder / "a.txt"),), str(folder / "t"), 600, extra_pieces=extra)
+    tokenizer = build_tokenizer(DataConfig(tokenizer_model=str(train_tokenizer(options).model)))
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    return SegmentEncoder(tokenizer)
 
 
 def ways() -> list[str]:
@@ -53,6 +66,18 @@ def test_the_same_tokens(separable: Tokenizer, way: Any, texts: list[str]) -> No
     encode = acceleration._BUILDERS[way](separable)
     assert encode(texts) == build_encoder(separable, "none")(texts)
     assert encode(list(PROBES)) == build_encoder(separable, "none")(list(PROBES))
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(TEXT, max_size=9), kept=st.integers(1, 40))
+def test_segments_are_exact_whatever_is_kept(odd: SegmentEncoder, texts: list[str], kept: int) -> None:
+    """Also with pieces of letters, digits and signs in one, with long segments, and while the store is emptied."""
+    texts = [text.replace("o", "o(1st").replace("h", "h" * 60) for text in texts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segments, "_SEGMENTS_KEPT", kept)
+        for _ in range(2):
+            assert odd(texts) == build_encoder(odd._tokenizer, "none")(texts)
+    assert not [segment for segment in odd._store if len(segment) > segments._LONGEST_KEPT]
 
 
 @pytest.mark.parametrize("way", ways())
