@@ -95,7 +95,8 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, model: Path)
     command = [sys.executable, "-c", limited, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr == f"error: {tmp_path / 'out_text_document.bin.partial'}: File too large\n"
+    told = "File too large; free space there, or give an --output-prefix on another disk"
+    assert done.stderr == f"error: {tmp_path / 'out_text_document.bin.partial'}: {told}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
