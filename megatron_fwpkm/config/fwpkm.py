@@ -54,6 +54,9 @@ class FwPKMConfig:
     alike (a hash of chosen slots, gates and some queries); 0 turns them off."""
     table_dtype: Literal["fp32", "bf16"] = "fp32"
     """How the values are stored: bf16 halves table and undo log; writes then round stochastically, by the seed."""
+    undo_log: Literal["fp32", "bf16", "recompute"] = "fp32"
+    """What is kept of overwritten rows until backward: all as they were (fp32), all rounded, which makes gradients of
+    slot weights approximate (bf16), or each slot's first value, from which backward repeats everything (recompute)."""
     implementation: Literal["auto", "reference", "sparse", "triton"] = "auto"
     """What computes the memory: dense autograd (reference), torch on touched rows only (sparse), or kernels that do the
     same on a GPU (triton); auto takes triton on CUDA where it can run these sizes, and sparse elsewhere."""

@@ -178,6 +178,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
             mask=mask,
             boundary=self.boundary,
             implementation=fwpkm.implementation,
+            undo_log=fwpkm.undo_log,
             sharding=self.table_sharding if self.table_sharding.size > 1 else None,
         )
         if fwpkm.reset != "document" and output.undo_log is not None:

@@ -67,12 +67,13 @@ def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, st
         optimizer = -(-optimizer // (replicas * context))
     memories = _memories(config, stage)
     in_flight = _in_flight(config, replicas, stage)
+    undo_log = memories * (round(in_flight * undo_log_bytes(config)) + _journal_bytes(config, replicas))
     return MemoryEstimate(
         weights=parameters * (2 if bf16 else 4),
         gradients=parameters * _GRADIENT_BYTES,
         optimizer=optimizer,
         tables=memories * table_bytes(config, tensor * context),
-        undo_log=memories * (round(in_flight * undo_log_bytes(config)) + _journal_bytes(config, replicas)),
+        undo_log=undo_log + (passing_log_bytes(config) if memories else 0),
         activations=round(in_flight * activation_bytes(config, vocab_size, stage)) + _passing_bytes(config, stage),
         offloaded=round(in_flight * offloaded_bytes(config, stage)),
     )
@@ -94,18 +95,35 @@ def micro_batches(config: PretrainConfig, replicas: int) -> int:
 
 
 def undo_log_bytes(config: PretrainConfig) -> int:
-    """Upper bound of one memory's undo log for one micro-batch on a rank: no two reads of a chunk meet in a slot.
+    """Upper bound of what one memory keeps of a micro-batch until backward: no two reads of a chunk meet in a slot.
 
     While sub-keys move, backward keeps them as every chunk found them; the first chunk's are those of the log.
     """
+    fwpkm, reads = config.fwpkm, _chunk_reads(config)
+    moving = fwpkm.inner_lr * fwpkm.addressing_weight > 0
+    sub_keys = 4 * sub_key_elements(config) // _sharing_ranks(config) * (len(reads) if moving else 0)
+    if fwpkm.undo_log == "recompute":
+        return min(num_slots(fwpkm), sum(reads)) * _row_bytes(config) + sub_keys
+    row = _row_bytes(config, 2 if fwpkm.undo_log == "bf16" else value_bytes(config))
+    return _logged_rows(config) * row + sub_keys
+
+
+def passing_log_bytes(config: PretrainConfig) -> int:
+    """Upper bound of the exact log that one memory at a time has: in forward until it is rounded, in backward again."""
+    kept_as_it_is = config.fwpkm.undo_log == "fp32" or (config.fwpkm.undo_log == "bf16" and value_bytes(config) == 2)
+    return 0 if kept_as_it_is else _logged_rows(config) * _row_bytes(config)
+
+
+def _chunk_reads(config: PretrainConfig) -> list[int]:
+    """Reads of every chunk of a micro-batch."""
     fwpkm, training = config.fwpkm, config.training
     full, tail = divmod(config.model.seq_length, fwpkm.chunk_size)
-    chunks = [fwpkm.chunk_size] * full + [tail] * (tail > 0)
     reads = fwpkm.num_heads * fwpkm.topk * training.micro_batch_size
-    rows = sum(min(num_slots(fwpkm), tokens * reads) for tokens in chunks)
-    sub_keys = 4 * sub_key_elements(config) // _sharing_ranks(config)
-    moving = fwpkm.inner_lr * fwpkm.addressing_weight > 0
-    return rows * _row_bytes(config) + (sub_keys * len(chunks) if moving else 0)
+    return [tokens * reads for tokens in [fwpkm.chunk_size] * full + [tail] * (tail > 0)]
+
+
+def _logged_rows(config: PretrainConfig) -> int:
+    return sum(min(num_slots(config.fwpkm), reads) for reads in _chunk_reads(config))
 
 
 def activation_bytes(config: PretrainConfig, vocab_size: int, stage: int) -> int:
@@ -199,9 +217,9 @@ def _memories(config: PretrainConfig, stage: int) -> int:
     return sum(number in layers for number in config.fwpkm.layer_numbers)
 
 
-def _row_bytes(config: PretrainConfig) -> int:
-    """One saved row of a values table on a rank."""
-    return value_bytes(config) * config.fwpkm.value_dim // _sharing_ranks(config) + _INDEX_BYTES
+def _row_bytes(config: PretrainConfig, number: int | None = None) -> int:
+    """One saved row of a values table on a rank; ``number`` is the bytes of a number, by default the table's."""
+    return (number or value_bytes(config)) * config.fwpkm.value_dim // _sharing_ranks(config) + _INDEX_BYTES
 
 
 def _sharing_ranks(config: PretrainConfig) -> int:

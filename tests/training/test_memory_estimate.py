@@ -13,6 +13,7 @@ from megatron_fwpkm.training.memory_estimate import (
     activation_bytes,
     estimate_memory,
     layer_bytes_per_token,
+    passing_log_bytes,
     undo_log_bytes,
 )
 from tests.distributed import run_distributed
@@ -125,6 +126,23 @@ def test_undo_log_is_bounded_by_reads_and_by_slots():
     for still in ({"addressing_weight": 0.0}, {"inner_lr": 0.0}):
         config = replace(BASE, fwpkm=replace(BASE.fwpkm, **still))
         assert undo_log_bytes(config) == 4 * (2 * 64 * 8) * (4 * 64 + 8)
+
+
+def test_undo_log_modes():
+    def with_mode(mode: str, **changes: object) -> PretrainConfig:
+        return replace(BASE, fwpkm=replace(BASE.fwpkm, undo_log=mode, **changes))
+
+    rows, sub_keys = 4 * (2 * 64 * 8), 4 * 4 * 2 * 64 * 32
+    assert undo_log_bytes(with_mode("bf16")) == rows * (2 * 64 + 8) + sub_keys
+    assert undo_log_bytes(with_mode("recompute")) == min(64**2, rows) * (4 * 64 + 8) + sub_keys
+    # Eight sub-keys have 64 slots, which every chunk logs again.
+    assert undo_log_bytes(with_mode("recompute", num_subkeys=8)) == 64 * (4 * 64 + 8) + sub_keys // 8
+    for mode in ("bf16", "recompute"):
+        assert passing_log_bytes(with_mode(mode)) == rows * (4 * 64 + 8)
+        found, plain = (estimate_memory(with_mode(m), 512, 1).undo_log for m in (mode, "fp32"))
+        passing = passing_log_bytes(with_mode(mode))
+        assert found - plain == undo_log_bytes(with_mode(mode)) + passing - undo_log_bytes(BASE)
+    assert passing_log_bytes(BASE) == 0 == passing_log_bytes(with_mode("bf16", table_dtype="bf16"))
 
 
 # The real model

@@ -40,6 +40,7 @@ def fast_weight_memory(
     boundary: str = "drop",
     write_scale: str = "consistent",
     implementation: str = "auto",
+    undo_log: str = "fp32",
 ) -> FastWeightOutput:
     """Read every token from the memory and write each chunk into it after it was read. Inputs are never modified.
 
@@ -63,6 +64,9 @@ def fast_weight_memory(
         write_scale: ``consistent``, or ``official`` for the authors' streaming arithmetic (``carry`` only).
         implementation: ``reference`` (dense autograd), ``sparse`` (touched rows only), ``triton`` (the same in GPU
             kernels) or ``auto`` (``triton`` on CUDA, ``sparse`` elsewhere).
+        undo_log: what is kept of overwritten rows until backward. ``fp32``: all of them, as they were. ``bf16``: the
+            same, rounded: half the memory, and slot weights get an approximate gradient. ``recompute``: every slot's
+            first value, from which backward repeats all reads and writes exactly. Nothing to ``reference``.
 
     Returns:
         Reads, addresses, losses and the new state.
@@ -72,7 +76,7 @@ def fast_weight_memory(
             message says what to do.
     """
     options = MemoryOptions(
-        topk, chunk_size, lookahead, inner_lr, addressing_weight, score, boundary, write_scale, implementation
+        topk, chunk_size, lookahead, inner_lr, addressing_weight, score, boundary, write_scale, implementation, undo_log
     )
     check_tables(state, options)
     stream = make_stream(queries, targets, gates, mask, state, boundary)
@@ -95,6 +99,7 @@ def fast_weight_memory_(
     boundary: str = "drop",
     write_scale: str = "consistent",
     implementation: str = "auto",
+    undo_log: str = "fp32",
     sharding: TableSharding | None = None,
 ) -> FastWeightOutput:
     """:func:`fast_weight_memory` that writes the tables of ``state`` in place: no copy of a large table.
@@ -118,6 +123,7 @@ def fast_weight_memory_(
         boundary: see there.
         write_scale: see there.
         implementation: see there.
+        undo_log: see there; the returned log is always exact.
         sharding: collectives for tables that are spread over processes; None when they are whole.
 
     Returns:
@@ -127,7 +133,7 @@ def fast_weight_memory_(
         ValueError: as there, or a table requires gradients.
     """
     options = MemoryOptions(
-        topk, chunk_size, lookahead, inner_lr, addressing_weight, score, boundary, write_scale, implementation
+        topk, chunk_size, lookahead, inner_lr, addressing_weight, score, boundary, write_scale, implementation, undo_log
     )
     check_tables(state, options, 1 if sharding is None else sharding.size)
     _check_writable(state, "fast_weight_memory")

@@ -14,6 +14,7 @@ SCORES = ("idw", "dot_product")
 BOUNDARIES = ("drop", "carry")
 WRITE_SCALES = ("consistent", "official")
 IMPLEMENTATIONS = ("auto", "reference", "sparse", "triton")
+UNDO_LOGS = ("fp32", "bf16", "recompute")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class MemoryOptions:
     boundary: str
     write_scale: str
     implementation: str
+    undo_log: str = "fp32"
 
     def __post_init__(self) -> None:
         for name, smallest in (("topk", 1), ("chunk_size", 1), ("lookahead", 0)):
@@ -48,6 +50,7 @@ class MemoryOptions:
             ("boundary", BOUNDARIES),
             ("write_scale", WRITE_SCALES),
             ("implementation", IMPLEMENTATIONS),
+            ("undo_log", UNDO_LOGS),
         ):
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of: {', '.join(valid)}")

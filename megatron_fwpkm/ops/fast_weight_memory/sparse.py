@@ -95,7 +95,15 @@ def run_chains(
             weights.transpose(0, 1).reshape(-1),
             stream.targets.transpose(0, 1).flatten(0, 1),
             table,
-            ValueOptions(value_pieces, plan, scales, options.lookahead * batch, not options.inner_lr, rounding),
+            ValueOptions(
+                value_pieces,
+                plan,
+                scales,
+                options.lookahead * batch,
+                not options.inner_lr,
+                options.undo_log,
+                rounding,
+            ),
             log,
         )
     else:

@@ -83,7 +83,8 @@ def write_rows_kernel(
     TABLE,  # [N, D] in and out
     LOG,  # [P, D] out: rows before the write, at the first position of their segment
     PARTIALS,  # [2 * ceil(pairs of the piece / TILE), D] scratch
-    SLOTS,  # [P] slot at every position
+    SLOTS,  # [P] row of TABLE at every position
+    NAMES,  # [P] slot at every position: another number than the row when backward repeats a write on few rows
     HEADS,  # [P]
     LENGTHS,  # [P]
     COUNTS,  # [P]
@@ -138,7 +139,8 @@ def write_rows_kernel(
             if UPDATE:
                 if length <= TILE:
                     step = tl.load(SCALES + piece) / tl.load(COUNTS + position).to(SCALES.dtype.element_ty)
-                    new = narrow(widen(old) - step * total, TABLE, ROUNDING, slot, write, BLOCK)
+                    new = widen(old) - step * total
+                    new = narrow(new, TABLE, ROUNDING, tl.load(NAMES + position), write, BLOCK)
                     tl.store(TABLE + slot * D + columns, new, mask=inside)
         if UPDATE:
             if length > TILE:
@@ -172,6 +174,7 @@ def finish_write_kernel(
     TABLE,  # [N, D] in and out
     PARTIALS,  # [2 * ceil(pairs of the piece / TILE), D]
     SLOTS,  # [P]
+    NAMES,  # [P]
     HEADS,  # [P]
     LENGTHS,  # [P]
     COUNTS,  # [P]
@@ -196,7 +199,7 @@ def finish_write_kernel(
         step = tl.load(SCALES + piece) / tl.load(COUNTS + position).to(SCALES.dtype.element_ty)
         address = TABLE + slot * D + columns
         new = widen(tl.load(address, mask=inside, other=0)) - step * total
-        tl.store(address, narrow(new, TABLE, ROUNDING, slot, write, BLOCK), mask=inside)
+        tl.store(address, narrow(new, TABLE, ROUNDING, tl.load(NAMES + position), write, BLOCK), mask=inside)
 
 
 @triton.jit(

@@ -137,12 +137,24 @@ class TritonValueChain(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Read and write piece by piece."""
         keep = any(ctx.needs_input_grad)
+        recompute = keep and options.undo_log == "recompute"
         with torch.cuda.device_of(table):
-            forward = _Forward(slot_weights, write_weights, targets, table, options, keep, log)
+            if recompute:
+                first, log = _first_values(table, options, log), None
+            forward = _Forward(slot_weights, write_weights, targets, table, options, keep and not recompute, log)
             forward.run()
         squared_errors = forward.squares.sum(1)
         ctx.options, ctx.num_slots, ctx.table_dtype = options, table.shape[0], values.dtype
-        ctx.save_for_backward(forward.slot_weights, forward.write_weights, forward.old_rows, forward.errors)
+        saved = [forward.slot_weights, forward.write_weights]
+        if recompute:
+            # The state counts on before backward repeats the rounding.
+            rounding = None if options.rounding is None else options.rounding.clone()
+            ctx.options = options._replace(rounding=rounding)
+            saved += [forward.targets, first]
+        elif keep:
+            old_rows = forward.old_rows
+            saved += [old_rows.bfloat16() if options.undo_log == "bf16" else old_rows, forward.errors]
+        ctx.save_for_backward(*saved)
         ctx.mark_non_differentiable(squared_errors)
         ctx.set_materialize_grads(False)
         return forward.reads, squared_errors
@@ -155,6 +167,21 @@ class TritonValueChain(torch.autograd.Function):
             return (None,) * 7
         with torch.cuda.device_of(grad_reads):
             return _Backward(ctx, grad_reads.contiguous()).run()
+
+
+def _first_values(table: Tensor, options: ValueOptions, log: ValueLog | None) -> Tensor:
+    """The rows of all slots of a call before its first write, in the order of the adjoint; they undo all its writes."""
+    assert isinstance(options.plan, TritonWritePlan)
+    slots = make_adjoint_plan(options.plan, options.pieces, table.shape[0], False).slots
+    in_use = slots < table.shape[0]
+    # Rows that are not in use repeat the first one, which is.
+    slots = torch.where(in_use, slots, slots[0])
+    first = table.index_select(0, slots)
+    if log is not None and not options.frozen and any(piece.write_stop > piece.start for piece in options.pieces):
+        log.rows.append(slots)
+        log.old_values.append(first)
+        log.in_use.append(in_use)
+    return first
 
 
 class _Chain:
@@ -203,6 +230,7 @@ class _Forward(_Chain):
         self.squares = slot_weights.new_empty(written, self.blocks.number)
         logged = slot_weights.numel() if keep or log is not None else 0
         self.old_rows = table.new_empty(logged, self.num_columns)
+        self.names = self.plan.slots
         # Ignored but by a bfloat16 table.
         self.rounding = self.plan.counts if options.rounding is None else options.rounding
 
@@ -234,15 +262,15 @@ class _Forward(_Chain):
         piece, plan, scales = position.piece, self.plan, self.options.scales
         first, number = self.pairs(position)
         write_rows_kernel[self.grid(number)](
-            _bits(self.table), _bits(self.old_rows), self.partials, plan.slots, plan.heads, plan.lengths, plan.counts,
-            plan.order, self.slot_weights, self.write_weights, self.errors, scales, self.rounding,
+            _bits(self.table), _bits(self.old_rows), self.partials, plan.slots, self.names, plan.heads, plan.lengths,
+            plan.counts, plan.order, self.slot_weights, self.write_weights, self.errors, scales, self.rounding,
             piece.start, first, position.written, piece.token, position.first_error, position.number, position.write,
             J=self.width, TILE=TILE, KEEP_LOG=keep_log, UPDATE=update, **self.sizes,
         )  # fmt: skip
         if update and number > TILE:
             finish_write_kernel[self.grid(triton.cdiv(number, TILE))](
-                _bits(self.table), self.partials, plan.slots, plan.heads, plan.lengths, plan.counts, scales,
-                self.rounding, first, number, position.number, position.write, TILE=TILE, **self.sizes,
+                _bits(self.table), self.partials, plan.slots, self.names, plan.heads, plan.lengths, plan.counts,
+                scales, self.rounding, first, number, position.number, position.write, TILE=TILE, **self.sizes,
             )  # fmt: skip
 
 
@@ -254,11 +282,15 @@ class _Backward(_Chain):
     """
 
     def __init__(self, ctx: Any, grad_reads: Tensor) -> None:
-        slot_weights, self.write_weights, self.old_rows, self.errors = ctx.saved_tensors
+        slot_weights, self.write_weights, *saved = ctx.saved_tensors
         super().__init__(ctx.options, slot_weights, grad_reads.shape[1], grad_reads.itemsize)
         self.grad_reads, self.num_slots, self.table_dtype = grad_reads, ctx.num_slots, ctx.table_dtype
         self.wants_values = ctx.needs_input_grad[0]
         self.adjoint_plan = make_adjoint_plan(self.plan, self.options.pieces, self.num_slots, self.wants_values)
+        # Rows of every piece before its write, and errors.
+        self.old_rows, self.errors = saved
+        if self.options.undo_log == "recompute":
+            self.old_rows, self.errors = self._repeat(*saved)
         columns, stream_rows = self.num_columns, self.write_weights.shape[0]
         rows, width = slot_weights.shape
         self.adjoint = grad_reads.new_empty(self.adjoint_plan.slots.shape[0], columns)
@@ -266,6 +298,14 @@ class _Backward(_Chain):
         self.grad_slot_weights = grad_reads.new_zeros(rows, 2 * self.blocks.number, width)
         self.grad_write_weights = grad_reads.new_zeros(stream_rows, self.blocks.number)
         self.grad_targets = grad_reads.new_zeros(stream_rows, columns)
+
+    def _repeat(self, targets: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Old rows and errors of forward, bit for bit, from the first values of all slots."""
+        options = self.options._replace(plan=self.adjoint_plan.on_rows(self.plan))
+        forward = _Forward(self.slot_weights, self.write_weights, targets, first.clone(), options, True, None)
+        forward.names = self.plan.slots
+        forward.run()
+        return forward.old_rows, forward.errors
 
     def run(self) -> tuple[Tensor | None, ...]:
         """Gradients in the order of the inputs of :class:`TritonValueChain`."""

@@ -15,7 +15,7 @@ from megatron_fwpkm.ops.fast_weight_memory.triton_kernels import (
 )
 from megatron_fwpkm.ops.kernel_variants import KernelVariant
 
-_INDICES = {"SLOTS", "HEADS", "LENGTHS", "COUNTS", "ORDER", "PLACES", "SOURCES", "SINKS", "ROUNDING"}
+_INDICES = {"SLOTS", "NAMES", "HEADS", "LENGTHS", "COUNTS", "ORDER", "PLACES", "SOURCES", "SINKS", "ROUNDING"}
 
 
 def _variant(name: str, kernel: Any, columns: int, block: int, row: str = "*fp32", **more: int) -> KernelVariant:

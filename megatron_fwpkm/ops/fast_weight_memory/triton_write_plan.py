@@ -44,6 +44,7 @@ class AdjointPlan(NamedTuple):
     """Where the gradient of the table is kept in backward: a row for each distinct slot of the whole call.
 
     Attributes:
+        rows: [P] int64, for every pair the row of its slot.
         sources: [P] int64, for every pair the row that holds its slot's gradient after its piece, or -1 where no later
             piece reads the slot and the gradient is zero.
         sinks: [P] int64, for every pair the row to which its piece adds, or -1 where nobody asks for the sum: no
@@ -51,9 +52,14 @@ class AdjointPlan(NamedTuple):
         slots: [min(P, num_slots)] int64, the slot of every row; ``num_slots`` for rows that are not in use.
     """
 
+    rows: Tensor
     sources: Tensor
     sinks: Tensor
     slots: Tensor
+
+    def on_rows(self, plan: TritonWritePlan) -> TritonWritePlan:
+        """The plan for a table that has only these rows, in this order."""
+        return plan._replace(pair_slots=self.rows.view_as(plan.pair_slots), slots=self.rows[plan.order])
 
 
 def _segments(ordered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,6 +129,5 @@ def make_adjoint_plan(
     sinks = rows if wants_table else torch.where(touched_by > touched_by[heads], rows, nowhere)
     pairs = plan.order[order]
     slots = plan.slots.new_full((min(total, num_slots),), num_slots).scatter_(0, rows, ordered)
-    return AdjointPlan(
-        torch.empty_like(rows).scatter_(0, pairs, sources), torch.empty_like(rows).scatter_(0, pairs, sinks), slots
-    )
+    per_pair = [torch.empty_like(rows).scatter_(0, pairs, x) for x in (rows, sources, sinks)]
+    return AdjointPlan(per_pair[0], per_pair[1], per_pair[2], slots)

@@ -30,6 +30,7 @@ class ValueOptions(NamedTuple):
         scales: [pieces], step size of every write before the division by a slot's readers.
         shift: stream rows from a token to its target: lookahead * B.
         frozen: nothing is written; the errors are still measured.
+        undo_log: ``fp32``, ``bf16`` or ``recompute``, see :func:`fast_weight_memory`.
         rounding: what the rounding of a bfloat16 table depends on (``rounding.py``), None for other tables.
     """
 
@@ -38,6 +39,7 @@ class ValueOptions(NamedTuple):
     scales: Tensor
     shift: int
     frozen: bool
+    undo_log: str = "fp32"
     rounding: Tensor | None = None
 
 
@@ -66,6 +68,74 @@ def _pair_weights(weights: Tensor, rows: int, pieces: list[ValuePiece], width: i
     return row_weights.repeat_interleave(width)
 
 
+class _Inputs(NamedTuple):
+    """What reads and writes are computed from, beside the table."""
+
+    slot_weights: Tensor  # [R, J]
+    write_weights: Tensor  # [S]
+    targets: Tensor  # [S, D]
+    steps: Tensor  # [R * J]
+
+
+class _Steps(NamedTuple):
+    """Reads that are returned [emitted rows, D]; rows of every piece before its write; errors of those that write."""
+
+    reads: Tensor
+    old_rows: list[Tensor]
+    errors: list[Tensor]
+
+
+def _written(pieces: list[ValuePiece]) -> list[ValuePiece]:
+    return [piece for piece in pieces if piece.write_stop > piece.start]
+
+
+def _read_and_write(
+    table: Tensor, rows: Tensor, inputs: _Inputs, options: ValueOptions, keep: bool, log: ValueLog | None
+) -> _Steps:
+    """All pieces on ``table``, in which segment s of the plan is row ``rows[s]``; old rows only with ``keep``."""
+    plan, pieces, slot_weights = options.plan, options.pieces, inputs.slot_weights
+    assert isinstance(plan, WritePlan)
+    num_rows, width = slot_weights.shape
+    flat_weights = slot_weights.flatten()
+    changes = inputs.steps * flat_weights * _pair_weights(inputs.write_weights, num_rows, pieces, width)
+    changes = changes[plan.order]
+    token_of_pair = plan.order // width
+    row_starts = torch.arange(0, num_rows * width, width, device=table.device)
+    emitted = sum(piece.stop - piece.emit_start for piece in pieces)
+    reads = slot_weights.new_empty(emitted, table.shape[1])
+    old_rows, errors = [], []
+    position = 0
+    for number, piece in enumerate(pieces):
+        segments = slice(plan.bounds[number], plan.bounds[number + 1])
+        pairs = slice(piece.start * width, piece.stop * width)
+        old = gather_rows(table, rows[segments])
+        wide = old.to(slot_weights.dtype)
+        read = sum_rows(wide, plan.places[pairs], row_starts[: piece.stop - piece.start], flat_weights[pairs])
+        length = piece.stop - piece.emit_start
+        reads[position : position + length] = read[piece.emit_start - piece.start :]
+        position += length
+        written = piece.write_stop - piece.start
+        if keep:
+            old_rows.append(old)
+        if not written:
+            continue
+        first_target = piece.token + options.shift
+        error = read[:written] - inputs.targets[first_target : first_target + written]
+        errors.append(error)
+        if not options.frozen:
+            # Rows that are read but not written have weight zero; the clamp only keeps their address legal.
+            tokens = (token_of_pair[pairs] - piece.start).clamp_(max=written - 1)
+            change = sum_rows(error, tokens, plan.starts[segments] - piece.start * width, changes[pairs])
+            torch.sub(wide, change, out=change)
+            if options.rounding is not None:
+                change = round_rows(change, plan.slots[segments], options.rounding, len(errors) - 1)
+            table.index_copy_(0, rows[segments], change)
+            if log is not None:
+                log.rows.append(rows[segments])
+                log.old_values.append(old)
+    return _Steps(reads, old_rows, errors)
+
+
 class ValueChain(torch.autograd.Function):
     """values, slot weights [R, J], write weights [S], targets [S, D] -> reads [emitted rows, D], squared errors.
 
@@ -85,51 +155,35 @@ class ValueChain(torch.autograd.Function):
         log: ValueLog | None,
     ) -> tuple[Tensor, Tensor]:
         """Read and write piece by piece."""
-        plan, pieces = options.plan, options.pieces
+        plan = options.plan
         assert isinstance(plan, WritePlan)
-        num_rows, width = slot_weights.shape
         keep = any(ctx.needs_input_grad)
-        flat_weights = slot_weights.flatten()
-        steps = _pair_steps(plan, options.scales)
-        changes = (steps * flat_weights * _pair_weights(write_weights, num_rows, pieces, width))[plan.order]
-        token_of_pair = plan.order // width
-        row_starts = torch.arange(0, num_rows * width, width, device=table.device)
-        emitted = sum(piece.stop - piece.emit_start for piece in pieces)
-        reads = slot_weights.new_empty(emitted, table.shape[1])
-        errors, old_rows, written_weights = [], [], []
-        position = 0
-        for number, piece in enumerate(pieces):
-            segments = slice(plan.bounds[number], plan.bounds[number + 1])
-            pairs = slice(piece.start * width, piece.stop * width)
-            slots = plan.slots[segments]
-            old = gather_rows(table, slots)
-            wide = old.to(slot_weights.dtype)
-            read = sum_rows(wide, plan.places[pairs], row_starts[: piece.stop - piece.start], flat_weights[pairs])
-            length = piece.stop - piece.emit_start
-            reads[position : position + length] = read[piece.emit_start - piece.start :]
-            position += length
-            written = piece.write_stop - piece.start
-            if keep:
-                old_rows.append(old)
-            if not written:
-                continue
-            error = read[:written] - targets[piece.token + options.shift : piece.token + options.shift + written]
-            errors.append(error)
-            written_weights.append(write_weights[piece.token : piece.token + written])
-            if not options.frozen:
-                # Rows that are read but not written have weight zero; the clamp only keeps their address legal.
-                tokens = (token_of_pair[pairs] - piece.start).clamp_(max=written - 1)
-                change = sum_rows(error, tokens, plan.starts[segments] - piece.start * width, changes[pairs])
-                torch.sub(wide, change, out=change)
-                if options.rounding is not None:
-                    change = round_rows(change, slots, options.rounding, len(errors) - 1)
-                table.index_copy_(0, slots, change)
-                if log is not None:
-                    log.rows.append(slots)
-                    log.old_values.append(old)
-        squares = [error.square().sum(-1).mul_(weight) for error, weight in zip(errors, written_weights, strict=True)]
+        inputs = _Inputs(slot_weights, write_weights, targets, _pair_steps(plan, options.scales))
+        recompute = keep and options.undo_log == "recompute"
+        if recompute:
+            touched = plan.slots.unique()
+            first = gather_rows(table, touched)
+            if log is not None and _written(options.pieces) and not options.frozen:
+                # The first values undo all writes at once.
+                log.rows.append(touched)
+                log.old_values.append(first)
+            log = None
+        reads, old_rows, errors = _read_and_write(table, plan.slots, inputs, options, keep and not recompute, log)
+        squares = [
+            error.square().sum(-1).mul_(write_weights[piece.token : piece.token + error.shape[0]])
+            for error, piece in zip(errors, _written(options.pieces), strict=True)
+        ]
         ctx.options, ctx.num_slots, ctx.table_dtype = options, table.shape[0], values.dtype
-        ctx.save_for_backward(slot_weights, write_weights, steps, *old_rows, *(errors if keep else []))
+        saved = [slot_weights, write_weights, inputs.steps]
+        if recompute:
+            # The state counts on before backward repeats the rounding.
+            rounding = None if options.rounding is None else options.rounding.clone()
+            ctx.options = options._replace(rounding=rounding)
+            saved += [targets, first]
+        elif keep:
+            saved += [*(rows.bfloat16() for rows in old_rows)] if options.undo_log == "bf16" else old_rows
+            saved += errors
+        ctx.save_for_backward(*saved)
         squared_errors = torch.cat(squares) if squares else reads.new_zeros(0)
         ctx.mark_non_differentiable(squared_errors)
         ctx.set_materialize_grads(False)
@@ -156,7 +210,14 @@ class _Backward:
         assert isinstance(options.plan, WritePlan)
         slot_weights, write_weights, steps, *rows = ctx.saved_tensors
         self.options, self.plan, self.pieces = options, options.plan, options.pieces
-        self.old_rows, self.errors = rows[: len(self.pieces)], rows[len(self.pieces) :]
+        self.touched, self.compact = torch.unique(self.plan.slots, return_inverse=True)
+        if options.undo_log == "recompute":
+            targets, first = rows
+            inputs = _Inputs(slot_weights, write_weights, targets, steps)
+            # The same sums of the same rows as in forward, on a table that has no others: the same bits.
+            _, self.old_rows, self.errors = _read_and_write(first.clone(), self.compact, inputs, options, True, None)
+        else:
+            self.old_rows, self.errors = rows[: len(self.pieces)], rows[len(self.pieces) :]
         self.width = slot_weights.shape[1]
         self.slot_weights, self.write_weights, self.steps = slot_weights.flatten(), write_weights, steps
         self.grad_reads, self.num_slots, self.table_dtype = grad_reads.contiguous(), ctx.num_slots, ctx.table_dtype
@@ -169,7 +230,6 @@ class _Backward:
         self.row_starts = torch.arange(0, self.slot_weights.numel(), self.width, device=grad_reads.device)
         self.sorted_weights = self.slot_weights[self.plan.order]
         self.sorted_owners = self.plan.order // self.width
-        self.touched, self.compact = torch.unique(self.plan.slots, return_inverse=True)
         self.adjoint = grad_reads.new_zeros(self.touched.shape[0], grad_reads.shape[1])
 
     def run(self) -> tuple[Tensor | None, ...]:

@@ -24,7 +24,7 @@ def run(chain: Any, make_plan: Any, call: Values, rounding: torch.Tensor) -> tup
     leaves["values"] = table.clone().requires_grad_()
     log = ValueLog()
     plan = make_plan(call.slots, call.pieces, table.shape[0])
-    options = ValueOptions(call.pieces, plan, call.scales, call.shift, call.frozen, rounding)
+    options = ValueOptions(call.pieces, plan, call.scales, call.shift, call.frozen, "fp32", rounding)
     reads, squares = chain.apply(*leaves.values(), table, options, log)
     return {"reads": reads.detach(), "squares": squares, "table": table, **gradients_of(reads, leaves)}, log
 

@@ -102,6 +102,32 @@ def test_float32_is_close_to_the_float64_oracle(name: str) -> None:
     compare(actual, expected, TOLERANCE[torch.float32])
 
 
+@pytest.mark.parametrize("name", ["a hot slot among others", "streaming", "several blocks of columns", "frozen"])
+def test_repeating_in_backward_gives_the_same_bits(name: str) -> None:
+    call = CALLS[name]().to(torch.float32)
+    expected, _ = run_triton(call)
+    with poisoned():
+        actual, log = run_triton(replace(call, undo_log="recompute"))
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert len(log.rows) == (0 if call.frozen else 1)
+    if not call.frozen:
+        undo = UndoLog(log.rows, log.old_values, None, log.in_use)
+        undo.undo_(FastWeightState(call.values, actual["table"]))
+    assert torch.equal(actual["table"], call.values)
+
+
+def test_a_rounded_log_changes_the_gradient_of_slot_weights_only() -> None:
+    call = CALLS["a hot slot among others"]().to(torch.float32)
+    expected, _ = run_triton(call)
+    with poisoned():
+        actual, log = run_triton(replace(call, undo_log="bf16"))
+    for name, tensor in expected.items():
+        assert torch.equal(actual[name], tensor) == (name != "grad slot_weights"), name
+    assert distance(actual["grad slot_weights"], expected["grad slot_weights"]) < 2.0**-8
+    UndoLog(log.rows, log.old_values, None, log.in_use).undo_(FastWeightState(call.values, actual["table"]))
+    assert torch.equal(actual["table"], call.values), "an undo is exact"
+
+
 @pytest.mark.parametrize("needs", [(), ("slot_weights",), ("write_weights", "targets"), ("values",)])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradients_that_nobody_wants_change_nothing(needs: tuple[str, ...], frozen: bool) -> None:

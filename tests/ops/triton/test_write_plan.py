@@ -42,6 +42,7 @@ def test_adjoint_rows_are_the_distinct_slots_of_a_call(wants_table: bool) -> Non
         number = next(n for n, piece in enumerate(PIECES) if pair // 3 < piece.stop)
         row = distinct.tolist().index(slot)
         later, earlier = (any(slot in other for other in some) for some in (touched[number + 1 :], touched[:number]))
+        assert adjoint.rows[pair].item() == row
         assert adjoint.sources[pair].item() == (row if later else -1)
         assert adjoint.sinks[pair].item() == (row if earlier or wants_table else -1)
 

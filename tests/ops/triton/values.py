@@ -38,6 +38,7 @@ class Values:
     pieces: list[ValuePiece]
     shift: int = 1
     frozen: bool = False
+    undo_log: str = "fp32"
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, dtype: torch.dtype) -> Values:
@@ -126,7 +127,7 @@ def run_triton(call: Values, needs: tuple[str, ...] = LEAVES) -> tuple[dict[str,
 def apply_triton(call: Values, leaves: dict[str, Tensor], table: Tensor, log: ValueLog) -> tuple[Tensor, Tensor]:
     """Run the chain on `table` in place."""
     plan = make_triton_write_plan(call.slots, call.pieces, table.shape[0])
-    options = ValueOptions(call.pieces, plan, call.scales, call.shift, call.frozen)
+    options = ValueOptions(call.pieces, plan, call.scales, call.shift, call.frozen, call.undo_log)
     return TritonValueChain.apply(*leaves.values(), table, options, log)
 
 
