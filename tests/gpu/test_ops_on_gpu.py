@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_fwpkm.ops import FastWeightOutput, FastWeightState, fast_weight_memory
+from megatron_fwpkm.ops import (
+    FastWeightOutput,
+    FastWeightState,
+    fast_weight_memory,
+    fast_weight_memory_,
+    make_rounding,
+)
 from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueLog
 
 pytestmark = pytest.mark.gpu
@@ -119,3 +125,83 @@ def test_a_graph_holds_forward_and_backward_of_the_values():
     reads, squares = apply_triton(second, second_leaves, second_table, ValueLog())
     expected = {"reads": reads, "squares": squares, "table": second_table, **gradients_of(reads, second_leaves)}
     assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
+
+
+class Training:
+    """Forward and backward of one memory in place, as a layer does it, on tables that can be put back."""
+
+    def __init__(self, table: torch.dtype, undo_log: str) -> None:
+        tensors = {name: x.to("cuda", torch.float32) for name, x in inputs().items()}
+        self.initial = FastWeightState(
+            tensors.pop("sub_keys"),
+            tensors.pop("values").to(table),
+            None,
+            make_rounding(7, device="cuda") if table == torch.bfloat16 else None,
+        )
+        self.leaves = [x.requires_grad_() for x in tensors.values()]
+        self.undo_log = undo_log
+        self.state = FastWeightState(
+            self.initial.sub_keys.clone(),
+            self.initial.values.clone(),
+            None,
+            None if self.initial.rounding is None else self.initial.rounding.clone(),
+        )
+
+    def reset(self) -> None:
+        """Put the tables back."""
+        for name in ("sub_keys", "values", "rounding"):
+            table = getattr(self.state, name)
+            if table is not None:
+                table.copy_(getattr(self.initial, name))
+
+    def step(self) -> list[torch.Tensor]:
+        """Reads and gradients."""
+        output = fast_weight_memory_(
+            *self.leaves, self.state, topk=4, chunk_size=16, implementation="triton", undo_log=self.undo_log
+        )
+        return [output.retrieved, *torch.autograd.grad(output.retrieved.square().sum(), self.leaves)]
+
+
+FORMS = [
+    (torch.float32, "fp32"),
+    (torch.float32, "bf16"),
+    (torch.float32, "recompute"),
+    (torch.bfloat16, "fp32"),
+    (torch.bfloat16, "recompute"),
+]
+
+
+@pytest.mark.parametrize(("table", "undo_log"), FORMS)
+def test_a_step_never_waits_for_the_gpu(table, undo_log):
+    training = Training(table, undo_log)
+    training.step()  # compiles
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("table", "undo_log"), FORMS)
+def test_a_graph_that_is_replayed_goes_on_writing(table, undo_log):
+    training = Training(table, undo_log)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        training.step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = training.step()
+    training.reset()
+    replayed = []
+    for _ in range(2):
+        graph.replay()
+        replayed.append([tensor.detach().clone() for tensor in captured])
+    tables = training.state.sub_keys.clone(), training.state.values.clone()
+    training.reset()
+    for found in replayed:
+        assert all(torch.equal(one, other) for one, other in zip(found, training.step(), strict=True))
+    assert torch.equal(tables[0], training.state.sub_keys) and torch.equal(tables[1], training.state.values)
+    assert not torch.equal(tables[1], training.initial.values)
