@@ -31,7 +31,8 @@ def contents_of(
     for layer in memory_layers(model):
         state = layer.fast_weights()
         draw = [torch.randn(table.shape, generator=generator) for table in (state.sub_keys, state.values)]
-        fast[layer.layer_number] = FastWeightState(state.sub_keys + 0.05 * draw[0], state.values + 0.5 * draw[1])
+        values = (state.values + 0.5 * draw[1]).to(state.values.dtype)
+        fast[layer.layer_number] = FastWeightState(state.sub_keys + 0.05 * draw[0], values)
     return CheckpointContents(
         path=Path("checkpoint/iter_0000007"),
         iteration=7,

@@ -29,6 +29,8 @@ VARIANTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"reset": "step", "boundary": "carry", "lookahead": 2}, {"untie_embeddings_and_output_weights": True}),
     ({"reset": "document", "gate": False, "normalize_targets": False}, {"add_bias_linear": True, "window_size": ()}),
     ({"score": "dot_product", "num_heads": 2, "layer_numbers": (1,)}, {"qk_layernorm": False, "rotary_percent": 0.5}),
+    ({"table_dtype": "bf16"}, {}),
+    ({"table_dtype": "bf16", "reset": "step"}, {}),
     ({"layer_numbers": ()}, {"num_query_groups": None, "window_size": ((0, 0),)}),
 ]
 
@@ -90,6 +92,13 @@ def test_an_exported_model_shares_nothing_with_its_source() -> None:
             tensor.zero_()
     assert all(state.values.abs().sum() > 0 for state in source.fast.values())
     assert source.slow["embedding.word_embeddings.weight"].abs().sum() > 0
+
+
+def test_bfloat16_tables_are_exported_in_float32() -> None:
+    source = contents({"table_dtype": "bf16"})
+    table = hf_model(source).model.layers[1].memory.values
+    assert source.fast[2].values.dtype == torch.bfloat16 and table.dtype == torch.float32
+    assert torch.equal(table, source.fast[2].values.float())
 
 
 def test_half_precision_keeps_the_tables() -> None:

@@ -88,6 +88,7 @@ def run_chains(
     table = values.detach() if in_place or not writes or not options.inner_lr else values.detach().clone()
     if writes or torch.is_grad_enabled():
         scales = write_scales(stream, pieces, options)
+        shift = options.lookahead * batch
         plan = chains.make_plan(slots, value_pieces, values.shape[0])
         reads, squared_errors = chains.value_chain.apply(
             values,
@@ -95,15 +96,7 @@ def run_chains(
             weights.transpose(0, 1).reshape(-1),
             stream.targets.transpose(0, 1).flatten(0, 1),
             table,
-            ValueOptions(
-                value_pieces,
-                plan,
-                scales,
-                options.lookahead * batch,
-                not options.inner_lr,
-                options.undo_log,
-                rounding,
-            ),
+            ValueOptions(value_pieces, plan, scales, shift, not options.inner_lr, options.undo_log, rounding),
             log,
         )
     else:
