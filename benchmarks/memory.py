@@ -67,7 +67,7 @@ def prepare(case: Case) -> tuple[Callable[[], None], dict[str, Any]]:
         with torch.set_grad_enabled(training):
             output = function(
                 queries, targets, gates, states.pop(), topk=s.topk, chunk_size=s.chunk_size,
-                implementation=case.implementation,
+                implementation=case.implementation, undo_log=s.undo_log,
             )  # fmt: skip
         states.append(output.state)
         found = {"retrieved": output.retrieved}

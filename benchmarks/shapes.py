@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one call; `table_dtype` is torch's name of the values' type."""
+    """Sizes of one call; `table_dtype` is torch's name of the values' type, `undo_log` what backward is kept for it."""
 
     batch: int
     tokens: int
@@ -22,6 +22,7 @@ class Shape:
     value_dim: int
     chunk_size: int
     table_dtype: str = "float32"
+    undo_log: str = "fp32"
 
     def describe(self, base: Shape | None = None) -> str:
         """All sizes in words, or those that differ from `base` (`base` itself is called so)."""
@@ -46,16 +47,22 @@ GRIDS: dict[str, tuple[Shape, ...]] = {
         Shape(1, 1024, 1, 8, 256, 128, 128, 256),
         ("batch", [4]), ("tokens", [4096]), ("chunk_size", [64]), ("topk", [32]), ("num_subkeys", [512]),
         ("value_dim", [512]), ("heads", [4]), ("table_dtype", ["bfloat16"]),
+        ("undo_log", ["bf16", "recompute"]),
     ),
     "gpu": around(
         Shape(8, 4096, 1, 8, 512, 512, 512, 512),
         ("batch", [1]), ("tokens", [512, 16384]), ("chunk_size", [128, 2048]), ("topk", [1, 32]),
         ("num_subkeys", [128, 1024]), ("value_dim", [128, 1024]), ("heads", [4]), ("table_dtype", ["bfloat16"]),
+        ("undo_log", ["bf16", "recompute"]),
     ),
     "rehearsal": (Shape(2, 48, 1, 4, 16, 16, 16, 16),),
 }  # fmt: skip
 """`paper`: one sequence of the paper's training. `small`: one layer of the quickstart. `cpu`, `gpu`: one size at a time
 changed from the first. `rehearsal`: to see that everything runs."""
+
+
+CHOICES = {"table_dtype": ["float32", "bfloat16"], "undo_log": ["fp32", "bf16", "recompute"]}
+"""Values of what is no size."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,10 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "sizes", "one or more values each: all combinations are measured, the other sizes as in the grid's first shape"
     )
     for field in fields(Shape):
-        is_dtype = field.name == "table_dtype"
-        flag = f"--{field.name.replace('_', '-')}"
-        choices = ["float32", "bfloat16"] if is_dtype else None
-        sizes.add_argument(flag, nargs="+", type=str if is_dtype else int, choices=choices, metavar="N", default=None)
+        flag, choices = f"--{field.name.replace('_', '-')}", CHOICES.get(field.name)
+        kind = str if choices else int
+        sizes.add_argument(flag, nargs="+", type=kind, choices=choices, metavar=None if choices else "N")
 
 
 def chosen(arguments: argparse.Namespace, default_grid: str) -> tuple[str, tuple[Shape, ...]]:
@@ -78,5 +84,5 @@ def chosen(arguments: argparse.Namespace, default_grid: str) -> tuple[str, tuple
     given = {field.name: values for field in fields(Shape) if (values := getattr(arguments, field.name)) is not None}
     if not given:
         return name, GRIDS[name]
-    combinations = product(*given.values())
-    return "custom", tuple(replace(base, **dict(zip(given, values, strict=True))) for values in combinations)
+    combinations = (dict(zip(given, values, strict=True)) for values in product(*given.values()))
+    return "_".join([name, *given]), tuple(replace(base, **values) for values in combinations)

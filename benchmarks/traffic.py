@@ -33,27 +33,32 @@ def forward_stages(shape: Shape, distinct_rows: Sequence[int], *, training: bool
         # Rows and targets in, reads and errors out.
         "read": rows * table + 3 * tokens * row + 2 * FLOAT * pairs,
         # Errors in; a row goes in, out and into the log.
-        "write": rows * (3 if training else 2) * table + tokens * row + 2 * FLOAT * pairs,
+        "write": rows * (2 * table + (_bytes_of_log(shape) if training else 0)) + tokens * row + 2 * FLOAT * pairs,
     }
 
 
 def backward_stages(shape: Shape, distinct_rows: Sequence[int]) -> dict[str, int]:
     """Bytes of each stage of a backward over all chunks; arguments as in :func:`forward_stages`."""
     tokens, rows, chunks = shape.batch * shape.tokens, sum(distinct_rows), len(distinct_rows)
-    pairs, (table, row) = tokens * shape.heads * shape.topk, _bytes_of_rows(shape)
+    pairs, row = tokens * shape.heads * shape.topk, FLOAT * shape.value_dim
     queries = FLOAT * tokens * shape.heads * shape.key_dim
     sub_keys = FLOAT * shape.heads * shape.num_subkeys * shape.key_dim
     return {
         # Logged rows and their adjoints, errors and gradient in; gradients of read and target out.
-        "backward_token": rows * (table + row) + 4 * tokens * row + 3 * FLOAT * pairs,
+        "backward_token": rows * (_bytes_of_log(shape) + row) + 4 * tokens * row + 3 * FLOAT * pairs,
         "adjoint": rows * 2 * row + tokens * row + 2 * FLOAT * pairs,
         "backward_selection": 2 * queries + 3 * chunks * sub_keys + 2 * FLOAT * pairs,
     }
 
 
 def _bytes_of_rows(shape: Shape) -> tuple[int, int]:
-    """Of a row of the table or of its log, and of a row of anything else."""
+    """Of a row of the table, and of a row of anything else."""
     return (2 if shape.table_dtype == "bfloat16" else FLOAT) * shape.value_dim, FLOAT * shape.value_dim
+
+
+def _bytes_of_log(shape: Shape) -> int:
+    """Of a logged row. What ``recompute`` moves is counted as for a whole log, which it stands for."""
+    return 2 * shape.value_dim if shape.undo_log == "bf16" else _bytes_of_rows(shape)[0]
 
 
 def call_bytes(shape: Shape, distinct_rows: Sequence[int], *, training: bool) -> int:

@@ -34,6 +34,13 @@ def test_all_implementations_compute_the_same() -> None:
     check_agreement(sides)
 
 
+def test_another_undo_log_is_another_case() -> None:
+    shapes = {log: replace(SHAPE, undo_log=log) for log in ("fp32", "bf16")}
+    sides = {log: measure(Case(shape, "sparse", "training", "cpu", 1)) for log, shape in shapes.items()}
+    assert sides["fp32"]["norms"]["retrieved"] == sides["bf16"]["norms"]["retrieved"]
+    assert sides["fp32"]["norms"]["queries"] != sides["bf16"]["norms"]["queries"]
+
+
 def test_a_bfloat16_table_is_measured_without_the_reference() -> None:
     shape = replace(SHAPE, table_dtype="bfloat16")
     sides = {name: measure(Case(shape, name, "training", "cpu", 1)) for name in ("sparse",)}
@@ -62,6 +69,9 @@ def test_bytes_are_counted_by_stage() -> None:
     logged = 30 * 128
     assert backward_stages(half, [10, 20])["backward_token"] == 30 * (64 + 128) + 4 * 16 * 128 + 48 * 12
     assert call_bytes(shape, [10, 20], training=False) == sum(forward.values()) - logged
+    rounded = replace(shape, undo_log="bf16")
+    assert forward_stages(rounded, [10, 20], training=True)["write"] == forward["write"] - 30 * 64
+    assert backward_stages(rounded, [10, 20])["backward_token"] == backward["backward_token"] - 30 * 64
     assert forward_stages(half, [10, 20], training=False)["write"] == 30 * 64 * 2 + 16 * 128 + 48 * 8
 
 
@@ -104,10 +114,10 @@ def test_the_report_is_written_with_its_provenance(
 def test_given_sizes_are_combined(quick: None, tmp_path: Path) -> None:
     flags = ["--grid", "small", "--batch", "1", "2", "--topk", "4", "8", "--output", str(tmp_path)]
     assert main(["memory", "--device", "cpu", *flags]) == 0
-    content = json.loads((tmp_path / "memory_custom.json").read_text())["data"]["results"]
+    content = json.loads((tmp_path / "memory_small_batch_topk.json").read_text())["data"]["results"]
     assert [(one["shape"]["batch"], one["shape"]["topk"]) for one in content] == [(1, 4), (1, 8), (2, 4), (2, 8)]
     assert {one["shape"]["tokens"] for one in content} == {256}
-    assert "| batch=2 topk=8 | training | sparse |" in (tmp_path / "memory_custom.md").read_text()
+    assert "| batch=2 topk=8 | training | sparse |" in (tmp_path / "memory_small_batch_topk.md").read_text()
 
 
 def test_what_does_not_fit_is_said(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
