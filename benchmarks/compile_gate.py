@@ -207,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
         parser.error("TRITON_INTERPRET is set, so kernels are interpreted and cannot be compiled: unset it")
     import triton
+    from triton.errors import TritonError
 
     begin, modules = time.monotonic(), kernel_modules(arguments.package)
     variants = [variant for module in modules for variant in getattr(module, "KERNEL_VARIANTS", ())]
@@ -216,7 +217,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         assert variant.name not in kernels, f"two kernel variants are called {variant.name}"
         kernels[variant.name] = {}
         for architecture in ARCHITECTURES:
-            compiled = compile_variant(variant, architecture)
+            try:
+                compiled = compile_variant(variant, architecture)
+            except TritonError as error:
+                lines.append(f"{variant.name} (sm_{architecture}) does not compile: {str(error).splitlines()[-1]}")
+                continue
             kernels[variant.name][f"sm_{architecture}"] = asdict(compiled)
             lines += violations(variant, architecture, compiled)
     summary = f"{len(kernels)} kernels for {len(ARCHITECTURES)} architectures in {time.monotonic() - begin:.0f} s"

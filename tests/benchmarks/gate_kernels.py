@@ -22,6 +22,12 @@ def scale_rows(TABLE, OUT, scale, D: tl.constexpr):
 
 
 @triton.jit
+def add_to_pointer(OUT, offset):
+    """Wrong where the offset is declared as a pointer, as a new constant would be."""
+    tl.store(OUT + offset, 1.0)
+
+
+@triton.jit
 def nobody_compiles_this(OUT):
     """In no variant."""
     tl.store(OUT, 1.0)
@@ -33,5 +39,6 @@ KERNEL_VARIANTS = (
     KernelVariant("good", scale_rows, _ROWS, {"D": 512}, moves_rows=True),
     KernelVariant("narrow", scale_rows, {**_ROWS, "TABLE": "*fp32:4"}, {"D": 512}, moves_rows=True),
     KernelVariant("spilling", scale_rows, _ROWS, {"D": 16384}, {"num_warps": 4, "maxnreg": 24}, moves_rows=True),
+    KernelVariant("wrong types", add_to_pointer, {"OUT": "*fp32", "offset": "*fp32"}, {}),
     KernelVariant("spilling, but no rows", scale_rows, _ROWS, {"D": 16384}, {"num_warps": 4, "maxnreg": 24}, slow=True),
 )

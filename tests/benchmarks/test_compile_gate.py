@@ -55,16 +55,18 @@ def test_broken_rules_are_named(recorded):
     assert run.returncode == 1
     lines = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
     assert lines[0] == "error: nobody_compiles_this is compiled by no KernelVariant of its module"
-    expected = [f"{rule} (sm_{sm})" for rule in ("narrow", "spilling") for sm in (80, 90, 100)]
-    assert [line.split(": ")[1].split(")")[0] + ")" for line in lines[1:]] == expected
+    expected = [f"{rule} (sm_{sm})" for rule in ("narrow", "spilling", "wrong types") for sm in (80, 90, 100)]
+    assert [line.split(": ")[1].split(")")[0] + ")" for line in lines[1:]] == expected, run.stderr
+    assert lines[7].endswith("does not compile: cannot add pointers together")
     assert "loads no 16 bytes at a time" in lines[1] and "spills registers" in lines[4]
-    assert "4 kernels for 3 architectures" in run.stdout
+    assert "5 kernels for 3 architectures" in run.stdout
 
 
 def test_the_record_holds_what_was_compiled(recorded):
     table, _ = recorded
     found = json.loads(table.read_text())["kernels"]
-    assert list(found) == ["good", "narrow", "spilling", "spilling, but no rows"]
+    assert list(found) == ["good", "narrow", "spilling", "wrong types", "spilling, but no rows"]
+    assert found["wrong types"] == {}
     good = found["good"]["sm_90"]
     assert good | {"registers": 0} == {
         "registers": 0, "shared_bytes": 0, "stack_bytes": 0, "wide_loads": 1, "loads": 1, "wide_stores": 1, "stores": 1,
