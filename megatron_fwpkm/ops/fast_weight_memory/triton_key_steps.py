@@ -79,12 +79,13 @@ class KeyShape:
             "IDW": self.idw,
         }
 
-    def per_segment(self) -> dict[str, Any]:
-        """Constants of the kernels that sum the readers of a sub-key."""
+    def per_segment(self, groups: int) -> dict[str, Any]:
+        """Constants of the kernels that sum the readers of a sub-key, of G groups."""
         block = min(triton.next_power_of_2(self.half_dim), _NUMBERS // _LOADS)
         return {
             "COUNT": self.count,
             "N": self.num_subkeys,
+            "SEGMENTS": groups * self.count,
             "H": self.half_dim,
             "BLOCK": block,
             "TILE": TILE,
@@ -92,9 +93,18 @@ class KeyShape:
             "LOADS": _LOADS,
         }
 
+    def per_tile(self, groups: int) -> dict[str, Any]:
+        """More constants of the kernel that sums tiles: how to find a tile's segment and its tokens."""
+        return {"STEPS": (groups * self.count - 1).bit_length(), "K": self.topk, "IDW": self.idw}
 
-def _launch(warps: int) -> dict[str, Any]:
-    # Products are rounded before they are added, as in the interpreter.
+
+def reader_sum_constants(num_subkeys: int, heads: int) -> dict[str, Any]:
+    """Constants of the kernel that sums one number per reader of a sub-key."""
+    return {"HEADS": heads, "N": num_subkeys, "ROWS": _NUMBERS // _READERS, "BLOCK": _READERS}
+
+
+def launch(warps: int) -> dict[str, Any]:
+    """How these kernels are launched: products are rounded before they are added, as in the interpreter."""
     return {"num_warps": warps, "enable_fp_fusion": False}
 
 
@@ -135,10 +145,9 @@ class ReaderSorter:
 def mean_over_readers(weights: Tensor, readers: Readers, num_subkeys: int, num_readers: int) -> Tensor:
     """Sum of the numbers [G, M, k] of a sub-key's pairs, heads pooled, over the number of readers: [2, n]."""
     means = weights.new_empty(2, num_subkeys)
-    heads = weights.shape[0] // 2
-    rows = _NUMBERS // _READERS
-    reader_sum_kernel[(triton.cdiv(num_subkeys, rows), 2)](
-        weights, *readers, means, num_readers, HEADS=heads, N=num_subkeys, ROWS=rows, BLOCK=_READERS, **_launch(4)
+    constants = reader_sum_constants(num_subkeys, weights.shape[0] // 2)
+    reader_sum_kernel[(triton.cdiv(num_subkeys, constants["ROWS"]), 2)](
+        weights, *readers, means, num_readers, **constants, **launch(4)
     )
     return means
 
@@ -169,7 +178,7 @@ def pulls_of(
         ENTROPY_EPSILON=ENTROPY_EPSILON,
         N=shape.num_subkeys,
         **constants,
-        **_launch(1),
+        **launch(1),
     )
     return pulls
 
@@ -205,7 +214,7 @@ def sum_per_sub_key(
     partials = sub_keys.new_empty(tiles, half_dim)
     totals = None if pulls is None else sub_keys.new_empty(tiles)
     out = torch.empty_like(sub_keys, memory_format=torch.contiguous_format)
-    constants = shape.per_segment()
+    constants = shape.per_segment(groups)
     blocks = triton.cdiv(half_dim, constants["BLOCK"])
     tile_kernel[(triton.cdiv(tiles, constants["ROWS"]), blocks)](
         weights,
@@ -219,13 +228,10 @@ def sum_per_sub_key(
         group_rows,
         token_rows,
         shape.first_key,
-        SEGMENTS=segments,
-        STEPS=(segments - 1).bit_length(),
-        K=shape.topk,
-        IDW=shape.idw,
+        **shape.per_tile(groups),
         TOTALS=pulls is not None,
         **constants,
-        **_launch(4),
+        **launch(4),
     )
     finish_kernel[(triton.cdiv(segments, constants["ROWS"]), blocks)](
         base,
@@ -234,11 +240,10 @@ def sum_per_sub_key(
         totals,
         out,
         shape.first_key,
-        SEGMENTS=segments,
         ADDED=base is not None,
         TOTALS=pulls is not None,
         **constants,
-        **_launch(4),
+        **launch(4),
     )
     return out
 
@@ -268,7 +273,7 @@ def pull_gradients(queries: Tensor, sub_keys: Tensor, grad_moved: Tensor, indice
         token_rows,
         shape.first_key,
         **constants,
-        **_launch(4),
+        **launch(4),
     )
     return gradients
 
@@ -290,7 +295,7 @@ def spreads_of(
         num_readers,
         EPSILON=IDW_EPSILON,
         **constants,
-        **_launch(1),
+        **launch(1),
     )
     return spreads
 
@@ -372,6 +377,6 @@ def token_backward(
         N=shape.num_subkeys,
         MOVED=movement is not None,
         **constants,
-        **_launch(4),
+        **launch(4),
     )
     return weights

@@ -8,7 +8,7 @@ result for a token does not depend on the tokens it is batched with, bit for bit
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -26,7 +26,8 @@ MAX_TOPK = 32
 _BLOCK_ELEMENTS = 1 << 25
 """Largest number of proposals that exist at once; longer inputs are done in blocks of tokens."""
 
-_WARP = {"num_warps": 1, "enable_fp_fusion": False}
+WARP = {"num_warps": 1, "enable_fp_fusion": False}
+"""How they are launched: a warp a program; products are rounded before they are added, as in the interpreter."""
 
 _NUMBERS = 256
 """Numbers of all tokens of a program, 8 to a thread, unless one token has more."""
@@ -81,6 +82,36 @@ def propose_costs(queries: Tensor, sub_keys: Tensor, key_squares: Tensor, score:
     return torch.baddbmm(key_squares.unsqueeze(1), queries, transposed, alpha=-2)
 
 
+def select_constants(num_subkeys: int, half_dim: int, topk: int, score: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Constants with which :func:`select_kernel` is compiled for lists of n sub-keys of h numbers."""
+    padded = triton.next_power_of_2(num_subkeys)
+    return {
+        "ROUNDING": _ROUNDING * torch.finfo(dtype).eps,
+        "N": num_subkeys,
+        "N_PADDED": padded,
+        "H": half_dim,
+        "H_PADDED": triton.next_power_of_2(half_dim),
+        "K": topk,
+        "K_PADDED": triton.next_power_of_2(topk),
+        "ROWS": max(1, _NUMBERS // padded),
+        "IDW": score != "dot_product",
+    }
+
+
+def slots_constants(num_subkeys: int, topk: int, score: str) -> dict[str, Any]:
+    """Constants with which :func:`slots_kernel` is compiled, but for STATISTICS."""
+    pairs = triton.next_power_of_2(sum(topk // (i + 1) for i in range(topk)))
+    return {
+        "EPSILON": IDW_EPSILON,
+        "N": num_subkeys,
+        "K": topk,
+        "K_PADDED": triton.next_power_of_2(topk),
+        "PAIRS_PADDED": pairs,
+        "ROWS": max(1, _NUMBERS // pairs),
+        "IDW": score != "dot_product",
+    }
+
+
 def select_sub_keys(queries: Tensor, sub_keys: Tensor, topk: int, score: str, first_key: int = 0) -> KeptSubKeys:
     """The ``topk`` best sub-keys of each list for every token; equal costs: lowest index first. No gradient.
 
@@ -113,10 +144,8 @@ def _select_block(
     queries, group_rows, token_rows = rows_of(queries)
     indices = torch.empty(groups, tokens, topk, dtype=torch.int32, device=queries.device)
     costs = queries.new_empty(groups, tokens, topk)
-    num_subkeys = sub_keys.shape[1]
-    padded = triton.next_power_of_2(num_subkeys)
-    rows = max(1, _NUMBERS // padded)
-    select_kernel[(triton.cdiv(tokens, rows), groups)](
+    constants = select_constants(sub_keys.shape[1], half_dim, topk, score, queries.dtype)
+    select_kernel[(triton.cdiv(tokens, constants["ROWS"]), groups)](
         propose_costs(queries, sub_keys, key_squares, score),
         queries,
         sub_keys,
@@ -127,16 +156,8 @@ def _select_block(
         group_rows,
         token_rows,
         first_key,
-        ROUNDING=_ROUNDING * torch.finfo(queries.dtype).eps,
-        N=num_subkeys,
-        N_PADDED=padded,
-        H=half_dim,
-        H_PADDED=triton.next_power_of_2(half_dim),
-        K=topk,
-        K_PADDED=triton.next_power_of_2(topk),
-        ROWS=rows,
-        IDW=score != "dot_product",
-        **_WARP,
+        **constants,
+        **WARP,
     )
     return KeptSubKeys(indices, costs)
 
@@ -163,9 +184,8 @@ def select_slots(
     slots = torch.empty(tokens, heads, topk, dtype=torch.int64, device=device)
     positions = torch.empty(2, tokens, heads, topk, dtype=torch.int32, device=device)
     probabilities = torch.empty_like(kept.costs) if statistics else None
-    pairs = triton.next_power_of_2(sum(topk // (i + 1) for i in range(topk)))
-    rows = max(1, _NUMBERS // pairs)
-    slots_kernel[(triton.cdiv(tokens, rows), heads)](
+    constants = slots_constants(num_subkeys, topk, score)
+    slots_kernel[(triton.cdiv(tokens, constants["ROWS"]), heads)](
         kept.indices,
         kept.costs,
         scores,
@@ -174,14 +194,8 @@ def select_slots(
         probabilities,
         tokens,
         moving,
-        EPSILON=IDW_EPSILON,
-        N=num_subkeys,
-        K=topk,
-        K_PADDED=triton.next_power_of_2(topk),
-        PAIRS_PADDED=pairs,
-        ROWS=rows,
-        IDW=score != "dot_product",
+        **constants,
         STATISTICS=statistics,
-        **_WARP,
+        **WARP,
     )
     return SlotChoice(scores, slots, positions, probabilities)
