@@ -1,4 +1,6 @@
-"""The forms in which the kernels of the sub-keys are launched, for the compile gate: the paper's, and one with top 32.
+"""The forms in which the kernels of the sub-keys are launched, for the compile gate.
+
+The paper's shape, one with top 32, and short lists, of which a program takes several tokens or sub-keys.
 
 The constants of each launch are those that ``triton_key_steps.py`` and ``product_key/triton.py`` pass.
 """
@@ -6,15 +8,17 @@ The constants of each launch are those that ``triton_key_steps.py`` and ``produc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-import triton
+import torch
 
 from megatron_fwpkm.ops.fast_weight_memory import triton_key_kernels as keys
-from megatron_fwpkm.ops.fast_weight_memory.triton_key_steps import KeyShape
+from megatron_fwpkm.ops.fast_weight_memory.triton_key_steps import KeyShape, launch, reader_sum_constants
 from megatron_fwpkm.ops.kernel_variants import KernelVariant
 from megatron_fwpkm.ops.product_key import triton_kernels as choice
 from megatron_fwpkm.ops.product_key.reference import ENTROPY_EPSILON, IDW_EPSILON
+from megatron_fwpkm.ops.product_key.triton import select_constants, slots_constants
 
 _TYPES = {"INDICES": "*i32", "POSITIONS": "*i32", "SLOTS": "*i64", "ORDER": "*i64", "STARTS": "*i64"}
 _EPSILONS = {"EPSILON": IDW_EPSILON, "ENTROPY_EPSILON": ENTROPY_EPSILON}
@@ -31,31 +35,27 @@ def _variant(name: str, kernel: Any, warps: int, *constants: Mapping[str, Any], 
         for argument in names
         if argument not in used
     }
-    return KernelVariant(name, kernel, signature, used, {"num_warps": warps, "enable_fp_fusion": False})
+    return KernelVariant(name, kernel, signature, used, launch(warps))
 
 
 def _variants(shape: KeyShape, heads: int) -> tuple[KernelVariant, ...]:
-    """All kernels as they are launched for idw scores."""
+    """All kernels as they are launched for whole lists."""
     label = f"k={shape.topk} n={shape.count} h={shape.half_dim}"
-    row, token, segment = shape.per_row(), shape.per_token(), shape.per_segment()
-    segment |= {"SEGMENTS": 2 * heads * shape.count, "K": shape.topk, "IDW": True}
-    pairs = triton.next_power_of_2(sum(shape.topk // (i + 1) for i in range(shape.topk)))
-    chosen = {
-        **{"N": shape.num_subkeys, "K": shape.topk, "K_PADDED": row["K_PADDED"], "IDW": True, "PAIRS_PADDED": pairs},
-        **{"H": shape.half_dim, "H_PADDED": triton.next_power_of_2(shape.half_dim), "STATISTICS": True},
-        **{"N_PADDED": triton.next_power_of_2(shape.num_subkeys), "ROUNDING": 1e-6},
-    }
+    row, token, segment = shape.per_row(), shape.per_token(), shape.per_segment(2 * heads)
+    tile = segment | shape.per_tile(2 * heads)
+    lists = shape.num_subkeys, shape.half_dim, shape.topk, shape.score, torch.float32
+    slots = slots_constants(shape.num_subkeys, shape.topk, shape.score)
     means = {"N": shape.num_subkeys}
     still = {"PULLS": None, "PARTIAL_TOTALS": None, "TOTALS": False}
     absent = ("PROBABILITIES", "PULLS", "GRAD_PULLS", "MEANS", "GRAD_SLOPES", "STEP", "GRAD_MOVED")
     return (
-        _variant(f"select {label}", choice.select_kernel, 1, chosen),
-        _variant(f"slots {label}", choice.slots_kernel, 1, chosen),
-        _variant(f"reader sum {label}", keys.reader_sum_kernel, 4, HEADS=heads, BLOCK=512),
+        _variant(f"select {label}", choice.select_kernel, 1, select_constants(*lists)),
+        _variant(f"slots {label}", choice.slots_kernel, 1, slots, STATISTICS=True),
+        _variant(f"reader sum {label}", keys.reader_sum_kernel, 4, reader_sum_constants(shape.num_subkeys, heads)),
         _variant(f"pull {label}", keys.pull_kernel, 1, token, means),
         _variant(f"spread {label}", keys.spread_kernel, 1, token),
-        _variant(f"tiles of a move {label}", keys.tile_kernel, 4, segment, still),
-        _variant(f"tiles of a gradient {label}", keys.tile_kernel, 4, segment, TOTALS=True),
+        _variant(f"tiles of a move {label}", keys.tile_kernel, 4, tile, still),
+        _variant(f"tiles of a gradient {label}", keys.tile_kernel, 4, tile, TOTALS=True),
         _variant(f"end of a move {label}", keys.finish_kernel, 4, segment, still, ADDED=True),
         _variant(f"end of a gradient {label}", keys.finish_kernel, 4, segment, TOTALS=True, ADDED=True),
         _variant(f"pull gradient {label}", keys.pull_gradient_kernel, 4, row),
@@ -71,4 +71,5 @@ def _variants(shape: KeyShape, heads: int) -> tuple[KernelVariant, ...]:
 KERNEL_VARIANTS = (
     *_variants(KeyShape(8, "idw", 512, 0, 512, 256), heads=1),
     *_variants(KeyShape(32, "idw", 1024, 0, 1024, 128), heads=4),
+    *(replace(v, slow=True) for v in _variants(KeyShape(4, "dot_product", 64, 0, 64, 32), heads=2)),
 )
