@@ -193,19 +193,21 @@ def _address_resting(queries: Tensor, sub_keys: Tensor, step: Tensor, options: K
 
 
 def _span(pieces: list[KeyPiece]) -> KeyPiece:
-    """The rows of all pieces as one that moves nothing; pieces are in order and leave no gaps."""
-    return KeyPiece(pieces[0].start, pieces[-1].stop, pieces[0].start)
+    """The rows of all pieces as one that moves nothing."""
+    start = min(piece.start for piece in pieces)
+    return KeyPiece(start, max(piece.stop for piece in pieces), start)
 
 
 def _overlap(pieces: list[KeyPiece]) -> bool:
-    return any(piece.start < before.stop for before, piece in pairwise(pieces))
+    """Whether rows are read again; a piece may then begin before the first one, where tokens waited."""
+    return any(piece.start != before.stop for before, piece in pairwise(pieces))
 
 
 def _emit(rows: Tensor, pieces: list[KeyPiece]) -> Tensor:
     """Rows of a span as rows of its pieces, one piece after the other."""
     if not _overlap(pieces):
         return rows
-    first = pieces[0].start
+    first = _span(pieces).start
     return torch.cat([rows[piece.start - first : piece.stop - first] for piece in pieces])
 
 

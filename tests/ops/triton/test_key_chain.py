@@ -23,6 +23,7 @@ from tests.ops.triton.keys import TOLERANCE, draw, draw_integers, one_at_a_time,
 
 NAMES = ("scores", "slots", "sub_keys", "losses", "grad queries", "grad sub_keys")
 CHUNKS = [KeyPiece(0, 3, 3), KeyPiece(3, 6, 6), KeyPiece(6, 7, 7)]
+OFFICIAL = [KeyPiece(2, 5, 2), KeyPiece(0, 7, 6)]
 STREAMING = [KeyPiece(0, 4, 3), KeyPiece(3, 6, 5), KeyPiece(5, 7, 5)]
 
 
@@ -89,7 +90,7 @@ def calls(draw_from: st.DrawFn) -> dict[str, Any]:
         "half_dim": draw_from(st.integers(1, 6)),
         "score": draw_from(st.sampled_from(["idw", "dot_product"])),
         "key_lr": draw_from(st.sampled_from([0.0, 0.5, 2.0])),
-        "pieces": draw_from(st.sampled_from([CHUNKS, STREAMING, [KeyPiece(0, 7, 0)], [KeyPiece(2, 7, 6)]])),
+        "pieces": draw_from(st.sampled_from([CHUNKS, STREAMING, OFFICIAL, [KeyPiece(0, 7, 0)], [KeyPiece(2, 7, 6)]])),
     }
 
 
@@ -118,6 +119,13 @@ def test_many_programs_give_the_same_bits_in_any_order(score: str, small_program
     with shuffled(1):
         other = run(TritonKeyChain, *inputs)
     assert all(torch.equal(other[name], in_order[name]) for name in NAMES)
+
+
+@pytest.mark.parametrize("key_lr", [0.0, 1.0])
+def test_waiting_tokens_may_be_read_after_new_ones(key_lr: float) -> None:
+    """As in the authors' streaming, where a piece that writes nothing comes first."""
+    inputs = make(18, pieces=OFFICIAL, key_lr=key_lr)
+    compare(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
 
 
 def test_the_largest_topk() -> None:
