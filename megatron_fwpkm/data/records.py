@@ -11,7 +11,7 @@ TxtDocuments = Literal["file", "paragraph", "line"]
 Kind = Literal["jsonl", "array", "parquet", "file", "paragraph", "line"]
 BadBytes = Literal["reject", "replace", "drop"]
 
-_SCAN = json.JSONDecoder().scan_once
+_SCAN = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 _ERRORS = {"reject": "strict", "replace": "replace", "drop": "ignore"}
 
 
