@@ -4,12 +4,12 @@
 Shapes: G = heads * 2 groups (group = head * 2 + half), M tokens of a piece, n sub-keys of a whole list, n' of them
 here (COUNT, from number ``first_key`` on; all of them where one process holds the list), k = topk, h = key_dim / 2,
 R readers (token, head) of a half. A pair is a kept sub-key of a token, numbered as in [G, M, k]. ORDER [G * M * k]
-holds the pairs sorted by group and sub-key, tokens ascending; STARTS [G * n + 1] says where each sub-key's readers
-begin. Query rows have h numbers; the row of a token is group * group_rows + token * token_rows.
+holds the pairs sorted by group and sub-key, tokens ascending; STARTS [G * n + 1] says where each sub-key's begin.
+A query row has h numbers; that of a token is group * group_rows + token * token_rows.
 
 No atomics: a sub-key's readers are summed in tiles of TILE pairs, in the order of the tokens, and the tiles in their
-order. So the result does not depend on which program runs first, and a sub-key that everybody reads costs no more than
-others. Addresses are 64-bit. Arithmetic is in the dtype of the sub-keys (float32; float64 in tests).
+order: which program runs first does not matter, and a sub-key that everybody reads costs no more than others.
+Addresses are 64-bit. Arithmetic is in the dtype of the sub-keys (float32; float64 in tests).
 """
 
 from __future__ import annotations
@@ -379,7 +379,6 @@ def token_backward_kernel(
     else:
         weight = -grad_score
     tl.store(WEIGHTS + pairs, weight, mask=inside)
-
     key = index - first_key
     here = inside & (key >= 0) & (key < COUNT)
     weight = tl.where(here, weight, 0.0)
