@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import hashlib
 import logging
 import math
@@ -206,6 +207,7 @@ def _make_model_parallel(parallel: ParallelConfig, world: World) -> None:
             f"--pipeline-model-parallel-size {sizes[1]}{context}; start a multiple of {math.prod(sizes)}"
         )
     virtual = parallel.num_virtual_stages_per_pipeline_rank
+    gc.collect()  # an earlier run's engine is full of cycles, and holds its memory and the threads of its groups
     if parallel_state.model_parallel_is_initialized():
         _take_down_groups()
     parallel_state.initialize_model_parallel(

@@ -248,9 +248,11 @@ def test_batched_sends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_run_after_the_other_leaves_no_threads_behind() -> None:
     """Each has some thirty groups of processes, and gloo gives every one threads that look for work."""
+    from megatron_fwpkm.training.engine import MegatronEngine
+
     threads = []
     for _ in range(3):
-        with distributed_run(BASE.parallel, BASE.training):
-            pass
-        threads.append(len(os.listdir("/proc/self/task")))
+        with distributed_run(BASE.parallel, BASE.training) as world:
+            threads.append(len(os.listdir("/proc/self/task")))
+            MegatronEngine(BASE, VOCABULARY, world.device)
     assert threads[0] == threads[1] == threads[2]
