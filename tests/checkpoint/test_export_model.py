@@ -128,7 +128,7 @@ EXPORTED = {
 }  # fmt: skip
 OF_TRAINING_ONLY = {
     "embedding_init_method_std", "make_vocab_size_divisible_by", "gate_bias_init", "dp_sync", "dp_sync_interval",
-    "load_dp_rule", "check_consistency_interval", "implementation",
+    "load_dp_rule", "check_consistency_interval", "implementation", "table_dtype", "undo_log",
 }  # fmt: skip
 
 
