@@ -13,8 +13,9 @@ from megatron_fwpkm.ops.fast_weight_memory.triton_write_plan import make_triton_
 from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueLog, ValueOptions
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import make_write_plan
 from tests.ops.cases import distance
+from tests.ops.triton.harness import DEVICE, poisoned
 from tests.ops.triton.test_value_chain import hot_slot
-from tests.ops.triton.values import DEVICE, LEAVES, Values, gradients_of, make_values, poisoned, random_slots
+from tests.ops.triton.values import LEAVES, Values, gradients_of, make_values, random_slots
 
 
 def run(chain: Any, make_plan: Any, call: Values, rounding: torch.Tensor) -> tuple[dict[str, torch.Tensor], ValueLog]:

@@ -19,7 +19,8 @@ from megatron_fwpkm.ops.fast_weight_memory.triton_key_chain import TritonKeyChai
 from megatron_fwpkm.ops.product_key import triton as product_key
 from tests.ops.cases import distance
 from tests.ops.shards import ThreadShards, run_ranks
-from tests.ops.triton.keys import TOLERANCE, draw, draw_integers, one_at_a_time, poisoned, shuffled
+from tests.ops.triton.harness import one_at_a_time, poisoned, shuffled
+from tests.ops.triton.keys import TOLERANCE, draw, draw_integers
 
 NAMES = ("scores", "slots", "sub_keys", "losses", "grad queries", "grad sub_keys")
 CHUNKS = [KeyPiece(0, 3, 3), KeyPiece(3, 6, 6), KeyPiece(6, 7, 7)]

@@ -18,7 +18,8 @@ from megatron_fwpkm.ops.product_key.selection import (
     select_slots,
 )
 from tests.ops.cases import distance
-from tests.ops.triton.keys import DEVICE, TOLERANCE, draw, draw_integers, poisoned, rank_all, shuffled
+from tests.ops.triton.harness import DEVICE, poisoned, shuffled
+from tests.ops.triton.keys import TOLERANCE, draw, draw_integers, rank_all
 
 SCORES = ["idw", "dot_product"]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -15,13 +13,12 @@ from megatron_fwpkm.ops.fast_weight_memory.triton_value_chain import column_bloc
 from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueLog
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece
 from tests.ops.cases import distance
+from tests.ops.triton.harness import DEVICE, poisoned, shuffled
 from tests.ops.triton.values import (
-    DEVICE,
     LEAVES,
     apply_triton,
     gradients_of,
     make_values,
-    poisoned,
     random_slots,
     run_dense,
     run_triton,
@@ -217,38 +214,12 @@ def test_blocks_waste_no_columns(columns: int, size: int, number: int) -> None:
     assert column_blocks(columns, 2).warps == max(1, size // 256)
 
 
-@pytest.fixture
-def shuffled() -> Iterator[Any]:
-    """`shuffled(seed)` makes the interpreter run the programs of a launch in another order."""
-    interpreter = pytest.importorskip("triton.runtime.interpreter")
-    if DEVICE != "cpu":
-        pytest.skip("a GPU has its own order: test_repeated_runs_give_the_same_bits")
-    builder = interpreter.interpreter_builder
-    original = builder.set_grid_idx
-
-    def shuffle(seed: int) -> None:
-        orders: dict[tuple[int, ...], list[int]] = {}
-
-        def set_grid_idx(x: int, y: int, z: int) -> None:
-            size = tuple(builder.grid_dim)
-            if size not in orders:
-                generator = torch.Generator().manual_seed(seed)
-                orders[size] = torch.randperm(size[0] * size[1], generator=generator).tolist()
-            place = orders[size][x * size[1] + y]
-            original(place // size[1], place % size[1], z)
-
-        builder.set_grid_idx = set_grid_idx
-
-    yield shuffle
-    builder.set_grid_idx = original
-
-
-def test_the_order_of_programs_changes_no_bit(shuffled: Any) -> None:
+def test_the_order_of_programs_changes_no_bit() -> None:
     call = make_values(hot_slot(20), chunk=14, columns=132).to(torch.float32)
     expected, _ = run_triton(call)
     for seed in (1, 2):
-        shuffled(seed)
-        actual, _ = run_triton(call)
+        with shuffled(seed):
+            actual, _ = run_triton(call)
         assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 

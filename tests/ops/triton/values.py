@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,8 +12,8 @@ from megatron_fwpkm.ops.fast_weight_memory.triton_value_chain import TritonValue
 from megatron_fwpkm.ops.fast_weight_memory.triton_write_plan import make_triton_write_plan
 from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueLog, ValueOptions
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece
+from tests.ops.triton.harness import DEVICE
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LEAVES = ("values", "slot_weights", "write_weights", "targets")
 
 
@@ -135,14 +133,3 @@ def gradients_of(reads: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gradients of a fixed function of the reads."""
     found = torch.autograd.grad(_weigh(reads), list(leaves.values())) if leaves else ()
     return {f"grad {name}": gradient for name, gradient in zip(leaves, found, strict=True)}
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """Inside, new memory is NaN (or the largest whole number) until it is written."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        assert torch.empty(3).isnan().all()
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
