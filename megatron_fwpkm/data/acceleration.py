@@ -11,12 +11,13 @@ import importlib.metadata
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from operator import itemgetter
+from typing import Any, Literal
 
 import numpy as np
 
 from .indexed_format import token_dtype
-from .segments import SegmentEncoder
+from .segments import SegmentEncoder, model_settings
 from .tokenizers import SentencePieceTokenizer, Tokenizer
 
 Accelerator = Literal["auto", "gigatoken", "segments", "none"]
@@ -31,8 +32,10 @@ PROBES = (
     "<0x0A> <0xE2>", "don't can't I'll WE'VE", "\ufeff\u200b\u200d", ".,;:!?()[]{}<>/\\|`~@#$%^&*",
 )  # fmt: skip
 """Texts at which encoders have been seen to differ."""
+_PIECE = b"\n\x03\n\x01x"
+"""A piece as a SentencePiece model has it."""
 _CHECKED_AT_FIRST = 100
-_TEXT_PER_LOAD = 64_000_000
+_TEXT_PER_LOAD = 100_000_000
 """Characters after which gigatoken, whose cache has no bounds, is loaded anew: 0.1 s for every 64 MB."""
 
 
@@ -102,15 +105,11 @@ def _gigatoken(tokenizer: Tokenizer) -> DocumentsEncoder:
         raise ValueError(f"not installed (pip install gigatoken=={GIGATOKEN_VERSION})") from error
     if found != GIGATOKEN_VERSION:
         raise ValueError(f"version {found} is installed, {GIGATOKEN_VERSION} is the one that was tested")
-    from gigatoken import Tokenizer as FastTokenizer
-    from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json as to_json
+    from gigatoken.gigatoken_rs import load_hf_json
 
-    assert tokenizer.path is not None
     try:
-        description = json.loads(to_json(tokenizer.path.read_bytes()))
-        description["added_tokens"] = []  # or a literal </s> in text would become the control token
-        load = partial(FastTokenizer.from_json, json.dumps(description))
-        encode_one = load()._backend.encode
+        load = partial(load_hf_json, json.dumps(gigatoken_description(tokenizer), ensure_ascii=False))
+        encode_one = load().encode
     except Exception as error:  # a young library: whatever it says, the tokens come the plain way
         raise ValueError(f"cannot load {tokenizer.path}: {error}") from error
     dtype = token_dtype(tokenizer.vocab_size)
@@ -121,11 +120,33 @@ def _gigatoken(tokenizer: Tokenizer) -> DocumentsEncoder:
         # It never forgets, so it is loaded again now and then.
         nonlocal encode_one, room
         if room <= 0:
-            encode_one, room = load()._backend.encode, _TEXT_PER_LOAD
+            encode_one, room = load().encode, _TEXT_PER_LOAD
         room -= sum(map(len, texts))
         return [encode_one(text).astype(dtype).tobytes() for text in texts]
 
     return encode
+
+
+def gigatoken_description(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    """The model as gigatoken reads it. Its own conversion would take 0.3 s, so it is given the settings with one piece;
+    vocabulary and merges, which are every two pieces that make one, the best first, are put in here."""
+    from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
+
+    assert tokenizer.path is not None
+    settings = model_settings(tokenizer.path.read_bytes())
+    description: dict[str, Any] = json.loads(sentencepiece_to_tokenizer_json(_PIECE + settings))
+    description["added_tokens"] = []  # or a literal </s> in text would become the control token
+    scores = dict(zip(tokenizer.pieces(), tokenizer.scores(), strict=True))
+    merges = [
+        (score, at, len(piece) - at, piece)
+        for piece, score in scores.items()
+        for at in range(1, len(piece))
+        if piece[:at] in scores and piece[at:] in scores
+    ]
+    merges.sort(key=itemgetter(0, 1, 2), reverse=True)  # equal ones stay in order of id
+    description["model"]["vocab"] = {piece: number for number, piece in enumerate(tokenizer.pieces())}
+    description["model"]["merges"] = [(piece[:at], piece[at:]) for _, at, _, piece in merges]
+    return description
 
 
 def _segments(tokenizer: Tokenizer) -> DocumentsEncoder:

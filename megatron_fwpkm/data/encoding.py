@@ -88,17 +88,16 @@ class BlockEncoder:
         lengths = tuple(array("i") for _ in range(datasets))
         text_bytes = [0] * datasets
         texts: list[str] = []
+        around = len(self._begin + self._end)
         for record, documents in zip(good, encoded, strict=True):
             if not all(documents):
                 raw = "\n".join(record.texts).encode("utf-8")
                 bad.append(BadRecord(block.path, record.line, "empty document", "no tokens", raw))
                 continue
-            for key, document in enumerate(documents):
+            for key, (document, text) in enumerate(zip(documents, record.texts, strict=True)):
                 slot = 0 if options.blend_keys else key
-                whole = self._begin + document + self._end
-                parts[slot].append(whole)
-                lengths[slot].append(len(whole) // self.dtype.itemsize)
-                text = record.texts[key]
+                parts[slot] += self._begin, document, self._end
+                lengths[slot].append((len(document) + around) // self.dtype.itemsize)
                 text_bytes[slot] += len(text) if text.isascii() else len(text.encode("utf-8"))
                 if options.sample and slot == 0:
                     texts.append(text)
@@ -138,9 +137,9 @@ class BlockEncoder:
         return good, bad
 
     def _problem(self, record: Record) -> tuple[str, str] | None:
+        if self._any_text and record.is_unicode:
+            return None
         for text in record.texts:
-            if self._any_text and text.isascii():
-                continue
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
@@ -156,14 +155,14 @@ class BlockEncoder:
                     return "cannot be encoded", str(error)
         return None
 
-    def _all_documents(self, good: list[Record]) -> list[list[bytes]]:
+    def _all_documents(self, good: list[Record]) -> list[tuple[bytes, ...]]:
         keys = len(self.options.json_keys)
         texts = [text for record in good for text in record.texts]
         if self._control is not None and self.options.control_tokens == "parse":
             flat = [self._bytes(self._parsed(text)) for text in texts]
         else:
             flat = self._encode(texts)
-        return [flat[i : i + keys] for i in range(0, len(flat), keys)]
+        return list(zip(*[iter(flat)] * keys, strict=True))
 
     def _parsed(self, text: str) -> list[int]:
         """Ids where a literal control token is that token; the text between two is encoded as one of its own."""

@@ -8,7 +8,7 @@ few texts is encoded in one call, a segment to a line.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import filterfalse, pairwise
+from itertools import filterfalse
 from typing import Any
 
 import numpy as np
@@ -70,10 +70,9 @@ class SegmentEncoder:
         ids = np.array(self._tokenizer.encode("\n" + "\n".join(lines).replace(_MARK, " ")), self._dtype)
         width = self._dtype.itemsize
         edges = np.append(np.flatnonzero(ids == self._line_end), len(ids)) * width
-        tokens, found = ids.tobytes(), {}
-        for segment, (begin, end) in zip(segments, pairwise(edges.tolist()), strict=True):
-            found[segment] = tokens[begin if segment.startswith("\n") else begin + width : end]
-        return found
+        begins = edges[:-1] + [0 if segment.startswith("\n") else width for segment in segments]
+        parts = map(ids.tobytes().__getitem__, map(slice, begins.tolist(), edges[1:].tolist()))
+        return dict(zip(segments, parts, strict=True))
 
     def _bytes(self, ids: list[int]) -> bytes:
         return np.array(ids, self._dtype).tobytes()
@@ -95,9 +94,18 @@ def _check_edges(pieces: list[str]) -> None:
             raise ValueError(f"piece {piece!r} reaches over a space or a line end")
 
 
+def model_settings(model: bytes) -> bytes:
+    """A SentencePiece model without its pieces (but those behind an overlong one), which come first, each with its
+    length."""
+    at = 0
+    while model[at : at + 1] == b"\n" and model[at + 1] < 128:
+        at += 2 + model[at + 1]
+    return model[at:]
+
+
 def _check_model(model: bytes) -> None:
     """Raises ValueError for a model whose texts cannot be cut."""
-    specs = {number: dict(_fields(value)) for number, value in _fields(model) if number in (2, 3)}
+    specs = {number: dict(_fields(value)) for number, value in _fields(model_settings(model)) if number in (2, 3)}
     trainer, normalizer = specs.get(2, {}), specs.get(3, {})
     if trainer.get(3, 1) != 2:
         raise ValueError("the model is not BPE")

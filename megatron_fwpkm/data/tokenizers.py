@@ -120,6 +120,11 @@ class SentencePieceTokenizer(Tokenizer):
         found: list[str] = self._processor.id_to_piece(list(range(self.vocab_size)))
         return found
 
+    def scores(self) -> list[float]:
+        """The score of every piece in order of id: the higher, the sooner it is merged."""
+        found: list[float] = self._processor.get_score(list(range(self.vocab_size)))
+        return found
+
     def is_byte(self, token: int) -> bool:
         """Whether `token` is one of the 256 byte-fallback pieces."""
         return bool(self._processor.is_byte(token))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.data import acceleration, segments
-from megatron_fwpkm.data.acceleration import PROBES, AcceleratorMismatch, build_encoder, choose_accelerator
+from megatron_fwpkm.data.acceleration import (
+    PROBES,
+    AcceleratorMismatch,
+    build_encoder,
+    choose_accelerator,
+    gigatoken_description,
+)
 from megatron_fwpkm.data.segments import SegmentEncoder
 from megatron_fwpkm.data.tokenizers import SentencePieceTokenizer, Tokenizer, build_tokenizer
 from megatron_fwpkm.data.train_tokenizer import TokenizerOptions, train_tokenizer
@@ -110,6 +117,14 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path, separable: Tokenizer, mon
     monkeypatch.setattr(acceleration, "GIGATOKEN_VERSION", "0.0")
     chosen, _, told = choose_accelerator(separable, "gigatoken")
     assert chosen == "segments" and told.startswith("gigatoken: ") and told.endswith("using segments instead")
+
+
+def test_gigatoken_gets_what_its_own_conversion_makes(separable: Tokenizer, odd: SegmentEncoder) -> None:
+    convert = pytest.importorskip("gigatoken._load.sentencepiece").sentencepiece_to_tokenizer_json
+    for tokenizer in (separable, odd._tokenizer):
+        assert isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.path is not None
+        expected = json.loads(convert(tokenizer.path.read_bytes())) | {"added_tokens": []}
+        assert json.loads(json.dumps(gigatoken_description(tokenizer))) == expected
 
 
 def wrong(tokenizer: Tokenizer) -> Any:
