@@ -127,6 +127,21 @@ def test_gigatoken_gets_what_its_own_conversion_makes(separable: Tokenizer, odd:
         assert json.loads(json.dumps(gigatoken_description(tokenizer))) == expected
 
 
+def test_gigatoken_is_loaded_anew_when_the_process_has_grown(
+    separable: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rust = pytest.importorskip("gigatoken.gigatoken_rs")
+    loads, load, sizes = [], rust.load_hf_json, [0]
+    monkeypatch.setattr(rust, "load_hf_json", lambda text: loads.append(1) or load(text))
+    monkeypatch.setattr(acceleration, "_resident_bytes", lambda: sizes[0])
+    monkeypatch.setattr(acceleration, "_LEAST_TEXT_PER_LOAD", 9)
+    encode, texts = acceleration._BUILDERS["gigatoken"](separable), ["Sir Walter", "of Kellynch"]
+    expected = build_encoder(separable, "none")(texts)
+    for size_after, loaded in ((0, 1), (140_000_001, 1), (0, 2), (0, 2)):
+        assert encode(texts) == expected and len(loads) == loaded
+        sizes[0] = size_after
+
+
 def wrong(tokenizer: Tokenizer) -> Any:
     """Right for the probes and for short texts, wrong for one word."""
     plain = build_encoder(tokenizer, "none")
