@@ -141,9 +141,10 @@ def measure(arguments: argparse.Namespace, command: str) -> Report:
                     path.unlink()
     notes = [
         f"{'; '.join(corpora)}, of documentation. `sentencepiece` is the library alone (parse, encode a document, "
-        "write); the others are tools/preprocess_data.py with that --accelerator, all checks on. CPU seconds "
-        "are of the whole process with its workers, start-up and self-check included; wall seconds begin after the "
-        "imports; peak is that of the process plus its largest worker. Every .bin and .idx is byte-identical to that of sentencepiece.",
+        "write); the others are tools/preprocess_data.py with that --accelerator, all checks on. CPU seconds are of "
+        "the whole process with its workers, start-up and self-check included; wall seconds begin after the imports; "
+        "peak is that of the process plus its largest worker. Every .bin and .idx is byte-identical to that of "
+        "sentencepiece.",
     ]
     header = ["MB", "way", "workers", "CPU seconds", "wall seconds", "peak MB", "faster, CPU", "faster, wall"]
     data = {"corpora": corpora, "load": os.getloadavg(), "sides": sides}

@@ -53,7 +53,7 @@ def run(chain: Any, queries: Tensor, sub_keys: Tensor, options: KeyOptions, need
     return {name: x.detach() for name, x in zip(NAMES, [*found, *gradients], strict=True) if x is not None}
 
 
-def compare(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
     assert actual.keys() == expected.keys()
     assert torch.equal(actual["slots"], expected["slots"])
     far = {name: distance(actual[name], expected[name]) for name in actual}
@@ -99,7 +99,7 @@ def calls(draw_from: st.DrawFn) -> dict[str, Any]:
 @given(calls())
 def test_it_is_the_chain_in_torch(call: dict[str, Any]) -> None:
     inputs = make(**call)
-    compare(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
+    assert_close(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
 
 
 @pytest.mark.parametrize("score", ["idw", "dot_product"])
@@ -109,14 +109,14 @@ def test_it_is_the_chain_in_torch_where_sub_keys_move(pieces: list[KeyPiece], dt
     queries, sub_keys, options = make(3, heads=2, pieces=pieces, score=score)
     expected = run(KeyChain, queries, sub_keys, options)
     assert distance(expected["sub_keys"], sub_keys) > 1e-3, "the case must move the sub-keys"
-    compare(run(TritonKeyChain, queries.to(dtype), sub_keys.to(dtype), options), expected, TOLERANCE[dtype])
+    assert_close(run(TritonKeyChain, queries.to(dtype), sub_keys.to(dtype), options), expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("score", ["idw", "dot_product"])
 def test_many_programs_give_the_same_bits_in_any_order(score: str, small_programs: None) -> None:
     inputs = make(4, num_subkeys=3, topk=2, half_dim=5, pieces=STREAMING, score=score)
     in_order = run(TritonKeyChain, *inputs)
-    compare(in_order, run(KeyChain, *inputs), 1e-12)
+    assert_close(in_order, run(KeyChain, *inputs), 1e-12)
     with shuffled(1):
         other = run(TritonKeyChain, *inputs)
     assert all(torch.equal(other[name], in_order[name]) for name in NAMES)
@@ -126,12 +126,12 @@ def test_many_programs_give_the_same_bits_in_any_order(score: str, small_program
 def test_waiting_tokens_may_be_read_after_new_ones(key_lr: float) -> None:
     """As in the authors' streaming, where a piece that writes nothing comes first."""
     inputs = make(18, pieces=OFFICIAL, key_lr=key_lr)
-    compare(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
+    assert_close(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
 
 
 def test_the_largest_topk() -> None:
     inputs = make(17, num_subkeys=40, topk=32)
-    compare(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
+    assert_close(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
 
 
 def test_gradients_are_those_of_the_function() -> None:
@@ -150,7 +150,7 @@ def test_sub_keys_that_many_read_are_summed_in_tiles(key_lr: float, monkeypatch:
     pieces = [KeyPiece(0, 18, 17), KeyPiece(18, 20, 20)]
     queries, sub_keys, options = make(6, topk=2, rows=20, pieces=pieces, key_lr=key_lr)
     inputs = queries[:, :1].expand(-1, 20, -1), sub_keys, options
-    compare(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
+    assert_close(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
 
 
 def test_a_tile_of_the_usual_size_and_one_reader_more() -> None:
@@ -158,7 +158,7 @@ def test_a_tile_of_the_usual_size_and_one_reader_more() -> None:
     queries, sub_keys, _ = make(7, num_subkeys=2, rows=rows)
     options = KeyOptions(1, "idw", 1.0, [KeyPiece(0, rows, rows)], KeyRows(2, None))
     queries = queries[:, :1].expand(-1, rows, -1)
-    compare(run(TritonKeyChain, queries, sub_keys, options), run(KeyChain, queries, sub_keys, options), 1e-12)
+    assert_close(run(TritonKeyChain, queries, sub_keys, options), run(KeyChain, queries, sub_keys, options), 1e-12)
 
 
 @pytest.mark.parametrize("score", ["idw", "dot_product"])
@@ -167,13 +167,13 @@ def test_equal_sub_keys_and_queries_on_them(score: str) -> None:
     queries, sub_keys = draw_integers(8, -1, 1, 2, 8, 2), draw_integers(9, -1, 1, 2, 6, 2)
     queries[:, :6] = sub_keys
     inputs = queries, sub_keys, KeyOptions(3, score, 1.0, [KeyPiece(0, 8, 8)], KeyRows(6, None))
-    compare(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
+    assert_close(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
 
 
 @pytest.mark.parametrize(("key_lr", "needs"), [(0.0, "queries"), (0.7, "queries"), (0.7, "sub_keys"), (0.7, "nothing")])
 def test_only_what_is_needed_is_differentiated(key_lr: float, needs: str) -> None:
     inputs = make(10, key_lr=key_lr)
-    compare(run(TritonKeyChain, *inputs, needs), run(KeyChain, *inputs, needs), 1e-12)
+    assert_close(run(TritonKeyChain, *inputs, needs), run(KeyChain, *inputs, needs), 1e-12)
 
 
 def test_scores_that_nothing_depends_on_have_no_gradients() -> None:

@@ -75,7 +75,7 @@ CALLS = {
 }  # fmt: skip
 
 
-def compare(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
     """Everything the chain gives, relative to the largest entry."""
     far = {name: distance(actual[name].cpu(), expected[name]) for name in actual}
     assert not {name: value for name, value in far.items() if not value <= tolerance}, far
@@ -87,7 +87,7 @@ def test_equals_the_dense_oracle(name: str) -> None:
     expected = run_dense(call)
     with poisoned():
         actual, _ = run_triton(call.to(torch.float64))
-    compare(actual, expected, TOLERANCE[torch.float64])
+    assert_close(actual, expected, TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("name", ["a hot slot among others", "streaming", "several blocks of columns"])
@@ -96,7 +96,7 @@ def test_float32_is_close_to_the_float64_oracle(name: str) -> None:
     expected = run_dense(call)
     with poisoned():
         actual, _ = run_triton(call)
-    compare(actual, expected, TOLERANCE[torch.float32])
+    assert_close(actual, expected, TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("name", ["a hot slot among others", "streaming", "more slots than pairs", "frozen"])
@@ -134,7 +134,7 @@ def test_gradients_that_nobody_wants_change_nothing(needs: tuple[str, ...], froz
     with poisoned():
         actual, _ = run_triton(call.to(torch.float64), needs)
     assert set(actual) == {"reads", "squares", "table", *(f"grad {name}" for name in needs)}
-    compare(actual, expected, 1e-12)
+    assert_close(actual, expected, 1e-12)
 
 
 @pytest.mark.parametrize("name", ["a hot slot among others", "streaming"])
