@@ -336,7 +336,7 @@ def _files_of(path: str) -> list[str]:
         if names := sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file()):
             return names
         raise ValueError(f"--input {path} matches no file")
-    raise ValueError(f"--input {path} does not exist")
+    raise ValueError(f"--input {path} does not exist: name a file, a folder or a pattern that does")
 
 
 def _raise(error: OSError) -> None:

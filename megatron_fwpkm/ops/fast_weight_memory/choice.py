@@ -69,12 +69,6 @@ def _warn_once(obstacle: str) -> None:
     )
 
 
-def forget_warnings() -> None:
-    """Say everything anew, and look for Triton again."""
-    _warn_once.cache_clear()
-    _triton_failure.cache_clear()
-
-
 def choose_implementation(state: FastWeightState, options: MemoryOptions) -> str:
     """``reference``, ``sparse`` or ``triton`` for a call. ``auto`` takes Triton on CUDA, and ``sparse`` elsewhere.
 

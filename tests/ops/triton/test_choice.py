@@ -27,6 +27,12 @@ def options_of(topk: int = 2, implementation: str = "auto") -> MemoryOptions:
     return MemoryOptions(topk, 8, 1, 1.0, 1.0, "idw", "drop", "consistent", implementation)
 
 
+def forget() -> None:
+    """Let everything be said anew, and Triton be looked for again."""
+    choice._warn_once.cache_clear()
+    choice._triton_failure.cache_clear()
+
+
 class OnCuda(torch.Tensor):
     """A table that says it is on a GPU."""
 
@@ -48,7 +54,7 @@ def test_what_triton_cannot_run_is_refused(shapes: Any, options: Any, message: s
 
 @pytest.mark.parametrize(("shapes", "options", "message"), OBSTACLES)
 def test_auto_says_once_why_it_falls_back(shapes: Any, options: Any, message: str) -> None:
-    choice.forget_warnings()
+    forget()
     state = state_of(on_cuda=True, **shapes)
     with pytest.warns(UserWarning, match=f"runs as implementation='sparse'.*{message}"):
         assert choose_implementation(state, options_of(**options)) == "sparse"
@@ -79,9 +85,9 @@ def test_without_triton_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         raise ModuleNotFoundError("No module named 'triton'")
 
     monkeypatch.setattr(choice, "import_module", fail)
-    choice.forget_warnings()
+    forget()
     try:
         with pytest.raises(ValueError, match=r"triton does not import \(ModuleNotFoundError: No module named"):
             make_case().run(implementation="triton")
     finally:
-        choice.forget_warnings()
+        forget()
