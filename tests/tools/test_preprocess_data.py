@@ -103,7 +103,8 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, model: Path)
 def test_errors_are_one_line(tmp_path: Path, model: Path) -> None:
     missing = tool("--input", tmp_path / "absent", "--output-prefix", tmp_path / "out", "--tokenizer-model", model)
     assert (missing.returncode, missing.stdout) == (1, "")
-    assert missing.stderr == f"error: --input {tmp_path / 'absent'} does not exist: name a file, a folder or a pattern that does\n"
+    advice = "name a file, a folder or a pattern that does"
+    assert missing.stderr == f"error: --input {tmp_path / 'absent'} does not exist: {advice}\n"
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n')
     bad = tool("--input", tmp_path / "a.jsonl", "--output-prefix", tmp_path / "out", "--tokenizer-model", model)
     assert bad.returncode == 1 and bad.stderr.startswith(
