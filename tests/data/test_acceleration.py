@@ -5,22 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sentencepiece import SentencePieceTrainer
 
 from megatron_fwpkm.config import DataConfig
-from megatron_fwpkm.data import acceleration, segments
-from megatron_fwpkm.data.acceleration import (
-    PROBES,
-    AcceleratorMismatch,
-    build_encoder,
-    choose_accelerator,
-    gigatoken_description,
-)
-from megatron_fwpkm.data.segments import SegmentEncoder
+from megatron_fwpkm.data import acceleration, gigatoken_encoder, segment_store, segments
+from megatron_fwpkm.data.acceleration import PROBES, AcceleratorMismatch, build_encoder, choose_accelerator
+from megatron_fwpkm.data.gigatoken_encoder import EXCHANGED, GIGATOKEN_VERSION, gigatoken_description
+from megatron_fwpkm.data.segments import SegmentEncoder, edge_classes
+from megatron_fwpkm.data.sentencepiece_model import has_user_defined_pieces, split_model
 from megatron_fwpkm.data.tokenizers import SentencePieceTokenizer, Tokenizer, build_tokenizer
 from megatron_fwpkm.data.train_tokenizer import TokenizerOptions, train_tokenizer
 
@@ -39,19 +38,35 @@ def separable(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> SegmentEncoder:
-    """Of a tokenizer whose own pieces reach over everything but spaces and line ends."""
+    """Of a tokenizer whose own pieces reach over letters, digits, signs and spaces."""
     folder = tmp_path_factory.mktemp("odd")
     (folder / "a.txt").write_text(novel(30_000))
-    extra = ("o(1", "1st", "\u2581\u2581he")
+    extra = ("o(1", "1st", "\u2581\u2581he", "d\u2581t")
     options = TokenizerOptions((str(folder / "a.txt"),), str(folder / "t"), 600, extra_pieces=extra)
     tokenizer = build_tokenizer(DataConfig(tokenizer_model=str(train_tokenizer(options).model)))
     assert isinstance(tokenizer, SentencePieceTokenizer)
     return SegmentEncoder(tokenizer)
 
 
+@pytest.fixture(scope="module")
+def crossing(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer of another tool, with pieces of several words."""
+    folder = tmp_path_factory.mktemp("crossing")
+    (folder / "a.txt").write_text(novel(40_000) + ' (a/b) -c_d; e? f! g: "h"\n' * 20)
+    SentencePieceTrainer.train(  # type: ignore[attr-defined]
+        input=str(folder / "a.txt"), model_prefix=str(folder / "t"), vocab_size=700, model_type="bpe",
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        split_by_whitespace=False, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = build_tokenizer(DataConfig(tokenizer_model=str(folder / "t.model")))
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    assert len([piece for piece in tokenizer.pieces() if "\u2581" in piece[1:].strip("\u2581")]) > 5
+    return tokenizer
+
+
 def ways() -> list[str]:
     try:
-        installed = importlib.metadata.version("gigatoken") == acceleration.GIGATOKEN_VERSION
+        installed = importlib.metadata.version("gigatoken") == GIGATOKEN_VERSION
     except importlib.metadata.PackageNotFoundError:
         installed = False
     return ["segments", "gigatoken"] if installed else ["segments"]
@@ -67,24 +82,92 @@ TEXT = st.one_of(
 @pytest.mark.parametrize("way", ways())
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(TEXT, max_size=4))
-def test_the_same_tokens(separable: Tokenizer, way: Any, texts: list[str]) -> None:
-    chosen, _, told = choose_accelerator(separable, way)
-    assert (chosen, told) == (way, "")
-    encode = acceleration._BUILDERS[way](separable)
-    assert encode(texts) == build_encoder(separable, "none")(texts)
-    assert encode(list(PROBES)) == build_encoder(separable, "none")(list(PROBES))
+def test_the_same_tokens(separable: Tokenizer, crossing: Tokenizer, way: Any, texts: list[str]) -> None:
+    for tokenizer in (separable, crossing):
+        chosen, _, told = choose_accelerator(tokenizer, way)
+        assert (chosen, told) == (way, "")
+        encode = acceleration._BUILDERS[way](tokenizer)
+        assert encode(texts) == build_encoder(tokenizer, "none")(texts)
+        assert encode(list(PROBES)) == build_encoder(tokenizer, "none")(list(PROBES))
 
 
-@settings(max_examples=60, deadline=None)
-@given(texts=st.lists(TEXT, max_size=9), kept=st.integers(1, 40))
-def test_segments_are_exact_whatever_is_kept(odd: SegmentEncoder, texts: list[str], kept: int) -> None:
-    """Also with pieces of letters, digits and signs in one, with long segments, and while the store is emptied."""
+@settings(max_examples=60)
+@given(texts=st.lists(TEXT, max_size=9), kept=st.integers(1, 60), window=st.integers(1, 60), once=st.integers(0, 90))
+def test_segments_are_exact_whatever_is_kept(
+    odd: SegmentEncoder, texts: list[str], kept: int, window: int, once: int
+) -> None:
+    """Also with pieces of letters, digits, signs and spaces in one, with long segments, while the store is emptied, and
+    wherever a window ends."""
     texts = [text.replace("o", "o(1st").replace("h", "h" * 60) for text in texts]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segments, "_SEGMENTS_KEPT", kept)
+        for module, name, value in (
+            (segment_store, "_SLOTS", 128), (segment_store, "_SHIFT", np.uint64(57)), (segment_store, "_KEPT", kept),
+            (segments, "_WINDOW", window), (segments, "_BYTES_AT_ONCE", once), (segments, "_TOKENS_KEPT", kept),
+        ):  # fmt: skip
+            patch.setattr(module, name, value)
+        odd._forget()
         for _ in range(2):
             assert odd(texts) == build_encoder(odd._tokenizer, "none")(texts)
-    assert not [segment for segment in odd._store if len(segment) > segments._LONGEST_KEPT]
+    assert not [segment for segment in odd._store._longer if len(segment) > 48]
+    odd._forget()
+
+
+def test_texts_longer_than_a_window(odd: SegmentEncoder) -> None:
+    """A text without an edge, whose parts are looked for in ever longer windows, between ordinary ones."""
+    texts = [novel(60_000), "h" * 300_000 + "1st", novel(60_000) * 3, "h" * 70_000, ""]
+    found = odd(texts)
+    assert found == build_encoder(odd._tokenizer, "none")(texts)
+    assert odd(texts) == found
+
+
+def test_the_sign_for_a_space_is_not_cut_from_spaces(odd: SegmentEncoder) -> None:
+    texts = ["\u2581 he", " \u2581he", "a \u2581 he"]
+    assert odd(texts) == build_encoder(odd._tokenizer, "none")(texts)
+
+
+def test_tokens_are_not_kept_for_ever(odd: SegmentEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_TOKENS_KEPT", 100)
+    monkeypatch.setattr(segments, "_WINDOW", 64)
+    odd([f"{number}" for number in range(1_000)])
+    assert odd._used <= 100 + 64
+    monkeypatch.undo()
+    odd._forget()
+
+
+def test_a_long_window_brings_one_segment(odd: SegmentEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the store, in which a search ends at a free slot, could be filled up by what follows."""
+    for name, value in (("_SLOTS", 256), ("_SHIFT", np.uint64(56)), ("_KEPT", 64)):
+        monkeypatch.setattr(segment_store, name, value)
+    monkeypatch.setattr(segments, "_WINDOW", 64)
+    odd._forget()
+    texts = ["h" * 5_000 + "".join(f" {number}" for number in range(1_000))]
+    assert odd(texts) == build_encoder(odd._tokenizer, "none")(texts)
+    monkeypatch.undo()
+    odd._forget()
+
+
+PIECES = st.lists(st.text(st.sampled_from("ab1.,(>\u2581\u00e9\u4f60"), min_size=1, max_size=4), max_size=12)
+
+
+@given(pieces=PIECES)
+def test_no_piece_reaches_over_an_edge(pieces: list[str]) -> None:
+    before, behind = edge_classes(pieces)
+    for piece in pieces:
+        spelled = piece.replace("\u2581", " ").encode()
+        assert not any(before[x] & behind[y] for x, y in zip(spelled, spelled[1:], strict=False)), piece
+    assert not any(before[x] & behind[y] for x in range(256) for y in range(0x80, 0xC0))  # within a character
+    assert all(before[10] & behind[y] and before[y] & behind[10] for y in b"ab .1\n")
+
+
+def test_where_the_edges_are() -> None:
+    before, behind = edge_classes(["\u2581a", "a.", "b)", "(b", "\u2581\u2581", "c\u2581d", "<s>"])
+
+    def is_edge(pair: str) -> bool:
+        return bool(before[ord(pair[0])] & behind[ord(pair[1])])
+
+    assert [pair for pair in ("a ", "b(", ") ", "((", "\na", "a\n", "1(", ".(", "\n\n") if not is_edge(pair)] == []
+    # pieces; a sign that a letter stands in front of in a piece; what is not a sign; a piece that reaches over a space
+    assert [pair for pair in (" a", "a.", "1)", "ab", "a1", "c ", "s>", "(b") if is_edge(pair)] == []
 
 
 @pytest.mark.parametrize("way", ways())
@@ -101,22 +184,42 @@ def test_whole_runs_write_the_same_bytes(tmp_path: Path, separable: Tokenizer, w
     assert outputs[0] == outputs[1]
 
 
-def test_what_cannot_be_cut_is_refused(tmp_path: Path, separable: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_cut_is_refused(
+    tmp_path: Path, separable: Tokenizer, odd: SegmentEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a.txt").write_text(novel(60_000))
     for changes, message in (
         ({"normalization": "nmt_nfkc"}, "the model normalizes text"),
-        ({"extra_pieces": ("a\u2581b",)}, "reaches over a space"),
+        ({"extra_pieces": tuple(f"{letter}\u2581" for letter in ascii_letters[:27])}, "reach over spaces behind most"),
     ):
         options = TokenizerOptions((str(tmp_path / "a.txt"),), str(tmp_path / "t"), 800, overwrite=True, **changes)  # type: ignore[arg-type]
         model = train_tokenizer(options).model
         chosen, _, told = choose_accelerator(build_tokenizer(DataConfig(tokenizer_model=str(model))), "segments")
         assert chosen == "none" and message in told and told.endswith("using the plain tokenizer")
+    with pytest.raises(ValueError, match=r"piece 'a\\n' reaches over a line end"):
+        edge_classes(["\n", "a\n"])
     numbers = build_tokenizer(DataConfig(tokenizer_type="NullTokenizer", vocab_size=9))
     chosen, _, told = choose_accelerator(numbers, "auto")
     assert (chosen, told) == ("none", "")
-    monkeypatch.setattr(acceleration, "GIGATOKEN_VERSION", "0.0")
+    chosen, _, told = choose_accelerator(odd._tokenizer, "gigatoken")
+    assert chosen == "segments" and told.startswith("gigatoken: the model has user-defined pieces")
+    monkeypatch.setattr(gigatoken_encoder, "GIGATOKEN_VERSION", "0.0")
     chosen, _, told = choose_accelerator(separable, "gigatoken")
     assert chosen == "segments" and told.startswith("gigatoken: ") and told.endswith("using segments instead")
+
+
+def test_a_model_is_its_pieces_and_its_settings(tmp_path: Path, separable: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_text(novel(30_000))
+    long = ("x" * 300, "y" * 200)
+    options = TokenizerOptions((str(tmp_path / "a.txt"),), str(tmp_path / "t"), 600, extra_pieces=long)
+    defined = build_tokenizer(DataConfig(tokenizer_model=str(train_tokenizer(options).model)))
+    for tokenizer, is_defined in ((separable, False), (defined, True)):
+        assert isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.path is not None
+        model = tokenizer.path.read_bytes()
+        pieces, rest = split_model(model)
+        assert len(pieces) == tokenizer.vocab_size and model.endswith(rest) and rest.startswith(b"\x12")
+        assert all(piece.encode() in held for piece, held in zip(tokenizer.pieces(), pieces, strict=True))
+        assert has_user_defined_pieces(model) == is_defined
 
 
 def test_gigatoken_gets_what_its_own_conversion_makes(separable: Tokenizer, odd: SegmentEncoder) -> None:
@@ -124,7 +227,13 @@ def test_gigatoken_gets_what_its_own_conversion_makes(separable: Tokenizer, odd:
     for tokenizer in (separable, odd._tokenizer):
         assert isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.path is not None
         expected = json.loads(convert(tokenizer.path.read_bytes())) | {"added_tokens": []}
-        assert json.loads(json.dumps(gigatoken_description(tokenizer))) == expected
+        assert json.loads(json.dumps(gigatoken_description(tokenizer, tokenizer.pieces()))) == expected
+
+
+@given(text=st.text().filter(lambda text: not any("\ud800" <= c <= "\udfff" for c in text)))
+def test_bytes_and_characters_change_the_same_places(text: str) -> None:
+    moved = text.encode().translate(gigatoken_encoder._EXCHANGED_BYTES)
+    assert moved == text.translate(EXCHANGED).encode() and text.translate(EXCHANGED).translate(EXCHANGED) == text
 
 
 def test_gigatoken_is_loaded_anew_when_the_process_has_grown(
@@ -133,8 +242,8 @@ def test_gigatoken_is_loaded_anew_when_the_process_has_grown(
     rust = pytest.importorskip("gigatoken.gigatoken_rs")
     loads, load, sizes = [], rust.load_hf_json, [0]
     monkeypatch.setattr(rust, "load_hf_json", lambda text: loads.append(1) or load(text))
-    monkeypatch.setattr(acceleration, "_resident_bytes", lambda: sizes[0])
-    monkeypatch.setattr(acceleration, "_LEAST_TEXT_PER_LOAD", 9)
+    monkeypatch.setattr(gigatoken_encoder, "_resident_bytes", lambda: sizes[0])
+    monkeypatch.setattr(gigatoken_encoder, "_LEAST_TEXT_PER_LOAD", 9)
     encode, texts = acceleration._BUILDERS["gigatoken"](separable), ["Sir Walter", "of Kellynch"]
     expected = build_encoder(separable, "none")(texts)
     for size_after, loaded in ((0, 1), (140_000_001, 1), (0, 2), (0, 2)):
