@@ -1,11 +1,13 @@
 """Every layout of processes gives the serial run's numbers: loss, gradient norm and tables after some steps.
 
 Documents reset the memory before every sequence's first token, so that replicas, which own their memories, see what the
-serial run sees; where one replica does all the work the memory is carried over from step to step as well.
+serial run sees; where one replica does all the work the memory is carried over from step to step as well. Rows with
+``packed`` keep documents apart in everything else, too: attention, positions and loss.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -34,6 +36,7 @@ EVERYWHERE = PretrainConfig(
     checkpoint=BASE.checkpoint,
 )
 EVERYWHERE = change(EVERYWHERE, "training", train_iters=STEPS)
+APART = {"reset_attention_mask": True, "reset_position_ids": True, "eod_mask_loss": True}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Layout:
     pp: int = 1
     cp: int = 1
     chunks: int = 1
+    packed: bool = False
     more: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -55,7 +59,7 @@ class Layout:
 
     @property
     def reset(self) -> str:
-        return "document" if self.replicas > 1 else "never"
+        return "document" if self.packed or self.replicas > 1 else "never"
 
     def config(self, precision: Precision, reset: str) -> PretrainConfig:
         parallel = ParallelConfig(
@@ -67,11 +71,25 @@ class Layout:
         )
         config = change(EVERYWHERE, "training", bf16=precision == "bf16", **self.training)
         config = change(change(config, "fwpkm", reset=reset), "parallel", **vars(parallel))
+        if self.packed:
+            config = change(config, "data", **APART)
+            config = change(config, "training", micro_batch_size=2, global_batch_size=8)
         if precision == "float64":
             return config
         # Few large slots moved by whole steps, and Adam's division by small moments, both blow up differences at
         # rounding level within some steps: small addressing steps and a large epsilon keep the comparison at 1e-5.
         return change(change(config, "fwpkm", addressing_weight=0.1), "optimizer", adam_eps=1e-3)
+
+
+def packed_batches(start: int, replica: int, replicas: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Micro-batches of two sequences, where the end of a document predicts nothing.
+
+    Positions restart within documents: at their starts they would change nothing, for rotary positions are relative.
+    """
+    for pair in zip(batches(start, replica, replicas), batches(start + 1000, replica, replicas), strict=True):
+        both = {name: torch.cat([one[name] for one in pair]) for name in pair[0]}
+        both["loss_mask"][:, :-1][both["document_starts"][:, 1:]] = 0.0
+        yield both | {"position_ids": both["position_ids"] % 7}
 
 
 SP = {"sequence_parallel": True}
@@ -91,6 +109,11 @@ LAYOUTS = [
     Layout("PP2 interleaved overlap ZeRO-1", 2, pp=2, chunks=2, more={**OVERLAP, **ZERO}),
     Layout("PP2 recompute", 2, pp=2, training=RECOMPUTE),
     Layout("PP2 interleaved offload", 2, pp=2, chunks=2, training=SELECTIVE_AND_OFFLOAD),
+    Layout("TP2 SP packed", 2, tp=2, packed=True, more=SP),
+    Layout("PP2 packed", 2, pp=2, packed=True),
+    Layout("PP2 interleaved packed", 2, pp=2, chunks=2, packed=True),
+    Layout("PP2 interleaved packed recompute", 2, pp=2, chunks=2, packed=True, training=RECOMPUTE),
+    Layout("CP2 packed", 2, cp=2, packed=True),
     Layout("TP4", 4, tp=4),
     Layout("TP4 SP", 4, tp=4, more=SP),
     Layout("PP4", 4, pp=4),
@@ -108,17 +131,23 @@ LAYOUTS = [
     Layout("CP2 DP2", 4, cp=2),
     Layout("CP2 DP2 ZeRO-1", 4, cp=2, more=ZERO),
     Layout("TP2 SP PP2 ZeRO-1", 4, tp=2, pp=2, more={**SP, **ZERO}),
+    Layout("TP2 PP2 packed", 4, tp=2, pp=2, packed=True),
+    Layout("TP2 SP PP2 packed", 4, tp=2, pp=2, packed=True, more=SP),
+    Layout("TP2 SP PP2 interleaved packed", 4, tp=2, pp=2, chunks=2, packed=True, more=SP),
+    Layout("PP2 CP2 packed", 4, pp=2, cp=2, packed=True),
+    Layout("PP2 interleaved CP2 packed", 4, pp=2, cp=2, chunks=2, packed=True),
+    Layout("PP2 interleaved DP2 ZeRO-1 packed", 4, pp=2, chunks=2, packed=True, more=ZERO),
 ]
 ROWS = {layout.name: layout for layout in LAYOUTS}
 SHORT: dict[Precision, tuple[str, ...]] = {
-    "float64": ("TP2 SP", "PP2 interleaved", "CP2", "DP2 ZeRO-1"),
+    "float64": ("TP2 SP", "PP2 interleaved", "PP2 interleaved packed", "CP2", "DP2 ZeRO-1"),
     "float32": ("TP2 SP", "PP2"),
     "bf16": (),
 }
 WHOLE: dict[Precision, tuple[str, ...]] = {
     "float64": tuple(ROWS),
     "float32": tuple(ROWS),
-    "bf16": ("TP2 SP", "PP2", "CP2", "TP2 SP PP2 ZeRO-1"),
+    "bf16": ("TP2 SP", "PP2", "CP2", "TP2 SP PP2 ZeRO-1", "TP2 SP PP2 packed"),
 }
 
 
@@ -128,6 +157,7 @@ def numbers(layout: Layout, precision: Precision, reset: str) -> dict[str, Any]:
     from megatron_fwpkm.training.startup import distributed_run
 
     config = layout.config(precision, reset)
+    reader = packed_batches if layout.packed else batches
     with (
         double_precision() if precision == "float64" else nullcontext(),
         distributed_run(config.parallel, config.training) as world,
@@ -136,9 +166,9 @@ def numbers(layout: Layout, precision: Precision, reset: str) -> dict[str, Any]:
 
         engine = MegatronEngine(config, VOCABULARY, world.device)
         replica = parallel_state.get_data_parallel_rank()
-        source = batches(0, replica, layout.replicas)
+        source = reader(0, replica, layout.replicas)
         steps = [engine.train_step(source) for _ in range(STEPS)]
-        evaluated = engine.evaluate(batches(100, replica, layout.replicas), 1)
+        evaluated = engine.evaluate(reader(100, replica, layout.replicas), 1)
         sharing = parallel_state.get_tensor_and_context_parallel_group()
         tables = {
             (memory.layer_number, name): (memory.columns.start, getattr(memory.fast_weights(), name).clone())
@@ -165,18 +195,19 @@ def all_numbers(rank: int, world_size: int, rows: list[tuple[str, Precision]]) -
     return [numbers(ROWS[name], precision, ROWS[name].reset) for name, precision in rows]
 
 
-_SERIAL: dict[tuple[Precision, str], dict[str, Any]] = {}
+_SERIAL: dict[tuple[Precision, str, bool], dict[str, Any]] = {}
 
 
-def serial(precision: Precision, reset: str) -> dict[str, Any]:
+def serial(precision: Precision, reset: str, packed: bool) -> dict[str, Any]:
     """One process, without recompute and offload."""
-    if (precision, reset) not in _SERIAL:
-        _SERIAL[precision, reset] = numbers(Layout("serial", 1), precision, reset)
-    return _SERIAL[precision, reset]
+    key = precision, reset, packed
+    if key not in _SERIAL:
+        _SERIAL[key] = numbers(Layout("serial", 1, packed=packed), precision, reset)
+    return _SERIAL[key]
 
 
 def check(layout: Layout, precision: Precision, ranks: list[dict[str, Any]]) -> None:
-    expected = serial(precision, layout.reset)
+    expected = serial(precision, layout.reset, layout.packed)
     tolerance = TOLERANCES[precision]
     seen = set()
     for number, found in enumerate(ranks):
@@ -216,6 +247,8 @@ def test_short_table() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cpu_compat")
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("processes", [2, 4])
-def test_whole_table(processes: int) -> None:
-    run_and_check(processes, WHOLE, timeout=900)
+def test_whole_table(processes: int, packed: bool) -> None:
+    chosen = {precision: tuple(n for n in names if ROWS[n].packed == packed) for precision, names in WHOLE.items()}
+    run_and_check(processes, chosen, timeout=900)
