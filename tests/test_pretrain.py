@@ -329,3 +329,33 @@ def test_four_processes_tp2_dp2(dataset: str, tmp_path: Path) -> None:
     one, other = read_checkpoint(tmp_path / "serial"), read_checkpoint(tmp_path / "parallel")
     for name, weight in one.slow.items():
         torch.testing.assert_close(other.slow[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def train_stages(rank: int, world_size: int, argvs: list[list[str]]) -> None:
+    """Whole runs over all processes, one after the other."""
+    for argv in argvs:
+        assert start(argv) == 0
+
+
+@pytest.mark.slow
+def test_packed_documents_through_a_pipeline(dataset: str, tmp_path: Path) -> None:
+    """Every stage reads where documents begin from the data itself: training and validation as in one process."""
+    common = dict.fromkeys(("reset_attention_mask", "reset_position_ids", "eod_mask_loss"), True) | {
+        "fwpkm_reset": "document", "num_layers": 4, "fwpkm_layer_numbers": "1 4", "train_iters": 4, "log_interval": 1,
+        "eval_interval": 2, "global_batch_size": 8,
+    }  # fmt: skip
+    pipeline = {"pipeline_model_parallel_size": 2, "num_virtual_stages_per_pipeline_rank": 2}
+    layouts = {
+        "tensors": pipeline | {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        "context": pipeline | {"context_parallel_size": 2},
+    }
+    assert start(flags(dataset, save=tmp_path / "serial", **common)) == 0
+    argvs = [flags(dataset, save=tmp_path / name, **common, **layout) for name, layout in layouts.items()]
+    run_distributed(train_stages, 4, argvs, timeout=200)
+    serial, *others = (
+        {(r["kind"], r["iteration"]): r["loss"] for r in read_records(tmp_path / name / "metrics.jsonl") if "loss" in r}
+        for name in ("serial", *layouts)
+    )
+    measured = {("evaluation", 2), ("evaluation", 4), ("test", 4)}
+    assert set(serial) == measured | {("train", iteration) for iteration in (1, 2, 3, 4)}
+    assert all(found == pytest.approx(serial, rel=1e-5) for found in others), (serial, others)

@@ -44,8 +44,8 @@ class FastWeightProductKeyMemory(FastWeightTables):
         boundary: ``drop`` or ``carry``; likewise.
         streaming: with ``carry``, keep the tokens that wait at the end of a forward for the next one, which continues
             the same texts. Otherwise the complete pairs among them are written at the end, and the rest is forgotten.
-        document_starts: [b, whole sequence] bool for ``--fwpkm-reset document``, True at the first token of every
-            document; None when every sequence is one document.
+        document_starts: [b, whole sequence] bool for ``--fwpkm-reset document``, best on the CPU, True at the first
+            token of every document; None when every sequence is one document.
 
     Args:
         config: transformer configuration with ``fwpkm`` and ``init_seed``.

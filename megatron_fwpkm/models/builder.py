@@ -43,7 +43,8 @@ class FwPKMModel(GPTModel):
         """Say where documents begin in the next forward's sequences; used with ``--fwpkm-reset document`` only.
 
         Args:
-            document_starts: [b, s] bool, True at the first token of a document; None when a sequence is one document.
+            document_starts: [b, s] bool, best on the CPU, True at the first token of a document; None when a sequence
+                is one document.
         """
         for memory in memory_layers(self):
             memory.document_starts = document_starts

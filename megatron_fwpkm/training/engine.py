@@ -188,11 +188,12 @@ class MegatronEngine:
 
     def _forward_step(self, batches: Iterator[Batch], model: nn.Module) -> tuple[Tensor, Any]:
         loaded = next(batches)
-        # On the CPU, where attention cuts the sequences by it without waiting for the device.
-        documents = loaded["document_starts"] if self._config.data.reset_attention_mask else None
+        # On the CPU, where attention and memories cut the sequences by them without waiting for the device.
+        starts = loaded["document_starts"]
+        documents = starts if self._config.data.reset_attention_mask else None
         batch = {name: tensor.to(self._device, non_blocking=True) for name, tensor in loaded.items()}
         if self._config.fwpkm.reset == "document":
-            unwrap(model).set_document_starts(batch["document_starts"])  # type: ignore[operator]
+            unwrap(model).set_document_starts(starts)  # type: ignore[operator]
         if self._config.parallel.context_parallel_size > 1:  # memories need whole documents, the rest its own pieces
             batch = get_batch_on_this_cp_rank(batch)
         output = model(batch["tokens"], batch["position_ids"], documents, labels=batch["labels"])
