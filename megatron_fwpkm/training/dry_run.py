@@ -29,7 +29,7 @@ from ..config.derived import (
 from ..config.loading import DEFAULT, Resolved, option_groups
 from ..config.validation import validate
 from ..data.tokenizers import build_tokenizer
-from .memory_estimate import estimate_memory, micro_batches
+from .memory_estimate import document_start_bytes, estimate_memory, micro_batches
 
 _PLAIN_WIDTH = 120
 
@@ -202,6 +202,9 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
             f"One memory: {format_bytes(table_bytes(config))} of fast weights beside {own:,} slow weights; every "
             f"replica has its own, reset {config.fwpkm.reset}"
         )
+        if config.fwpkm.reset == "document":
+            one = format_bytes(document_start_bytes(config))
+            yield f"Undo log: up to {one} more per memory for every document start inside a sequence; it cuts a chunk"
     for flag, paths in (("--data-path", data.data_path), ("--train-data-path", data.train_data_path)):
         for prefix in paths[1::2] if len(paths) > 1 else paths:
             if not Path(f"{prefix}.idx").is_file():

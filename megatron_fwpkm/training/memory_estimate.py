@@ -41,7 +41,9 @@ class MemoryEstimate:
     optimizer: int
     tables: int
     undo_log: int
-    """At most: rows and sub-keys that the micro-batches in flight overwrite, and the journal that a reset needs."""
+    """At most: rows and sub-keys that the micro-batches in flight overwrite, and the journal that a reset needs.
+
+    Without the documents that start inside a sequence (`document_start_bytes`)."""
     activations: int
     """About: what autograd keeps for the micro-batches in flight."""
     offloaded: int
@@ -97,15 +99,30 @@ def micro_batches(config: PretrainConfig, replicas: int) -> int:
 def undo_log_bytes(config: PretrainConfig) -> int:
     """Upper bound of what one memory keeps of a micro-batch until backward: no two reads of a chunk meet in a slot.
 
-    While sub-keys move, backward keeps them as every chunk found them; the first chunk's are those of the log.
+    While sub-keys move, backward keeps them as every chunk found them; the first chunk's are those of the log. With
+    --fwpkm-reset document every sequence counts as one document; `document_start_bytes` is what others add.
     """
-    fwpkm, reads = config.fwpkm, _chunk_reads(config)
-    moving = fwpkm.inner_lr * fwpkm.addressing_weight > 0
-    sub_keys = 4 * sub_key_elements(config) // _sharing_ranks(config) * (len(reads) if moving else 0)
+    fwpkm, chunks = config.fwpkm, _chunk_reads(config)
     if fwpkm.undo_log == "recompute":
-        return min(num_slots(fwpkm), sum(reads)) * _row_bytes(config) + sub_keys
-    row = _row_bytes(config, 2 if fwpkm.undo_log == "bf16" else value_bytes(config))
-    return _logged_rows(config) * row + sub_keys
+        rows = min(num_slots(fwpkm), sum(chunks)) * _row_bytes(config)
+    else:
+        rows = _logged_rows(config) * _row_bytes(config, 2 if fwpkm.undo_log == "bf16" else value_bytes(config))
+    return _calls(config) * (rows + len(chunks) * _moving_sub_key_bytes(config))
+
+
+def document_start_bytes(config: PretrainConfig) -> int:
+    """Upper bound of what a document that starts inside a sequence adds to `undo_log_bytes`; 0 unless it cuts there.
+
+    A chunk ends where a document does, so there is one more: another copy of the sub-keys, and where a chunk (with the
+    log `recompute` a document) reads more often than there are slots, those slots once more.
+    """
+    fwpkm, chunks = config.fwpkm, _chunk_reads(config)
+    if fwpkm.reset != "document":
+        return 0
+    width = 2 if fwpkm.undo_log == "bf16" else value_bytes(config)
+    most = sum(chunks) if fwpkm.undo_log == "recompute" else max(chunks)
+    rows = num_slots(fwpkm) if most > num_slots(fwpkm) else 0
+    return rows * _row_bytes(config, width) + _moving_sub_key_bytes(config)
 
 
 def passing_log_bytes(config: PretrainConfig) -> int:
@@ -114,15 +131,27 @@ def passing_log_bytes(config: PretrainConfig) -> int:
     return 0 if kept_as_it_is else _logged_rows(config) * _row_bytes(config)
 
 
+def _calls(config: PretrainConfig) -> int:
+    """Times that a memory runs in a micro-batch, at least: where documents reset it, no two sequences share it."""
+    return config.training.micro_batch_size if config.fwpkm.reset == "document" else 1
+
+
 def _chunk_reads(config: PretrainConfig) -> list[int]:
-    """Reads of every chunk of a micro-batch."""
-    fwpkm, training = config.fwpkm, config.training
+    """Reads of every chunk of a call."""
+    fwpkm, sequences = config.fwpkm, config.training.micro_batch_size // _calls(config)
     full, tail = divmod(config.model.seq_length, fwpkm.chunk_size)
-    reads = fwpkm.num_heads * fwpkm.topk * training.micro_batch_size
+    reads = fwpkm.num_heads * fwpkm.topk * sequences
     return [tokens * reads for tokens in [fwpkm.chunk_size] * full + [tail] * (tail > 0)]
 
 
+def _moving_sub_key_bytes(config: PretrainConfig) -> int:
+    """A rank's sub-keys, as one chunk finds them; 0 while they stand still."""
+    moving = config.fwpkm.inner_lr * config.fwpkm.addressing_weight > 0
+    return 4 * sub_key_elements(config) // _sharing_ranks(config) if moving else 0
+
+
 def _logged_rows(config: PretrainConfig) -> int:
+    """Rows that a call logs."""
     return sum(min(num_slots(config.fwpkm), reads) for reads in _chunk_reads(config))
 
 

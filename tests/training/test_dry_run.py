@@ -76,6 +76,13 @@ def test_parameters_and_tables():
     assert "fast weights" not in shown("--fwpkm-layer-numbers", "none")
 
 
+def test_documents_that_cut_chunks_are_named():
+    assert "Undo log" not in shown() + shown("--fwpkm-reset", "document", "--fwpkm-layer-numbers", "none")
+    line = "more per memory for every document start inside a sequence; it cuts a chunk"
+    assert f"Undo log: up to 8.0 KiB {line}\n" in shown("--fwpkm-reset", "document")  # 2 x 64 sub-keys of 16 numbers
+    assert f"Undo log: up to 0 B {line}\n" in shown("--fwpkm-reset", "document", "--fwpkm-inner-lr", "0")
+
+
 def test_layout_and_batch(monkeypatch):
     text = shown("--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2")
     assert "Layout: 4 processes = TP 2 x PP 2 x DP 1  (the least;" in text

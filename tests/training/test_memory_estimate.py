@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from megatron_fwpkm.config import FwPKMConfig, ModelConfig, ParallelConfig, Pret
 from megatron_fwpkm.config.derived import num_parameters, padded_vocab_size, stage_parameters, table_bytes
 from megatron_fwpkm.training.memory_estimate import (
     activation_bytes,
+    document_start_bytes,
     estimate_memory,
     layer_bytes_per_token,
     passing_log_bytes,
@@ -145,6 +147,45 @@ def test_undo_log_modes():
     assert passing_log_bytes(BASE) == 0 == passing_log_bytes(with_mode("bf16", table_dtype="bf16"))
 
 
+def test_documents_keep_sequences_apart_and_cut_chunks():
+    keys, row = 4 * 2 * 64 * 32, 4 * 64 + 8
+
+    def documents(**changes: object) -> PretrainConfig:
+        return replace(BASE, fwpkm=replace(BASE.fwpkm, **{"reset": "document", **changes}))
+
+    assert undo_log_bytes(documents()) == 2 * 4 * (64 * 8 * row + keys)
+    assert document_start_bytes(documents()) == keys
+    assert document_start_bytes(documents(addressing_weight=0.0)) == document_start_bytes(BASE) == 0
+    # 64 slots, less than a chunk reads: one more chunk may log all of them again.
+    assert undo_log_bytes(documents(num_subkeys=8)) == 2 * 4 * (64 * row + keys // 8)
+    assert document_start_bytes(documents(num_subkeys=8)) == 64 * row + keys // 8
+    # The log `recompute` has a slot once per document; 1,024 slots are more than a chunk's reads, not a sequence's.
+    some = documents(num_subkeys=32, undo_log="recompute")
+    assert undo_log_bytes(some) == 2 * (1024 * row + 4 * keys // 2)
+    assert document_start_bytes(some) == 1024 * row + keys // 2
+    assert document_start_bytes(documents(num_subkeys=32)) == keys // 2
+    assert passing_log_bytes(some) == 4 * 64 * 8 * row  # of one sequence at a time
+
+
+@pytest.mark.parametrize("undo_log", ["fp32", "recompute"])
+@pytest.mark.parametrize("num_subkeys", [2, 3, 5])
+def test_no_cut_of_a_sequence_logs_more(num_subkeys, undo_log):
+    """All ways to cut ten tokens into documents; two reads per token, four tokens per chunk."""
+    fwpkm = replace(BASE.fwpkm, reset="document", num_subkeys=num_subkeys, topk=2, chunk_size=4, undo_log=undo_log)
+    training = replace(BASE.training, micro_batch_size=1)
+    config = replace(BASE, model=replace(BASE.model, seq_length=10), fwpkm=fwpkm, training=training)
+    slots, row, keys = num_subkeys**2, 4 * 64 + 8, 4 * 2 * num_subkeys * 32
+    slack = []
+    for places in product([False, True], repeat=9):
+        edges = [0, *(place for place, cut in enumerate(places, 1) if cut), 10]
+        lengths = [stop - start for start, stop in pairwise(edges)]
+        chunks = [min(4, length - start) for length in lengths for start in range(0, length, 4)]
+        calls = lengths if undo_log == "recompute" else chunks
+        logged = sum(min(slots, 2 * tokens) for tokens in calls) * row + len(chunks) * keys
+        slack.append(undo_log_bytes(config) + sum(places) * document_start_bytes(config) - logged)
+    assert min(slack) == slack[0] == 0
+
+
 # The real model
 
 
@@ -200,8 +241,11 @@ RECOMPUTE = {
 }
 
 
-def keep(config: PretrainConfig) -> list[torch.Tensor]:
-    """What autograd keeps of a forward pass on the device, a tensor per storage, without parameters and buffers."""
+def keep(config: PretrainConfig, starts: tuple[int, ...] = ()) -> list[torch.Tensor]:
+    """What autograd keeps of a forward pass on the device, a tensor per storage, without parameters and buffers.
+
+    In the first sequence documents begin at `starts`.
+    """
     from megatron.core.transformer.module import Float16Module
 
     model = build(config, 512)
@@ -215,6 +259,9 @@ def keep(config: PretrainConfig) -> list[torch.Tensor]:
         return tensor
 
     tokens = torch.randint(0, 512, (2, 256))
+    document_starts = torch.zeros(tokens.shape, dtype=torch.bool)
+    document_starts[0, list(starts)] = True
+    model.set_document_starts(document_starts)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module(tokens, torch.arange(256).expand(2, 256), None, labels=tokens)
     return list(saved.values())
@@ -242,6 +289,19 @@ def test_moving_sub_keys_are_kept_once_per_chunk(single_process, addressing_weig
     still = undo_log_bytes(replace(config, fwpkm=replace(config.fwpkm, addressing_weight=0.0)))
     assert sum(tensor.untyped_storage().nbytes() for tensor in kept) == undo_log_bytes(config) - still
     assert len(kept) == (4 if addressing_weight else 0)
+
+
+@pytest.mark.parametrize("undo_log", ["fp32", "recompute"])
+def test_documents_keep_no_more_than_was_said(single_process, undo_log):
+    """Starts that cut a chunk, that stand on its edge, and that leave a document of one token."""
+    config = replace(BASE, fwpkm=replace(BASE.fwpkm, reset="document", num_subkeys=8, undo_log=undo_log))
+    starts = (10, 64, 65, 200)
+    kept = keep(config, starts)
+    copies = sum(tensor.shape == (2, 8, 32) and tensor.dtype == torch.float32 for tensor in kept)
+    assert copies == 2 * 4 + 3  # one start moves an edge and adds none
+    most = undo_log_bytes(config) + len(starts) * document_start_bytes(config)
+    estimate = activation_bytes(config, 512, 0)
+    assert 0.85 * estimate < sum(tensor.untyped_storage().nbytes() for tensor in kept) < 1.15 * (estimate + most)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
