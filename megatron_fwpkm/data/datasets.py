@@ -17,6 +17,7 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_fwpkm.config import DataConfig, PretrainConfig
+from megatron_fwpkm.config.derived import data_parallel_size
 
 from .indexed_format import DatasetInfo, read_dataset_info
 from .needle_dataset import NeedleDataset
@@ -274,5 +275,4 @@ def _cache_folder(data: DataConfig, infos: dict[str, DatasetInfo]) -> Path:
 
 def _data_parallel_size(config: PretrainConfig) -> int:
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    parallel = config.parallel
-    return max(1, world // (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size))
+    return max(1, data_parallel_size(config, world))

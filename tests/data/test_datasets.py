@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.gpt_dataset import _get_ltor_masks_and_position_ids
 
-from megatron_fwpkm.config import DataConfig, ModelConfig, NeedleConfig, PretrainConfig, TrainingConfig
+from megatron_fwpkm.config import DataConfig, ModelConfig, NeedleConfig, ParallelConfig, PretrainConfig, TrainingConfig
 from megatron_fwpkm.data.datasets import ITEM_KEYS, build_datasets, parse_blend
 from megatron_fwpkm.data.needle_dataset import NeedleDataset, overlay_facts
 from megatron_fwpkm.data.needles import EncodedFact, NeedleSpec
@@ -336,7 +336,10 @@ def test_blends_are_read() -> None:
 
 def _tokens_on_rank(rank: int, world_size: int, config: PretrainConfig) -> list[list[int]]:
     train, _, _ = build_datasets(config, build_tokenizer(config.data))
-    assert len(train) >= 2 * config.training.train_iters * config.training.micro_batch_size  # type: ignore[arg-type]
+    windows = 2 * config.training.train_iters * config.training.micro_batch_size
+    assert len(train) >= windows  # type: ignore[arg-type]
+    one_replica = dataclasses.replace(config, parallel=ParallelConfig(context_parallel_size=2))
+    assert len(build_datasets(one_replica, build_tokenizer(config.data))[0]) < windows  # type: ignore[arg-type]
     return [train[index]["tokens"].tolist() for index in range(6)]
 
 
