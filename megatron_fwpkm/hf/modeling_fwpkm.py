@@ -276,8 +276,14 @@ class FwPKMForCausalLM(FwPKMPreTrainedModel, GenerationMixin):
 
     @property
     def memory_mode(self) -> str:
-        """``on``: read and write (default). ``frozen``: read what the cache holds, write nothing. ``off``: read the
-        initial memory, write nothing."""
+        """What the memories do in later calls; may be set between any two, and holds until it is set again.
+
+        ``on`` (default): read and write. ``frozen``: read what the cache holds, write nothing. ``off``: read the
+        initial memory, write nothing.
+
+        Raises:
+            ValueError: it is set to something else.
+        """
         return self.model.memory_mode
 
     @memory_mode.setter

@@ -1,4 +1,7 @@
-"""The public functions of the fast-weight memory (DESIGN section 6); their maths is in this folder's README."""
+"""The public functions of the fast-weight memory (DESIGN section 6); their maths is in this folder's README.
+
+What an argument is stands with :func:`fast_weight_memory`; the other functions name what is different with them.
+"""
 
 from __future__ import annotations
 
@@ -44,21 +47,27 @@ def fast_weight_memory(
 ) -> FastWeightOutput:
     """Read every token from the memory and write each chunk into it after it was read. Inputs are never modified.
 
-    Exactly differentiable in queries, targets, gates and the initial tables, through all reads and writes of the call.
+    The fast-weight product key memory of arXiv 2601.00671 (DESIGN section 2; this folder's README derives it). Exactly
+    differentiable in queries, targets, gates and the initial tables, through all reads and writes of the call.
     Nothing flows to an earlier call: the returned state is detached.
 
+    B sequences of T tokens share the memory. Tensors have the dtype and device of the sub-keys, float32 or float64.
+
     Args:
-        queries: [B, T, heads, key_dim].
+        queries: [B, T, heads, key_dim]; each half is compared with the sub-keys of its half.
         targets: [B, T, value_dim]; what is written for token t is the target of token t + lookahead.
         gates: [B, T] weights of the writes, or None for 1.
-        state: the memory before the call; shared by the B sequences.
-        topk: slots read per head.
+        state: the memory before the call; :class:`~megatron_fwpkm.ops.FastWeightState` has its shapes.
+        topk: slots read per head, at most the sub-keys of a half.
         chunk_size: tokens per write and sequence.
-        lookahead: distance from a query to its target, in tokens.
+        lookahead: distance from a query to its target, in tokens; at least 0, and below ``chunk_size`` where the last
+            tokens of a chunk are not written.
         inner_lr: step size of both inner updates; 0 freezes the memory (pending tokens are still kept up).
         addressing_weight: weight of the addressing loss, which moves the sub-keys; 0 keeps them still.
-        score: ``idw``, -log(1e-3 + squared distance), or ``dot_product``.
-        mask: [B, T], 0 where a token must not be written; or None. A masked token still reads, and counts as a reader.
+        score: of a query's half and a sub-key: ``idw``, -log(1e-3 + squared distance), or ``dot_product``.
+            as a reader.
+        mask: [B, T] of any dtype, 0 where a token must not be written; or None. A masked token still reads, and counts
+            as a reader.
         boundary: ``drop``: the last ``lookahead`` tokens of a chunk are never written. ``carry``: they wait in
             ``state.pending`` and the result does not depend on how a text is cut into calls.
         write_scale: ``consistent``, or ``official`` for the authors' streaming arithmetic (``carry`` only).
@@ -72,7 +81,8 @@ def fast_weight_memory(
         Reads, addresses, losses and the new state.
 
     Raises:
-        ValueError: an argument is out of range or does not fit the others, or ``triton`` cannot run the call; the
+        ValueError: an option is out of its range or does not go with another; shapes, dtypes or devices do not fit the
+            tables or the pending tokens; ``drop`` would lose pending tokens; or ``triton`` cannot run the call. The
             message says what to do.
     """
     options = MemoryOptions(
@@ -105,32 +115,19 @@ def fast_weight_memory_(
     """:func:`fast_weight_memory` that writes the tables of ``state`` in place: no copy of a large table.
 
     Backward neither reads nor rewinds the tables, so several calls may run forward before the first runs backward.
-    The returned state holds the same table tensors and the new pending tokens; ``undo_log`` can take the writes back.
+    The returned state holds the same table tensors and the new pending tokens; the undo log, always exact, takes the
+    writes back. Arguments that are not named here are those of :func:`fast_weight_memory`.
 
     Args:
-        queries: as in :func:`fast_weight_memory`, like all arguments not named here.
-        targets: [B, T, value_dim], with sharding this process's columns.
-        gates: see there.
-        state: its tables are overwritten; they must not require gradients. With sharding, this process's rows of the
-            sub-keys and columns of the values.
-        topk: see there.
-        chunk_size: see there.
-        lookahead: see there.
-        inner_lr: see there.
-        addressing_weight: see there.
-        score: see there.
-        mask: see there.
-        boundary: see there.
-        write_scale: see there.
-        implementation: see there.
-        undo_log: see there; the returned log is always exact.
-        sharding: collectives for tables that are spread over processes; None when they are whole.
+        state: its tables are overwritten and must not require gradients.
+        sharding: collectives for tables that are spread over processes: sub-keys by rows, values and ``targets`` by
+            columns. None when they are whole.
 
     Returns:
         As :func:`fast_weight_memory`, with ``undo_log``.
 
     Raises:
-        ValueError: as there, or a table requires gradients.
+        ValueError: as :func:`fast_weight_memory`, or a table requires gradients.
     """
     options = MemoryOptions(
         topk, chunk_size, lookahead, inner_lr, addressing_weight, score, boundary, write_scale, implementation, undo_log
@@ -155,24 +152,20 @@ def flush_pending(
 ) -> FastWeightOutput:
     """Write the pending tokens whose targets are known, as one smaller chunk. Inputs are never modified.
 
-    For asking a question about a text right after its end. The last ``lookahead`` tokens keep waiting.
+    For asking a question about a text right after its end. The last ``lookahead`` tokens keep waiting. Arguments that
+    are not named here are those of :func:`fast_weight_memory`, and best the same as in the calls before.
 
     Args:
         state: the memory with its pending tokens; without any, nothing happens.
-        topk: as in :func:`fast_weight_memory`, like all other arguments.
-        chunk_size: checked, but without effect here: the chunk is what waits.
-        lookahead: see there.
-        inner_lr: see there.
-        addressing_weight: see there.
-        score: see there.
-        write_scale: without effect here: the chunk counts exactly the tokens it writes.
-        implementation: see there.
+        chunk_size: checked, but without effect: the chunk is what waits.
+        write_scale: without effect: the chunk counts exactly the tokens it writes.
 
     Returns:
         An output with empty reads ([B, 0, ...]), the losses of the write and the new state.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an option is out of its range or does not go with another, the tables do not fit each other, or
+            ``triton`` cannot run the call.
     """
     options = MemoryOptions(
         topk, chunk_size, lookahead, inner_lr, addressing_weight, score, "carry", write_scale, implementation
@@ -197,23 +190,17 @@ def flush_pending_(
 ) -> FastWeightOutput:
     """:func:`flush_pending` that writes the tables of ``state`` in place.
 
+    Arguments that are not named here are those of :func:`flush_pending`.
+
     Args:
-        state: its tables are overwritten; they must not require gradients.
-        topk: as in :func:`flush_pending`, like all other arguments.
-        chunk_size: see there.
-        lookahead: see there.
-        inner_lr: see there.
-        addressing_weight: see there.
-        score: see there.
-        write_scale: see there.
-        implementation: see there.
-        sharding: collectives for tables that are spread over processes; None when they are whole.
+        state: its tables are overwritten and must not require gradients.
+        sharding: as in :func:`fast_weight_memory_`.
 
     Returns:
         As :func:`flush_pending`, with ``undo_log``.
 
     Raises:
-        ValueError: as there, or a table requires gradients.
+        ValueError: as :func:`flush_pending`, or a table requires gradients.
     """
     options = MemoryOptions(
         topk, chunk_size, lookahead, inner_lr, addressing_weight, score, "carry", write_scale, implementation

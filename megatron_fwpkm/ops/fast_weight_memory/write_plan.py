@@ -20,8 +20,8 @@ class ValuePiece(NamedTuple):
         stop: one past its last.
         emit_start: the first row that is returned; all later rows of the piece are.
         write_stop: rows [start, write_stop) are written.
-        count_start: rows [count_start, count_stop) count as readers of a slot.
-        count_stop: see there.
+        count_start: the first row that counts as a reader of its slots.
+        count_stop: one past the last that counts.
         token: row ``start``'s position in the stream (token * B + sequence).
     """
 
