@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import Any
 
 from .indexed_format import token_dtype
-from .sentencepiece_model import has_user_defined_pieces, split_model
+from .sentencepiece_model import NORMAL, UNUSED, USER_DEFINED, check_keeps_text, piece_kinds, split_model
 from .tokenizers import SentencePieceTokenizer
 
 GIGATOKEN_VERSION = "0.10.0"
@@ -38,8 +38,7 @@ class GigatokenEncoder:
     def __init__(self, tokenizer: SentencePieceTokenizer) -> None:
         """Raises ValueError when the package is not there in the right version or cannot take the tokenizer."""
         assert tokenizer.path is not None
-        if has_user_defined_pieces(tokenizer.path.read_bytes()):
-            raise ValueError("the model has user-defined pieces, which gigatoken does not look for")
+        check_model(tokenizer.path.read_bytes(), tokenizer.pieces())
         try:
             found = importlib.metadata.version("gigatoken")
         except importlib.metadata.PackageNotFoundError as error:
@@ -80,17 +79,32 @@ def _resident_bytes() -> int:
         return 0
 
 
+def check_model(model: bytes, pieces: list[str]) -> None:
+    """Raises ValueError for a model that gigatoken would take, but not encode as SentencePiece does."""
+    check_keeps_text(model)  # normalizing could make or take away a character that has changed places
+    kinds = piece_kinds(model)
+    if USER_DEFINED in kinds:
+        raise ValueError("the model has user-defined pieces, which gigatoken does not look for")
+    if UNUSED in kinds:
+        raise ValueError("the model has unused pieces, which gigatoken would not cut again")
+    normal = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == NORMAL]
+    if alone := set("".join(normal)).difference(normal):
+        raise ValueError(f"the model has pieces with {min(alone)!r} but none of it alone, from which gigatoken begins")
+
+
 def gigatoken_description(tokenizer: SentencePieceTokenizer, pieces: list[str]) -> dict[str, Any]:
     """The model as gigatoken reads it, with `pieces` for the tokenizer's own. Its own conversion would take 0.3 s, so
-    it is given the settings with one piece; vocabulary and merges, which are every two pieces that make one, the best
-    first, are put in here."""
+    it is given the settings with one piece; vocabulary and merges, which are every two normal pieces that make one, the
+    best first, are put in here."""
     from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
 
     assert tokenizer.path is not None
-    _, settings = split_model(tokenizer.path.read_bytes())
+    model = tokenizer.path.read_bytes()
+    _, settings = split_model(model)
     description: dict[str, Any] = json.loads(sentencepiece_to_tokenizer_json(_PIECE + settings))
     description["added_tokens"] = []  # or a literal </s> in text would become the control token
-    scores = dict(zip(pieces, tokenizer.scores(), strict=True))
+    ranked = zip(pieces, tokenizer.scores(), piece_kinds(model), strict=True)
+    scores = {piece: score for piece, score, kind in ranked if kind == NORMAL}
     merges = [
         (score, at, len(piece) - at, piece)
         for piece, score in scores.items()

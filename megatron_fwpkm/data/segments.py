@@ -40,7 +40,8 @@ class SegmentEncoder:
         self._before, self._behind = edge_classes(tokenizer.pieces())
         self._tokenizer = tokenizer
         self._dtype = token_dtype(tokenizer.vocab_size)
-        self._line_end = tokenizer.encode("\n")[-1]
+        *in_front, self._line_end = tokenizer.encode("\n")
+        self._in_front = b" " if in_front else b""
         self._store = SegmentStore()
         self._tokens, self._used = np.empty(0, self._dtype), 0
         self._forget()
@@ -55,10 +56,10 @@ class SegmentEncoder:
         ]
 
     def _documents(self, texts: list[str]) -> list[bytes]:
-        """The texts are a line each, with the space that the tokenizer puts in front."""
+        """The texts are a line each, with the space that most models put in front."""
         if not texts:
             return []
-        lines = [b" " + text.encode() + _LINE for text in texts]
+        lines = [self._in_front + text.encode() + _LINE for text in texts]
         begins = np.cumsum([0] + [len(line) for line in lines])
         tokens, places, count = [], [], 0
         for at, data, bounds in self._windows(b"".join(lines)):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-_USER_DEFINED = 4
+NORMAL, USER_DEFINED, UNUSED = 1, 4, 5
+"""Kinds of pieces, as sentencepiece_model.proto numbers them."""
+_KIND = bytes([3 << 3])
 
 
 def split_model(model: bytes) -> tuple[list[bytes], bytes]:
@@ -20,22 +22,22 @@ def split_model(model: bytes) -> tuple[list[bytes], bytes]:
     return pieces, model[at:]
 
 
-def has_user_defined_pieces(model: bytes) -> bool:
-    """Whether there are pieces that are found in text as they stand, before any merge."""
-    ends = bytes([3 << 3, _USER_DEFINED])  # the kind, which comes last
-    return any(piece.endswith(ends) and dict(_fields(piece)).get(3) == _USER_DEFINED for piece in split_model(model)[0])
+def piece_kinds(model: bytes) -> list[int]:
+    """The kind of every piece in order of id."""
+    # It comes last, in two bytes, and is not written where it is NORMAL; a score may end in such bytes, too.
+    return [dict(_fields(piece)).get(3, NORMAL) if piece[-2:-1] == _KIND else NORMAL for piece in split_model(model)[0]]
 
 
 def check_keeps_text(model: bytes) -> None:
-    """Raises ValueError for a model that is not BPE, or whose pieces spell another text than the one that is
-    encoded."""
+    """Raises ValueError for a model that is not BPE, or whose pieces spell another text than the one that is encoded,
+    but for a space in front."""
     specs = {number: dict(_fields(value)) for number, value in _fields(split_model(model)[1]) if number in (2, 3)}
     trainer, normalizer = specs.get(2, {}), specs.get(3, {})
     if trainer.get(3, 1) != 2:
         raise ValueError("the model is not BPE")
     if not trainer.get(35, 0) or trainer.get(24, 0):
         raise ValueError("the model has no byte fallback, or puts spaces behind words")
-    if normalizer.get(2) or normalizer.get(4, 1) or not normalizer.get(3, 1) or not normalizer.get(5, 1):
+    if normalizer.get(2) or normalizer.get(4, 1) or not normalizer.get(5, 1):
         raise ValueError("the model normalizes text")
 
 

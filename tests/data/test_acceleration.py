@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Callable
 from pathlib import Path
 from string import ascii_letters
 from typing import Any
@@ -13,13 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceTrainer
+from sentencepiece import sentencepiece_model_pb2 as schema
 
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.data import acceleration, gigatoken_encoder, segment_store, segments
 from megatron_fwpkm.data.acceleration import PROBES, AcceleratorMismatch, build_encoder, choose_accelerator
 from megatron_fwpkm.data.gigatoken_encoder import EXCHANGED, GIGATOKEN_VERSION, gigatoken_description
 from megatron_fwpkm.data.segments import SegmentEncoder, edge_classes
-from megatron_fwpkm.data.sentencepiece_model import has_user_defined_pieces, split_model
+from megatron_fwpkm.data.sentencepiece_model import NORMAL, UNUSED, USER_DEFINED, piece_kinds, split_model
 from megatron_fwpkm.data.tokenizers import SentencePieceTokenizer, Tokenizer, build_tokenizer
 from megatron_fwpkm.data.train_tokenizer import TokenizerOptions, train_tokenizer
 
@@ -213,21 +215,65 @@ def test_a_model_is_its_pieces_and_its_settings(tmp_path: Path, separable: Token
     long = ("x" * 300, "y" * 200)
     options = TokenizerOptions((str(tmp_path / "a.txt"),), str(tmp_path / "t"), 600, extra_pieces=long)
     defined = build_tokenizer(DataConfig(tokenizer_model=str(train_tokenizer(options).model)))
-    for tokenizer, is_defined in ((separable, False), (defined, True)):
+    for tokenizer in (separable, defined):
         assert isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.path is not None
         model = tokenizer.path.read_bytes()
         pieces, rest = split_model(model)
         assert len(pieces) == tokenizer.vocab_size and model.endswith(rest) and rest.startswith(b"\x12")
         assert all(piece.encode() in held for piece, held in zip(tokenizer.pieces(), pieces, strict=True))
-        assert has_user_defined_pieces(model) == is_defined
+        assert piece_kinds(model) == [piece.type for piece in schema.ModelProto.FromString(model).pieces]
+    assert piece_kinds(model).count(USER_DEFINED) == 2
 
 
-def test_gigatoken_gets_what_its_own_conversion_makes(separable: Tokenizer, odd: SegmentEncoder) -> None:
+def test_gigatoken_gets_what_its_own_conversion_makes(separable: Tokenizer, crossing: Tokenizer) -> None:
     convert = pytest.importorskip("gigatoken._load.sentencepiece").sentencepiece_to_tokenizer_json
-    for tokenizer in (separable, odd._tokenizer):
+    for tokenizer in (separable, crossing):
         assert isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.path is not None
         expected = json.loads(convert(tokenizer.path.read_bytes())) | {"added_tokens": []}
         assert json.loads(json.dumps(gigatoken_description(tokenizer, tokenizer.pieces()))) == expected
+
+
+def changed(tokenizer: Tokenizer, path: Path, change: Callable[[Any], None]) -> Tokenizer:
+    """The tokenizer of a model that `change` has changed."""
+    assert tokenizer.path is not None
+    model = schema.ModelProto.FromString(tokenizer.path.read_bytes())
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    return build_tokenizer(DataConfig(tokenizer_model=str(path)))
+
+
+def test_gigatoken_is_not_given_what_it_would_get_wrong(tmp_path: Path, separable: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_text(novel(60_000))
+    options = TokenizerOptions((str(tmp_path / "a.txt"),), str(tmp_path / "t"), 800, normalization="nfkc")
+    nfkc = build_tokenizer(DataConfig(tokenizer_model=str(train_tokenizer(options).model)))
+    assert nfkc.encode("\uff1a")[-1:] == nfkc.encode(":")[-1:]  # no character that changes places stands in this text
+    assert isinstance(separable, SentencePieceTokenizer)
+    the, letter = separable.pieces().index("\u2581the"), separable.pieces().index("t")
+    unused = changed(separable, tmp_path / "u.model", lambda model: setattr(model.pieces[the], "type", UNUSED))
+    alone = changed(separable, tmp_path / "a.model", lambda model: setattr(model.pieces[letter], "piece", "zqzq"))
+    for tokenizer, told in (
+        (nfkc, "the model normalizes text"), (unused, "the model has unused pieces"),
+        (alone, "the model has pieces with 't' but none of it alone"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            acceleration._BUILDERS["gigatoken"](tokenizer)
+
+
+@pytest.mark.parametrize("way", ways())
+def test_control_pieces_are_never_merged_and_no_model_needs_a_space_in_front(
+    tmp_path: Path, separable: Tokenizer, way: Any
+) -> None:
+    def change(model: Any) -> None:
+        model.normalizer_spec.add_dummy_prefix = False
+        control = next(piece for piece in model.pieces if piece.piece == "\u2581the")
+        assert control.type == NORMAL
+        control.type = schema.ModelProto.SentencePiece.CONTROL
+
+    tokenizer = changed(separable, tmp_path / "c.model", change)
+    assert tokenizer.control_tokens()["\u2581the"] not in tokenizer.encode("in the")
+    chosen, encode, told = choose_accelerator(tokenizer, way)
+    texts = ["the", " the\n\nthe", "\n", novel(9_000), *PROBES]
+    assert (chosen, told) == (way, "") and encode(texts) == build_encoder(tokenizer, "none")(texts)
 
 
 @given(text=st.text().filter(lambda text: not any("\ud800" <= c <= "\udfff" for c in text)))
@@ -271,3 +317,29 @@ def test_a_mismatch_starts_over_with_the_plain_tokenizer(
         assert (tmp_path / name).read_bytes() == (tmp_path / "right" / name).read_bytes()
     with pytest.raises(AcceleratorMismatch, match="for 'Sir Walter'"):
         build_encoder(separable, "segments")(["Sir Walter"])
+
+
+def test_comparing_takes_a_small_part_of_the_time(separable: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where every block is one document, as with books; and what is compared is spread over all."""
+    plain, compared, calls = acceleration._plain, list[int](), list[list[str]]()
+
+    def noted(tokenizer: Tokenizer, texts: list[str]) -> list[bytes]:
+        compared.append(len(calls))
+        return plain(tokenizer, texts)
+
+    def fast(tokenizer: Tokenizer) -> Any:
+        calls.clear()
+        compared.clear()
+        return lambda texts: (calls.append(texts), plain(tokenizer, texts))[1]
+
+    monkeypatch.setattr(acceleration, "_plain", noted)
+    monkeypatch.setitem(acceleration._BUILDERS, "segments", fast)
+    monkeypatch.setattr(acceleration, "_CHARACTERS_AT_FIRST", 40_000)
+    encode, book = build_encoder(separable, "segments"), novel(10_000)
+    for _ in range(200):
+        encode([book])
+    assert compared[:4] == [1, 2, 3, 4] and len(compared) == 4 + 200 // 64 and compared[-1] > 180
+    encode = build_encoder(separable, "segments")
+    for _ in range(200):
+        encode(["a b"] * 10)
+    assert len(compared) == 100 + 190
