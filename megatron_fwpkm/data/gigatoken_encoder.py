@@ -81,8 +81,9 @@ def _resident_bytes() -> int:
 
 def check_model(model: bytes, pieces: list[str]) -> None:
     """Raises ValueError for a model that gigatoken would take, but not encode as SentencePiece does."""
-    check_keeps_text(model)  # normalizing could make or take away a character that has changed places
-    kinds = piece_kinds(model)
+    messages, settings = split_model(model)
+    check_keeps_text(settings)  # normalizing could make or take away a character that has changed places
+    kinds = piece_kinds(messages)
     if USER_DEFINED in kinds:
         raise ValueError("the model has user-defined pieces, which gigatoken does not look for")
     if UNUSED in kinds:
@@ -99,11 +100,10 @@ def gigatoken_description(tokenizer: SentencePieceTokenizer, pieces: list[str]) 
     from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
 
     assert tokenizer.path is not None
-    model = tokenizer.path.read_bytes()
-    _, settings = split_model(model)
+    messages, settings = split_model(tokenizer.path.read_bytes())
     description: dict[str, Any] = json.loads(sentencepiece_to_tokenizer_json(_PIECE + settings))
     description["added_tokens"] = []  # or a literal </s> in text would become the control token
-    ranked = zip(pieces, tokenizer.scores(), piece_kinds(model), strict=True)
+    ranked = zip(pieces, tokenizer.scores(), piece_kinds(messages), strict=True)
     scores = {piece: score for piece, score, kind in ranked if kind == NORMAL}
     merges = [
         (score, at, len(piece) - at, piece)

@@ -14,7 +14,7 @@ import numpy as np
 
 from .indexed_format import token_dtype
 from .segment_store import SegmentStore
-from .sentencepiece_model import check_keeps_text
+from .sentencepiece_model import check_keeps_text, split_model
 from .tokenizers import SentencePieceTokenizer
 
 _SPACE = "\u2581"
@@ -36,7 +36,7 @@ class SegmentEncoder:
         """Raises ValueError where this would not be exact or of no use: a model that changes text, pieces with a line
         end beside others, or with a space behind most letters."""
         assert tokenizer.path is not None
-        check_keeps_text(tokenizer.path.read_bytes())
+        check_keeps_text(split_model(tokenizer.path.read_bytes())[1])
         self._before, self._behind = edge_classes(tokenizer.pieces())
         self._tokenizer = tokenizer
         self._dtype = token_dtype(tokenizer.vocab_size)

@@ -22,16 +22,16 @@ def split_model(model: bytes) -> tuple[list[bytes], bytes]:
     return pieces, model[at:]
 
 
-def piece_kinds(model: bytes) -> list[int]:
-    """The kind of every piece in order of id."""
+def piece_kinds(pieces: list[bytes]) -> list[int]:
+    """The kind of each of `split_model`'s pieces."""
     # It comes last, in two bytes, and is not written where it is NORMAL; a score may end in such bytes, too.
-    return [dict(_fields(piece)).get(3, NORMAL) if piece[-2:-1] == _KIND else NORMAL for piece in split_model(model)[0]]
+    return [dict(_fields(piece)).get(3, NORMAL) if piece[-2:-1] == _KIND else NORMAL for piece in pieces]
 
 
-def check_keeps_text(model: bytes) -> None:
-    """Raises ValueError for a model that is not BPE, or whose pieces spell another text than the one that is encoded,
-    but for a space in front."""
-    specs = {number: dict(_fields(value)) for number, value in _fields(split_model(model)[1]) if number in (2, 3)}
+def check_keeps_text(settings: bytes) -> None:
+    """Raises ValueError for a model, by its `split_model` settings, that is not BPE, or whose pieces spell another text
+    than the one that is encoded, but for a space in front."""
+    specs = {number: dict(_fields(value)) for number, value in _fields(settings) if number in (2, 3)}
     trainer, normalizer = specs.get(2, {}), specs.get(3, {})
     if trainer.get(3, 1) != 2:
         raise ValueError("the model is not BPE")

@@ -221,8 +221,8 @@ def test_a_model_is_its_pieces_and_its_settings(tmp_path: Path, separable: Token
         pieces, rest = split_model(model)
         assert len(pieces) == tokenizer.vocab_size and model.endswith(rest) and rest.startswith(b"\x12")
         assert all(piece.encode() in held for piece, held in zip(tokenizer.pieces(), pieces, strict=True))
-        assert piece_kinds(model) == [piece.type for piece in schema.ModelProto.FromString(model).pieces]
-    assert piece_kinds(model).count(USER_DEFINED) == 2
+        assert piece_kinds(pieces) == [piece.type for piece in schema.ModelProto.FromString(model).pieces]
+    assert piece_kinds(pieces).count(USER_DEFINED) == 2
 
 
 def test_gigatoken_gets_what_its_own_conversion_makes(separable: Tokenizer, crossing: Tokenizer) -> None:
