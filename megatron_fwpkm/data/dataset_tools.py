@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .indexed_format import DatasetInfo, IndexedWriter, dataset_paths, read_dataset_info, rename_all
+from .inspection import index_problems
 
 COPY_BYTES = 1 << 25
 """Tokens in memory at a time (or one document, where that is larger)."""
@@ -153,6 +154,9 @@ def _compatible(inputs: Sequence[str], outputs: Sequence[str]) -> list[DatasetIn
             raise ValueError(f"--output-prefix: {output} is also an input; give another")
     infos = [read_dataset_info(prefix) for prefix in prefixes]
     first = infos[0]
+    for info in infos:
+        if info.documents and (problems := index_problems(info)):  # or documents would be cut at wrong places
+            raise ValueError(f"{info.prefix} is damaged: {problems[0]}; prepare it again")
     for info in infos[1:]:
         if info.dtype != first.dtype:
             raise ValueError(
@@ -210,14 +214,19 @@ def _chosen(tokens: np.ndarray, lengths: np.ndarray, keep: np.ndarray) -> tuple[
 
 def _prepared(writer: IndexedWriter, infos: Sequence[DatasetInfo], about: dict[str, Any]) -> list[tuple[Path, Path]]:
     """The renames that publish `writer`, described by the inputs' descriptions. Inputs of other tools have none, and
-    then neither has the output: a guess about the tokenizer would be worse."""
+    then neither has the output: a guess about the tokenizer would be worse. Options in which they differ are left
+    out."""
     sidecars = [info.sidecar for info in infos if info.sidecar is not None]
     if not sidecars:
         return [(partial, final) for partial, final in writer.prepare({}) if final.suffix != ".json"]
     skipped = Counter[str]()
     for sidecar in sidecars:
         skipped.update(sidecar.get("skipped", {}))
-    options = sidecars[0].get("options", {})
+    options = {
+        name: value
+        for name, value in sidecars[0].get("options", {}).items()
+        if all(sidecar.get("options", {}).get(name) == value for sidecar in sidecars)
+    }
     inputs = [file for sidecar in sidecars for file in sidecar.get("inputs", [])]
     return writer.prepare(
         {

@@ -30,6 +30,8 @@ _CODES: dict[int, type[np.generic]] = {
     1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16
 }  # fmt: skip
 _BLOCK = 1 << 20
+_ESCAPED = "backslashreplace"
+"""Names of files may be no Unicode; what UTF-8 cannot hold of them is then escaped just as JSON has it."""
 SIDECAR_FORMAT = 1
 """Version of the sidecar's layout."""
 
@@ -167,7 +169,7 @@ class IndexedWriter:
             "tokens": self.tokens,
             "bin_sha256": self._digest.hexdigest(),
         }
-        with _naming(json_partial), open(json_partial, "w", encoding="utf-8") as text:
+        with _naming(json_partial), open(json_partial, "w", encoding="utf-8", errors=_ESCAPED) as text:
             json.dump(described, text, indent=2, ensure_ascii=False, sort_keys=True)
             text.write("\n")
             _flush(text)
@@ -282,8 +284,11 @@ def read_dataset_info(prefix: str | Path) -> DatasetInfo:
         raise ValueError(
             f"{idx_path} has version {version} and dtype code {code}; this program reads version 1, codes 1 to 8"
         )
-    if size < _HEADER.size + 12 * sequences + 8 * marks:
-        raise ValueError(f"{idx_path} is truncated: {size} bytes for {sequences} sequences; prepare the corpus again")
+    if size != _HEADER.size + 12 * sequences + 8 * marks:
+        raise ValueError(
+            f"{idx_path} is truncated or overwritten: it has {size} bytes, where {sequences} sequences and {marks} "
+            f"document marks take {_HEADER.size + 12 * sequences + 8 * marks}; prepare the corpus again"
+        )
     dtype = np.dtype(_CODES[code])
     lengths = np.zeros(0, np.int32)
     expected = 0
@@ -312,7 +317,9 @@ def _read_sidecar(path: Path) -> dict[str, Any] | None:
         sidecar = json.loads(path.read_text(encoding="utf-8"))
         if sidecar["format"] != SIDECAR_FORMAT:
             raise ValueError(f"{path} has format {sidecar['format']}; this program reads {SIDECAR_FORMAT}")
-        if not isinstance(sidecar["tokenizer"]["identity"], str) or not isinstance(sidecar["bin_sha256"], str):
+        made = sidecar["tokenizer"]
+        texts = made["identity"], made["type"], sidecar["bin_sha256"]
+        if not isinstance(made["vocab_size"], int) or not all(isinstance(text, str) for text in texts):
             raise TypeError
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a dataset description written by tools/preprocess_data.py") from error

@@ -74,7 +74,7 @@ def inspect_dataset(prefix: str, *, check_tokens: bool = False) -> Inspection:
     if len(lengths):
         quantiles = tuple(int(value) for value in np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1.0]))
     found = Inspection(info, tokens, quantiles, _histogram(lengths))
-    found.problems += _index_problems(info)
+    found.problems += index_problems(info)
     if not found.problems and check_tokens:
         found.problems += _token_problems(info)
     found.checked = "index" + (" and every token" if check_tokens else " only (--check reads every token)")
@@ -93,12 +93,15 @@ def _histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
     return [(1 << number >> 1, 1 << number, int(counts[number])) for number in span]
 
 
-def _index_problems(info: DatasetInfo) -> list[str]:
-    """Lengths, byte offsets and document marks against each other."""
+def index_problems(info: DatasetInfo) -> list[str]:
+    """What is wrong with lengths, byte offsets and document marks, held against each other and the description."""
     documents, idx_path = info.documents, dataset_paths(info.prefix)[1]
     problems = list[str]()
     if not documents:
         return ["it holds no documents"]
+    marks_bytes = idx_path.stat().st_size - _HEADER_BYTES - 12 * documents
+    if marks_bytes != 8 * (documents + 1):
+        return [f"it has {documents} sequences in {marks_bytes // 8 - 1} documents, where a document should be one"]
     offsets = np.memmap(
         idx_path, np.int64, mode="r", offset=_HEADER_BYTES + 4 * documents, shape=(2 * documents + 1,)
     )  # fmt: skip
@@ -122,12 +125,10 @@ def _index_problems(info: DatasetInfo) -> list[str]:
         if not np.array_equal(marks, np.arange(begin - documents, begin - documents + len(marks))):
             problems.append("the document marks do not count up one by one")
             break
-    sidecar = info.sidecar
-    if sidecar is not None:
-        for name, value in (("dtype", info.dtype.name), ("documents", documents)):
-            if sidecar.get(name) != value:
-                problems.append(f"the .idx tells {name} {value}, the .json {sidecar.get(name)}")
-    return problems
+    told = info.sidecar or {}
+    facts = {"dtype": info.dtype.name, "documents": documents, "tokens": info.tokens_between(0, documents)}
+    differing = {name: value for name, value in facts.items() if told.get(name, value) != value}
+    return problems + [f"the .idx tells {name} {value}, the .json {told[name]}" for name, value in differing.items()]
 
 
 def _token_problems(info: DatasetInfo) -> list[str]:
@@ -146,7 +147,7 @@ def _token_problems(info: DatasetInfo) -> list[str]:
     if sidecar.get("options", {}).get("append_eod"):
         bin_file = np.memmap(dataset_paths(info.prefix)[0], info.dtype, mode="r")
         ends = np.cumsum(info.lengths, dtype=np.int64) - 1
-        missing = int((bin_file[ends] != sidecar["tokenizer"]["eod"]).sum())
+        missing = int((bin_file[ends] != sidecar["tokenizer"].get("eod")).sum())
         if missing:
             problems.append(f"{missing:,} documents do not end with the end-of-document token")
     return problems
