@@ -13,7 +13,8 @@ from typing import IO, Any, BinaryIO, Literal
 Compression = Literal["", "gzip", "bzip2", "xz", "zstd"]
 
 _MAGIC: tuple[tuple[bytes, Compression], ...] = (
-    (b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")
+    (b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"),
+    *((bytes([number]) + b"\x2a\x4d\x18", "zstd") for number in range(0x50, 0x60)),  # begun by a frame to be skipped
 )  # fmt: skip
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 """Endings of names that say nothing about what is inside."""

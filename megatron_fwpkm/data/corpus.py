@@ -44,20 +44,20 @@ class CorpusFile:
         self._txt_documents = txt_documents
         status = None if path == STDIN else os.stat(path)
         self.size = status.st_size if status else 0
-        self._modified = status.st_mtime_ns if status else 0
+        self.modified = status.st_mtime_ns if status else 0
         self.begin, self.end = 0, self.size
         if status is None:
             self._stdin = io.BufferedReader(HashingReader(sys.stdin.buffer), BLOCK_BYTES)
-            head = self._stdin.peek(BLOCK_BYTES)
+            head = self._stdin.peek(BLOCK_BYTES)  # all of it, or the whole input
             self.compression = compression_of(head)
         else:
             with open(path, "rb") as raw:
                 head = raw.read(8)
             self.compression = compression_of(head)
+        if self.compression:
+            head = self._text_head()
         if status is None and head.startswith(_PARQUET_MAGIC):
             raise ValueError("--input - is a parquet file, which cannot be read from a pipe; give its name")
-        if self.compression and status is not None:
-            head = self._text_head()
         self.kind: Kind = "parquet" if head.startswith(_PARQUET_MAGIC) else self._text_kind()
 
     @property
@@ -90,7 +90,7 @@ class CorpusFile:
             status = os.stat(self.path)
         except FileNotFoundError as error:
             raise ValueError(f"{self.path} vanished during the run; nothing was written") from error
-        if (status.st_size, status.st_mtime_ns) != (self.size, self._modified):
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.modified):
             raise ValueError(f"{self.path} was changed during the run; nothing was written, start again")
 
     def blocks(
@@ -157,7 +157,7 @@ class CorpusFile:
             for batch in opened.iter_batches(batch_size=PARQUET_ROWS, columns=sorted(set(columns))):
                 end = row + batch.num_rows
                 if end > start.position:
-                    rows = tuple(batch.to_pylist()[max(0, start.position - row) :])
+                    rows = tuple(_rows(batch)[max(0, start.position - row) :])
                     consumed = before + self.size * end // total
                     yield Block(
                         self.path, "parquet", end - len(rows) + 1, b"", consumed, rows=rows, file_number=number,
@@ -207,11 +207,7 @@ class CorpusFile:
         return self._txt_documents
 
     def _text_head(self) -> bytes:
-        if self._stdin is not None and not self.compression:
-            return bytes(self._stdin.peek(1)).removeprefix(_BOM).lstrip()
-        if self._stdin is not None:
-            return b"{"  # compressed input of a pipe is json lines
-        with open(self.path, "rb") as raw:
+        with open(self.path, "rb") if self._stdin is None else io.BytesIO(self._stdin.peek(BLOCK_BYTES)) as raw:
             return DecodedStream(raw, self.compression, self.path, 4096).read(4096).removeprefix(_BOM).lstrip()
 
     def _read_block(self, stream: DecodedStream, size: int) -> bytes:
@@ -226,6 +222,23 @@ class CorpusFile:
         while lines[-1].strip() and (more := stream.readline()):  # the block ends where a paragraph does
             lines.append(more)
         return data + b"".join(lines[1:])
+
+
+def _rows(batch: Any) -> list[dict[str, Any]]:
+    """Rows of a record batch; strings that are not UTF-8 as bytes."""
+    try:
+        return list(batch.to_pylist())
+    except UnicodeDecodeError:
+        return [{name: _value(batch[name][number]) for name in batch.schema.names} for number in range(len(batch))]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        if hasattr(scalar, "as_buffer"):
+            return scalar.as_buffer().to_pybytes()
+        return {name: _value(inner) for name, inner in scalar.items()} if hasattr(scalar, "items") else None
 
 
 def _array_blocks(stream: DecodedStream, start: Cursor) -> Iterator[tuple[int, bytes, int, Cursor]]:

@@ -105,7 +105,7 @@ def records(block: Block, json_keys: Sequence[str], bad_bytes: BadBytes = "rejec
     """
     if block.kind == "parquet":
         for line, row in enumerate(block.rows, block.first_line):
-            yield _object_record(block.path, line, row, json_keys, b"")
+            yield _object_record(block.path, line, row, json_keys, b"", bad_bytes)
         return
     if block.kind in ("jsonl", "array"):
         for line, raw in _lines(block):
@@ -156,7 +156,7 @@ def _json_record(path: str, line: int, raw: bytes, json_keys: Sequence[str], bad
         return BadRecord(path, line, "bad UTF-8", _where(error), raw)
     except (ValueError, RecursionError) as error:
         return BadRecord(path, line, "bad JSON", str(error), raw)
-    return _object_record(path, line, value, json_keys, raw)
+    return _object_record(path, line, value, json_keys, raw, bad_bytes)
 
 
 def _parsed(text: str) -> Any:
@@ -168,13 +168,21 @@ def _parsed(text: str) -> Any:
     return value if end == len(text) else json.loads(text)
 
 
-def _object_record(path: str, line: int, value: Any, json_keys: Sequence[str], raw: bytes) -> Record | BadRecord:
+def _object_record(
+    path: str, line: int, value: Any, json_keys: Sequence[str], raw: bytes, bad_bytes: BadBytes
+) -> Record | BadRecord:
     problem, texts = ("", ""), []
     if not isinstance(value, dict):
         problem = "not an object", f"a {type(value).__name__}"
         json_keys = ()
     for key in json_keys:
         found, text = (True, value[key]) if key in value else _look_up(value, key)
+        if isinstance(text, bytes):  # of parquet
+            try:
+                text = text.decode("utf-8", _ERRORS[bad_bytes])
+            except UnicodeDecodeError as error:
+                problem, raw = ("bad UTF-8", f"{key!r}, {_where(error)}"), text
+                break
         if isinstance(text, str) and text and not text.isspace():
             texts.append(text)
             continue

@@ -9,8 +9,10 @@ import lzma
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from megatron_fwpkm.data import corpus
 from megatron_fwpkm.data.corpus import corpus_blocks, open_corpus
 from megatron_fwpkm.data.records import BadRecord, Cursor, Record, records
 
-TEXTS = ["one", "zwei \u00e9\u2028", "drei [1, {2}] \"quoted\" \\ ]", "\U0001f600 " * 50]
+TEXTS = ["one", "zwei \u00e9\u2028", 'drei [1, {2}] "quoted" \\ ]', "\U0001f600 " * 50]
 
 
 def read(paths: list[Path | str], keys: tuple[str, ...] = ("text",), **options: Any) -> list[Record | BadRecord]:
@@ -48,6 +50,9 @@ def test_compressions_are_told_by_content(tmp_path: Path, name: str) -> None:
     path = tmp_path / "wrong.name"
     path.write_bytes(compress(jsonl(TEXTS[:half])) + compress(jsonl(TEXTS[half:])))  # two members
     assert texts(read([path])) == TEXTS
+    if name == "zst":  # what tools put around frames for tables of contents
+        path.write_bytes(b"\x50\x2a\x4d\x18\x02\0\0\0ab" + compress(jsonl(TEXTS)) + b"\x5e\x2a\x4d\x18\1\0\0\0a")
+        assert texts(read([path])) == TEXTS
     whole = compress(jsonl(TEXTS * 50))
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"wrong\.name is damaged \w+ data"):
@@ -107,6 +112,34 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").write_bytes(data[:-20])
     with pytest.raises(ValueError, match="damaged parquet"):
         read([tmp_path / "a.parquet"])
+
+
+def test_parquet_may_hold_what_is_not_unicode(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    ends = pyarrow.py_buffer(np.array([0, 2, 5], np.int32).tobytes())
+    strings = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, ends, pyarrow.py_buffer(b"a\xffabc")])
+    inner = pyarrow.StructArray.from_arrays([strings], ["title"])
+    columns = {"text": strings, "meta": inner, "raw": pyarrow.array([b"\xe9", "\u00e9".encode()])}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    for key, bad, good in (("text", "a\ufffd", "abc"), ("meta.title", "a\ufffd", "abc"), ("raw", "\ufffd", "\u00e9")):
+        (block,) = corpus_blocks(open_corpus([str(tmp_path / "a.parquet")], "file"), (key,))
+        found = list(records(block, (key,)))
+        assert (
+            isinstance(found[0], BadRecord) and found[0].reason == "bad UTF-8" and found[0].raw in (b"a\xff", b"\xe9")
+        )
+        assert texts(found) == [good] and texts(list(records(block, (key,), "replace"))) == [bad, good]
+
+
+@pytest.mark.parametrize("compress", [bytes, *COMPRESSIONS.values()])
+def test_a_pipe_is_told_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: Any) -> None:
+    array, lines = json.dumps([{"text": text} for text in TEXTS]).encode(), "\n".join(["one", "two"]).encode()
+    for data, txt, expected in ((array, "file", TEXTS), (jsonl(TEXTS), "file", TEXTS), (lines, "line", ["one", "two"])):
+        (tmp_path / "pipe").write_bytes(compress(data))
+        with open(tmp_path / "pipe", "rb") as stream:
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
+            assert texts(read(["-"], txt=txt)) == expected
 
 
 def test_keys_inside_keys(tmp_path: Path) -> None:
@@ -198,6 +231,7 @@ def test_any_block_is_a_place_to_go_on_from(
         end = whole[stop - 1].end if stop else Cursor()
         files = open_corpus([str(path)], "paragraph")
         rest = list(corpus_blocks(files, start=(0, end)))
+
     def contents(blocks: list[Any]) -> list[Any]:
         return [record for block in blocks for record in records(block, ("text",))]
 
