@@ -87,7 +87,7 @@ class BadRecordsFile:
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep one record."""
-        self._stream.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
+        self._stream.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
 
     def checkpoint(self) -> int:
         """Put all on disk; the result is for `restore`."""

@@ -274,11 +274,15 @@ class _Run:
                 "skipped": dict(self.report.skipped),
                 "bad_records": self.report.bad_records,
                 "sample": self.sample.state(),
+                "modified": [file.modified for file in self.files],
                 "sha256": [file.sha256 for file in self.files[: block.file_number]],
             }
         )
 
     def _restore(self, state: dict[str, Any]) -> tuple[int, Cursor]:
+        for file, modified in zip(self.files, state["modified"], strict=True):
+            if file.modified != modified:
+                raise ValueError(f"{file.path} was changed since the run to go on with; start over without --resume")
         for writer, written in zip(self.writers, state["writers"], strict=True):
             writer.restore(written)
         if self.quarantine is not None:
@@ -325,6 +329,13 @@ class _Run:
 
 
 def _check(options: PreprocessOptions, tokenizer: Tokenizer) -> None:
+    folder = Path(options.output_prefix).resolve().parent
+    for path in options.inputs:
+        if path != STDIN and Path(path).is_dir() and folder.is_relative_to(Path(path).resolve()):
+            raise ValueError(
+                f"--output-prefix {options.output_prefix} lies in the folder --input {path}, all of which is read: the "
+                f"next run would take this one's datasets for text; write to another folder"
+            )
     if options.workers < 1:
         raise ValueError(f"--workers {options.workers} must be at least 1")
     if not options.json_keys or len(set(options.json_keys)) < len(options.json_keys):

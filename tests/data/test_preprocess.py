@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -285,3 +286,23 @@ def test_progress_lines() -> None:
     Progress(10, stream=silent).update(5, 5, 5)
     assert silent.getvalue() == "", "not a terminal: a line every ten seconds only"
     assert (clock(59.6), clock(3661), clock(-1)) == ("1:00", "1:01:01", "0:00")
+
+
+def test_names_that_are_no_unicode(tmp_path: Path, tokenizer_file: Path) -> None:
+    """They are told of at the end, when all the work is done."""
+    source = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    source.write_text('{"text": "a"}\n{')
+    report = run(tmp_path, tokenizer_file, source, on_error="quarantine")
+    sidecar = json.loads(Path(report.prefixes[0] + ".json").read_text(encoding="utf-8"))
+    row = json.loads((tmp_path / "out_quarantine.jsonl").read_text(encoding="utf-8"))
+    assert sidecar["inputs"][0]["path"] == row["file"] == str(source)
+
+
+def test_outputs_are_not_put_among_the_inputs(tmp_path: Path, tokenizer_file: Path) -> None:
+    jsonl(tmp_path / "a.jsonl", ["a"])
+    for prefix in ("out", "deeper/out"):
+        with pytest.raises(
+            ValueError, match=f"--output-prefix .*{prefix} lies in the folder --input .*, all of which is"
+        ):
+            run(tmp_path, tokenizer_file, tmp_path, output_prefix=str(tmp_path / prefix))
+    assert os.listdir(tmp_path) == ["a.jsonl"]

@@ -158,6 +158,10 @@ def test_resume_refuses_another_run_and_changed_inputs(tmp_path: Path, tokenizer
     interrupted(tmp_path, tokenizer_file, source, on_error="skip")
     with pytest.raises(ValueError, match="is of a run with other options, inputs or tokenizer; repeat its command"):
         run(tmp_path, tokenizer_file, source, on_error="skip", append_eod=True, resume=True)
+    os.utime(source, (1, 1))
+    with pytest.raises(ValueError, match=r"a\.jsonl was changed since the run to go on with; start over without"):
+        run(tmp_path, tokenizer_file, source, on_error="skip", resume=True)
+    interrupted(tmp_path, tokenizer_file, source, on_error="skip")
     os.truncate(tmp_path / "out_text_document.bin.partial", 1)
     with pytest.raises(ValueError, match="what the earlier run left is incomplete"):
         run(tmp_path, tokenizer_file, source, on_error="skip", resume=True)
