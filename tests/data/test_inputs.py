@@ -126,9 +126,8 @@ def test_parquet_may_hold_what_is_not_unicode(tmp_path: Path) -> None:
     for key, bad, good in (("text", "a\ufffd", "abc"), ("meta.title", "a\ufffd", "abc"), ("raw", "\ufffd", "\u00e9")):
         (block,) = corpus_blocks(open_corpus([str(tmp_path / "a.parquet")], "file"), (key,))
         found = list(records(block, (key,)))
-        assert (
-            isinstance(found[0], BadRecord) and found[0].reason == "bad UTF-8" and found[0].raw in (b"a\xff", b"\xe9")
-        )
+        assert isinstance(found[0], BadRecord) and found[0].reason == "bad UTF-8"
+        assert found[0].raw == (b"\xe9" if key == "raw" else b"a\xff")
         assert texts(found) == [good] and texts(list(records(block, (key,), "replace"))) == [bad, good]
 
 
