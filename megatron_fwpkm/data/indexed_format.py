@@ -109,9 +109,9 @@ class IndexedWriter:
         """Add documents: their tokens back to back in this dataset's dtype, and the number of tokens of each."""
         lengths = np.asarray(lengths, dtype=np.int32)
         assert int(lengths.sum(dtype=np.int64)) * self.dtype.itemsize == len(tokens)
-        with _naming(self._partials[0]):
+        with naming(self._partials[0]):
             self._bin.write(tokens)
-        with _naming(self._lengths_path):
+        with naming(self._lengths_path):
             self._lengths.write(lengths.tobytes())
         self._digest.update(tokens)
         self.documents += len(lengths)
@@ -119,9 +119,9 @@ class IndexedWriter:
 
     def checkpoint(self) -> dict[str, int]:
         """Put all that was appended on disk; the result is for `restore`."""
-        with _naming(self._partials[0]):
+        with naming(self._partials[0]):
             _flush(self._bin)
-        with _naming(self._lengths_path):
+        with naming(self._lengths_path):
             _flush(self._lengths)
         return {"documents": self.documents, "tokens": self.tokens}
 
@@ -159,7 +159,7 @@ class IndexedWriter:
         renames that publish the dataset, the index last."""
         bin_partial, idx_partial, json_partial = self._partials
         self.checkpoint()
-        with _naming(idx_partial), open(idx_partial, "wb") as stream:
+        with naming(idx_partial), open(idx_partial, "wb") as stream:
             write_index(stream, self.dtype, self.lengths())
             _flush(stream)
         described = sidecar | {
@@ -169,7 +169,7 @@ class IndexedWriter:
             "tokens": self.tokens,
             "bin_sha256": self._digest.hexdigest(),
         }
-        with _naming(json_partial), open(json_partial, "w", encoding="utf-8", errors=_ESCAPED) as text:
+        with naming(json_partial), open(json_partial, "w", encoding="utf-8", errors=_ESCAPED) as text:
             json.dump(described, text, indent=2, ensure_ascii=False, sort_keys=True)
             text.write("\n")
             _flush(text)
@@ -217,7 +217,7 @@ def byte_offsets(lengths: np.ndarray, itemsize: int, offset: int) -> tuple[np.nd
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Errors of writing, such as a full disk, come without the name of the file; this adds it, and what to do."""
     try:
         yield

@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from .indexed_format import naming
 
 CHECKPOINT_SECONDS = 10.0
 """Time between two checkpoints."""
@@ -48,7 +51,7 @@ class Journal:
     def write(self, state: dict[str, Any]) -> None:
         """Replace the state."""
         partial = self.path.with_name(self.path.name + ".new")
-        with open(partial, "w", encoding="utf-8") as stream:
+        with naming(partial), open(partial, "w", encoding="utf-8") as stream:
             json.dump(state | {"signature": self._signature}, stream)
             stream.flush()
             os.fsync(stream.fileno())
@@ -81,18 +84,22 @@ class BadRecordsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
         if not self.keep:
             self._partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what a full disk still refuses is not wanted any more
+            self._stream.close()
 
     def add(self, row: dict[str, Any]) -> None:
         """Keep one record."""
-        self._stream.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        with naming(self._partial):
+            self._stream.write(line)
 
     def checkpoint(self) -> int:
         """Put all on disk; the result is for `restore`."""
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        with naming(self._partial):
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
         return self._stream.tell()
 
     def restore(self, size: int) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
 from megatron_fwpkm.data.indexed_format import IndexedWriter, read_dataset_info, token_dtype
+from megatron_fwpkm.data.journal import BadRecordsFile, Journal
 
 SIDECAR = {"tokenizer": {"type": "NullTokenizer", "vocab_size": 100, "identity": "0"}}
 
@@ -96,6 +97,20 @@ def test_an_output_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"cannot write to .*file \(--output-prefix\)"):
         IndexedWriter(tmp_path / "file" / "a", np.dtype("uint16"))
+
+
+def test_a_full_disk_is_told_of_bad_records_and_the_journal_too(tmp_path: Path) -> None:
+    told = "No space left on device; free space there, or give an --output-prefix on another disk"
+    opened = BadRecordsFile(tmp_path / "q", overwrite=False, resume=False)
+    with pytest.raises(OSError, match=told) as caught, opened as bad:
+        bad._stream.close()
+        bad._stream = open("/dev/full", "wb")
+        bad.add({"record": "x"})  # held back, so that closing tries again
+        bad.checkpoint()
+    assert caught.value.filename == str(tmp_path / "q.partial") and not list(tmp_path.iterdir())
+    (tmp_path / "j.new").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=told):
+        Journal(tmp_path / "j", "").write({})
 
 
 @pytest.mark.parametrize("name", ["_bin", "_lengths"])
