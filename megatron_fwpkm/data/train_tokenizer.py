@@ -81,6 +81,7 @@ def train_tokenizer(options: TokenizerOptions, progress: Progress | None = None)
     Raises:
         ValueError: wrong options, missing inputs, existing output, bad records, an empty corpus, a vocabulary larger
             than the corpus can fill (tells the largest possible) or smaller than its characters.
+        OSError: a file that cannot be read.
     """
     _check(options)
     model, vocabulary = Path(f"{options.output_prefix}.model"), Path(f"{options.output_prefix}.vocab")
@@ -188,13 +189,13 @@ def _train(options: TokenizerOptions, reader: _Reader) -> bytes:
     import sentencepiece
 
     blob = io.BytesIO()
-    failure: list[ValueError] = []
+    failure: list[ValueError | OSError] = []
 
     def guarded() -> Iterator[str]:
         # an exception of the iterator would come back out of the C++ code as an unreadable RuntimeError
         try:
             yield from reader
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             failure.append(error)
 
     try:
@@ -226,8 +227,8 @@ def _train(options: TokenizerOptions, reader: _Reader) -> bytes:
 
 
 def _explained(
-    error: RuntimeError, options: TokenizerOptions, failure: list[ValueError], reader: _Reader
-) -> ValueError:
+    error: RuntimeError, options: TokenizerOptions, failure: list[ValueError | OSError], reader: _Reader
+) -> ValueError | OSError:
     if failure:
         return failure[0]
     if reader.sentences == 0:

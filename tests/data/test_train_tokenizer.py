@@ -117,6 +117,22 @@ def test_bad_records_fail_or_are_skipped(tmp_path: Path) -> None:
     assert train(tmp_path, path, on_error="skip").skipped == 1
 
 
+def test_an_input_that_vanishes_is_named(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b.txt").write_text("more")
+    opened = module.open_corpus
+
+    def vanishing(*arguments: Any) -> Any:
+        files = opened(*arguments)
+        (tmp_path / "b.txt").unlink()
+        return files
+
+    monkeypatch.setattr(module, "open_corpus", vanishing)
+    options = TokenizerOptions((str(text), str(tmp_path / "b.txt")), str(tmp_path / "t"), 600)
+    with pytest.raises(FileNotFoundError, match="b.txt"):
+        train_tokenizer(options, Progress(0, stream=io.StringIO()))
+    assert not list(tmp_path.glob("t.*"))
+
+
 def test_wrong_requests_are_refused(tmp_path: Path, text: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.touch()
