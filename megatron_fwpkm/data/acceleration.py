@@ -36,7 +36,7 @@ _CHECKED_SHARE = 1 / 64
 
 
 class AcceleratorMismatch(ValueError):
-    """The accelerator gave other tokens than the plain tokenizer."""
+    """The accelerator gave other tokens than the plain tokenizer, or none."""
 
 
 def choose_accelerator(tokenizer: Tokenizer, wanted: Accelerator) -> tuple[Accelerator, DocumentsEncoder, str]:
@@ -45,7 +45,7 @@ def choose_accelerator(tokenizer: Tokenizer, wanted: Accelerator) -> tuple[Accel
     reasons = []
     for name in _CANDIDATES[wanted]:
         try:
-            encode = _BUILDERS[name](tokenizer)
+            encode = _built(name, tokenizer)
             _check(encode, tokenizer, PROBES)
         except (ValueError, ImportError) as error:
             reasons.append(f"{name}: {error}")
@@ -60,7 +60,21 @@ def choose_accelerator(tokenizer: Tokenizer, wanted: Accelerator) -> tuple[Accel
 def build_encoder(tokenizer: Tokenizer, accelerator: Accelerator) -> DocumentsEncoder:
     """The way of encoding that `choose_accelerator` chose, for another process."""
     plain = partial(_plain, tokenizer)
-    return _checked(_BUILDERS[accelerator](tokenizer), tokenizer) if accelerator != "none" else plain
+    return _checked(_built(accelerator, tokenizer), tokenizer) if accelerator != "none" else plain
+
+
+def _built(name: str, tokenizer: Tokenizer) -> DocumentsEncoder:
+    encode = _BUILDERS[name](tokenizer)
+
+    def guarded(texts: list[str]) -> list[bytes]:
+        try:
+            return encode(texts)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # where Rust gives up, it raises no Exception
+            raise AcceleratorMismatch(f"it failed with {error!r}") from error
+
+    return guarded
 
 
 def _plain(tokenizer: Tokenizer, texts: list[str]) -> list[bytes]:

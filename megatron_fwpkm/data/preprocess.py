@@ -152,7 +152,7 @@ def preprocess(options: PreprocessOptions, progress: Progress | None = None) -> 
             return run.work(state, run_signature)
     except AcceleratorMismatch as error:
         if any(file.path == STDIN for file in files):
-            raise
+            raise ValueError(f"{error}; nothing was written; give --accelerator none with --input -") from error
         print(f"note: --accelerator {accelerator}: {error}; starting over with the plain tokenizer", file=sys.stderr)
         journal.remove()
         return preprocess(replace(options, accelerator="none", resume=False))

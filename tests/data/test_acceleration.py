@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from string import ascii_letters
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -317,6 +319,32 @@ def test_a_mismatch_starts_over_with_the_plain_tokenizer(
         assert (tmp_path / name).read_bytes() == (tmp_path / "right" / name).read_bytes()
     with pytest.raises(AcceleratorMismatch, match="for 'Sir Walter'"):
         build_encoder(separable, "segments")(["Sir Walter"])
+    with open(source, "rb") as stream:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
+        with pytest.raises(ValueError, match="other tokens .*; give --accelerator none with --input -"):
+            run(tmp_path / "pipe", separable.path, Path("-"), accelerator="segments")
+
+
+class Panic(BaseException):
+    """What Rust raises is no Exception."""
+
+
+@pytest.mark.parametrize("trouble", [Panic("index out of bounds"), AssertionError(), KeyboardInterrupt()])
+def test_an_accelerator_that_fails_is_not_used(
+    separable: Tokenizer, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+) -> None:
+    def failing(texts: list[str]) -> list[bytes]:
+        raise trouble
+
+    monkeypatch.setitem(acceleration._BUILDERS, "segments", lambda tokenizer: failing)
+    if isinstance(trouble, KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            choose_accelerator(separable, "segments")
+        return
+    chosen, _, told = choose_accelerator(separable, "segments")
+    assert chosen == "none" and told.startswith(f"segments: it failed with {trouble!r}")
+    with pytest.raises(AcceleratorMismatch, match="it failed with"):
+        build_encoder(separable, "segments")(["a"])
 
 
 def test_comparing_takes_a_small_part_of_the_time(separable: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
