@@ -32,19 +32,24 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print counts, histogram, samples and problems."""
     args = build_parser().parse_args(argv)
-    from megatron_fwpkm.data.inspection import inspect_dataset, sample_documents, write_histogram
+    from megatron_fwpkm.data.inspection import check_tokenizer, inspect_dataset, sample_documents, write_histogram
     from megatron_fwpkm.data.progress import table
     from megatron_fwpkm.data.tokenizers import build_tokenizer
 
+    if args.png is not None and not args.png.absolute().parent.is_dir():
+        raise ValueError(f"--png {args.png}: there is no folder {args.png.parent}")
+    asked = args.samples > 0 or args.tokenizer_model is not None
+    tokenizer = build_tokenizer(tokenizer_config(args)) if asked else None
     found = inspect_dataset(args.input, check_tokens=args.check)
+    if tokenizer is not None:
+        check_tokenizer(found.info, tokenizer)
     print(table(found.rows()))
     print(found.histogram_text())
     if args.png is not None:
         write_histogram(found, args.png)
-    if args.samples > 0:
-        for number, text in sample_documents(
-            found.info, build_tokenizer(tokenizer_config(args)), args.samples, args.seed
-        ):
+        print(f"  drawn in {args.png}")
+    if tokenizer is not None:
+        for number, text in sample_documents(found.info, tokenizer, args.samples, args.seed):
             print(f"--- document {number}\n{text[:2000]}")
     for problem in found.problems:
         print(f"error: {args.input}: {problem}", file=sys.stderr)

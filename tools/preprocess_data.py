@@ -1,4 +1,4 @@
-"""Turn text into Megatron datasets (.bin/.idx). Example:
+r"""Turn text into Megatron datasets (.bin/.idx). Example:
 
 python tools/preprocess_data.py --input books.jsonl.gz --output-prefix data/books --tokenizer-model tokenizer.model \
     --append-eod --workers 8 --on-error skip
@@ -31,7 +31,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the corpus and print what was done."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.num_shards > 1 and args.shard_id is None:
+        parser.error(f"--num-shards {args.num_shards}: which of them? --shard-id goes from 0 to {args.num_shards - 1}")
+    args.shard_id = args.shard_id or 0
     from megatron_fwpkm.data.preprocess import PreprocessOptions, preprocess
     from megatron_fwpkm.data.progress import table
 
@@ -42,14 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         json_keys=tuple(args.json_keys),
         **{name: getattr(args, name) for name in _PASSED_ON},
     )
+    journal = options.journal_path
+    before = journal.stat() if journal.exists() else None
     try:
         report = preprocess(options)
     except BaseException:
-        if options.journal_path.exists():
+        if journal.exists() and journal.stat() != before:
             print("what is done so far is kept: the same command with --resume goes on from there", file=sys.stderr)
         raise
     for line in report.bad_records:
         print(f"skipped {line}", file=sys.stderr)
+    if more := sum(report.skipped.values()) - len(report.bad_records):
+        print(f"skipped {more:,} more", file=sys.stderr)
     print(table(report.rows()))
     return 0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
-import json
 import os
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .compression import SUFFIXES, DecodedStream, HashingReader, compression_of, needed_package
+from .json_arrays import array_blocks
 from .records import Block, Cursor, Kind, TxtDocuments
 
 BLOCK_BYTES = 1 << 20
@@ -117,13 +117,17 @@ class CorpusFile:
                 buffered = self._stdin
             hashing = buffered.raw
             stream = DecodedStream(buffered, self.compression, self.path, BLOCK_BYTES)
-            cut = _array_blocks if self.kind == "array" else self._text_blocks
-            for line, data, position, end in cut(stream, start):
-                offset = origin + position if self.splittable else -1
-                consumed = before - self.begin + min(origin + hashing.consumed, self.size)
-                yield Block(
-                    self.path, self.kind, line, data, consumed, offset, len(data), file_number=number, end=end
-                )  # fmt: skip
+            if self.kind == "array":
+                for line, data, end, broken in array_blocks(stream, start, BLOCK_BYTES):
+                    consumed = before + min(hashing.consumed, self.size)
+                    yield Block(self.path, "array", line, data, consumed, file_number=number, end=end, broken=broken)
+            else:
+                for line, data, position, end in self._text_blocks(stream, start):
+                    offset = origin + position if self.splittable else -1
+                    consumed = before - self.begin + min(origin + hashing.consumed, self.size)
+                    yield Block(
+                        self.path, self.kind, line, data, consumed, offset, len(data), file_number=number, end=end
+                    )  # fmt: skip
             self.sha256 = hashing.sha256
 
     def _text_blocks(self, stream: DecodedStream, start: Cursor) -> Iterator[tuple[int, bytes, int, Cursor]]:
@@ -239,53 +243,6 @@ def _value(scalar: Any) -> Any:
         if hasattr(scalar, "as_buffer"):
             return scalar.as_buffer().to_pybytes()
         return {name: _value(inner) for name, inner in scalar.items()} if hasattr(scalar, "items") else None
-
-
-def _array_blocks(stream: DecodedStream, start: Cursor) -> Iterator[tuple[int, bytes, int, Cursor]]:
-    """The elements of a JSON array as JSON lines, numbered from 1.
-
-    Where the array breaks no later element can be found, so what is left up to there is one bad record.
-    """
-    decoder = json.JSONDecoder()
-    # latin-1 keeps bytes as they are: JSON's own signs are ASCII
-    text = stream.read(BLOCK_BYTES).decode("latin-1").removeprefix("\xef\xbb\xbf").lstrip()[1:]
-    number, size, held = 0, 0, list[bytes]()
-    while True:
-        text = text.lstrip(" \t\r\n,") if number else text.lstrip()
-        if text[:1] == "]":
-            break
-        value_end, broken = _element_end(decoder, text)
-        if not broken and value_end in (0, len(text)):  # cut off, or a number that may go on
-            more = stream.read(max(BLOCK_BYTES, len(text)))  # doubling: a large element is not read again and again
-            if more:
-                text += more.decode("latin-1")
-                continue
-            broken = value_end == 0
-            text += "" if text.strip() else "(the array ends without its closing bracket)"
-        number += 1
-        if number > start.position:
-            element = text[:BLOCK_BYTES] if broken else text[:value_end]
-            held.append(element.replace("\r", " ").replace("\n", " ").encode("latin-1"))
-            size += len(element)
-        if broken:
-            stream.skip(1 << 62)  # nothing behind this place can be told apart
-            break
-        text = text[value_end:]
-        if size >= BLOCK_BYTES:
-            yield number - len(held) + 1, b"\n".join(held) + b"\n", 0, Cursor(number, number + 1)
-            held, size = [], 0
-    if held:
-        yield number - len(held) + 1, b"\n".join(held) + b"\n", 0, Cursor(number, number + 1)
-
-
-def _element_end(decoder: json.JSONDecoder, text: str) -> tuple[int, bool]:
-    """Where the JSON value at the start of `text` ends (0: not in `text`), and whether more text could not mend it."""
-    try:
-        return decoder.raw_decode(text)[1], False
-    except json.JSONDecodeError as error:
-        return 0, error.pos < len(text) - 16 and not error.msg.startswith("Unterminated")
-    except (ValueError, RecursionError):
-        return 0, True
 
 
 def open_corpus(

@@ -181,6 +181,14 @@ def _check_shards(infos: Sequence[DatasetInfo]) -> None:
                 f"{infos[number].prefix} is shard {at} of {count} (--num-shards), but --input does not name all "
                 f"{count} in order, one after another; name them, or make the missing ones"
             )
+        first = infos[number - at]
+        made, of_first = ((info.sidecar or {}).get("options", {}) for info in (infos[number], first))
+        other = [name for name in made if made[name] != of_first.get(name) and name != "on_error"]
+        if other:
+            raise ValueError(
+                f"{infos[number].prefix} and {first.prefix} are no shards of one run: made with "
+                f"{other[0].replace('_', '-')} {made[other[0]]} and {of_first.get(other[0])}; make one again"
+            )
 
 
 def _pieces(info: DatasetInfo) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -8,6 +8,7 @@ Here a document is always one sequence, as everywhere in GPT pretraining. The by
 
 from __future__ import annotations
 
+import difflib
 import errno
 import fcntl
 import hashlib
@@ -134,7 +135,7 @@ class IndexedWriter:
         self.documents, self.tokens = state["documents"], state["tokens"]
         for stream, size in ((self._bin, self.tokens * self.dtype.itemsize), (self._lengths, 4 * self.documents)):
             if os.fstat(stream.fileno()).st_size < size:
-                raise ValueError(f"{self.prefix}: what the earlier run left is incomplete; start over without --resume")
+                raise ValueError(f"{self.prefix}: what the earlier run left is incomplete; start over with --overwrite")
             stream.truncate(size)
         self._bin.seek(0)
         while data := self._bin.read(_BLOCK):
@@ -332,5 +333,6 @@ def _near_names(prefix: Path) -> str:
     if not prefix.parent.is_dir():
         return f"; there is no folder {prefix.parent}"
     names = sorted(path.with_suffix("") for path in prefix.parent.glob("*.idx"))
-    near = [str(name) for name in names if name.name.startswith(prefix.name)] or [str(name) for name in names]
+    near = [str(name) for name in names if name.name.startswith(prefix.name)]
+    near = near or difflib.get_close_matches(str(prefix), map(str, names), cutoff=0.0)
     return f"; did you mean {' or '.join(near[:3])}?" if near else "; make it with tools/preprocess_data.py"

@@ -159,18 +159,19 @@ def _token_blocks(info: DatasetInfo) -> Iterator[np.ndarray]:
             yield tokens
 
 
-def sample_documents(info: DatasetInfo, tokenizer: Tokenizer, count: int, seed: int = 1234) -> list[tuple[int, str]]:
-    """Numbers and texts of `count` documents drawn with `seed`.
-
-    Raises:
-        ValueError: the dataset was made with another tokenizer.
-    """
+def check_tokenizer(info: DatasetInfo, tokenizer: Tokenizer) -> None:
+    """Raises ValueError for a dataset that says it was made with another tokenizer."""
     made = (info.sidecar or {}).get("tokenizer")
     if made is not None and made["identity"] != tokenizer.identity:
         raise ValueError(
             f"{info.prefix} was made with another tokenizer ({made['type']}, {made['vocab_size']} ids) than "
             f"--tokenizer-model {tokenizer.path}"
         )
+
+
+def sample_documents(info: DatasetInfo, tokenizer: Tokenizer, count: int, seed: int = 1234) -> list[tuple[int, str]]:
+    """Numbers and texts of `count` documents drawn with `seed`. Raises what `check_tokenizer` raises."""
+    check_tokenizer(info, tokenizer)
     chosen = np.sort(np.random.default_rng(seed).choice(info.documents, min(count, info.documents), replace=False))
     bin_file = np.memmap(dataset_paths(info.prefix)[0], info.dtype, mode="r")
     texts = []

@@ -44,7 +44,7 @@ class Journal:
         if state["signature"] != self._signature:
             raise ValueError(
                 f"--resume: {self.path} is of a run with other options, inputs or tokenizer; repeat its command, or "
-                f"start over without --resume"
+                f"start over with --overwrite"
             )
         return state
 

@@ -6,11 +6,10 @@ The work of tools/preprocess_data.py. Free of torch.
 from __future__ import annotations
 
 import base64
-import resource
 import sys
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,8 @@ from .corpus import BLOCK_BYTES, STDIN, CorpusFile, corpus_blocks, open_corpus
 from .encoding import BlockEncoder, ControlTokens, EncodedBlock, EncodingOptions, encode_blocks
 from .indexed_format import IndexedWriter, dataset_paths, read_dataset_info, rename_all, token_dtype
 from .journal import BadRecordsFile, Journal, signature
-from .progress import Progress, clock
+from .preprocess_report import PreprocessReport
+from .progress import Progress
 from .records import BadBytes, BadRecord, Cursor, TxtDocuments
 from .tokenizers import Tokenizer, build_tokenizer
 from .verification import DocumentSample, check_sample
@@ -82,44 +82,6 @@ class PreprocessOptions:
         return Path(f"{self.shard_prefix}_journal.json")
 
 
-@dataclass
-class PreprocessReport:
-    """What a run did; counts are of the first key's dataset, of which every other key's has the same documents."""
-
-    prefixes: list[str]
-    documents: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
-    eods: int = 0
-    dtype: str = ""
-    seconds: float = 0.0
-    skipped: Counter[str] = field(default_factory=Counter)
-    bad_records: list[str] = field(default_factory=list)
-    """The first few bad records, in words."""
-    verified: str = ""
-    accelerator: str = ""
-    finished_before: bool = False
-    """--resume found the datasets complete."""
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Names and values for the closing table."""
-        rows = [
-            ("documents", f"{self.documents:,}"),
-            ("tokens", f"{self.tokens:,} ({self.dtype})"),
-            ("bytes per token", f"{self.text_bytes / max(self.tokens, 1):.3f}"),
-            ("EOD tokens", f"{self.eods:,}" if self.eods else "0 (documents run together; see --append-eod)"),
-            ("skipped", f"{sum(self.skipped.values()):,}"),
-        ]
-        rows += [(f"  {reason}", f"{count:,}") for reason, count in sorted(self.skipped.items())]
-        rows += [
-            ("verified", self.verified or "no (see --verify)"),
-            ("encoded by", self.accelerator or "nothing now"),
-            ("wall time", f"{clock(self.seconds)} ({self.text_bytes / 1e6 / max(self.seconds, 1e-9):.1f} MB/s)"),
-            ("peak memory", f"{_peak_megabytes():,.0f} MB"),
-        ]
-        return rows + [("dataset", prefix) for prefix in self.prefixes]
-
-
 def preprocess(options: PreprocessOptions, progress: Progress | None = None) -> PreprocessReport:
     """Tokenize all inputs into one dataset per key. The output does not depend on the number of workers, nor on how
     often the run was killed and resumed.
@@ -136,6 +98,10 @@ def preprocess(options: PreprocessOptions, progress: Progress | None = None) -> 
         raise ValueError("--resume cannot read --input - again from its middle; write it to a file first")
     run_signature = _signature(options, tokenizer, files)
     journal = Journal(options.journal_path, run_signature)
+    if journal.path.exists() and not (options.resume or options.overwrite):
+        raise ValueError(
+            f"{journal.path} is of a run that was stopped: --resume goes on with it, --overwrite starts over"
+        )
     state = journal.read() if options.resume else None
     if state is not None and "renames" in state:
         rename_all([(Path(partial), Path(final)) for partial, final in state["renames"]])
@@ -228,8 +194,11 @@ class _Run:
         self.journal.write({"renames": [[str(partial), str(final)] for partial, final in renames]})
         rename_all(renames)
         self.journal.remove()
-        report.documents, report.tokens, report.text_bytes = writers[0].documents, writers[0].tokens, self.text_bytes[0]
-        report.eods = report.documents if options.append_eod else 0
+        report.documents, report.tokens = writers[0].documents, [writer.tokens for writer in writers]
+        report.text_bytes, report.append_eod = self.text_bytes, options.append_eod
+        report.inputs = Counter(file.kind for file in self.files)
+        if options.on_error == "quarantine" and report.skipped:
+            report.quarantine = str(options.quarantine_path)
         report.accelerator = {"none": "the plain tokenizer"}.get(options.accelerator, options.accelerator)
         report.dtype, report.seconds = self.dtype.name, self.progress.seconds
         return report
@@ -282,7 +251,7 @@ class _Run:
     def _restore(self, state: dict[str, Any]) -> tuple[int, Cursor]:
         for file, modified in zip(self.files, state["modified"], strict=True):
             if file.modified != modified:
-                raise ValueError(f"{file.path} was changed since the run to go on with; start over without --resume")
+                raise ValueError(f"{file.path} was changed since the run to go on with; start over with --overwrite")
         for writer, written in zip(self.writers, state["writers"], strict=True):
             writer.restore(written)
         if self.quarantine is not None:
@@ -376,7 +345,8 @@ def _finished(options: PreprocessOptions, run_signature: str) -> PreprocessRepor
         return None
     first = sidecars[0]
     return PreprocessReport(
-        options.prefixes, first["documents"], first["tokens"], first["text_bytes"], first["eods"], first["dtype"],
+        options.prefixes, first["documents"], [sidecar["tokens"] for sidecar in sidecars],
+        [sidecar["text_bytes"] for sidecar in sidecars], options.append_eod, first["dtype"],
         skipped=Counter(first["skipped"]), verified="nothing now: complete since an earlier run", finished_before=True,
     )  # fmt: skip
 
@@ -388,11 +358,3 @@ def _quarantine_row(bad: BadRecord) -> dict[str, Any]:
         return row | {"record": bad.raw.decode("utf-8")}
     except UnicodeDecodeError:
         return row | {"record_base64": base64.b64encode(bad.raw).decode("ascii")}
-
-
-def _peak_megabytes() -> float:
-    """Largest resident memory of this process plus that of its largest worker."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return (
-        sum(resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1e6
-    )

@@ -71,7 +71,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--accelerator", choices=["auto", "gigatoken", "segments", "none"], default="auto", help=faster)
     add("--verify", type=int, default=0, metavar="N", help="read N documents back and compare them with their text")
     add("--resume", action="store_true", help="go on where a killed run of the same command was; nothing if it is done")
-    add("--shard-id", type=int, default=0, metavar="I", help="which of --num-shards this run makes, from 0")
-    shards = "cut the input into N equal parts, one run each; tools/merge_datasets.py joins them (default: 1)"
+    add("--shard-id", type=int, metavar="I", help="which of --num-shards this run makes, from 0")
+    shards = "cut the input into N parts of about one size, a run each; tools/merge_datasets.py joins them (default: 1)"
     add("--num-shards", type=int, default=1, metavar="N", help=shards)
     add("--overwrite", action="store_true", help="replace datasets that exist")

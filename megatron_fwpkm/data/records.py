@@ -43,6 +43,7 @@ class Block:
         rows: records of a parquet file.
         consumed: bytes of all input, as it lies on disk, that have been read when this block is done.
         file_number, end: the place behind this block.
+        broken: what is wrong where a JSON array breaks; `data` begins there.
     """
 
     path: str
@@ -55,6 +56,7 @@ class Block:
     rows: tuple[dict[str, Any], ...] = ()
     file_number: int = 0
     end: Cursor = Cursor()
+    broken: str = ""
 
     def lean(self) -> Block:
         """The block without what any process can read from the file itself."""
@@ -106,6 +108,9 @@ def records(block: Block, json_keys: Sequence[str], bad_bytes: BadBytes = "rejec
     if block.kind == "parquet":
         for line, row in enumerate(block.rows, block.first_line):
             yield _object_record(block.path, line, row, json_keys, b"", bad_bytes)
+        return
+    if block.broken:
+        yield BadRecord(block.path, block.first_line, "broken array", block.broken, block.content())
         return
     if block.kind in ("jsonl", "array"):
         for line, raw in _lines(block):

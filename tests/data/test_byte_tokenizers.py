@@ -131,9 +131,9 @@ def test_a_corpus_of_each(ranks: Path, tmp_path: Path) -> None:
             tmp_path, None, source, data=data, control_tokens=control, append_eod=True, prepend_bos=True,  # type: ignore[arg-type]
             overwrite=True, on_error="skip", verify=9,
         )  # fmt: skip
-        assert (report.tokens, report.documents) == (tokens, documents)
+        assert (report.tokens, report.documents) == ([tokens], documents)
     data = DataConfig(tokenizer_type="ByteLevelTokenizer")
     report = run(tmp_path / "b", None, source, data=data, append_eod=True, verify=2)
-    assert report.tokens == len("Sir </s> Walter") + len("plain") + 2 and "decode back" in report.verified
+    assert report.tokens == [len("Sir </s> Walter") + len("plain") + 2] and "decode back" in report.verified
     with pytest.raises(ValueError, match="--control-tokens fail: ByteLevelTokenizer has no control token that"):
         run(tmp_path / "c", None, source, data=data, control_tokens="fail")

@@ -215,6 +215,19 @@ def test_options_of_inputs_that_differ_are_not_told_of_the_merged(
     assert inspect_dataset(str(tmp_path / "merged"), check_tokens=True).problems == []
 
 
+def test_shards_of_other_options_are_no_shards(
+    tmp_path: Path, write_dataset: WriteDataset, numbers: Tokenizer
+) -> None:
+    inputs = [write_dataset("one", [[1]], numbers), write_dataset("other", [[1]], numbers)]
+    for number, (cut, on_error) in enumerate((("line", "fail"), ("file", "skip"))):
+        options = {"txt_documents": cut, "on_error": on_error}
+        rewrite(inputs[number] + ".json", options=options, shard=[number, 2])
+    with pytest.raises(ValueError, match="no shards of one run: made with txt-documents file and line; make one again"):
+        merge(inputs, str(tmp_path / "merged"))
+    rewrite(inputs[1] + ".json", options={"txt_documents": "line", "on_error": "skip"})
+    assert merge(inputs, str(tmp_path / "merged")).outputs[0][1] == 2  # what was left out and kept does not differ
+
+
 def test_sparse_files_of_terabytes_open(tmp_path: Path) -> None:
     lengths = np.full(600, 2**31 - 1, np.int32)
     with open(tmp_path / "t.idx", "wb") as stream:

@@ -290,6 +290,7 @@ def test_missing_data_is_refused(write_dataset: WriteDataset, null: Tokenizer, t
         ({"valid_data_path": (prefix,)}, "exclude each other|no training data"),
         ({"data_path": (prefix,), "valid_data_path": (prefix,)}, "exclude each other"),
         ({"data_path": (absent,)}, "does not exist; did you mean .*numbers_text_document"),
+        ({"data_path": (str(tmp_path / "nubmers_text_document"),)}, r"did you mean \S+/numbers_text_document( or|\?)"),
         ({"data_path": (f"{prefix}.bin",)}, r"give the prefix without \.bin"),
         ({"data_path": (str(tmp_path / "no" / "x"),)}, "there is no folder"),
         ({"train_data_path": (prefix,)}, "--eval-iters asks for validation, but no --valid-data-path"),

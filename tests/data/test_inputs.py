@@ -83,13 +83,26 @@ def test_json_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_byte
     assert read([path]) == []
 
 
-def test_broken_arrays_are_told(tmp_path: Path) -> None:
+def test_broken_arrays_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     lost = '[{"text": "a"}, {broken}, {"text": "this long element cannot be found any more"}]'
-    for content, good in (('[{"text": "a"}, {"text": "b"}', 2), ('[{"text": "a"}, {"text": "b', 1), (lost, 1)):
-        path.write_text(content)
-        found = read([path])
-        assert len(texts(found)) == good and [r.reason for r in found if isinstance(r, BadRecord)] == ["bad JSON"]
+    unended = "it ends without its closing bracket"
+    for content, good, told, bytes_lost in (
+        ('[{"text": "a"}, {"text": "b"}', 2, unended, 0),
+        ('[{"text": "a"}, {"text": "b', 1, unended, 11),
+        (lost, 1, "Expecting property name enclosed in double quotes", len(lost) - 16),
+        ('[{"text": "a"}, ' + "[" * 100_000 + lost, 1, "it is nested too deeply", 100_000 + len(lost)),
+    ):
+        for size in (8, 1 << 20):
+            monkeypatch.setattr(corpus, "BLOCK_BYTES", size)
+            path.write_text(content)
+            found = read([path])
+            bad = [r for r in found if isinstance(r, BadRecord)]
+            assert len(texts(found)) == good and [(r.line, r.reason) for r in bad] == [(good + 1, "broken array")]
+            assert bad[0].detail.startswith(told) and f"all {bytes_lost:,} bytes from here on" in bad[0].detail
+            blocks = list(corpus_blocks(open_corpus([str(path)], "file"), start=(0, Cursor(good, good + 1))))
+            assert [block.broken for block in blocks] == [bad[0].detail]
+            assert not list(corpus_blocks(open_corpus([str(path)], "file"), start=(0, Cursor(good + 1, good + 2))))
 
 
 def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,16 +159,18 @@ def test_resume_refuses_another_run_and_changed_inputs(tmp_path: Path, tokenizer
     with pytest.raises(ValueError, match="is of a run with other options, inputs or tokenizer; repeat its command"):
         run(tmp_path, tokenizer_file, source, on_error="skip", append_eod=True, resume=True)
     os.utime(source, (1, 1))
-    with pytest.raises(ValueError, match=r"a\.jsonl was changed since the run to go on with; start over without"):
+    with pytest.raises(ValueError, match=r"a\.jsonl was changed since the run to go on with; start over with"):
         run(tmp_path, tokenizer_file, source, on_error="skip", resume=True)
-    interrupted(tmp_path, tokenizer_file, source, on_error="skip")
+    with pytest.raises(ValueError, match=r"out_journal\.json is of a run that was stopped: --resume goes on"):
+        run(tmp_path, tokenizer_file, source, on_error="skip")
+    interrupted(tmp_path, tokenizer_file, source, on_error="skip", overwrite=True)
     os.truncate(tmp_path / "out_text_document.bin.partial", 1)
     with pytest.raises(ValueError, match="what the earlier run left is incomplete"):
         run(tmp_path, tokenizer_file, source, on_error="skip", resume=True)
     (tmp_path / "out_journal.json").write_text("{")
     with pytest.raises(ValueError, match="is not a journal of this tool"):
         run(tmp_path, tokenizer_file, source, on_error="skip", resume=True)
-    run(tmp_path, tokenizer_file, source, on_error="skip")  # starts over
+    run(tmp_path, tokenizer_file, source, on_error="skip", overwrite=True)  # starts over
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a.jsonl", *(f"out_text_document.{suffix}" for suffix in ("bin", "idx", "json"))
     ]  # fmt: skip

@@ -69,6 +69,29 @@ def test_the_run_and_its_table(tmp_path: Path, model: Path) -> None:
         "a.jsonl", "out_quarantine.jsonl", *(f"out_text_document.{suffix}" for suffix in ("bin", "idx", "json"))
     }  # fmt: skip
     assert json.loads((tmp_path / "out_text_document.json").read_text())["options"]["append_eod"] is True
+    assert rows["input"].strip() == "1 files: 1 JSON lines"
+    assert rows["quarantine"].strip() == str(tmp_path / "out_quarantine.jsonl")
+    again = tool(
+        "--input", source, "--output-prefix", tmp_path / "out", "--tokenizer-model", model, "--append-eod",
+        "--on-error", "quarantine", "--resume",
+    )  # fmt: skip
+    assert again.returncode == 0 and "complete since an earlier run" in again.stdout and "wall" not in again.stdout
+
+
+def test_the_table_of_several_datasets(tmp_path: Path, model: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"a": "one", "b": "two three four"}\n' + '{"a": ""}\n' * 15)
+    done = tool(
+        "--input", source, "--output-prefix", tmp_path / "out", "--tokenizer-model", model, "--json-keys", "a", "b",
+        "--append-eod", "--on-error", "skip",
+    )  # fmt: skip
+    assert done.returncode == 0 and "skipped 5 more" in done.stderr, done.stderr
+    counts = [json.loads((tmp_path / f"out_{key}_document.json").read_text())["tokens"] for key in "ab"]
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "documents 1 in each dataset" in lines and f"tokens {sum(counts):,} (uint16)" in lines
+    assert "EOD tokens 2" in lines
+    for key, count in zip("ab", counts, strict=True):
+        assert any(line.startswith(f"dataset {tmp_path}/out_{key}_document: {count} tokens, ") for line in lines)
 
 
 def test_text_files(tmp_path: Path, model: Path) -> None:
@@ -112,3 +135,5 @@ def test_errors_are_one_line(tmp_path: Path, model: Path) -> None:
     )
     assert bad.stderr.count("\n") == 1
     assert tool("--input", "x").returncode == 2
+    which = tool("--input", "x", "--output-prefix", "y", "--num-shards", 4)
+    assert which.returncode == 2 and "--num-shards 4: which of them? --shard-id goes from 0 to 3" in which.stderr
