@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 Memory = Literal["initial", "trained"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TABLES = ("sub_keys", "values")
-_NOT_CONVERTED = ("TikTokenizer", "ByteLevelTokenizer")
-"""Tokenizer types without a conversion to Transformers' form."""
 MODELING_FOLDER = Path(__file__).parent.parent / "hf"
 MODELING_FILES = (
     "attention",
@@ -87,20 +85,14 @@ def export(
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists already; give another --output, or --overwrite to replace it")
     contents = checkpoint_contents(checkpoint)
-    kind = contents.config.data.tokenizer_type
-    if tokenizer and kind in _NOT_CONVERTED:
-        raise ValueError(
-            f"{checkpoint} was trained with a {kind}, which cannot be written in Transformers' form: export with "
-            "--no-tokenizer, and make ids with tools/preprocess_data.py"
-        )
     with quiet_libraries(), _published(target) as folder:
         model = hf_model(contents, memory=memory, dtype=dtype)
         model.config.auto_map = dict(AUTO_MAP)
         model.save_pretrained(folder)
         for name in MODELING_FILES:
             shutil.copyfile(MODELING_FOLDER / f"{name}.py", folder / f"{name}.py")
-        if tokenizer and contents.tokenizer_path is not None:
-            save_tokenizer(contents.tokenizer_path, folder)
+        if tokenizer:
+            save_tokenizer(contents.tokenizer_path, contents.config.data, folder)
         (folder / "README.md").write_text(model_card(contents, model), encoding="utf-8")
     return target
 
@@ -221,30 +213,32 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
     )
 
 
-def hf_model_from_checkpoint(path: str | Path) -> tuple[FwPKMForCausalLM, PreTrainedTokenizerFast | None]:
+def hf_model_from_checkpoint(
+    path: str | Path, *, tokenizer: bool = True
+) -> tuple[FwPKMForCausalLM, PreTrainedTokenizerFast | None]:
     """Load an export or a Megatron checkpoint (folder, or a run's --save folder) alike.
 
     Returns:
-        The model in evaluation mode and float32, and its tokenizer, None when there is none in Transformers' form.
+        The model in evaluation mode and float32, and its tokenizer, None when there is none or it is not asked for.
 
     Raises:
-        ValueError: the path is neither, with the reason.
+        ValueError: the path is neither, or its tokenizer cannot be converted, with the reason.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
         contents = checkpoint_contents(folder)
-        source = contents.tokenizer_path
-        if source is None or contents.config.data.tokenizer_type in _NOT_CONVERTED:
+        if not tokenizer:
             return hf_model(contents), None
-        return hf_model(contents), convert_tokenizer(source)
+        return hf_model(contents), convert_tokenizer(contents.tokenizer_path, contents.config.data)
     from transformers import PreTrainedTokenizerFast
 
     with quiet_libraries():
         if FwPKMHFConfig.get_config_dict(folder)[0].get("model_type") != FwPKMHFConfig.model_type:
             raise ValueError(f"{folder} holds a Hugging Face model of another kind than {FwPKMHFConfig.model_type}")
         model = FwPKMForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        has_tokenizer = (folder / "tokenizer_config.json").is_file()
-        return model, PreTrainedTokenizerFast.from_pretrained(folder) if has_tokenizer else None
+        if not tokenizer or not (folder / "tokenizer_config.json").is_file():
+            return model, None
+        return model, PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def usable_device(name: str) -> torch.device:
@@ -277,22 +271,19 @@ def load_for_text(path: str | Path, device: str = "auto") -> tuple[FwPKMForCausa
 
 
 def _special_tokens(contents: CheckpointContents) -> tuple[int | None, int | None]:
-    data, tokenizer_path = contents.config.data, contents.tokenizer_path
-    if data.tokenizer_type == "ByteLevelTokenizer":
-        return 257, 256
+    """Ids of BOS and EOS, without a conversion where there is a shorter way: it takes seconds, or may be refused."""
+    data, path = contents.config.data, contents.tokenizer_path
     if data.tokenizer_type == "TikTokenizer":
         names = data.tiktoken_special_tokens
         return names.index("<s>") if "<s>" in names else None, names.index("</s>")
-    if tokenizer_path is None:
-        return None, None
-    if tokenizer_path.suffix == ".model":
+    if path is not None and data.tokenizer_type == "SentencePieceTokenizer":
         import sentencepiece
 
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         found = processor.bos_id(), processor.eos_id()
         return tuple(token if token >= 0 else None for token in found)  # type: ignore[return-value]
-    tokenizer = convert_tokenizer(tokenizer_path)
-    return tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer = convert_tokenizer(path, data)
+    return (None, None) if tokenizer is None else (tokenizer.bos_token_id, tokenizer.eos_token_id)
 
 
 @contextmanager

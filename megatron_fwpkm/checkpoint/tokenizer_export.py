@@ -5,8 +5,14 @@ from __future__ import annotations
 import random
 import re
 import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..config import DataConfig
+from ..config.tiktoken_file import read_tiktoken_file
+from .byte_tokenizer_export import byte_backend, class_difference, tiktoken_backend
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -16,42 +22,86 @@ if TYPE_CHECKING:
 SPACE = "\u2581"
 """How SentencePiece writes a space inside a piece."""
 CHECKED_TEXTS = 2000
-"""Random texts that an export compares with SentencePiece before it trusts the conversion."""
+"""Random texts that an export compares with the tokenizer of training before it trusts the conversion."""
 
 
-def convert_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """Load the tokenizer copy of a checkpoint as a Transformers tokenizer.
+def convert_tokenizer(path: Path | None, data: DataConfig) -> PreTrainedTokenizerFast | None:
+    """Load the tokenizer copy of a checkpoint as a Transformers tokenizer; None for a NullTokenizer.
 
-    A literal `</s>` in a text stays text, as in training; nothing is added to a text. Ids are SentencePiece's for every
-    text, but for one that spells the name of a byte or control piece exactly between two user-defined pieces.
+    A literal `</s>` in a text stays text, as in training; nothing is added to a text. Ids are those of training for
+    every text; with SentencePiece but for one that spells the name of a byte or control piece exactly between two
+    user-defined pieces.
 
     Args:
-        path: a SentencePiece `.model`, a `tokenizer.json`, or a folder that holds one.
+        path: a SentencePiece `.model`, a `tokenizer.json`, a folder that holds one, or tiktoken ranks; None for a kind
+            without a file.
+        data: the kind, and what it needs beside the file.
 
     Raises:
-        ValueError: an unreadable file, or a SentencePiece model that cannot be converted exactly.
+        ValueError: an unreadable file, or one that cannot be converted exactly.
     """
+    if data.tokenizer_type == "ByteLevelTokenizer":
+        return _wrapped(byte_backend(), bos_token="<s>", eos_token="</s>")
+    if path is None:
+        return None
+    if data.tokenizer_type == "TikTokenizer":
+        return _from_tiktoken(path, data)
+    return _from_sentencepiece(path) if data.tokenizer_type == "SentencePieceTokenizer" else _taken_over(path)
+
+
+def save_tokenizer(path: Path | None, data: DataConfig, folder: Path) -> None:
+    """Write what :func:`convert_tokenizer` makes of its arguments into an export folder, a SentencePiece file too."""
+    converted = convert_tokenizer(path, data)
+    if converted is not None:
+        converted.save_pretrained(folder)
+    if path is not None and data.tokenizer_type == "SentencePieceTokenizer":
+        shutil.copyfile(path, folder / "tokenizer.model")
+
+
+def _wrapped(backend: Tokenizer, **names: str) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, split_special_tokens=True, clean_up_tokenization_spaces=False, **names
+    )
+
+
+def _taken_over(path: Path) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     if path.is_dir():
         loaded = PreTrainedTokenizerFast.from_pretrained(path)
         loaded.split_special_tokens = True
         return loaded
-    if path.suffix == ".json":
-        return PreTrainedTokenizerFast(tokenizer_file=str(path), split_special_tokens=True)
-    return _from_sentencepiece(path)
+    return PreTrainedTokenizerFast(tokenizer_file=str(path), split_special_tokens=True)
 
 
-def save_tokenizer(path: Path, folder: Path) -> None:
-    """Write the tokenizer at `path` (see :func:`convert_tokenizer`) into an export folder, with its source file."""
-    convert_tokenizer(path).save_pretrained(folder)
-    if path.suffix == ".model":
-        shutil.copyfile(path, folder / "tokenizer.model")
+def _from_tiktoken(path: Path, data: DataConfig) -> PreTrainedTokenizerFast:
+    try:
+        import tiktoken
+    except ImportError as error:
+        raise ValueError(
+            "converting a TikTokenizer needs a package that is not installed: pip install tiktoken"
+        ) from error
+    vocabulary = read_tiktoken_file(path, data)
+    backend = tiktoken_backend(vocabulary)
+    if (kind := class_difference(vocabulary.pattern)) is not None:
+        raise ValueError(
+            f"{path} cannot be converted exactly: tiktoken {version('tiktoken')} and tokenizers "
+            f"{version('tokenizers')} have different Unicode tables for {kind}; install releases that agree, or export "
+            "with --no-tokenizer"
+        )
+    special = vocabulary.special_ids()
+    encoding = tiktoken.Encoding(
+        path.stem, pat_str=vocabulary.pattern, mergeable_ranks=vocabulary.piece_ids(), special_tokens=special
+    )
+    parts = [*special, *(piece.decode("utf-8", "ignore") for piece in vocabulary.pieces)]
+    _check_alike(path, parts, encoding.encode_ordinary, encoding.decode, backend)
+    return _wrapped(backend, eos_token="</s>", **({"bos_token": "<s>"} if "<s>" in special else {}))
 
 
 def _from_sentencepiece(path: Path) -> PreTrainedTokenizerFast:
     import sentencepiece
-    from transformers import PreTrainedTokenizerFast
 
     blob = path.read_bytes()
     try:
@@ -59,17 +109,12 @@ def _from_sentencepiece(path: Path) -> PreTrainedTokenizerFast:
     except RuntimeError as error:
         raise ValueError(f"{path} is not a SentencePiece model: {error}") from error
     backend = _backend(blob, path)
-    wrong = _first_difference(processor, backend)
-    if wrong is not None:
-        raise ValueError(
-            f"{path} cannot be converted exactly: SentencePiece and its conversion split {wrong!r} differently; "
-            "export with --no-tokenizer and use the SentencePiece file itself"
-        )
+    named = [token for token in range(processor.get_piece_size()) if not _is_only_a_name(processor, token)]
+    pieces = [processor.id_to_piece(token).replace(SPACE, " ") for token in named]
+    _check_alike(path, pieces, processor.encode, processor.decode, backend)
     special = {"unk_token": processor.unk_id(), "bos_token": processor.bos_id(), "eos_token": processor.eos_id()}
     names = {name: processor.id_to_piece(token) for name, token in special.items() if token >= 0}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, split_special_tokens=True, clean_up_tokenization_spaces=False, **names
-    )
+    return _wrapped(backend, **names)
 
 
 def _backend(blob: bytes, path: Path) -> Tokenizer:
@@ -125,18 +170,24 @@ def _normalizers(spec: Any) -> list[Any]:
     return [*steps, normalizers.Replace(" ", SPACE)]
 
 
-def _first_difference(processor: sentencepiece.SentencePieceProcessor, backend: Tokenizer) -> str | None:
-    """A text on which the two disagree, or None: spelled from pieces and characters that are apt to go wrong."""
+def _check_alike(
+    path: Path,
+    pieces: Sequence[str],
+    encode: Callable[[str], list[int]],
+    decode: Callable[[list[int]], str],
+    backend: Tokenizer,
+) -> None:
+    """Raise ValueError if the two disagree on a text spelled from pieces and characters that are apt to go wrong."""
     draw = random.Random(0)
-    named = [token for token in range(processor.get_piece_size()) if not _is_only_a_name(processor, token)]
-    pieces = [processor.id_to_piece(token).replace(SPACE, " ") for token in named]
-    parts = [*pieces, *"aeinorst  019.,'\n\t</>é漢😀", "  ", "\u00a0", SPACE]
+    apt = [*"aeinorst  019.,'\n\t</>é漢😀", "  ", "\u00a0", SPACE]
     for _ in range(CHECKED_TEXTS):
-        text = "".join(draw.choice(parts) for _ in range(draw.randint(1, 24)))
-        ids = processor.encode(text)
-        if backend.encode(text, add_special_tokens=False).ids != ids or backend.decode(ids) != processor.decode(ids):
-            return text
-    return None
+        text = "".join(draw.choice(draw.choice([pieces, apt])) for _ in range(draw.randint(1, 24)))
+        ids = encode(text)
+        if backend.encode(text, add_special_tokens=False).ids != ids or backend.decode(ids) != decode(ids):
+            raise ValueError(
+                f"{path} cannot be converted exactly: it and its conversion split {text!r} differently; export with "
+                "--no-tokenizer and use the file itself"
+            )
 
 
 def _is_only_a_name(processor: sentencepiece.SentencePieceProcessor, token: int) -> bool:

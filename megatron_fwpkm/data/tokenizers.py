@@ -261,10 +261,7 @@ def build_tokenizer(data: DataConfig) -> Tokenizer:
     elif data.tokenizer_type == "TikTokenizer":
         if path.is_dir():
             raise ValueError(f"--tokenizer-model {path} is a folder; a TikTokenizer is a file of ranks")
-        tokenizer = TikTokenizer(
-            path, pattern=data.tiktoken_pattern, special_tokens=data.tiktoken_special_tokens,
-            num_special_tokens=data.tiktoken_num_special_tokens, vocab_size=data.vocab_size,
-        )  # fmt: skip
+        tokenizer = TikTokenizer(path, data)
     else:
         tokenizer = HuggingFaceTokenizer(path)
     return _of_size(tokenizer, data)

@@ -44,7 +44,7 @@ def load_model(path: str, device: str = "auto") -> LoadedModel:
     folder = Path(path)
     if not folder.is_dir():
         raise ValueError(f"--model {path} is not a folder; give an export or a checkpoint")
-    model, _ = hf_model_from_checkpoint(folder)
+    model, _ = hf_model_from_checkpoint(folder, tokenizer=False)
     tokenizer = load_tokenizer(folder)
     check_fits(model, tokenizer, path)
     return LoadedModel(model.to(target).eval(), tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -52,11 +53,13 @@ TINY_FLAGS = (
 ).split()
 
 
-def write_checkpoint(root: Path, vocab_size: int, padded: int, tokenizer: Path | None) -> CheckpointContents:
+def write_checkpoint(
+    root: Path, vocab_size: int, padded: int, tokenizer: Path | None, flags: Sequence[str] = ()
+) -> CheckpointContents:
     """A checkpoint folder on disk, as a run of TINY_FLAGS with --save ROOT would leave it; returns its contents."""
-    resolved = parse_pretrain(TINY_FLAGS)
+    resolved = parse_pretrain([*TINY_FLAGS, *flags])
     contents = contents_of(resolved.config, vocab_size, padded, tokenizer)
-    copied = None if tokenizer is None else "tokenizer.model"
+    copied = None if tokenizer is None else f"tokenizer{tokenizer.suffix}"
     record = RunRecord(7, 14, 672, Layout(1, 1, 1, 1, False, False), vocab_size, padded, "hash", copied)
     fast = {
         f"layer{number}/replica0/{table}": getattr(state, table)
@@ -67,6 +70,6 @@ def write_checkpoint(root: Path, vocab_size: int, padded: int, tokenizer: Path |
         dcp.save(contents.slow, checkpoint_id=folder / "model")
         dcp.save(fast, checkpoint_id=folder / "fast_weights")
         (folder / "config.yaml").write_text(resolved.to_yaml())
-        if tokenizer is not None:
-            shutil.copyfile(tokenizer, folder / "tokenizer.model")
+        if tokenizer is not None and copied is not None:
+            shutil.copyfile(tokenizer, folder / copied)
     return contents

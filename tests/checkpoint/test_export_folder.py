@@ -9,17 +9,18 @@ import os
 import random
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megatron_fwpkm.checkpoint import export as export_module
 from megatron_fwpkm.checkpoint.export import MODELING_FILES, export, hf_model_from_checkpoint, load_for_text
 from megatron_fwpkm.checkpoint.tokenizer_export import convert_tokenizer
+from megatron_fwpkm.config import DataConfig
 from tests.layers.megatron import initialize
 
 from .contents import write_checkpoint
@@ -85,6 +86,12 @@ def train(lines: list[str], **options: object) -> bytes:
     )  # fmt: skip
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=blob, **(arguments | options))
     return blob.getvalue()
+
+
+def converted(path: Path, kind: Any = "SentencePieceTokenizer") -> PreTrainedTokenizerFast:
+    found = convert_tokenizer(path, DataConfig(tokenizer_type=kind))
+    assert found is not None
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -186,7 +193,7 @@ def test_the_exported_tokenizer_is_sentencepiece(options: dict[str, object], tmp
     file = tmp_path / "tokenizer.model"
     file.write_bytes(train(novel(), **options))
     processor = sentencepiece.SentencePieceProcessor(model_file=str(file))
-    convert_tokenizer(file).save_pretrained(tmp_path / "saved")
+    converted(file).save_pretrained(tmp_path / "saved")
     loaded = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert (loaded.eos_token_id, loaded.bos_token_id, len(loaded)) == (2, 1, processor.get_piece_size())
     for text in random_texts(processor, 3000, spelled="user_defined_symbols" not in options):
@@ -202,25 +209,25 @@ def test_what_cannot_be_converted_is_said(
     garbage = tmp_path / "garbage.model"
     garbage.write_bytes(b"no model")
     with pytest.raises(ValueError, match="garbage.model is not a SentencePiece model"):
-        convert_tokenizer(garbage)
+        converted(garbage)
     unigram = tmp_path / "unigram.model"
     unigram.write_bytes(
         train(["one two three four five six"] * 9, model_type="unigram", vocab_size=290, hard_vocab_limit=False)
     )
     with pytest.raises(ValueError, match="unigram.model is a SentencePiece model of another kind than BPE"):
-        convert_tokenizer(unigram)
+        converted(unigram)
     from megatron_fwpkm.checkpoint import tokenizer_export
 
     monkeypatch.setattr(tokenizer_export, "_normalizers", lambda spec: [])
     with pytest.raises(ValueError, match="cannot be converted exactly: .* --no-tokenizer"):
-        convert_tokenizer(tokenizer_file)
+        converted(tokenizer_file)
 
 
 def test_hugging_face_tokenizers_are_taken_over(tokenizer_file: Path, tmp_path: Path) -> None:
-    convert_tokenizer(tokenizer_file).save_pretrained(tmp_path / "tokenizer")
+    converted(tokenizer_file).save_pretrained(tmp_path / "tokenizer")
     for source in (tmp_path / "tokenizer", tmp_path / "tokenizer" / "tokenizer.json"):
-        loaded = convert_tokenizer(source)
-        assert loaded("a</s> b").input_ids == convert_tokenizer(tokenizer_file)("a</s> b").input_ids
+        loaded = converted(source, "HuggingFaceTokenizer")
+        assert loaded("a</s> b").input_ids == converted(tokenizer_file)("a</s> b").input_ids
 
 
 def test_a_failed_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,19 +272,3 @@ def test_a_run_with_numbers_for_text_has_no_tokenizer(tmp_path: Path) -> None:
     assert not list(folder.glob("tokenizer*"))
     model, tokenizer = hf_model_from_checkpoint(tmp_path / "run")
     assert tokenizer is None and model.config.eos_token_id is None
-
-
-@pytest.mark.parametrize(("kind", "special"), [("ByteLevelTokenizer", (257, 256)), ("TikTokenizer", (1, 2))])
-def test_tokenizers_without_a_conversion_are_left_out_when_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, special: tuple[int, int]
-) -> None:
-    initialize()
-    contents = write_checkpoint(tmp_path / "run", 60, 64, None)
-    config = replace(contents.config, data=replace(contents.config.data, tokenizer_type=kind))
-    monkeypatch.setattr(export_module, "checkpoint_contents", lambda _: replace(contents, config=config))
-    with pytest.raises(ValueError, match=f"was trained with a {kind}, .* export with --no-tokenizer"):
-        export(tmp_path / "run", tmp_path / "hf")
-    export(tmp_path / "run", tmp_path / "hf", tokenizer=False)
-    model, tokenizer = hf_model_from_checkpoint(tmp_path / "hf")
-    assert tokenizer is None and (model.config.bos_token_id, model.config.eos_token_id) == special
-    assert hf_model_from_checkpoint(tmp_path / "run")[1] is None
