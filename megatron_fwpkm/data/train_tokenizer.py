@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,18 +57,25 @@ class TokenizerReport:
     tokens: int
     words: int
     byte_pieces: int
+    line_ends: int
+    """Byte pieces that are a line end or a tab: no character that the vocabulary lacks."""
     whole_words: int
-    skipped: int
+    skipped: Counter[str]
+    """Bad records by reason."""
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values for the closing table."""
+        skipped = [(f"  {reason}", f"{count:,}") for reason, count in sorted(self.skipped.items())]
+        tokens = max(self.tokens, 1)
         return [
             ("pieces", f"{self.vocab_size:,}"),
             ("bytes per token", f"{self.text_bytes / max(self.tokens, 1):.3f}"),
             ("fertility", f"{self.tokens / max(self.words, 1):.3f} tokens per word"),
-            ("byte fallback", f"{100 * self.byte_pieces / max(self.tokens, 1):.2f} % of tokens"),
+            ("byte fallback", f"{100 * (self.byte_pieces - self.line_ends) / tokens:.2f} % of tokens"),
+            ("line ends, tabs", f"{100 * self.line_ends / tokens:.2f} % of tokens (bytes, too)"),
             ("whole words", f"{self.whole_words:,} (lower case, four letters or more)"),
-            ("skipped records", f"{self.skipped:,}"),
+            ("skipped records", f"{sum(self.skipped.values()):,}"),
+            *skipped,
             ("model", str(self.model)),
         ]
 
@@ -110,7 +118,7 @@ class _Reader:
     """The corpus as sentences, counting what was left out."""
 
     def __init__(self, options: TokenizerOptions, files: list[CorpusFile], progress: Progress) -> None:
-        self.skipped = 0
+        self.skipped = Counter[str]()
         self.sentences = 0
         self._options = options
         self._files = files
@@ -137,7 +145,7 @@ class _Reader:
             return
         if self._options.on_error == "fail":
             raise ValueError(f"{bad}; --on-error skip goes on without such records")
-        self.skipped += 1
+        self.skipped[bad.reason] += 1
 
 
 def _sampled(text: str, fraction: float) -> bool:
@@ -256,9 +264,10 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _measure(
-    options: TokenizerOptions, files: list[CorpusFile], tokenizer: SentencePieceTokenizer, skipped: int
+    options: TokenizerOptions, files: list[CorpusFile], tokenizer: SentencePieceTokenizer, skipped: Counter[str]
 ) -> TokenizerReport:
-    text_bytes = tokens = words = byte_pieces = 0
+    text_bytes = tokens = words = byte_pieces = line_ends = 0
+    white = [tokenizer.pieces().index(f"<0x{byte:02X}>") for byte in b"\n\r\t"]
     texts = (
         record.texts[0]
         for block in corpus_blocks(files, (options.json_key,))
@@ -270,6 +279,7 @@ def _measure(
         ids = tokenizer.encode(text)
         tokens += len(ids)
         byte_pieces += sum(map(tokenizer.is_byte, ids))
+        line_ends += sum(map(ids.count, white))
         words += len(text.split())
         text_bytes += len(text.encode("utf-8"))
         if text_bytes >= REPORT_BYTES:
@@ -282,6 +292,7 @@ def _measure(
         tokens,
         words,
         byte_pieces,
+        line_ends,
         len(tokenizer.whole_words()),
         skipped,
     )

@@ -86,6 +86,7 @@ def test_the_report_counts(tmp_path: Path, text: Path) -> None:
     assert report.tokens == pytest.approx(len(ids), rel=0.01)
     assert report.words == len(content.split())
     assert report.byte_pieces == pytest.approx(sum(map(tokenizer.is_byte, ids)), abs=len(paragraphs))
+    assert report.byte_pieces >= report.line_ends > 100, "a novel has line ends, which are bytes"
     assert report.whole_words == len(tokenizer.whole_words())
     rows = dict(report.rows())
     assert (
@@ -114,7 +115,8 @@ def test_bad_records_fail_or_are_skipped(tmp_path: Path) -> None:
     path.write_text("\n".join([*rows[:3], "{bad", '{"text": "lone \\ud800"}', *rows[3:]]))
     with pytest.raises(ValueError, match=r"a\.jsonl:4: bad JSON.*--on-error skip goes on"):
         train(tmp_path, path)
-    assert train(tmp_path, path, on_error="skip").skipped == 1
+    report = train(tmp_path, path, on_error="skip")
+    assert report.skipped == {"bad JSON": 1} and ("  bad JSON", "1") in report.rows()
 
 
 def test_an_input_that_vanishes_is_named(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
