@@ -85,3 +85,4 @@ fi
 echo "== install the project with [$extras]"
 quietly "$python" -m pip install --disable-pip-version-check -c "$constraints" "setuptools>=77"
 quietly "$python" -m pip install --disable-pip-version-check -c "$constraints" --no-build-isolation -e ".[$extras]"
+echo "== ready: source $venv/bin/activate"

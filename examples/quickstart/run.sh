@@ -50,7 +50,7 @@ stage needle "5/6 measure long-context recall" needle/report.html \
   "$python" tools/evaluate_needle.py --model "$out/hf" --haystack "$held_out_text" --lengths 256 1024 4096 8192 \
   --depths 5 --samples 50 --needles 5 --protocol ask-after-write --controls memory-off never-shown --workers 2 \
   --seed 1 --output "$out/needle" ${again:+--overwrite}
-stage generate "6/6 ask the model what it has read" hf/model.safetensors \
+stage generate "6/6 read facts.txt and go on with 'The code young sister' (it says: $(grep '^The code young' "$here/facts.txt"))" hf/model.safetensors \
   "$python" tools/generate_text.py --model "$out/hf" --remember "$here/facts.txt" --prompt "The code young sister" --max-new-tokens 4
 
 echo

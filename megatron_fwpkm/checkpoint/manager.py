@@ -158,7 +158,10 @@ def resolve_checkpoint(path: Path) -> Path:
     Raises ValueError for a path that is neither.
     """
     if not path.is_dir():
-        raise ValueError(f"{path} is not a folder; name a run's --save folder or one of its iter_... folders")
+        raise ValueError(
+            f"{path} is not a folder; name a run's --save folder, one of its iter_... folders or, for a model, an "
+            "export (nothing is downloaded)"
+        )
     if (path / RECORD_NAME).is_file() or _FOLDER.match(path.name) or _LEFTOVER.match(path.name):
         return path
     return latest_checkpoint(path) or path

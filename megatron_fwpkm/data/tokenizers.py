@@ -248,11 +248,7 @@ def build_tokenizer(data: DataConfig) -> Tokenizer:
 
     if data.tokenizer_type == "ByteLevelTokenizer":
         return _of_size(ByteLevelTokenizer(), data)
-    if data.tokenizer_model is None:
-        raise ValueError(f"--tokenizer-type {data.tokenizer_type} needs --tokenizer-model")
-    path = Path(data.tokenizer_model)
-    if not path.exists():
-        raise ValueError(f"--tokenizer-model {path} does not exist; train one with tools/train_tokenizer.py")
+    path = _existing_path(data)
     tokenizer: Tokenizer
     if data.tokenizer_type == "SentencePieceTokenizer":
         if path.is_dir():
@@ -265,6 +261,18 @@ def build_tokenizer(data: DataConfig) -> Tokenizer:
     else:
         tokenizer = HuggingFaceTokenizer(path)
     return _of_size(tokenizer, data)
+
+
+def _existing_path(data: DataConfig) -> Path:
+    if data.tokenizer_model is None:
+        raise ValueError(f"--tokenizer-type {data.tokenizer_type} needs --tokenizer-model")
+    path = Path(data.tokenizer_model)
+    if not path.exists():
+        advice = "train one with tools/train_tokenizer.py"
+        if data.tokenizer_type == "HuggingFaceTokenizer":
+            advice = "give a folder with a tokenizer.json (nothing is downloaded)"
+        raise ValueError(f"--tokenizer-model {path} does not exist; {advice}")
+    return path
 
 
 def _of_size(tokenizer: Tokenizer, data: DataConfig) -> Tokenizer:

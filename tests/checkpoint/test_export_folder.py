@@ -252,7 +252,7 @@ def test_a_failed_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkey
 
 
 def test_sources_that_are_no_model(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere is not a folder; name a run's --save folder"):
+    with pytest.raises(ValueError, match="nowhere is not a folder; name .* or, for a model, an export"):
         hf_model_from_checkpoint(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match="holds a Hugging Face model of another kind than fwpkm"):

@@ -121,6 +121,7 @@ def test_wrong_tokenizers_are_refused(tokenizer_file: Path, hugging_face_folder:
             DataConfig(tokenizer_model=str(tokenizer_file), vocab_size=1000),
             "--vocab-size 1000 differs from the 900 pieces",
         ),
+        (DataConfig(tokenizer_type=kind, tokenizer_model="gpt2"), r"give a folder with .* \(nothing is downloaded\)"),
         (DataConfig(tokenizer_type=kind, tokenizer_model=str(tmp_path / "empty")), "holds no tokenizer.json"),
         (DataConfig(tokenizer_type=kind, tokenizer_model=str(bare)), "no eos_token for"),
         (DataConfig(tokenizer_type=kind, tokenizer_model=str(broken)), "is not a Hugging Face tokenizer"),
