@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import resource
+from collections import Counter
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -38,7 +39,7 @@ class GigatokenEncoder:
     def __init__(self, tokenizer: SentencePieceTokenizer) -> None:
         """Raises ValueError when the package is not there in the right version or cannot take the tokenizer."""
         assert tokenizer.path is not None
-        check_model(tokenizer.path.read_bytes(), tokenizer.pieces())
+        check_model(tokenizer)
         try:
             found = importlib.metadata.version("gigatoken")
         except importlib.metadata.PackageNotFoundError as error:
@@ -79,18 +80,26 @@ def _resident_bytes() -> int:
         return 0
 
 
-def check_model(model: bytes, pieces: list[str]) -> None:
+def check_model(tokenizer: SentencePieceTokenizer) -> None:
     """Raises ValueError for a model that gigatoken would take, but not encode as SentencePiece does."""
-    messages, settings = split_model(model)
+    assert tokenizer.path is not None
+    messages, settings = split_model(tokenizer.path.read_bytes())
     check_keeps_text(settings)  # normalizing could make or take away a character that has changed places
     kinds = piece_kinds(messages)
     if USER_DEFINED in kinds:
         raise ValueError("the model has user-defined pieces, which gigatoken does not look for")
     if UNUSED in kinds:
         raise ValueError("the model has unused pieces, which gigatoken would not cut again")
-    normal = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == NORMAL]
+    ranked = zip(tokenizer.pieces(), tokenizer.scores(), kinds, strict=True)
+    normal = {piece: score for piece, score, kind in ranked if kind == NORMAL}
     if alone := set("".join(normal)).difference(normal):
         raise ValueError(f"the model has pieces with {min(alone)!r} but none of it alone, from which gigatoken begins")
+    # Of runs of one sign, as Llama's spaces are, both make the leftmost as long as they can.
+    merged = Counter(score for piece, score in normal.items() if len(piece) > 1)
+    if tied := [piece for piece, score in normal.items() if merged[score] > 1 and len(set(piece)) > 1]:
+        raise ValueError(
+            f"the model has a piece of the same score as {tied[0]!r}; gigatoken does not merge the leftmost"
+        )
 
 
 def gigatoken_description(tokenizer: SentencePieceTokenizer, pieces: list[str]) -> dict[str, Any]:

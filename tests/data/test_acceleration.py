@@ -253,8 +253,14 @@ def test_gigatoken_is_not_given_what_it_would_get_wrong(tmp_path: Path, separabl
     the, letter = separable.pieces().index("\u2581the"), separable.pieces().index("t")
     unused = changed(separable, tmp_path / "u.model", lambda model: setattr(model.pieces[the], "type", UNUSED))
     alone = changed(separable, tmp_path / "a.model", lambda model: setattr(model.pieces[letter], "piece", "zqzq"))
+
+    def level(model: Any) -> None:
+        model.pieces[the].score = next(piece.score for piece in model.pieces if piece.piece == "he")
+
+    tied = changed(separable, tmp_path / "s.model", level)
     for tokenizer, told in (
-        (nfkc, "the model normalizes text"), (unused, "the model has unused pieces"),
+        (tied, "the model has a piece of the same score as '.?he'"), (nfkc, "the model normalizes text"),
+        (unused, "the model has unused pieces"),
         (alone, "the model has pieces with 't' but none of it alone"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=told):
