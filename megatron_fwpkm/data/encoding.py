@@ -72,7 +72,8 @@ class BlockEncoder:
         self._encode = encode
         self._begin = self._bytes([self.tokenizer.bos or 0] if options.prepend_bos else [])
         self._end = self._bytes([self.tokenizer.eod] if options.append_eod else [])
-        control = sorted(self.tokenizer.control_tokens(), key=len, reverse=True)
+        self._control_ids = self.tokenizer.control_tokens()
+        control = sorted(self._control_ids, key=len, reverse=True)
         wanted = control and options.control_tokens != "text"
         self._control = re.compile("(" + "|".join(map(re.escape, control)) + ")") if wanted else None
         self._any_text = self._control is None and tokenizer.kind != "NullTokenizer"
@@ -169,11 +170,10 @@ class BlockEncoder:
         if self.options.control_tokens != "parse":
             return self.tokenizer.encode(text)
         assert self._control is not None
-        control = self.tokenizer.control_tokens()
         ids = list[int]()
         for number, part in enumerate(self._control.split(text)):
             if part:
-                ids += [control[part]] if number % 2 else self.tokenizer.encode(part)
+                ids += [self._control_ids[part]] if number % 2 else self.tokenizer.encode(part)
         return ids
 
     def _bytes(self, ids: list[int]) -> bytes:

@@ -164,7 +164,10 @@ class HuggingFaceTokenizer(Tokenizer):
     def _special_id(self, folder: Path, name: str) -> int | None:
         for file in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
             if file.is_file():
-                value = json.loads(file.read_text(encoding="utf-8")).get(name)
+                try:
+                    value = json.loads(file.read_text(encoding="utf-8")).get(name)
+                except (ValueError, AttributeError) as error:
+                    raise ValueError(f"{file} (--tokenizer-model) is no JSON object: {error}") from error
                 token = value.get("content") if isinstance(value, dict) else value
                 if token is not None:
                     return self._tokenizer.token_to_id(token)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from megatron_fwpkm.data import corpus, journal, preprocess, verification
 from megatron_fwpkm.data.dataset_tools import merge
 from megatron_fwpkm.data.preprocess import PreprocessReport
-from megatron_fwpkm.data.tokenizers import Tokenizer
+from megatron_fwpkm.data.tokenizers import SentencePieceTokenizer, Tokenizer
 
 from .conftest import ROOT, novel
 from .test_preprocess import documents_of, jsonl, run
@@ -235,6 +235,21 @@ def test_control_tokens_and_bos(tmp_path: Path, tokenizer_file: Path, tokenizer:
         run(tmp_path, tokenizer_file, source, prepend_bos=True, data=numbers)
     with pytest.raises(ValueError, match="--verify -1 must be at least 0"):
         run(tmp_path, tokenizer_file, source, verify=-1)
+
+
+def test_control_tokens_are_listed_once_and_not_for_every_document(
+    tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list takes a look at every piece of the tokenizer."""
+    lists, control_tokens = list[int](), SentencePieceTokenizer.control_tokens
+
+    def counted(self: SentencePieceTokenizer) -> dict[str, int]:
+        lists.append(1)
+        return control_tokens(self)
+
+    monkeypatch.setattr(SentencePieceTokenizer, "control_tokens", counted)
+    run(tmp_path, tokenizer_file, jsonl(tmp_path / "a.jsonl", ["a </s> b"] * 50), control_tokens="parse")
+    assert len(lists) < 5
 
 
 def test_keys_blended_into_one_dataset(tmp_path: Path, tokenizer_file: Path, tokenizer: Tokenizer) -> None:

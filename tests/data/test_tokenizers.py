@@ -102,9 +102,11 @@ def test_wrong_tokenizers_are_refused(tokenizer_file: Path, hugging_face_folder:
     text = tmp_path / "text.model"
     text.write_text("no model")
     (tmp_path / "empty").mkdir()
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    (bare / "tokenizer.json").write_bytes((hugging_face_folder / "tokenizer.json").read_bytes())
+    bare, torn = tmp_path / "bare", tmp_path / "torn"
+    for folder in (bare, torn):
+        folder.mkdir()
+        (folder / "tokenizer.json").write_bytes((hugging_face_folder / "tokenizer.json").read_bytes())
+    (torn / "tokenizer_config.json").write_text("{torn")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "tokenizer.json").write_text("{}")
@@ -124,6 +126,7 @@ def test_wrong_tokenizers_are_refused(tokenizer_file: Path, hugging_face_folder:
         (DataConfig(tokenizer_type=kind, tokenizer_model="gpt2"), r"give a folder with .* \(nothing is downloaded\)"),
         (DataConfig(tokenizer_type=kind, tokenizer_model=str(tmp_path / "empty")), "holds no tokenizer.json"),
         (DataConfig(tokenizer_type=kind, tokenizer_model=str(bare)), "no eos_token for"),
+        (DataConfig(tokenizer_type=kind, tokenizer_model=str(torn)), r"config\.json .* is no JSON object: Exp"),
         (DataConfig(tokenizer_type=kind, tokenizer_model=str(broken)), "is not a Hugging Face tokenizer"),
         (DataConfig(tokenizer_type="NullTokenizer"), "needs --vocab-size"),
         (DataConfig(tokenizer_type="NullTokenizer", vocab_size=0), "--vocab-size 0 must be at least 1"),
