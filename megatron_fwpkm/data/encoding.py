@@ -27,6 +27,8 @@ from .records import BadBytes, BadRecord, Block, Cursor, Record, records
 from .tokenizers import Tokenizer, build_tokenizer
 
 ControlTokens = Literal["text", "parse", "fail"]
+_LONGEST = 2**31 - 1
+"""Tokens of a document: an index holds lengths in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,10 @@ class BlockEncoder:
         texts: list[str] = []
         around = len(self._begin + self._end)
         for record, documents in zip(good, encoded, strict=True):
-            if not all(documents):
+            if not all(documents) or max(map(len, documents)) + around > self.dtype.itemsize * _LONGEST:
                 raw = "\n".join(record.texts).encode("utf-8")
-                bad.append(BadRecord(block.path, record.line, "empty document", "no tokens", raw))
+                empty, long = ("empty document", "no tokens"), ("too long", f"more than {_LONGEST:,} tokens")
+                bad.append(BadRecord(block.path, record.line, *(long if all(documents) else empty), raw))
                 continue
             for key, (document, text) in enumerate(zip(documents, record.texts, strict=True)):
                 slot = 0 if options.blend_keys else key

@@ -306,3 +306,16 @@ def test_outputs_are_not_put_among_the_inputs(tmp_path: Path, tokenizer_file: Pa
         ):
             run(tmp_path, tokenizer_file, tmp_path, output_prefix=str(tmp_path / prefix))
     assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
+def test_a_document_longer_than_an_index_can_hold_is_bad(
+    tmp_path: Path, tokenizer_file: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = jsonl(tmp_path / "a.jsonl", ["one", "one two three four", "two"])
+    longest = len(tokenizer.encode("one two three four"))  # and its EOD
+    monkeypatch.setattr(encoding, "_LONGEST", longest)
+    report = run(tmp_path, tokenizer_file, source, append_eod=True, on_error="skip")
+    assert report.documents == 2 and report.skipped == {"too long": 1}
+    assert report.bad_records == [f"{source}:2: too long (more than {longest} tokens)"]
+    monkeypatch.setattr(encoding, "_LONGEST", longest + 1)
+    assert run(tmp_path, tokenizer_file, source, append_eod=True, overwrite=True).documents == 3
