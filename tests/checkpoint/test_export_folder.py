@@ -109,6 +109,7 @@ def test_an_export_needs_nothing_of_this_package(checkpoint: Path, tmp_path: Pat
         "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer.model",
         "tokenizer_config.json",
     }  # fmt: skip
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "all may be read by the same people"
     assert {path.name for path in folder.iterdir()} == expected
     for name in MODELING_FILES:
         assert (folder / f"{name}.py").read_text() == (ROOT / "megatron_fwpkm" / "hf" / f"{name}.py").read_text()
