@@ -1,4 +1,4 @@
-"""Measure long-context recall: facts hidden in real text, one asked for, with controls. Example:
+r"""Measure long-context recall: facts hidden in real text, one asked for, with controls. Example:
 
 python tools/evaluate_needle.py --model runs/quickstart/hf --haystack novel.txt.gz --lengths 256 1024 4096 8192 \
     --depths 5 --samples 50 --needles 5 --workers 2 --output runs/needle

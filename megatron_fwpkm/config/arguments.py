@@ -170,13 +170,22 @@ def convert(option: Option, words: list[str]) -> Any:
     if words == ["none"] and (option.nullable or option.is_list):
         return () if option.is_list else None
     if option.is_list:
+        for word in words:
+            parts = split_values(option, word)
+            if option.kind != "text" and len(parts) > 1:
+                raise ValueError(f"{word!r}: separate the values with spaces, {' '.join(parts)}")
         return tuple(option.parse(word) for word in words)
     return option.parse(words[0])
 
 
+def split_values(option: Option, word: str) -> list[str]:
+    """The values that one word seems to hold: `3,7` are two, unless values have commas of their own."""
+    return (word if option.kind == "LEFT,RIGHT" else word.replace(",", " ")).split()
+
+
 def describe(option: Option) -> str:
     """Help text with the default, unless the text itself says what stands in for a missing value."""
-    if option.default is None and "default" in option.help:
+    if option.default in (None, ()) and "default" in option.help:
         return option.help
     return f"{option.help} (default: {option.format(option.default)})"
 

@@ -11,7 +11,8 @@ class FwPKMConfig:
     """Fast-weight Product Key Memory (arXiv 2601.00671); every flag begins with --fwpkm-."""
 
     layer_numbers: tuple[int, ...] = ()
-    """Layers (counted from 1) that get a memory before their attention; the paper's @2,6,10 is 3 7 11 here."""
+    """Layers (counted from 1) that get a memory before their attention; the paper's @2,6,10 is 3 7 11 here;
+    default none: a plain transformer."""
     num_heads: int = 1
     """Query heads that share the values table."""
     num_subkeys: int = 512

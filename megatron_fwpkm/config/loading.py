@@ -7,12 +7,11 @@ the same parser, so that `lr: 1e-3` is a number although YAML 1.1 takes it for t
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -25,8 +24,10 @@ from .arguments import (
     format_item,
     from_namespace,
     options,
+    split_values,
 )
 from .pretrain import PretrainConfig
+from .usage import advice, complaints_of_unknown, together, without_values_of_switches
 
 PREFIXES = {"fwpkm": "fwpkm-", "needle": "needle-"}
 """What the flags of a group begin with."""
@@ -45,7 +46,7 @@ _EPILOG = """\
 examples:
   python pretrain.py --config examples/paper/base_112m.yaml --dry-run
       show what would run: options with their origins, layers, parameters, memory per rank; no GPU is needed
-  python pretrain.py --config my.yaml --data-path runs/mine/corpus_text --lr 3e-4 --save runs/mine/checkpoints --resume
+  python pretrain.py --config my.yaml --data-path runs/mine/corpus_text_document --save runs/mine/checkpoints --resume
       train, or continue where the last checkpoint ends
   torchrun --nproc-per-node 8 pretrain.py --config my.yaml --tensor-model-parallel-size 2
       eight processes: two share every layer, four replicas"""
@@ -108,9 +109,11 @@ def parse_pretrain(argv: Sequence[str] | None = None) -> Resolved:
     """
     parser = build_parser()
     known = {option.name: option for _, _, found in option_groups() for option in found}
-    namespace, unknown = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
-    if unknown:
-        _refuse_unknown(parser, unknown[0], list(known))
+    words, complaints = without_values_of_switches(sys.argv[1:] if argv is None else argv, known.values())
+    namespace, unknown = parser.parse_known_args(words)
+    complaints += complaints_of_unknown(words, unknown, ["config", *known])
+    if complaints:
+        parser.error(together(complaints))
     origins = dict.fromkeys((option.flag for option in known.values()), DEFAULT)
     merged: dict[str, Any] = {}
     for path in namespace.config:
@@ -156,23 +159,6 @@ def read_yaml(path: str, known: dict[str, Option]) -> list[tuple[Option, Any, in
     return found
 
 
-def suggestion(name: str, names: Sequence[str]) -> str:
-    """`; did you mean X?`, or nothing where no name is near."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if not near:  # a forgotten prefix or a forgotten half, as in `topk` or `subkeys`
-        near = sorted((other for other in names if len(name) > 3 and name in other), key=len)[:1]
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _refuse_unknown(parser: argparse.ArgumentParser, word: str, names: list[str]) -> NoReturn:
-    if not word.startswith("-"):
-        parser.error(f"unexpected argument {word!r}: every option is a flag (--config {word}?)")
-    flag = word.split("=")[0]
-    # Only booleans have a --no- form, but whoever asks for one means that option.
-    stem = flag.lstrip("-").replace("_", "-")
-    parser.error(f"unknown flag {flag}{suggestion('--' + stem, ['--config', *('--' + name for name in names)])}")
-
-
 def _compose(path: str) -> yaml.Node | None:
     """The node tree of a file, which unlike the loaded value keeps lines, repeated keys and written text."""
     try:
@@ -211,7 +197,7 @@ def _find(where: str, key: yaml.Node, node: yaml.Node, known: dict[str, Option])
     positive = bare.removeprefix("no-")
     if positive in known and known[positive].is_boolean:
         raise ValueError(f"{where}: write `{positive}: false` instead of {key.value}")
-    raise ValueError(f"{where}: there is no option {key.value}{suggestion(bare, list(known))}")
+    raise ValueError(f"{where}: there is no option {key.value}{advice(bare, list(known))}")
 
 
 def _value(option: Option, node: yaml.Node) -> Any:
@@ -225,8 +211,9 @@ def _value(option: Option, node: yaml.Node) -> Any:
             return () if option.is_list else None
         raise ValueError(f"has no value; it takes a {option.kind}, or remove the line")
     word = _item(option, node)
-    if option.is_list and option.kind != "text" and len(word.split()) > 1:
-        raise ValueError(f"write several values as a list: [{', '.join(word.split())}]")
+    words = split_values(option, word)
+    if option.is_list and option.kind != "text" and len(words) > 1:
+        raise ValueError(f"write several values as a list: [{', '.join(words)}]")
     if _is_plain(node):
         return convert(option, [word])
     return (option.parse(word),) if option.is_list else option.parse(word)

@@ -120,6 +120,8 @@ def test_yaml_values(write, text, group, field, value):
         ("save: true", r"^run.yaml:1: save: takes text, not true; put it in quotes"),
         ("lr-decay-style: cosin", r"^run.yaml:1: lr-decay-style: 'cosin' is none of constant, linear, cosine, WSD"),
         ("fwpkm-layer-numbers: 3 7", r"^run.yaml:1: fwpkm-layer-numbers: write several values as a list: \[3, 7\]"),
+        ("fwpkm-layer-numbers: 3,7", r"^run.yaml:1: fwpkm-layer-numbers: write several values as a list: \[3, 7\]"),
+        ("swiglu: true", r"^run.yaml:1: there is no option swiglu: remove it, it is always so here"),
         ("fwpkm-layer-numbers: [3, x]", r"^run.yaml:1: fwpkm-layer-numbers: 'x' is not a whole number"),
         ("fwpkm-layer-numbers: [[3]]", r"^run.yaml:1: fwpkm-layer-numbers: takes a whole number here, not a list"),
         ("data-path:\n  - a: b", r"^run.yaml:2: data-path: takes a text here, not a mapping"),
@@ -158,7 +160,19 @@ def test_a_missing_file_is_an_error_with_its_path():
         (["--confg", "x"], "unknown flag --confg; did you mean --config?"),
         (["run.yaml"], "unexpected argument 'run.yaml': every option is a flag (--config run.yaml?)"),
         (["--lr", "fast"], "argument --lr: 'fast' is not a number"),
-        (["--bf16", "true"], "unexpected argument 'true'"),
+        (["--bf16", "true"], "--bf16 true: a switch takes no value; write --bf16 or --no-bf16"),
+        (["--no-bf16=true"], "--no-bf16=true: a switch takes no value; write --bf16 or --no-bf16"),
+        (["--fwpkm-layer-numbers", "2,3"], "'2,3': separate the values with spaces, 2 3"),
+        (["--use-flash-attn"], "unknown flag --use-flash-attn: remove it: attention is torch's"),
+        (["--no-load-optim"], "unknown flag --no-load-optim: give --load with --finetune"),
+        (["--num-layer-widths", "3"], "unknown flag --num-layer-widths\n"),
+        (
+            ["--swiglu", "--bf16", "true", "--topk", "3", "--seed", "1", "run.yaml"],
+            "4 arguments are wrong:\n  - --bf16 true: a switch takes no value; write --bf16 or --no-bf16\n"
+            "  - unknown flag --swiglu: remove it, it is always so here\n"
+            "  - unknown flag --topk; did you mean --fwpkm-topk?\n"
+            "  - unexpected argument 'run.yaml'",
+        ),
     ],
 )
 def test_wrong_usage_leaves_with_status_2(words, message, capsys):
@@ -236,3 +250,4 @@ def test_help_is_fast_and_teaches():
     assert elapsed < 5  # a second on an idle machine
     for piece in ("Model:", "FwPKM:", "--no-bf16", "examples:", "--dry-run", "(default: 0.001)", "torchrun"):
         assert piece in run.stdout, piece
+    assert "--data-path runs/mine/corpus_text_document " in run.stdout  # what preprocess_data.py calls it

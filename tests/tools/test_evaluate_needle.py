@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.conftest import folder, tiny_model, tokenizer  # noqa: F401
+from tests.tools.in_process import run_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,3 +131,7 @@ def test_wrong_usage_has_status_2(flag, value, said):
     process = run("--model", "m", "--haystack", "h", "--lengths", "96", "--output", "o", flag, value)
     assert process.returncode == 2
     assert said in process.stderr
+
+
+def test_the_help_shows_an_example_that_can_be_copied(capsys):
+    assert "--lengths 256 1024 4096 8192 \\\n    --depths" in run_tool(capsys, "evaluate_needle", "--help").stdout

@@ -1,0 +1,69 @@
+"""What is wrong with the words of a command line, all of it at once, with advice."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+
+from .arguments import Option
+from .megatron_flags import MEGATRON_FLAGS
+
+
+def without_values_of_switches(argv: Sequence[str], known: Collection[Option]) -> tuple[list[str], list[str]]:
+    """The words without values that were given to switches (`--bf16 true`), and a complaint for each of those."""
+    names = [option.name for option in known if option.is_boolean]
+    switches = {f"--{form}{name}": name for name in names for form in ("", "no-")}
+    words: list[str] = []
+    complaints: list[str] = []
+    before = ""
+    for word in argv:
+        flag, equals, _ = word.partition("=")
+        if equals and flag in switches:
+            complaints.append(_value_of_switch(word, switches[flag]))
+        elif before in switches and not word.startswith("-"):
+            complaints.append(_value_of_switch(f"{before} {word}", switches[before]))
+        else:
+            words.append(word)
+        before = word
+    return words, complaints
+
+
+def _value_of_switch(shown: str, name: str) -> str:
+    return f"{shown}: a switch takes no value; write --{name} or --no-{name}"
+
+
+def complaints_of_unknown(words: Sequence[str], unknown: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A complaint for each flag among the words that nobody knows, and for each argument that belongs to no flag.
+
+    `unknown` are the words that the parser left over; what follows an unknown flag is taken for its value.
+    """
+    complaints = []
+    for word in dict.fromkeys(unknown):
+        if word.startswith("-"):
+            flag = word.split("=")[0]
+            complaints.append(f"unknown flag {flag}{advice(flag.lstrip('-').replace('_', '-'), names, '--')}")
+        elif not {words[place - 1] for place in range(1, len(words)) if words[place] == word} & set(unknown):
+            complaints.append(f"unexpected argument {word!r}: every option is a flag (--config {word}?)")
+    return complaints
+
+
+def together(complaints: Sequence[str]) -> str:
+    """One complaint as it is, several as a list."""
+    if len(complaints) == 1:
+        return complaints[0]
+    return f"{len(complaints)} arguments are wrong:" + "".join(f"\n  - {line}" for line in complaints)
+
+
+def advice(name: str, names: Sequence[str], dashes: str = "") -> str:
+    """What to do about an unknown name: the answer to a flag of Megatron-LM, `; did you mean X?`, or nothing.
+
+    `dashes` stand before names on the command line and are missing in YAML.
+    """
+    for known in (name, name.removeprefix("no-")):
+        if known in MEGATRON_FLAGS:
+            return f": {MEGATRON_FLAGS[known]}"
+    # A forgotten prefix or a forgotten half, as in `topk` or `subkeys`.
+    near = sorted((other for other in names if len(name) > 3 and name in other), key=len)[:1]
+    if not near:  # only booleans have a --no- form, but whoever asks for one means that option
+        near = difflib.get_close_matches(name.removeprefix("no-"), names, n=1, cutoff=0.8)
+    return f"; did you mean {dashes}{near[0]}?" if near else ""
