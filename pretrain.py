@@ -10,12 +10,23 @@ import sys
 from collections.abc import Sequence
 
 from megatron_fwpkm.config.cli import run_cli
-from megatron_fwpkm.config.loading import parse_pretrain
+from megatron_fwpkm.config.loading import Resolved, parse_pretrain
+from megatron_fwpkm.config.origins import check_memory_options, origins_named_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, then train or print what would be trained; torch is imported only when it is needed."""
     resolved = parse_pretrain(argv)
+    check_memory_options(resolved)
+    try:
+        return _start(resolved)
+    except ValueError as error:
+        for line in origins_named_in(str(error), resolved):
+            error.add_note(line)
+        raise
+
+
+def _start(resolved: Resolved) -> int:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # nothing here is compiled, and Megatron's helpers cost seconds
     if resolved.config.training.dry_run:
         from megatron_fwpkm.training.dry_run import dry_run

@@ -218,6 +218,18 @@ def test_wrong_inputs_end_in_one_clear_line(
     assert "Traceback" not in "\n".join(lines)
 
 
+def test_a_refused_value_of_a_file_is_told_with_its_place(
+    dataset: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("save-interval: 20\n")
+    assert start(["--config", str(file), *flags(dataset)]) == 1
+    error = "error: --save-interval 20 saves nothing without --save: give --save (--save-interval 20 stands in"
+    assert f"{error} {file}:1; " in capfd.readouterr().err
+    assert start(flags(dataset, fwpkm_layer_numbers=None, train_iters=1)) == 1
+    assert "the model has no memory that this could be about" in capfd.readouterr().err
+
+
 def test_a_torn_checkpoint_is_refused(dataset: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert start(flags(dataset, save=tmp_path, train_iters=2, eval_iters=0)) == 0
     shard = next((tmp_path / "iter_0000002" / "model").glob("*.distcp"))

@@ -37,7 +37,12 @@ def run_cli(main: Main, argv: Sequence[str] | None = None) -> int:
 
 
 def message(error: Exception) -> str:
-    """What to tell of an error that a user can cause."""
+    """What to tell of an error that a user can cause; its notes follow in parentheses."""
+    notes = getattr(error, "__notes__", [])
+    return _said(error) + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError):

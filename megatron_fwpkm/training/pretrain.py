@@ -146,16 +146,16 @@ def open_metrics(config: PretrainConfig, world: World, log_dir: Path, iteration:
 
 def _announce(config: PretrainConfig, world: World, global_batch: int, parameters: int) -> None:
     """One line on what is about to be trained where."""
-    parallel = config.parallel
+    parallel, layers = config.parallel, " ".join(map(str, config.fwpkm.layer_numbers))
     logger.info(
-        "training on %s: %d process(es), TP %d, PP %d | %s parameters per rank, memories at layers %s | "
+        "training on %s: %d process(es), TP %d, PP %d | %s parameters per rank, %s | "
         "%d sequences of %d tokens per step",
         world.device,
         world.size,
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
         f"{parameters:,}",
-        " ".join(map(str, config.fwpkm.layer_numbers)) or "none",
+        f"memories at layers {layers}" if layers else "a plain transformer without memory (--fwpkm-layer-numbers)",
         global_batch,
         config.model.seq_length,
     )

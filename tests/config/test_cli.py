@@ -21,6 +21,13 @@ def raising(error: BaseException):
     return main
 
 
+def test_notes_follow_an_error(capsys):
+    error = ValueError("--lr 0 must be above 0")
+    error.add_note("--lr 0 stands in run.yaml:3")
+    assert run_cli(raising(error)) == 1
+    assert capsys.readouterr().err == "error: --lr 0 must be above 0 (--lr 0 stands in run.yaml:3)\n"
+
+
 def test_status_and_arguments_pass_through():
     assert run_cli(lambda argv: len(argv or ()), ["a", "b"]) == 2
 

@@ -1,0 +1,45 @@
+"""What the origin of an option's value tells a user: which file a refused value stands in, options without effect."""
+
+from __future__ import annotations
+
+import re
+
+from .loading import COMMAND_LINE, DEFAULT, PREFIXES, Resolved, option_groups
+
+
+def origins_named_in(message: str, resolved: Resolved) -> list[str]:
+    """A line for each option that an error names with its value, where that value stands in a file.
+
+    The line says where, and how the command line changes it.
+    """
+    lines = []
+    for group, _, found in option_groups():
+        for option in found:
+            value = getattr(getattr(resolved.config, group), option.field_name)
+            origin = resolved.origins[option.flag]
+            named = re.search(rf"{re.escape(f'{option.flag} {option.format(value)}')}(?![\w-]|[.,]\d)", message)
+            if named is None or origin in (DEFAULT, COMMAND_LINE):
+                continue
+            way = "the command line wins over a file"
+            if option.nullable or option.is_list:
+                way = f"`{option.flag} none` on the command line unsets it"
+            lines.append(f"{option.flag} {option.format(value)} stands in {origin}; {way}")
+    return lines
+
+
+def check_memory_options(resolved: Resolved) -> None:
+    """Options of the memory on the command line need a memory, or a word that none is wanted.
+
+    Raises ValueError where nobody, neither command line nor file, says which layers get one.
+    """
+    layers = f"--{PREFIXES['fwpkm']}layer-numbers"
+    given = [
+        flag
+        for flag, origin in resolved.origins.items()
+        if flag.startswith(f"--{PREFIXES['fwpkm']}") and origin == COMMAND_LINE
+    ]
+    if given and resolved.origins[layers] == DEFAULT:
+        raise ValueError(
+            f"{' '.join(given)}: the model has no memory that this could be about; say which layers get one, like "
+            f"{layers} 2, or {layers} none for a plain transformer"
+        )
