@@ -135,6 +135,15 @@ def test_a_whole_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert any(line.startswith("finished: iteration 20, 160 tokens") for line in caplog.messages)
 
 
+def test_every_key_of_a_record_is_explained(tmp_path: Path) -> None:
+    _, records = run(tmp_path, CountingEngine(), config())
+    document = (Path(__file__).resolve().parents[2] / "docs" / "training_log.md").read_text()
+    layers = [layer for record in records for layer in record.get("memory", {}).values()]
+    assert layers and {record["kind"] for record in records} == {"train", "evaluation", "test", "end"}
+    keys = {key for record in [*records, *layers] for key in record} | {record["kind"] for record in records}
+    assert [key for key in sorted(keys) if f"`{key}`" not in document] == []
+
+
 def test_exit_interval_saves_and_stops_and_the_log_goes_on_where_it_was(tmp_path: Path) -> None:
     saved, records = run(tmp_path, CountingEngine(), config(exit_interval=7))
     assert saved.saved == [6, 7]
