@@ -93,12 +93,18 @@ def build_datasets(
     configuration and index only.
 
     Raises:
-        ValueError: no data, missing or damaged files, a dataset made with another tokenizer, a split without documents,
-            bad blends, an index cache that cannot be written, or needles that do not fit.
+        ValueError: no data, missing or damaged files, a dataset made with another tokenizer or without the
+            end-of-document tokens that --eod-mask-loss looks for, a split without documents, bad blends, an
+            index cache that cannot be written, or needles that do not fit.
     """
     data, training = config.data, config.training
     blends = _blends(data)
     infos = {prefix: _checked(prefix, tokenizer) for blend in blends if blend is not None for prefix in blend[0]}
+    if data.eod_mask_loss and all(_has_no_eods(info) for info in infos.values()):
+        raise ValueError(
+            f"--eod-mask-loss has nothing to leave out: {' '.join(infos)} was prepared without end-of-document tokens; "
+            "prepare it with --append-eod, or leave the flag out (documents are known without it)"
+        )
     batch = global_batch_size or training.global_batch_size or training.micro_batch_size * _data_parallel_size(config)
     sizes = [training.train_iters * batch, training.eval_iters * batch, training.eval_iters * batch]
     shared = not data.train_data_path
@@ -130,6 +136,8 @@ def build_datasets(
     )
     if shared:
         gpt_config.split_matrix = [share if wanted else None for share, wanted in zip(shares, needed, strict=True)]
+    assert blends[0] is not None  # or there would be nothing to train
+    logger.info("%s", _epochs(blends[0], shares[0], infos, sizes[0] * config.model.seq_length))
     built = _Builder(DocumentWindows, sizes, lambda: True, gpt_config).build()
     if config.needle.fraction > 0:
         for i in (0, 1):
@@ -240,8 +248,7 @@ def _has_documents(
     here."""
     for prefix in prefixes:
         info = infos[prefix]
-        begin, end = (int(round(edge * info.documents)) for edge in share)
-        if info.tokens_between(begin, end) > 0:
+        if _tokens_of(info, share) > 0:
             continue
         if number == 2:
             return False
@@ -254,6 +261,28 @@ def _has_documents(
             advice += ", or turn validation off with --eval-iters 0"
         raise ValueError(f"the {info.documents} documents of {prefix} leave none for {SPLIT_NAMES[number]}: {advice}")
     return True
+
+
+def _tokens_of(info: DatasetInfo, share: tuple[float, float]) -> int:
+    begin, end = (int(round(edge * info.documents)) for edge in share)
+    return info.tokens_between(begin, end)
+
+
+def _has_no_eods(info: DatasetInfo) -> bool:
+    """Whether the dataset's description says so; control tokens parsed in the text may be EODs that nobody counted."""
+    made = info.sidecar or {}
+    return made.get("eods") == 0 and made.get("options", {}).get("control_tokens") != "parse"
+
+
+def _epochs(blend: Blend, share: tuple[float, float], infos: dict[str, DatasetInfo], wanted: int) -> str:
+    """How often a run of `wanted` tokens goes through each of its datasets, for the log."""
+    prefixes, weights = blend
+    total = sum(weights) if weights else 1.0
+    parts = []
+    for prefix, weight in zip(prefixes, weights or [1.0], strict=True):
+        held = _tokens_of(infos[prefix], share)
+        parts.append(f"{wanted * weight / total / held:.3g} times the {held:,} training tokens of {prefix}")
+    return f"the run takes {wanted:,} tokens: {', '.join(parts)}"
 
 
 def _cache_folder(data: DataConfig, infos: dict[str, DatasetInfo]) -> Path:

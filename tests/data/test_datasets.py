@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -280,6 +282,37 @@ def test_a_dataset_of_another_tool_is_sampled(
     assert "has no sidecar .json" in caplog.text
     with pytest.raises(ValueError, match=r"token ids 0\.\.2099, outside the tokenizer's 900 pieces"):
         build_datasets(config, tokenizer)
+
+
+def test_a_mask_behind_tokens_that_were_not_written_is_refused(write_dataset: WriteDataset, null: Tokenizer) -> None:
+    prefixes = [write_dataset(name, numbered(10), null) for name in ("without", "with", "parsed")]
+    for prefix, eods, control in zip(prefixes, (0, 10, 0), ("text", "text", "parse"), strict=True):
+        sidecar = json.loads(Path(f"{prefix}.json").read_text())
+        Path(f"{prefix}.json").write_text(json.dumps(sidecar | {"eods": eods, "options": {"control_tokens": control}}))
+    blends = [prefixes[:1], ["1", prefixes[0], "1", prefixes[1]], prefixes[2:]]
+    first, *others = (
+        configuration(
+            dataclasses.replace(NULL, data_path=tuple(words), split="1,0,0", eod_mask_loss=True), eval_iters=0
+        )
+        for words in blends
+    )
+    with pytest.raises(ValueError, match="--eod-mask-loss has nothing to leave out: .*/without .*--append-eod"):
+        build_datasets(first, null)
+    for config in (dataclasses.replace(first, data=dataclasses.replace(first.data, eod_mask_loss=False)), *others):
+        build_datasets(config, null)
+
+
+def test_the_log_says_how_often_the_data_is_seen(
+    write_dataset: WriteDataset, null: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = write_dataset("one", numbered(10), null), write_dataset("two", numbered(20), null)
+    logging.getLogger("megatron_fwpkm").propagate = True
+    for data in ({"data_path": (two,), "split": "1,1,0"}, {"train_data_path": ("3", one, "1", two)}):
+        with caplog.at_level(logging.INFO, logger="megatron_fwpkm"):
+            build_datasets(configuration(dataclasses.replace(NULL, **data), eval_iters=0), null)
+    assert f"the run takes 640 tokens: 9.14 times the 70 training tokens of {two}" in caplog.messages
+    both = f"6.86 times the 70 training tokens of {one}, 1.14 times the 140 training tokens of {two}"
+    assert f"the run takes 640 tokens: {both}" in caplog.messages
 
 
 def test_missing_data_is_refused(write_dataset: WriteDataset, null: Tokenizer, tmp_path: Path) -> None:
