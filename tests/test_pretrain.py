@@ -132,7 +132,10 @@ def test_twenty_steps_equal_ten_and_resume_and_ten(
     assert_same_checkpoint(read_checkpoint(whole), read_checkpoint(halves))
     # A finished run says so and does nothing.
     assert start(flags(dataset, save=halves, bf16=True, resume=True)) == 0
-    assert "finished: iteration 20, 0 tokens" in capfd.readouterr().out
+    assert (
+        "nothing is left to do: the run has finished at iteration 20 before; raise --train-iters"
+        in capfd.readouterr().out
+    )
 
 
 def test_what_lies_in_a_checkpoint(dataset: str, tmp_path: Path) -> None:
@@ -196,6 +199,7 @@ def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"save": "{trained}", "resume": True, "seed": 5}, "--seed is 1234 there and 5 here.*--finetune"),
         ({"load": "{tmp}/file"}, "file is not a folder"),
         ({"load": "{tmp}"}, "is not a checkpoint: it has no run.json"),
+        ({"fwpkm_num_subkeys": 1_000_000}, r"need \S+ TiB on each rank.*lower --fwpkm-num-subkeys 1000000"),
         ({"lr_warmup_iters": 20}, "--lr-warmup-iters 20"),
     ],
 )  # fmt: skip

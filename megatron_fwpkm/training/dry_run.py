@@ -29,7 +29,7 @@ from ..config.derived import (
 from ..config.loading import DEFAULT, Resolved, option_groups
 from ..config.validation import validate
 from ..data.tokenizers import build_tokenizer
-from .memory_estimate import document_start_bytes, estimate_memory, micro_batches
+from .memory_estimate import document_start_bytes, estimate_memory, format_bytes, micro_batches
 
 _PLAIN_WIDTH = 120
 
@@ -214,14 +214,6 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     needs_file = data.tokenizer_type not in TOKENIZERS_WITHOUT_FILE
     if needs_file and (not data.tokenizer_model or not Path(data.tokenizer_model).exists()):
         yield f"Missing for a real run: --tokenizer-model {data.tokenizer_model or ''}".rstrip()
-
-
-def format_bytes(count: int) -> str:
-    """`512 B`, `1.5 MiB`."""
-    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
 def _count(number: int, singular: str, plural: str | None = None) -> str:

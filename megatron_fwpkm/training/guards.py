@@ -6,8 +6,10 @@ They see numbers only (no tensors), the same on every rank, so that all ranks st
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
+
+from ..config import PretrainConfig
 
 BASELINE_OBSERVATIONS = 10
 """Observations (one per log interval or checkpoint) whose median memorization loss is the yardstick of a layer."""
@@ -17,36 +19,49 @@ class TrainingDivergedError(ValueError):
     """The run went wrong in a way that more steps cannot repair; the message names step, place and what to try."""
 
 
-def check_finite(iteration: int, numbers: Mapping[str, float]) -> None:
-    """Raise TrainingDivergedError when one of the step's numbers (by name) is NaN or infinite."""
+def check_finite(iteration: int, numbers: Mapping[str, float], config: PretrainConfig, kept: str | None) -> None:
+    """Raise TrainingDivergedError when one of the step's numbers (by name) is NaN or infinite.
+
+    `kept` is the path of the newest checkpoint, if any.
+    """
+    clipped, bf16 = 0 < config.optimizer.clip_grad <= 1, config.training.bf16
+    ways = ["a smaller --lr", "a longer --lr-warmup-iters"]
+    ways += [] if clipped else ["--clip-grad 1.0"]
+    ways += ["--no-bf16"] if bf16 else []
     for name, value in numbers.items():
         if not math.isfinite(value):
-            raise TrainingDivergedError(
-                f"iteration {iteration}: the {name} is {value}. The last checkpoint is intact. Try a smaller --lr, a "
-                "longer --lr-warmup-iters, --clip-grad 1.0, or --no-bf16"
-            )
+            raise TrainingDivergedError(f"iteration {iteration}: the {name} is {value}.{_way_out(ways, kept)}")
 
 
 class MemoryGuard:
     """Compares every layer's memorization loss with the median of its first observations."""
 
-    def __init__(self, factor: float) -> None:
-        """`factor` is --divergence-factor: a loss above factor * early median stops the run."""
-        self.factor = factor
+    def __init__(self, config: PretrainConfig) -> None:
+        """A loss above --divergence-factor times the early median stops the run."""
+        self.factor = config.training.divergence_factor
+        normalize = [] if config.fwpkm.normalize_targets else ["--fwpkm-normalize-targets"]
+        reset = ["--fwpkm-reset step"] if config.fwpkm.reset == "never" else []
+        self._ways = ["a smaller --fwpkm-inner-lr", *normalize, *reset, "a smaller --lr"]
         self._early: dict[int, list[float]] = {}
 
-    def check(self, iteration: int, memorization_loss: Mapping[int, float], finite_tables: Mapping[int, bool]) -> None:
+    def check(
+        self,
+        iteration: int,
+        memorization_loss: Mapping[int, float],
+        finite_tables: Mapping[int, bool],
+        kept: str | None,
+    ) -> None:
         """Look at one iteration; both mappings go from layer number to the worst value over replicas.
 
-        Raises TrainingDivergedError for a table with NaN or infinity and for a memorization loss out of bounds.
+        `kept` is the path of the newest checkpoint, if any. Raises TrainingDivergedError for a table with NaN or
+        infinity and for a memorization loss out of bounds.
         """
         for layer in sorted(memorization_loss):
             loss = memorization_loss[layer]
             if not finite_tables.get(layer, True) or not math.isfinite(loss):
                 raise TrainingDivergedError(
-                    f"iteration {iteration}: the memory of layer {layer} is not finite (memorization loss {loss}). The "
-                    "last checkpoint is intact. Try a smaller --fwpkm-inner-lr, --fwpkm-normalize-targets, or "
-                    "--fwpkm-reset step"
+                    f"iteration {iteration}: the memory of layer {layer} is not finite (memorization loss {loss})."
+                    f"{_way_out(self._ways, kept)}"
                 )
             early = self._early.setdefault(layer, [])
             if len(early) < BASELINE_OBSERVATIONS:
@@ -56,8 +71,8 @@ class MemoryGuard:
             if loss > limit:
                 raise TrainingDivergedError(
                     f"iteration {iteration}: the memory of layer {layer} diverges: memorization loss {loss:.4g} is "
-                    f"above --divergence-factor {self.factor:g} times its early median {median(early):.4g}. The last "
-                    "checkpoint is intact. Try a smaller --fwpkm-inner-lr, --fwpkm-reset step, or a smaller --lr"
+                    f"above --divergence-factor {self.factor:g} times its early median {median(early):.4g}."
+                    f"{_way_out(self._ways, kept)}"
                 )
 
     def state_dict(self) -> dict[str, list[float]]:
@@ -67,3 +82,8 @@ class MemoryGuard:
     def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
         """Take over the early losses of a saved run."""
         self._early = {int(layer): list(losses) for layer, losses in state.items()}
+
+
+def _way_out(ways: Sequence[str], kept: str | None) -> str:
+    """What is left of the run, and what to try; sentences with a space before them."""
+    return (f" {kept} is intact." if kept else "") + f" Try {', '.join(ways[:-1])}, or {ways[-1]}"

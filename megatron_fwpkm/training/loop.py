@@ -65,7 +65,7 @@ class TrainingLoop:
         self.progress = progress
         self._samples_per_step = samples_per_step
         self._tokens_per_step = samples_per_step * config.model.seq_length
-        self._guard = MemoryGuard(config.training.divergence_factor)
+        self._guard = MemoryGuard(config)
         self._guard.load_state_dict(progress.guard)
         self._started = time.monotonic()
         self._first_iteration = progress.iteration
@@ -123,7 +123,7 @@ class TrainingLoop:
         numbers = {**asdict(result.losses), "gradient norm": result.grad_norm}
         if not all(math.isfinite(number) for number in numbers.values()):
             self._look_at_memories()
-        check_finite(self.progress.iteration, numbers)
+        check_finite(self.progress.iteration, numbers, self._config, self._checkpoints.newest())
 
     def _log_if_due(self) -> MemoryReport | None:
         """At every log interval: look at the memories, write one record and one line."""
@@ -162,7 +162,9 @@ class TrainingLoop:
     def _look_at_memories(self) -> MemoryReport:
         """Collect the statistics and let the guard see them."""
         report = self._engine.memory_report()
-        self._guard.check(self.progress.iteration, report.worst_memorization_loss, report.finite_tables)
+        self._guard.check(
+            self.progress.iteration, report.worst_memorization_loss, report.finite_tables, self._checkpoints.newest()
+        )
         self.progress.guard = self._guard.state_dict()
         return report
 

@@ -81,6 +81,26 @@ def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, st
     )
 
 
+def check_tables_fit(config: PretrainConfig, stage: int, room: int) -> None:
+    """Raise ValueError where the tables of a stage's memories alone need more than the `room` bytes of its device."""
+    wanted = _memories(config, stage) * table_bytes(config, _sharing_ranks(config))
+    if wanted > room:
+        raise ValueError(
+            f"the memories' tables need {format_bytes(wanted)} on each rank, and there are "
+            f"{format_bytes(room)}: lower --fwpkm-num-subkeys {config.fwpkm.num_subkeys} (a table has the square of it "
+            f"as rows) or --fwpkm-value-dim {config.fwpkm.value_dim}, or share them among more ranks with "
+            "--tensor-model-parallel-size; --dry-run shows what a rank needs"
+        )
+
+
+def format_bytes(count: int) -> str:
+    """`512 B`, `1.5 MiB`."""
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
 def _in_flight(config: PretrainConfig, replicas: int, stage: int) -> float:
     """Micro-batches whose activations a stage keeps at once; of an interleaved one in parts, one per chunk."""
     parallel = config.parallel

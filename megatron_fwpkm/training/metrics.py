@@ -170,11 +170,17 @@ def progress_line(record: JsonRecord, train_iters: int, remaining_seconds: float
 
 def summary_lines(summary: JsonRecord) -> list[str]:
     """The closing summary for people; `summary` is the `end` record."""
-    lines = [
+    first = (
         f"{summary['reason']}: iteration {summary['iteration']}, {summary['tokens']:,} tokens in "
         f"{duration(summary['seconds'])}, median {summary['tokens_per_second']:,.0f} tokens/s, "
         f"peak memory {summary['peak_memory_gib']:.2f} GiB"
-    ]
+    )
+    if summary["reason"] == "finished" and not summary["tokens"]:
+        first = (
+            f"nothing is left to do: the run has finished at iteration {summary['iteration']} before; raise "
+            "--train-iters to go on"
+        )
+    lines = [first]
     if summary["last_loss"] is not None:
         lines.append(f"loss: last {summary['last_loss']:.4f}, best {summary['best_loss']:.4f}")
     if summary["validation_loss"] is not None:

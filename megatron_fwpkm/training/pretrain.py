@@ -23,8 +23,9 @@ from ..data.tokenizers import build_tokenizer
 from .checkpointing import Progress, RunCheckpoints, prepare_save_folder
 from .engine import Batch, MegatronEngine, num_microbatches
 from .loop import TrainingLoop
+from .memory_estimate import check_tables_fit
 from .metrics import JsonLines, MetricsLog, Sink, TensorBoard
-from .startup import World, distributed_run
+from .startup import World, distributed_run, memory_bytes
 
 logger = logging.getLogger("megatron_fwpkm")
 
@@ -63,6 +64,7 @@ def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | 
     """Train with the --save folder to itself."""
     config = resolved.config
     replicas = parallel_state.get_data_parallel_world_size()
+    check_tables_fit(config, parallel_state.get_pipeline_model_parallel_rank(), memory_bytes(world.device))
     tokenizer = build_tokenizer(config.data)
     train, validation, test = build_datasets(config, tokenizer, global_batch_size=global_batch)
     rows = padded_vocab_size(

@@ -138,6 +138,13 @@ def set_determinism(training: TrainingConfig) -> None:
     torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
 
 
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a GPU, or of this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def set_seeds(seed: int) -> None:
     """Seed python, numpy, torch and Megatron's tracker; pipeline stages differ, data-parallel replicas are equal."""
     from megatron.core import parallel_state

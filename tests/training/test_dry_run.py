@@ -13,7 +13,8 @@ from rich.console import Console
 
 from megatron_fwpkm.config.derived import num_parameters, table_bytes
 from megatron_fwpkm.config.loading import parse_pretrain
-from megatron_fwpkm.training.dry_run import dry_run, format_bytes, vocabulary_size
+from megatron_fwpkm.training.dry_run import dry_run, vocabulary_size
+from megatron_fwpkm.training.memory_estimate import format_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [

@@ -12,6 +12,7 @@ from megatron_fwpkm.config import FwPKMConfig, ModelConfig, ParallelConfig, Pret
 from megatron_fwpkm.config.derived import num_parameters, padded_vocab_size, stage_parameters, table_bytes
 from megatron_fwpkm.training.memory_estimate import (
     activation_bytes,
+    check_tables_fit,
     document_start_bytes,
     estimate_memory,
     layer_bytes_per_token,
@@ -41,6 +42,22 @@ def test_stored_bytes_follow_from_the_parameters():
     assert estimate_memory(sharded, 512, world_size=4).optimizer == 2 * parameters
     on_device = set(type(found).__dataclass_fields__) - {"offloaded"}
     assert found.total == sum(getattr(found, part) for part in on_device)
+
+
+def test_tables_larger_than_the_device_are_refused():
+    config = PretrainConfig(
+        model=ModelConfig(num_layers=4),
+        fwpkm=FwPKMConfig(layer_numbers=(1, 2, 3), num_subkeys=64, value_dim=256, key_dim=32),
+        parallel=ParallelConfig(pipeline_model_parallel_size=2, tensor_model_parallel_size=2),
+    )
+    one = (64 * 64 * 256 + 64 * 32) * 4 // 2
+    check_tables_fit(config, 0, 2 * one)
+    check_tables_fit(config, 1, one)
+    check_tables_fit(replace(config, fwpkm=replace(config.fwpkm, layer_numbers=())), 0, 0)
+    with pytest.raises(
+        ValueError, match="the memories' tables need 4.0 MiB on each rank, and there are"
+    ):
+        check_tables_fit(config, 0, 2 * one - 1)
 
 
 def test_bfloat16_tables_halve_table_and_log():
