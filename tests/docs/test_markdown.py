@@ -11,6 +11,9 @@ import sys
 
 import pytest
 
+from megatron_fwpkm.config.loading import parse_pretrain
+from megatron_fwpkm.config.origins import check_memory_options
+from megatron_fwpkm.config.validation import problems
 from tests.docs.markdown import ROOT, Command, commands, markdown_files, named_paths
 
 FILES = markdown_files()
@@ -53,6 +56,10 @@ def check_python(command: Command, words: list[str]) -> None:
     elif words[0] != "-c":
         assert (ROOT / words[0]).is_file(), f"{command}: {words[0]} does not exist"
         check_flags(command, words[:1], words[1:])
+        if words[0] == "pretrain.py":
+            resolved = parse_pretrain(words[1:])
+            check_memory_options(resolved)
+            assert not problems(resolved.config), f"{command}: {problems(resolved.config)}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
