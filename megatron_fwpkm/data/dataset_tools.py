@@ -236,9 +236,12 @@ def _prepared(writer: IndexedWriter, infos: Sequence[DatasetInfo], about: dict[s
         if all(sidecar.get("options", {}).get(name) == value for sidecar in sidecars)
     }
     inputs = [file for sidecar in sidecars for file in sidecar.get("inputs", [])]
-    return writer.prepare(
-        {
-            "tokenizer": sidecars[0]["tokenizer"], "options": options, "inputs": inputs, "skipped": dict(skipped),
-            "made_from": about,
-        }
-    )  # fmt: skip
+    described = {
+        "tokenizer": sidecars[0]["tokenizer"], "options": options, "inputs": inputs, "skipped": dict(skipped),
+        "made_from": about,
+    }  # fmt: skip
+    if options.get("append_eod"):
+        described["eods"] = writer.documents
+    elif all(sidecar.get("eods") == 0 for sidecar in sidecars):
+        described["eods"] = 0
+    return writer.prepare(described)

@@ -215,6 +215,20 @@ def test_options_of_inputs_that_differ_are_not_told_of_the_merged(
     assert inspect_dataset(str(tmp_path / "merged"), check_tokens=True).problems == []
 
 
+@pytest.mark.parametrize(
+    ("ends", "eods"), [((True, True), {"eods": 2}), ((False, False), {"eods": 0}), ((True, False), {})]
+)
+def test_end_of_document_tokens_of_the_merged_are_known_or_left_open(
+    tmp_path: Path, write_dataset: WriteDataset, numbers: Tokenizer, ends: tuple[bool, bool], eods: dict[str, int]
+) -> None:
+    inputs = [write_dataset("one", [[1, 100]], numbers), write_dataset("other", [[2, 100]], numbers)]
+    for prefix, end in zip(inputs, ends, strict=True):
+        rewrite(prefix + ".json", options={"append_eod": end}, eods=int(end))
+    merge(inputs, str(tmp_path / "merged"))
+    sidecar = json.loads((tmp_path / "merged.json").read_text())
+    assert {name: sidecar[name] for name in sidecar if name == "eods"} == eods
+
+
 def test_shards_of_other_options_are_no_shards(
     tmp_path: Path, write_dataset: WriteDataset, numbers: Tokenizer
 ) -> None:
