@@ -82,13 +82,17 @@ class DecodedStream:
         try:
             return bytes(action())
         except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-            raise ValueError(f"{self._path} is damaged {self._compression} data: {error}") from error
+            raise self._damaged(error) from error
         except Exception as error:
             if self._compression == "bzip2" and isinstance(error, OSError):
-                raise ValueError(f"{self._path} is damaged bzip2 data: {error}") from error
+                raise self._damaged(error) from error
             if self._compression == "zstd" and type(error).__name__ == "ZstdError":
-                raise ValueError(f"{self._path} is damaged zstd data: {error}") from error
+                raise self._damaged(error) from error
             raise
+
+    def _damaged(self, error: Exception) -> ValueError:
+        told = f"{self._path} is damaged {self._compression} data: {error}"
+        return ValueError(f"{told}; get or compress it again, or leave it out")
 
 
 class _WholeFrames(io.RawIOBase):

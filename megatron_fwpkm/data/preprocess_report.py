@@ -49,7 +49,8 @@ class PreprocessReport:
         tokens, text_bytes = sum(self.tokens), sum(self.text_bytes)
         eods = self.eods * len(self.prefixes)
         kinds = ", ".join(f"{count:,} {_KINDS[kind]}" for kind, count in sorted(self.inputs.items()))
-        rows = [("input", f"{sum(self.inputs.values()):,} files: {kinds}")] if self.inputs else []
+        files = sum(self.inputs.values())
+        rows = [("input", f"{files:,} file{'s' if files > 1 else ''}: {kinds}")] if files else []
         rows += [
             ("documents", f"{self.documents:,}" + (" in each dataset" if len(self.prefixes) > 1 else "")),
             ("tokens", f"{tokens:,} ({self.dtype})"),

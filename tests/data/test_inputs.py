@@ -55,7 +55,7 @@ def test_compressions_are_told_by_content(tmp_path: Path, name: str) -> None:
         assert texts(read([path])) == TEXTS
     whole = compress(jsonl(TEXTS * 50))
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"wrong\.name is damaged \w+ data"):
+    with pytest.raises(ValueError, match=r"wrong\.name is damaged \w+ data: .*; get or compress it again"):
         read([path])
 
 

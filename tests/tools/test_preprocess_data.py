@@ -69,7 +69,7 @@ def test_the_run_and_its_table(tmp_path: Path, model: Path) -> None:
         "a.jsonl", "out_quarantine.jsonl", *(f"out_text_document.{suffix}" for suffix in ("bin", "idx", "json"))
     }  # fmt: skip
     assert json.loads((tmp_path / "out_text_document.json").read_text())["options"]["append_eod"] is True
-    assert rows["input"].strip() == "1 files: 1 JSON lines"
+    assert rows["input"].strip() == "1 file: 1 JSON lines"
     assert rows["quarantine"].strip() == str(tmp_path / "out_quarantine.jsonl")
     again = tool(
         "--input", source, "--output-prefix", tmp_path / "out", "--tokenizer-model", model, "--append-eod",
