@@ -249,10 +249,10 @@ def test_a_memory_that_explodes_stops_with_its_layer_and_leaves_the_last_checkpo
 ) -> None:
     assert start(flags(dataset, save=tmp_path, train_iters=2, eval_iters=0)) == 0
     before = read_checkpoint(tmp_path)
-    wild = {"fwpkm_inner_lr": 1e30, "save_interval": 1, "resume": True, "eval_iters": 0}
+    wild = {"fwpkm_inner_lr": 100, "train_iters": 60, "resume": True, "eval_iters": 0}
     assert start(flags(dataset, save=tmp_path, **wild)) == 1
     error = capfd.readouterr().err
-    assert re.search(r"error: iteration 3: the memory of layer 2 is not finite .* smaller --fwpkm-inner-lr", error)
+    assert re.search(r"error: iteration \d: the memory of layer 2 is not finite .* smaller --fwpkm-inner-lr", error)
     assert_same_checkpoint(before, read_checkpoint(tmp_path))
 
 

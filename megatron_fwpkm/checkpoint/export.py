@@ -40,6 +40,7 @@ MODELING_FOLDER = Path(__file__).parent.parent / "hf"
 MODELING_FILES = (
     "attention",
     "cache",
+    "config_checks",
     "configuration_fwpkm",
     "memory",
     "memory_block",

@@ -82,6 +82,16 @@ _AT_MOST: dict[tuple[str, str], float] = {
     ("needle", "fraction"): 1,
     ("training", "seed"): 2**32 - 1,
 }
+# Beyond these, what is computed is not finite for long, or nothing is ever written; hf/config_checks.py says the same.
+_UP_TO: dict[tuple[str, str], float] = {
+    ("model", "rotary_base"): 10**15,
+    ("model", "norm_epsilon"): 1,
+    ("model", "init_method_std"): 10,
+    ("model", "embedding_init_method_std"): 10,
+    ("fwpkm", "chunk_size"): 2**20,
+    ("fwpkm", "inner_lr"): 100,
+    ("fwpkm", "addressing_weight"): 1000,
+}
 # From 0 to below 1.
 _SHARES = (
     ("model", "attention_dropout"),
@@ -108,5 +118,7 @@ def values_out_of_range(config: PretrainConfig) -> Iterator[str]:
                 yield f"{flag} {value} must be above {_ABOVE[place]}"
             elif place in _AT_MOST and not 0 <= value <= _AT_MOST[place]:
                 yield f"{flag} {value} must lie between 0 and {_AT_MOST[place]}"
+            elif place in _UP_TO and value > _UP_TO[place]:
+                yield f"{flag} {value} must be at most {_UP_TO[place]}"
             elif place in _SHARES and not 0 <= value < 1:
                 yield f"{flag} {value} must be at least 0 and below 1"

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .config_checks import check_config, check_given
+
 
 class FwPKMHFConfig(PreTrainedConfig):
     """A causal transformer with a fast-weight product key memory before the attention of chosen layers.
@@ -50,7 +52,7 @@ class FwPKMHFConfig(PreTrainedConfig):
         fwpkm_memory: which memory the export holds, for information: "initial" or "trained".
 
     Raises:
-        ValueError: sizes that do not fit each other.
+        ValueError: a field is out of its range, or fields do not fit each other; with name, value and what is allowed.
     """
 
     model_type = "fwpkm"
@@ -100,51 +102,28 @@ class FwPKMHFConfig(PreTrainedConfig):
         """Fill in what follows from other fields, and check.
 
         Raises:
-            ValueError: sizes that do not fit each other.
+            ValueError: a field is out of its range, or fields do not fit each other.
         """
+        check_given(self, kwargs)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
         self.attention_windows = list(self.attention_windows or [None] * self.num_hidden_layers)
         self.fwpkm_layers = list(self.fwpkm_layers or [])
-        self._check_attention()
-        self._check_memory()
         super().__post_init__(**kwargs)
+        check_config(self)
 
-    def _check_attention(self) -> None:
-        head_dim, key_value_heads, windows = self.head_dim, self.num_key_value_heads, self.attention_windows
-        if self.num_attention_heads % key_value_heads:
-            raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
-                f"num_key_value_heads={key_value_heads}"
-            )
-        if len(windows) != self.num_hidden_layers:
-            raise ValueError(
-                f"attention_windows has {len(windows)} entries; give one for each of the "
-                f"{self.num_hidden_layers} layers, None for full attention"
-            )
-        if any(window is not None and window < 1 for window in windows):
-            raise ValueError(f"attention_windows={windows}: a window is at least 1, the token itself, or None")
-        if head_dim % 2 or int(head_dim * self.partial_rotary_factor) % 2:
-            raise ValueError(
-                f"head_dim={head_dim} times partial_rotary_factor={self.partial_rotary_factor} must be even: "
-                "RoPE rotates pairs"
-            )
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A configuration from a dictionary, and from keywords that go before its entries.
 
-    def _check_memory(self) -> None:
-        for layer in self.fwpkm_layers:
-            if not 0 <= layer < self.num_hidden_layers:
-                raise ValueError(
-                    f"fwpkm_layers has {layer}, but the layers are 0 to {self.num_hidden_layers - 1} (counted from 0)"
-                )
-        for name, value, valid in (
-            ("fwpkm_score", self.fwpkm_score, ("idw", "dot_product")),
-            ("fwpkm_boundary", self.fwpkm_boundary, ("drop", "carry")),
-        ):
-            if value not in valid:
-                raise ValueError(f"{name}={value!r} is not known; choose one of: {', '.join(valid)}")
-        if self.fwpkm_layers and self.fwpkm_key_dim % 2:
-            raise ValueError(f"fwpkm_key_dim={self.fwpkm_key_dim} must be even: a query has two halves")
-        if self.fwpkm_layers and self.fwpkm_topk > self.fwpkm_num_subkeys:
-            raise ValueError(f"fwpkm_topk={self.fwpkm_topk} exceeds fwpkm_num_subkeys={self.fwpkm_num_subkeys}")
+        Raises:
+            ValueError: a field is out of its range, or fields do not fit each other.
+        """
+        try:
+            made = super().from_dict(config_dict, **kwargs)
+        except (AttributeError, TypeError) as error:  # of a field that every configuration has
+            raise ValueError(f"the configuration has a field of a wrong kind: {error}") from error
+        check_config(made[0] if isinstance(made, tuple) else made)
+        return made

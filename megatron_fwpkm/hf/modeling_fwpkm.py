@@ -22,6 +22,7 @@ from transformers.utils import can_return_tuple
 
 from .attention import causal_attention, rotary_angles, rotate
 from .cache import FwPKMCache
+from .config_checks import check_config
 from .configuration_fwpkm import FwPKMHFConfig
 from .memory import MEMORY_MODES, MemorySettings, MemoryStream
 from .memory_block import FastWeightProductKeyMemory, RMSNorm
@@ -125,6 +126,10 @@ class FwPKMPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = ["memory.sub_keys", "memory.values"]
+
+    def __init__(self, config: FwPKMHFConfig, *inputs: Any, **kwargs: Any):
+        check_config(config)
+        super().__init__(config, *inputs, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

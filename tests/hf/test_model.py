@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from megatron_fwpkm.hf import FwPKMCache, FwPKMForCausalLM, FwPKMHFConfig, modeling_fwpkm
+from megatron_fwpkm.hf import FwPKMCache, FwPKMForCausalLM, modeling_fwpkm
 from megatron_fwpkm.hf.attention import causal_attention
 
-from .builders import small_config, small_model, token_ids
+from .builders import small_model, token_ids
 
 LAYOUTS = [
     {},
@@ -255,27 +255,3 @@ def test_refusals() -> None:
         model()
     model.memory_mode = "frozen"
     assert model.generate(ids, num_beams=2, max_new_tokens=2, do_sample=False).shape == (1, 14)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_key_value_heads": 3}, "num_attention_heads=4 is not a multiple of num_key_value_heads=3"),
-        ({"attention_windows": [0, 3]}, r"attention_windows=\[0, 3\]: a window is at least 1"),
-        ({"attention_windows": [3]}, "attention_windows has 1 entries; give one for each of the 2 layers"),
-        ({"head_dim": 6, "partial_rotary_factor": 0.5}, "head_dim=6 times partial_rotary_factor=0.5 must be even"),
-        ({"fwpkm_layers": [2]}, r"fwpkm_layers has 2, but the layers are 0 to 1 \(counted from 0\)"),
-        ({"fwpkm_score": "cosine"}, "fwpkm_score='cosine' is not known"),
-        ({"fwpkm_boundary": "keep"}, "fwpkm_boundary='keep' is not known"),
-        ({"fwpkm_key_dim": 7}, "fwpkm_key_dim=7 must be even"),
-        ({"fwpkm_topk": 9}, "fwpkm_topk=9 exceeds fwpkm_num_subkeys=8"),
-    ],
-)
-def test_configuration_is_checked(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        small_config(**changes)
-
-
-def test_configuration_has_usable_defaults() -> None:
-    config = FwPKMHFConfig()
-    assert (config.num_key_value_heads, config.head_dim, config.fwpkm_layers) == (12, 64, [])

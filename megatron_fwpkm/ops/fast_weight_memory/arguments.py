@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +40,10 @@ class MemoryOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
                 raise ValueError(f"{name}={value!r} must be a whole number >= {smallest}")
-        for name in ("inner_lr", "addressing_weight"):
+        for name, largest in (("inner_lr", 100), ("addressing_weight", 1000)):
             value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name}={value!r} must be a finite number >= 0 (0 switches it off)")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= largest:
+                raise ValueError(f"{name}={value!r} must be a finite number >= 0 (0 switches it off) and <= {largest}")
         for name, valid in (
             ("score", SCORES),
             ("boundary", BOUNDARIES),

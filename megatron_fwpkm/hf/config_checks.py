@@ -1,0 +1,261 @@
+"""The check of a configuration: every field alone, then the fields together, then the bytes they ask for.
+
+Ships inside exports. The configuration runs it when it is made, the model when it is built from one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .configuration_fwpkm import FwPKMHFConfig
+
+MOST_LAYERS = 10_000
+"""More layers than anyone trains; building millions of them would seem to hang."""
+MOST_CHUNK = 1 << 20
+"""A longer chunk is hardly ever complete, and a memory that is never written is none."""
+MOST_BYTES = 1 << 44
+"""16 TiB: no part of a model may ask for more."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """The numbers that a field takes."""
+
+    least: float
+    most: float = math.inf
+    whole: bool = True
+    above: bool = False
+    """Whether the field must be above `least` instead of at least that."""
+    below: bool = False
+    """Whether the field must be below `most` instead of at most that."""
+    optional: bool = False
+
+    def takes(self, value: object) -> bool:
+        """Whether the field may have this value."""
+        if value is None:
+            return self.optional
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            return False
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        if value < self.least or value > self.most:
+            return False
+        return not (self.above and value == self.least) and not (self.below and value == self.most)
+
+    def __str__(self) -> str:
+        """`a whole number of at least 1`."""
+        kind = "a whole number" if self.whole else "a finite number"
+        low = f"{'above' if self.above else 'of at least'} {self.least:g}"
+        high = "" if self.most == math.inf else f" and {'below' if self.below else 'at most'} {self.most:,.10g}"
+        return f"{kind} {low}{high}{', or None' if self.optional else ''}"
+
+
+_SIZE, _SHARE = Number(1), Number(0, 1, whole=False, below=True)
+NUMBERS: dict[str, Number] = {
+    "vocab_size": _SIZE,
+    "hidden_size": _SIZE,
+    "intermediate_size": _SIZE,
+    "num_hidden_layers": Number(1, MOST_LAYERS),
+    "num_attention_heads": _SIZE,
+    "num_key_value_heads": _SIZE,
+    "head_dim": _SIZE,
+    "attention_dropout": _SHARE,
+    "hidden_dropout": _SHARE,
+    "rope_theta": Number(1, 1e15, whole=False, above=True),
+    "partial_rotary_factor": Number(0, 1, whole=False, above=True),
+    "max_position_embeddings": Number(1, optional=True),
+    "training_length": Number(1, optional=True),
+    "rms_norm_eps": Number(0, 1, whole=False, above=True),
+    "initializer_range": Number(0, 10, whole=False, above=True),
+    "fwpkm_num_heads": _SIZE,
+    "fwpkm_num_subkeys": _SIZE,
+    "fwpkm_key_dim": Number(2),
+    "fwpkm_value_dim": _SIZE,
+    "fwpkm_topk": _SIZE,
+    "fwpkm_chunk_size": Number(1, MOST_CHUNK),
+    "fwpkm_lookahead": Number(0),
+    "fwpkm_inner_lr": Number(0, 100, whole=False),
+    "fwpkm_addressing_weight": Number(0, 1000, whole=False),
+}
+SWITCHES = (
+    "qk_norm",
+    "linear_bias",
+    "tie_word_embeddings",
+    "use_cache",
+    "fwpkm_gate",
+    "fwpkm_normalize_targets",
+    "return_dict",
+    "output_hidden_states",
+)
+WORDS = {
+    "fwpkm_score": ("idw", "dot_product"),
+    "fwpkm_boundary": ("drop", "carry"),
+    "fwpkm_memory": ("initial", "trained"),
+}
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+_MADE_UP = ("num_key_value_heads", "head_dim", "attention_windows", "fwpkm_layers")
+"""Fields that the configuration fills in where they are None."""
+
+
+def check_given(config: FwPKMHFConfig, others: Mapping[str, object]) -> None:
+    """Check what a configuration is made from, before the fields that are None are filled in.
+
+    Args:
+        config: with its fields set.
+        others: arguments that are no field of this configuration; Transformers keeps them without a look.
+
+    Raises:
+        ValueError: a field is out of its range, with its name, its value and what it may be.
+    """
+    for name, value in others.items():
+        if name.startswith("fwpkm_"):
+            raise ValueError(f"{name} is not a field of this configuration: is it misspelt, or of a newer version?")
+        if name in ("rope_scaling", "rope_parameters") and value is not None:
+            raise ValueError(f"{name}={value!r}: this model does not scale its positions; leave the field out")
+    _check_dtype(others.get("torch_dtype"))
+    check_fields(config, may_be_none=_MADE_UP)
+    if config.head_dim is None and config.hidden_size % config.num_attention_heads:
+        raise ValueError(
+            f"hidden_size={config.hidden_size} is not divisible by num_attention_heads={config.num_attention_heads}; "
+            "change one of them, or give head_dim"
+        )
+
+
+def check_config(config: FwPKMHFConfig) -> None:
+    """Check a complete configuration, whatever was done to it since it was made.
+
+    Raises:
+        ValueError: a field is out of its range, fields do not fit each other, or a part is larger than any machine.
+    """
+    check_fields(config)
+    _check_attention(config)
+    if config.fwpkm_layers:
+        _check_memory(config)
+    _check_tokens(config)
+    _check_bytes(config)
+
+
+def check_fields(config: FwPKMHFConfig, may_be_none: tuple[str, ...] = ()) -> None:
+    """Check every field alone.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+    for name, number in NUMBERS.items():
+        value = getattr(config, name)
+        if not number.takes(value) and not (value is None and name in may_be_none):
+            raise ValueError(f"{name}={value!r} must be {number}")
+    for name in SWITCHES:
+        if not isinstance(getattr(config, name), bool):
+            raise ValueError(f"{name}={getattr(config, name)!r} must be True or False")
+    for name, valid in WORDS.items():
+        if getattr(config, name) not in valid:
+            raise ValueError(f"{name}={getattr(config, name)!r} is not known; choose one of: {', '.join(valid)}")
+    _check_lists(config, may_be_none)
+    _check_dtype(config.dtype)
+    if config.is_encoder_decoder:
+        raise ValueError("is_encoder_decoder=True: this model is a decoder only; leave the field out")
+
+
+def _check_lists(config: FwPKMHFConfig, may_be_none: tuple[str, ...]) -> None:
+    for name, entry in (("attention_windows", Number(1, optional=True)), ("fwpkm_layers", Number(0))):
+        value = getattr(config, name)
+        if value is None and name in may_be_none:
+            continue
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name}={value!r} must be a list")
+        for item in value:
+            if not entry.takes(item):
+                raise ValueError(f"{name} has the entry {item!r}; each must be {entry}")
+
+
+def _check_dtype(dtype: object) -> None:
+    if str(dtype).removeprefix("torch.") not in ("None", *DTYPES):
+        raise ValueError(f"dtype={dtype!r} is not known; choose one of: {', '.join(DTYPES)}")
+
+
+def _check_attention(config: FwPKMHFConfig) -> None:
+    heads, groups, layers = config.num_attention_heads, config.num_key_value_heads, config.num_hidden_layers
+    if heads % groups:
+        raise ValueError(f"num_attention_heads={heads} is not divisible by num_key_value_heads={groups}")
+    if len(config.attention_windows) != layers:
+        raise ValueError(
+            f"attention_windows has {len(config.attention_windows)} entries; give one for each of the {layers} layers "
+            "(num_hidden_layers), None for full attention"
+        )
+    rotated = int(config.head_dim * config.partial_rotary_factor)
+    if rotated < 2 or rotated % 2:
+        raise ValueError(
+            f"head_dim={config.head_dim} times partial_rotary_factor={config.partial_rotary_factor} rotates {rotated} "
+            "channels of a head, which must be an even number of at least 2: RoPE rotates pairs"
+        )
+
+
+def _check_memory(config: FwPKMHFConfig) -> None:
+    layers = list(config.fwpkm_layers)
+    for layer in layers:
+        if layer >= config.num_hidden_layers:
+            raise ValueError(
+                f"fwpkm_layers has {layer}, but the layers are 0 to {config.num_hidden_layers - 1} (counted from 0)"
+            )
+        if layers.count(layer) > 1:
+            raise ValueError(f"fwpkm_layers={layers} names {layer} more than once; a layer has one memory at most")
+    if config.fwpkm_key_dim % 2:
+        raise ValueError(f"fwpkm_key_dim={config.fwpkm_key_dim} must be even: a query has two halves")
+    if config.fwpkm_topk > config.fwpkm_num_subkeys:
+        raise ValueError(
+            f"fwpkm_topk={config.fwpkm_topk} is more than fwpkm_num_subkeys={config.fwpkm_num_subkeys}; lower it"
+        )
+    if config.fwpkm_lookahead >= config.fwpkm_chunk_size:
+        raise ValueError(
+            f"fwpkm_lookahead={config.fwpkm_lookahead} leaves nothing to write of chunks of "
+            f"fwpkm_chunk_size={config.fwpkm_chunk_size} tokens: it must be below that"
+        )
+    if config.fwpkm_normalize_targets and config.fwpkm_value_dim < 2:
+        raise ValueError(
+            "fwpkm_value_dim=1 cannot be z-scored: it must be at least 2, or fwpkm_normalize_targets must be False"
+        )
+
+
+def _check_tokens(config: FwPKMHFConfig) -> None:
+    ends: Any = config.eos_token_id
+    named = [("pad_token_id", config.pad_token_id), ("bos_token_id", config.bos_token_id)]
+    named += [("eos_token_id", end) for end in (ends if isinstance(ends, list | tuple) else [ends])]
+    for name, token in named:
+        if not Number(0, config.vocab_size - 1, optional=True).takes(token):
+            raise ValueError(
+                f"{name}={token!r} must be a token of the vocabulary, 0 to {config.vocab_size - 1} (vocab_size), or "
+                "None"
+            )
+
+
+def _check_bytes(config: FwPKMHFConfig) -> None:
+    """Raise ValueError for a part that no machine holds, before anything is allocated."""
+    hidden, head = config.hidden_size, config.head_dim
+    attention = 2 * hidden * head * (config.num_attention_heads + config.num_key_value_heads)
+    parts = {
+        ("vocab_size", "hidden_size"): config.vocab_size * hidden,
+        ("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"): config.num_hidden_layers * attention,
+        ("num_hidden_layers", "hidden_size", "intermediate_size"): (
+            3 * config.num_hidden_layers * hidden * config.intermediate_size
+        ),
+    }
+    if config.fwpkm_layers:
+        queries, values = config.fwpkm_num_heads * config.fwpkm_key_dim, config.fwpkm_value_dim
+        parts |= {
+            ("fwpkm_num_subkeys", "fwpkm_value_dim"): config.fwpkm_num_subkeys**2 * values,
+            ("fwpkm_num_subkeys", "fwpkm_num_heads", "fwpkm_key_dim"): config.fwpkm_num_subkeys * queries,
+            ("hidden_size", "fwpkm_num_heads", "fwpkm_key_dim"): hidden * queries,
+            ("hidden_size", "fwpkm_value_dim"): 2 * hidden * values,
+        }
+    for names, numbers in parts.items():
+        if 4 * numbers > MOST_BYTES:
+            sizes = ", ".join(f"{name}={getattr(config, name)}" for name in names)
+            raise ValueError(
+                f"{sizes} ask for {4 * numbers:,} bytes in float32, more than any machine holds (at most "
+                f"{MOST_BYTES:,}); lower one of them"
+            )
