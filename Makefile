@@ -41,8 +41,11 @@ quickstart: setup ## From text to a trained, exported and evaluated model, with 
 test: setup ## Run the tests but the slow ones (under 15 minutes on 2 cores)
 	@$(pytest) -m 'not slow' $(PYTEST_ARGS)
 
-test-all: setup ## Run every test, property tests with new examples
+test-all: setup ## Run every test, property tests with new examples, layouts with each instruction set of the CPU
 	@$(pytest) --timeout 1200 --hypothesis-profile explore $(PYTEST_ARGS)
+	@capabilities=$$($(bin)/python -m tests.cpu_capabilities); for capability in $$capabilities; do \
+	    echo "== layouts with ATEN_CPU_CAPABILITY=$$capability"; \
+	    ATEN_CPU_CAPABILITY=$$capability $(pytest) --timeout 1200 -m layouts $(PYTEST_ARGS) || [ $$? -eq 5 ]; done
 
 lint: $(VENV)/.ready-dev ## Check style, types, the import rule, shell scripts and the Dockerfile
 	@echo '== ruff' && $(bin)/ruff check .

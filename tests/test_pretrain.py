@@ -26,6 +26,7 @@ from megatron_fwpkm.data.indexed_format import IndexedWriter, token_dtype
 from megatron_fwpkm.data.tokenizers import build_tokenizer
 from megatron_fwpkm.training.metrics import read_records
 from tests.distributed import run_distributed
+from tests.training.double_precision import double_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = 60
@@ -314,22 +315,25 @@ def train_tp2_dp2(rank: int, world_size: int, argv: list[str], folder: str) -> d
     parallel = {"tensor_model_parallel_size": 2, "use_distributed_optimizer": True}
     config = change(change(BASE, "parallel", **parallel), "training", bf16=True)
     halves = halves_equal_the_whole(config, Path(folder) / "halves")
-    assert start(argv) == 0
+    with double_precision():
+        assert start(argv) == 0
     return {"halves": halves}
 
 
+@pytest.mark.layouts
 def test_four_processes_tp2_dp2(dataset: str, tmp_path: Path) -> None:
-    """Same losses as one process (documents reset the memory, so replicas see what the serial run sees); the
-    distributed optimizer resumes bit for bit; both replicas' memories are saved."""
+    """Same losses as one process (documents reset the memory, so replicas see what the serial run sees), in float64;
+    the distributed optimizer resumes bit for bit; both replicas' memories are saved."""
     common = {"train_iters": 6, "eval_iters": 0, "log_interval": 1, "fwpkm_reset": "document", "split": "1,0,0"}
-    assert start(flags(dataset, save=tmp_path / "serial", **common)) == 0
+    with double_precision():
+        assert start(flags(dataset, save=tmp_path / "serial", **common)) == 0
     layout = {"tensor_model_parallel_size": 2, "use_distributed_optimizer": True, "sequence_parallel": True}
     argv = flags(dataset, save=tmp_path / "parallel", exit_interval=4, **common, **layout)
     results = run_distributed(train_tp2_dp2, 4, argv, str(tmp_path), timeout=150)
     assert all(result["halves"] == results[0]["halves"] for result in results)
     store = tmp_path / "parallel" / "iter_0000004" / "fast_weights"
     assert json.loads((store / "store.json").read_text())["replicas"] == 2
-    tables = {f"layer2/replica{replica}/values": torch.zeros(64, 16) for replica in (0, 1)}
+    tables = {f"layer2/replica{replica}/values": torch.zeros(64, 16, dtype=torch.float64) for replica in (0, 1)}
     dcp.load(tables, checkpoint_id=store, no_dist=True)
     initial = read_checkpoint(tmp_path / "serial").fast[2].values
     assert all(
@@ -337,23 +341,27 @@ def test_four_processes_tp2_dp2(dataset: str, tmp_path: Path) -> None:
     )  # the same at every layout and in every replica
     # One process goes on with what four have saved.
     one_process = {**common, "use_distributed_optimizer": True, "resume": True}
-    assert start(flags(dataset, save=tmp_path / "parallel", **one_process)) == 0
+    with double_precision():
+        assert start(flags(dataset, save=tmp_path / "parallel", **one_process)) == 0
     serial, parallel = losses(tmp_path / "serial"), losses(tmp_path / "parallel")
     assert sorted(serial) == sorted(parallel) == [1, 2, 3, 4, 5, 6]
     for iteration, values in serial.items():
-        assert parallel[iteration] == pytest.approx(values, rel=1e-5)
+        assert parallel[iteration] == pytest.approx(values, rel=1e-10)
     one, other = read_checkpoint(tmp_path / "serial"), read_checkpoint(tmp_path / "parallel")
     for name, weight in one.slow.items():
-        torch.testing.assert_close(other.slow[name], weight, rtol=1e-3, atol=1e-4)
+        assert weight.dtype == torch.float64
+        torch.testing.assert_close(other.slow[name], weight, rtol=1e-8, atol=1e-10)
 
 
 def train_stages(rank: int, world_size: int, argvs: list[list[str]]) -> None:
-    """Whole runs over all processes, one after the other."""
-    for argv in argvs:
-        assert start(argv) == 0
+    """Whole runs over all processes in float64, one after the other."""
+    with double_precision():
+        for argv in argvs:
+            assert start(argv) == 0
 
 
 @pytest.mark.slow
+@pytest.mark.layouts
 def test_packed_documents_through_a_pipeline(dataset: str, tmp_path: Path) -> None:
     """Every stage reads where documents begin from the data itself: training and validation as in one process."""
     common = dict.fromkeys(("reset_attention_mask", "reset_position_ids", "eod_mask_loss"), True) | {
@@ -365,7 +373,8 @@ def test_packed_documents_through_a_pipeline(dataset: str, tmp_path: Path) -> No
         "tensors": pipeline | {"tensor_model_parallel_size": 2, "sequence_parallel": True},
         "context": pipeline | {"context_parallel_size": 2},
     }
-    assert start(flags(dataset, save=tmp_path / "serial", **common)) == 0
+    with double_precision():
+        assert start(flags(dataset, save=tmp_path / "serial", **common)) == 0
     argvs = [flags(dataset, save=tmp_path / name, **common, **layout) for name, layout in layouts.items()]
     run_distributed(train_stages, 4, argvs, timeout=200)
     serial, *others = (
@@ -374,4 +383,4 @@ def test_packed_documents_through_a_pipeline(dataset: str, tmp_path: Path) -> No
     )
     measured = {("evaluation", 2), ("evaluation", 4), ("test", 4)}
     assert set(serial) == measured | {("train", iteration) for iteration in (1, 2, 3, 4)}
-    assert all(found == pytest.approx(serial, rel=1e-5) for found in others), (serial, others)
+    assert all(found == pytest.approx(serial, rel=1e-10) for found in others), (serial, others)

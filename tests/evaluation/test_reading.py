@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -89,7 +91,7 @@ def test_reach_adds_up_over_layers(tiny_model):
 @torch.inference_mode()
 def test_the_end_of_a_context_is_enough_for_the_control(tiny_model, folder, tokenizer, spec, make_settings):
     haystack = load_haystack([str(folder / "novel.txt")], tokenizer)
-    reader = NeedleReader(tiny_model, make_settings(), tokenizer.vocab_size)
+    reader = NeedleReader(copy.deepcopy(tiny_model).double(), make_settings(), tokenizer.vocab_size)
     sample = make_sample(haystack, spec, Cell(300, 0.5, 0), needles=3, seed=1, reach=reader.reach)
 
     def logits(context: np.ndarray) -> torch.Tensor:
@@ -97,6 +99,7 @@ def test_the_end_of_a_context_is_enough_for_the_control(tiny_model, folder, toke
 
     whole, end = logits(sample.context), logits(reader._visible(sample))
     assert len(reader._visible(sample)) == reader.reach + 1
+    # Rotary angles are rounded to float32 whatever the weights are; everything else is float64.
     torch.testing.assert_close(end, whole, rtol=1e-4, atol=1e-4)
     with pytest.raises(AssertionError, match="not close"):  # a shorter end is not enough, so the comparison can fail
         torch.testing.assert_close(logits(sample.context[-3:]), whole, rtol=1e-4, atol=1e-4)

@@ -14,6 +14,8 @@ from tests.distributed import run_distributed
 from tests.layers.megatron import initialize, tiny
 from tests.ops.cases import Case, distance, make_case
 
+pytestmark = pytest.mark.layouts
+
 _LAYOUTS = [(4, 1), (2, 2), (1, 4), (2, 1), (1, 2)]
 """Tensor- and context-parallel sizes."""
 # 16 sub-keys: each of four ranks has fewer rows than topk.

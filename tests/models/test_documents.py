@@ -7,6 +7,7 @@ import torch
 
 from megatron_fwpkm.models.builder import FwPKMModel, build_model, preserve_fast_weights
 from tests.layers.megatron import VOCABULARY, batch, tiny
+from tests.training.double_precision import double_precision
 
 _EDGES = (0, 1, 14, 37, 48)
 """A document of one token, one shorter than a chunk and a window, one longer than both, one of some length."""
@@ -27,10 +28,11 @@ def _losses(model: FwPKMModel, *inputs: torch.Tensor | None) -> torch.Tensor:
         return model(tokens, positions, documents, labels=labels)
 
 
+@double_precision()
 @pytest.mark.parametrize("restart", [True, False])
 @pytest.mark.parametrize(("rows", "memories"), [(1, (2, 3)), (2, ())])
 def test_packed_documents_are_what_they_are_alone(restart: bool, rows: int, memories: tuple[int, ...]) -> None:
-    """Losses and gradients. Rotary positions are relative, so within a document it is no matter where they begin."""
+    """In float64. Rotary positions are relative, so within a document it is no matter where they begin."""
     data = {"reset_position_ids": restart, "reset_attention_mask": True}
     model = build_model(tiny(reset="document", layer_numbers=memories, data=data), VOCABULARY)
     inputs = _packed(rows)
@@ -40,11 +42,11 @@ def test_packed_documents_are_what_they_are_alone(restart: bool, rows: int, memo
     model.zero_grad()
     alone = [_losses(model, *(x[:, a:b] for x in inputs[:3]), None, None) for a, b in zip(_EDGES, _EDGES[1:])]  # noqa: B905
     torch.cat(alone, dim=1).sum().backward()
-    torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(packed, torch.cat(alone, dim=1), rtol=1e-11, atol=1e-11)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=2e-5, msg=name)
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-10, atol=1e-10, msg=name)
     seen = _losses(model, *inputs, None)
-    torch.testing.assert_close(seen[:, :1], packed[:, :1], rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(seen[:, :1], packed[:, :1], rtol=1e-11, atol=1e-11)
     same = torch.isclose(seen[:, 2:], packed[:, 2:], rtol=1e-4).float().mean()
     assert same < 0.2, "without the mask documents see others"
 

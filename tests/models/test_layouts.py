@@ -11,6 +11,8 @@ import torch
 from tests.distributed import run_distributed
 from tests.layers.megatron import VOCABULARY, initialize, tiny
 
+pytestmark = pytest.mark.layouts
+
 _OPTIONS: dict[str, Any] = {"model": {"num_layers": 4, "window_size": (), "untie_embeddings_and_output_weights": True}}
 
 

@@ -9,6 +9,8 @@ import pytest
 from tests.distributed import run_distributed
 from tests.models.layouts import assert_same_training, train, train_all
 
+pytestmark = pytest.mark.layouts
+
 _MEMORIES: dict[str, dict[str, Any]] = {
     "carried": {},
     "document": {"reset": "document"},

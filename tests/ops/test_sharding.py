@@ -18,6 +18,8 @@ from megatron_fwpkm.ops.fast_weight_memory.sparse import run_chains
 from tests.ops.cases import Case, distance, gradients, make_case
 from tests.ops.shards import ThreadShards, part_of, run_part, run_ranks
 
+pytestmark = pytest.mark.layouts
+
 IMPLEMENTATIONS = ["reference", "sparse"]
 _DEFAULTS = {
     "lookahead": 1, "inner_lr": 1.0, "addressing_weight": 1.0, "score": "idw", "boundary": "drop",

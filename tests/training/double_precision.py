@@ -24,6 +24,8 @@ def double_precision() -> Iterator[None]:
     from megatron_fwpkm.training import cpu_compat, engine
 
     cpu_compat.install()
+    torch.storage._dtype_to_storage_type_map()  # torch.save and torch.load remember these tables of types for good:
+    torch.storage._storage_type_to_dtype_map()  # they are made while the names still mean what they say
     wide, name_of_type = torch.float64, torch.Tensor.type
     kept = {f"{part}_dtype": wide for part in ("main_grads", "main_params", "exp_avg", "exp_avg_sq")}
 

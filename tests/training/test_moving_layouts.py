@@ -17,6 +17,8 @@ from tests.distributed import run_distributed
 from tests.training.test_engine import VOCABULARY, batches
 from tests.training.test_parallel_layouts import ROWS, SP, ZERO, Layout
 
+pytestmark = pytest.mark.layouts
+
 MORE = [
     Layout("TP2 ZeRO-1", 2, tp=2, more=ZERO),
     Layout("PP2 interleaved ZeRO-1", 2, pp=2, chunks=2, more=ZERO),

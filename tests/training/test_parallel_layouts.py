@@ -20,12 +20,16 @@ from tests.distributed import run_distributed
 from tests.training.double_precision import double_precision
 from tests.training.test_engine import BASE, VOCABULARY, batches, change
 
+pytestmark = pytest.mark.layouts
+
 STEPS = 4
 Precision = Literal["float64", "float32", "bf16"]
-TOLERANCES: dict[Precision, float] = {"float64": 1e-10, "float32": 1e-5, "bf16": 3e-3}
-# bf16 rounds sums that are cut differently. Its losses stay together; from the second step on slots at near ties
-# differ, and with them the norms of so small a model: a serial run's in bf16 is 25 % from float32 in the fourth step.
-PINNED_NORMS: dict[Precision, int] = {"float64": STEPS, "float32": STEPS, "bf16": 1}
+# Sums that are cut differently are rounded differently, and so they are on every CPU. A near tie then chooses another
+# slot, and the runs part: one made 2e-4 in the loss and 0.5 in a table within six steps. Only float64 is compared
+# tightly and with its tables. The losses of the others stay together; their norms are compared in the first step only:
+# a serial run's norm in bf16 is 25 % from float32 in the fourth step.
+TOLERANCES: dict[Precision, float] = {"float64": 1e-10, "float32": 3e-3, "bf16": 3e-3}
+PINNED_NORMS: dict[Precision, int] = {"float64": STEPS, "float32": 1, "bf16": 1}
 # Memories on the first and the last layer, and two in one stage.
 EVERYWHERE = PretrainConfig(
     model=ModelConfig(num_layers=4, hidden_size=16, num_attention_heads=4, seq_length=24),
@@ -77,7 +81,7 @@ class Layout:
         if precision == "float64":
             return config
         # Few large slots moved by whole steps, and Adam's division by small moments, both blow up differences at
-        # rounding level within some steps: small addressing steps and a large epsilon keep the comparison at 1e-5.
+        # rounding level within some steps: small addressing steps and a large epsilon keep the losses together.
         return change(change(config, "fwpkm", addressing_weight=0.1), "optimizer", adam_eps=1e-3)
 
 
@@ -218,10 +222,11 @@ def check(layout: Layout, precision: Precision, ranks: list[dict[str, Any]]) -> 
                 assert mine[1] == pytest.approx(right[1], rel=tolerance), f"{where}, step {step}: gradient norm"
         assert found["evaluated"] == pytest.approx(expected["evaluated"], rel=tolerance), where
         seen |= set(found["tables"])
-        if layout.replicas == 1 and precision != "bf16":
+        tables = torch.float64 if precision == "float64" else torch.float32
+        assert all(table.dtype == tables for _, table in found["tables"].values()), where
+        if layout.replicas == 1 and precision == "float64":
             for key in found["tables"]:
                 table = whole_table(key, [ranks[other] for other in found["shared_by"]])
-                assert table.dtype == (torch.float64 if precision == "float64" else torch.float32)
                 torch.testing.assert_close(
                     table,
                     expected["tables"][key][1],
