@@ -9,38 +9,113 @@ from ..config import PretrainConfig
 from ..config.arguments import format_item
 from ..config.loading import PREFIXES
 
-_NOT_ARCHITECTURE = {
-    "seq_length",
-    "max_position_embeddings",
-    "init_method_std",
-    "embedding_init_method_std",
-    "attention_dropout",
-    "hidden_dropout",
-    "make_vocab_size_divisible_by",
+ARCHITECTURE = {
+    "model": {
+        "num_layers",
+        "hidden_size",
+        "ffn_hidden_size",
+        "num_attention_heads",
+        "num_query_groups",
+        "kv_channels",
+        "window_size",
+        "rotary_base",
+        "rotary_percent",
+        "norm_epsilon",
+        "qk_layernorm",
+        "add_bias_linear",
+        "untie_embeddings_and_output_weights",
+    },
+    "fwpkm": {
+        "layer_numbers",
+        "num_heads",
+        "num_subkeys",
+        "key_dim",
+        "value_dim",
+        "score",
+        "gate",
+        "normalize_targets",
+    },
+}  # fmt: skip
+"""The weights fit, and mean the same, with these values only."""
+
+SAME_RUN = {
+    # What is drawn before the first step would come too late.
+    "model": {"seq_length", "init_method_std", "embedding_init_method_std"},
+    "fwpkm": {"gate_bias_init"},
+    "data": {"split", "eod_mask_loss", "reset_position_ids", "reset_attention_mask"},
+    "needle": {"fraction", "facts", "template", "key_words", "value_words", "answer_weight"},
+    "training": {"seed", "bf16"},
+    "parallel": {"use_distributed_optimizer"},
 }
-_MEMORY_ARCHITECTURE = {
-    "layer_numbers",
-    "num_heads",
-    "num_subkeys",
-    "key_dim",
-    "value_dim",
-    "score",
-    "gate",
-    "normalize_targets",
-}
-_SAME_RUN = {
-    ("model", "seq_length"),
-    ("data", "split"),
-    ("data", "eod_mask_loss"),
-    ("data", "reset_position_ids"),
-    ("data", "reset_attention_mask"),
-    ("training", "seed"),
-    ("training", "bf16"),
-    ("parallel", "use_distributed_optimizer"),
-}
-_NO_MATTER = {
-    "checkpoint": None,  # the whole group
-    "logging": None,
+"""A run goes on with these values only; another run may start from its weights with others."""
+
+MAY_CHANGE = {
+    "model": {"attention_dropout", "hidden_dropout", "make_vocab_size_divisible_by"},
+    "fwpkm": {
+        "topk",
+        "chunk_size",
+        "lookahead",
+        "inner_lr",
+        "addressing_weight",
+        "boundary",
+        "reset",
+        "dp_sync",
+        "dp_sync_interval",
+        "table_dtype",
+        "undo_log",
+    },
+    "parallel": {
+        "tensor_model_parallel_size",
+        "pipeline_model_parallel_size",
+        "num_virtual_stages_per_pipeline_rank",
+        "context_parallel_size",
+        "sequence_parallel",
+    },
+    "optimizer": {
+        "lr",
+        "min_lr",
+        "lr_decay_style",
+        "lr_warmup_iters",
+        "lr_decay_iters",
+        "lr_wsd_decay_iters",
+        "lr_wsd_decay_style",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_eps",
+        "clip_grad",
+    },
+    "data": {"data_path", "train_data_path", "valid_data_path", "test_data_path"},
+    "training": {
+        "micro_batch_size",
+        "global_batch_size",
+        "train_iters",
+        "recompute_granularity",
+        "recompute_method",
+        "recompute_num_layers",
+        "recompute_modules",
+        "cpu_offloading_num_layers",
+        "deterministic",
+        "divergence_factor",
+    },
+}  # fmt: skip
+"""These may have other values from a resumed run on, which is announced (tests/training/test_resume_options.py)."""
+
+NO_MATTER = {
+    "model": {"max_position_embeddings"},
+    "fwpkm": {"implementation", "load_dp_rule", "check_consistency_interval"},
+    "parallel": {"distributed_backend", "distributed_timeout_minutes", "overlap_grad_reduce"},
+    "data": {
+        "data_cache_path",
+        "num_workers",
+        # Whatever says which tokenizer it is: its identity is compared.
+        "tokenizer_type",
+        "tokenizer_model",
+        "vocab_size",
+        "tiktoken_pattern",
+        "tiktoken_num_special_tokens",
+        "tiktoken_special_tokens",
+    },
     "training": {
         "exit_interval",
         "exit_duration_in_mins",
@@ -50,12 +125,11 @@ _NO_MATTER = {
         "dry_run",
         "dry_run_all",
         "check_weight_hash_across_dp_replicas_interval",
-    },  # fmt: skip
-    "data": {"data_cache_path", "num_workers", "tokenizer_model"},
-    "parallel": {"distributed_backend", "distributed_timeout_minutes", "overlap_grad_reduce"},
-    "fwpkm": {"implementation", "gate_bias_init", "load_dp_rule", "check_consistency_interval"},
-    "model": {"init_method_std", "embedding_init_method_std", "max_position_embeddings"},
-}
+    },
+}  # fmt: skip
+"""These change nothing of what is learned, and neither do the groups `checkpoint` and `logging`."""
+
+_NO_MATTER_GROUPS = {"checkpoint", "logging"}
 
 Kind = Literal["architecture", "same run", "free"]
 
@@ -84,16 +158,14 @@ def differences(saved: PretrainConfig, given: PretrainConfig) -> list[Difference
     """All flags that matter and differ, in the order of the configuration."""
     found = []
     for group in fields(PretrainConfig):
-        ignored = _NO_MATTER.get(group.name, set())
-        if ignored is None:
-            continue
         old, new = getattr(saved, group.name), getattr(given, group.name)
+        if group.name in _NO_MATTER_GROUPS:
+            continue
         for field in fields(old):
-            name = field.name
-            if name in ignored or getattr(old, name) == getattr(new, name):
-                continue
-            flag = flag_name(group.name, name)
-            found.append(Difference(flag, getattr(old, name), getattr(new, name), _kind(group.name, name)))
+            before, now = getattr(old, field.name), getattr(new, field.name)
+            if before != now and field.name not in NO_MATTER.get(group.name, ()):
+                kind = _kind(group.name, field.name)
+                found.append(Difference(flag_name(group.name, field.name), before, now, kind))
     return found
 
 
@@ -115,9 +187,10 @@ def check_resumable(saved: PretrainConfig, given: PretrainConfig, where: str, *,
 
 
 def _kind(group: str, name: str) -> Kind:
-    if group == "model" and name not in _NOT_ARCHITECTURE or group == "fwpkm" and name in _MEMORY_ARCHITECTURE:
+    if name in ARCHITECTURE.get(group, ()):
         return "architecture"
-    return "same run" if group == "needle" or (group, name) in _SAME_RUN else "free"
+    assert name in SAME_RUN.get(group, ()) or name in MAY_CHANGE.get(group, ()), f"{group}.{name} is in no list"
+    return "same run" if name in SAME_RUN.get(group, ()) else "free"
 
 
 def _spell(value: Any) -> str:

@@ -1,4 +1,10 @@
-"""Repairs that let megatron-core 0.16.1's distributed optimizer save what it holds, and resume on torch's AdamW.
+"""Repairs that let megatron-core 0.16.1's optimizers save what they hold, and resume with this run's options.
+
+Loading (any optimizer): a state dict brings the parameter groups of the run that saved it, with its learning rates,
+betas, epsilon and weight decay, and Megatron's scheduler takes the peak and the end of every group from there. What
+this run was told would stand in its log and nowhere else.
+
+The rest is about the distributed optimizer.
 
 Saving (any Adam): gradients lie in buckets with padding behind each, the states that are gathered lie without it, and
 the positions that cut them into parameters count it. From the second bucket on every parameter's states are another's:
@@ -21,6 +27,9 @@ import torch
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+_NO_OPTIONS = {"params", "step"}
+"""What else stands in a parameter group."""
+
 
 def _distributed(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
     """The distributed optimizers inside `optimizer`."""
@@ -32,6 +41,18 @@ def _affected(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
     """Those of them that step torch's Adam."""
     torch_adam = (torch.optim.Adam, torch.optim.AdamW)
     return [part for part in _distributed(optimizer) if isinstance(part.optimizer, torch_adam)]
+
+
+@contextmanager
+def own_options_kept(optimizer: MegatronOptimizer) -> Iterator[None]:
+    """Inside, `optimizer` loads its state; the options of its parameter groups stay as they were made.
+
+    `step`, which FusedAdam counts there, is loaded. Learning rate and weight decay of the moment are the scheduler's.
+    """
+    made = [{k: v for k, v in group.items() if k not in _NO_OPTIONS} for group in optimizer.param_groups]
+    yield
+    for group, options in zip(optimizer.param_groups, made, strict=True):
+        group.update(options)
 
 
 def _without_padding(buffer: Any) -> dict[torch.nn.Parameter, tuple[int, int, int]]:

@@ -12,7 +12,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
 from .background import replace_megatrons_queue
-from .optimizer_resume import repaired_for_loading, repaired_positions
+from .optimizer_resume import own_options_kept, repaired_for_loading, repaired_positions
 
 if TYPE_CHECKING:
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -96,6 +96,9 @@ def load_slow_weights(
 ) -> None:
     """Read what `save_slow_weights` wrote, at any tensor-, pipeline- and data-parallel size; called by every rank.
 
+    The optimizer's options (betas, epsilon, learning rates, weight decay) stay those of this run; the schedule's too,
+    unless the scheduler was built to take the checkpoint's.
+
     Without `optimizer` and `scheduler` only the weights are read, and the optimizer's float32 copies must be refreshed
     by the caller (`optimizer.reload_model_params()`).
     """
@@ -109,5 +112,8 @@ def load_slow_weights(
         state["optimizer"] = _optimizer_state(optimizer, state["model"], is_loading=True)
         loaded = dist_checkpointing.load(state, str(folder))
         _take_over(chunks, loaded)
-        optimizer.load_state_dict(loaded["optimizer"])
+        with own_options_kept(optimizer):
+            optimizer.load_state_dict(loaded["optimizer"])
+    scheduler.num_steps = 0  # loading adds to it
     scheduler.load_state_dict(loaded["scheduler"])
+    scheduler.step(0)  # loading sets learning rates and weight decay before it has all that they depend on
