@@ -79,7 +79,12 @@ MAY_CHANGE = {
         "lr_decay_iters",
         "lr_wsd_decay_iters",
         "lr_wsd_decay_style",
+        "decoupled_lr",
+        "decoupled_min_lr",
         "weight_decay",
+        "start_weight_decay",
+        "end_weight_decay",
+        "weight_decay_incr_style",
         "adam_beta1",
         "adam_beta2",
         "adam_eps",
@@ -164,7 +169,7 @@ def differences(saved: PretrainConfig, given: PretrainConfig) -> list[Difference
         for field in fields(old):
             before, now = getattr(old, field.name), getattr(new, field.name)
             if before != now and field.name not in NO_MATTER.get(group.name, ()):
-                kind = _kind(group.name, field.name)
+                kind = "same run" if _makes_groups(field.name, before, now) else _kind(group.name, field.name)
                 found.append(Difference(flag_name(group.name, field.name), before, now, kind))
     return found
 
@@ -184,6 +189,11 @@ def check_resumable(saved: PretrainConfig, given: PretrainConfig, where: str, *,
             advice += f", or start a new run from its weights with --load {where} --finetune"
         raise ValueError(f"cannot continue from {where}: {'; '.join(map(str, wrong))}; {advice}")
     return [] if finetune else [f"changed from here on: {difference}" for difference in found]
+
+
+def _makes_groups(name: str, before: Any, now: Any) -> bool:
+    """Whether a change is to other parameter groups, which the saved state of the optimizer does not fit."""
+    return name == "decoupled_lr" and (before is None) != (now is None)
 
 
 def _kind(group: str, name: str) -> Kind:

@@ -24,8 +24,18 @@ class OptimizerConfig:
     """Length of the final decay of the WSD schedule; default a fifth of the decay iterations."""
     lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = "minus_sqrt"
     """Shape of the final decay of the WSD schedule."""
+    decoupled_lr: float | None = None
+    """Peak learning rate of the token embedding and the output layer; default --lr, as for all other weights."""
+    decoupled_min_lr: float | None = None
+    """With --decoupled-lr: their learning rate at the end of the decay; default --min-lr."""
     weight_decay: float = 0.1
-    """Decoupled weight decay (not applied to biases and norms)."""
+    """Decoupled weight decay (not applied to biases and norms), with --weight-decay-incr-style constant."""
+    start_weight_decay: float | None = None
+    """With --weight-decay-incr-style linear or cosine: weight decay at the first iteration; default none."""
+    end_weight_decay: float | None = None
+    """With --weight-decay-incr-style linear or cosine: weight decay at the last training iteration; default none."""
+    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = "constant"
+    """How weight decay grows over the run: not at all, or from --start-weight-decay to --end-weight-decay."""
     adam_beta1: float = 0.9
     """AdamW's first-moment decay."""
     adam_beta2: float = 0.95

@@ -40,7 +40,18 @@ _AT_LEAST: dict[tuple[str, str], float] = {
             "context_parallel_size",
         )  # fmt: skip
     },
-    **{("optimizer", name): 0 for name in ("min_lr", "lr_warmup_iters", "weight_decay", "clip_grad")},
+    **{
+        ("optimizer", name): 0
+        for name in (
+            "min_lr",
+            "lr_warmup_iters",
+            "decoupled_min_lr",
+            "weight_decay",
+            "start_weight_decay",
+            "end_weight_decay",
+            "clip_grad",
+        )  # fmt: skip
+    },
     **{("optimizer", name): 1 for name in ("lr_decay_iters", "lr_wsd_decay_iters")},
     ("data", "vocab_size"): 1,
     ("data", "tiktoken_num_special_tokens"): 1,
@@ -73,6 +84,7 @@ _ABOVE: dict[tuple[str, str], float] = {
     ("model", "embedding_init_method_std"): 0,
     ("parallel", "distributed_timeout_minutes"): 0,
     ("optimizer", "lr"): 0,
+    ("optimizer", "decoupled_lr"): 0,
     ("optimizer", "adam_eps"): 0,
     ("training", "exit_duration_in_mins"): 0,
     ("training", "divergence_factor"): 1,

@@ -11,6 +11,7 @@ from .derived import ffn_hidden_size, kv_channels, num_query_groups, replica_siz
 from .fwpkm import FwPKMConfig
 from .pretrain import PretrainConfig
 from .ranges import values_out_of_range
+from .schedule_rules import schedule_problems
 
 
 def validate(config: PretrainConfig, world_size: int | None = None) -> None:
@@ -33,7 +34,7 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
         _attention, _windows, _memory, _layout, _pipeline, _context, activation_problems,
-        _schedule, _data, _splits, _tokenizer, _needles, _checkpoints,
+        schedule_problems, _data, _splits, _tokenizer, _needles, _checkpoints,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]
     return found + list(_batch(config, world_size))
@@ -198,32 +199,6 @@ def _context(config: PretrainConfig) -> Iterator[str]:
                 f"{flag} {value} is spread over --tensor-model-parallel-size {tensor} times --context-parallel-size "
                 f"{context} ranks: take {_near_multiples(value, ranks)}"
             )
-
-
-def _schedule(config: PretrainConfig) -> Iterator[str]:
-    optimizer, iterations = config.optimizer, config.training.train_iters
-    decay = iterations if optimizer.lr_decay_iters is None else optimizer.lr_decay_iters
-    source = "--train-iters" if optimizer.lr_decay_iters is None else "--lr-decay-iters"
-    if optimizer.lr_warmup_iters >= decay:
-        yield (
-            f"--lr-warmup-iters {optimizer.lr_warmup_iters} does not end before the decay does ({source} {decay}): "
-            "shorten the warm-up"
-        )
-    if optimizer.min_lr > optimizer.lr:
-        yield f"--min-lr {optimizer.min_lr} is above the peak --lr {optimizer.lr}: lower it"
-    final = optimizer.lr_wsd_decay_iters
-    if final is None:
-        return
-    if optimizer.lr_decay_style != "WSD":
-        yield (
-            f"--lr-wsd-decay-iters {final} belongs to --lr-decay-style WSD, not {optimizer.lr_decay_style}: choose WSD "
-            "or remove it"
-        )
-    elif optimizer.lr_warmup_iters < decay < final + optimizer.lr_warmup_iters:
-        yield (
-            f"--lr-wsd-decay-iters {final} does not fit between --lr-warmup-iters {optimizer.lr_warmup_iters} and "
-            f"{source} {decay}: take at most {decay - optimizer.lr_warmup_iters}"
-        )
 
 
 def _data(config: PretrainConfig) -> Iterator[str]:

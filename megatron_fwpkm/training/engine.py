@@ -6,7 +6,6 @@ The loop knows only the `Engine` protocol, so that another engine can stand behi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -18,8 +17,6 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
-from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from megatron.core.utils import get_batch_on_this_cp_rank
@@ -33,6 +30,7 @@ from ..config import PretrainConfig
 from ..models.builder import build_model, memory_layers, preserve_fast_weights
 from .losses import Losses, mean_over_batches, mean_over_tokens, weighted_loss
 from .memory_report import MemoryReport, collect_memory_report
+from .optimizer import build_optimizer
 from .replicas import keep_replicas_together
 from .schedule import build_scheduler
 
@@ -86,7 +84,7 @@ class MegatronEngine:
         self._device = device
         self._num_microbatches = num_microbatches(config, parallel_state.get_data_parallel_world_size())
         self.chunks = build_chunks(config, padded_vocab_size, device)
-        self.optimizer = self._build_optimizer(config)
+        self.optimizer = build_optimizer(config, self.chunks)
         self.scheduler = build_scheduler(self.optimizer, config.optimizer, config.training.train_iters)
         self.memories = memory_layers(self.chunks)
         self._store = FastWeightStore(config.fwpkm, config.training.seed)
@@ -96,26 +94,6 @@ class MegatronEngine:
         if config.parallel.overlap_grad_reduce:
             no_sync = [chunk.no_sync for chunk in self.chunks]
             model_config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
-
-    def _build_optimizer(self, config: PretrainConfig) -> MegatronOptimizer:
-        wanted = config.optimizer
-        return get_megatron_optimizer(
-            MegatronOptimizerConfig(
-                optimizer="adam",
-                lr=wanted.lr,
-                min_lr=wanted.min_lr,
-                weight_decay=wanted.weight_decay,
-                adam_beta1=wanted.adam_beta1,
-                adam_beta2=wanted.adam_beta2,
-                adam_eps=wanted.adam_eps,
-                # Without clipping the norm is still measured, for the log and the guards: nothing exceeds infinity.
-                clip_grad=wanted.clip_grad if wanted.clip_grad > 0 else math.inf,
-                bf16=config.training.bf16,
-                params_dtype=torch.bfloat16 if config.training.bf16 else torch.float32,
-                use_distributed_optimizer=config.parallel.use_distributed_optimizer,
-            ),
-            self.chunks,
-        )
 
     def train_step(self, batches: Iterator[Batch]) -> StepResult:
         """Forward and backward over the step's micro-batches, then the optimizer and the schedule.

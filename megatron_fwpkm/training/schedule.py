@@ -1,4 +1,4 @@
-"""Learning-rate schedule: what the flags mean in steps, handed to Megatron's OptimizerParamScheduler."""
+"""Schedule of learning rates and weight decay: the flags in steps, handed to Megatron's OptimizerParamScheduler."""
 
 from __future__ import annotations
 
@@ -66,17 +66,21 @@ def build_scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, train
     """Megatron's scheduler, stepped by 1 per iteration.
 
     The flags win over what a checkpoint says (`override_opt_param_scheduler`): a resumed run may be given another
-    peak or length, and the difference is reported by the checkpoint manager.
+    peak or length, and the difference is reported by the checkpoint manager. Raises ValueError as `make_schedule` does.
     """
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+    start, end = config.weight_decay, config.weight_decay
+    if config.weight_decay_incr_style != "constant":
+        assert config.start_weight_decay is not None and config.end_weight_decay is not None, "validated"
+        start, end = config.start_weight_decay, config.end_weight_decay
     return OptimizerParamScheduler(
         optimizer,
         **asdict(make_schedule(config, train_iters)),
-        start_wd=config.weight_decay,
-        end_wd=config.weight_decay,
+        start_wd=start,
+        end_wd=end,
         wd_incr_steps=train_iters,
-        wd_incr_style="constant",
+        wd_incr_style=config.weight_decay_incr_style,
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
     )

@@ -39,6 +39,7 @@ def test_architecture_is_refused_even_for_finetuning() -> None:
         ("model", {"seq_length": 128}, "--seq-length is 4096 there and 128 here"),
         ("model", {"init_method_std": 0.01}, "--init-method-std is 0.02 there and 0.01 here"),
         ("fwpkm", {"gate_bias_init": -1.0}, "--fwpkm-gate-bias-init is 0.0 there and -1.0 here"),
+        ("optimizer", {"decoupled_lr": 0.1}, "--decoupled-lr is none there and 0.1 here"),
         ("parallel", {"use_distributed_optimizer": True}, "--use-distributed-optimizer is false there and true here"),
     ],
 )

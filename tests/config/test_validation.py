@@ -91,6 +91,13 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--min-lr 1", "--min-lr 1.0 is above the peak --lr 0.001: lower it"),
         ("--lr-wsd-decay-iters 10", "--lr-wsd-decay-iters 10 belongs to --lr-decay-style WSD, not cosine: choose WSD or remove it"),
         ("--lr-decay-style WSD --lr-wsd-decay-iters 999 --lr-warmup-iters 2", "--lr-wsd-decay-iters 999 does not fit between --lr-warmup-iters 2 and --train-iters 1000: take at most 998"),
+        ("--decoupled-min-lr 0.1", "--decoupled-min-lr 0.1 is the end of --decoupled-lr: give that, too"),
+        ("--decoupled-lr 0.01 --decoupled-min-lr 0.1", "--decoupled-min-lr 0.1 is above --decoupled-lr 0.01: lower it"),
+        ("--decoupled-lr 1e-5 --min-lr 1e-4", "--min-lr 0.0001 is above --decoupled-lr 1e-05: give --decoupled-min-lr"),
+        ("--start-weight-decay 0.1", "--start-weight-decay 0.1: with --weight-decay-incr-style constant it is --weight-decay all the time; choose linear or cosine"),
+        ("--weight-decay-incr-style linear", "--weight-decay-incr-style linear needs --start-weight-decay and --end-weight-decay"),
+        ("--weight-decay-incr-style cosine --end-weight-decay 1", "--weight-decay-incr-style cosine needs --start-weight-decay"),
+        ("--weight-decay-incr-style linear --start-weight-decay 0.2 --end-weight-decay 0.1", "--start-weight-decay 0.2 is above --end-weight-decay 0.1: weight decay grows or stays; lower the start"),
         # data
         ("--data-path none", "no training data: give --data-path PREFIX (made by tools/preprocess_data.py) or --train-data-path"),
         ("--train-data-path a --valid-data-path b", "--data-path and --train-data-path --valid-data-path exclude each other"),

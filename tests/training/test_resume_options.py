@@ -22,6 +22,7 @@ from tests.training import test_moving_layouts
 from tests.training.test_engine import BASE, VOCABULARY, batches, change, state_of
 
 STEPS = 5
+GROWS = {"start_weight_decay": 0.01, "end_weight_decay": 0.1, "weight_decay_incr_style": "linear"}
 WSD = {"lr_decay_style": "WSD", "lr_wsd_decay_iters": 4}
 
 # Option -> the flags that change it, by group: as (values of the first run, values of the resumed one).
@@ -33,7 +34,12 @@ SCHEDULE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lr_decay_iters": ({}, {"lr_decay_iters": 20}),
     "lr_wsd_decay_iters": (WSD, WSD | {"lr_wsd_decay_iters": 6}),
     "lr_wsd_decay_style": (WSD, WSD | {"lr_wsd_decay_style": "linear"}),
+    "decoupled_lr": ({"decoupled_lr": 1e-3}, {"decoupled_lr": 2e-3}),
+    "decoupled_min_lr": ({"decoupled_lr": 1e-3}, {"decoupled_lr": 1e-3, "decoupled_min_lr": 1e-4}),
     "weight_decay": ({}, {"weight_decay": 0.3}),
+    "start_weight_decay": (GROWS, GROWS | {"start_weight_decay": 0.02}),
+    "end_weight_decay": (GROWS, GROWS | {"end_weight_decay": 0.2}),
+    "weight_decay_incr_style": (GROWS, GROWS | {"weight_decay_incr_style": "cosine"}),
     "adam_beta1": ({}, {"adam_beta1": 0.8}),
     "adam_beta2": ({}, {"adam_beta2": 0.97}),
     "adam_eps": ({}, {"adam_eps": 1e-6}),

@@ -1,0 +1,70 @@
+"""Rules between the options of the schedule: learning rates and weight decay over the iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .optimizer import OptimizerConfig
+from .pretrain import PretrainConfig
+
+
+def schedule_problems(config: PretrainConfig) -> Iterator[str]:
+    """A sentence for every violated rule."""
+    yield from _learning_rate(config)
+    yield from _decoupled(config.optimizer)
+    yield from _weight_decay(config.optimizer)
+
+
+def _learning_rate(config: PretrainConfig) -> Iterator[str]:
+    optimizer, iterations = config.optimizer, config.training.train_iters
+    decay = iterations if optimizer.lr_decay_iters is None else optimizer.lr_decay_iters
+    source = "--train-iters" if optimizer.lr_decay_iters is None else "--lr-decay-iters"
+    if optimizer.lr_warmup_iters >= decay:
+        yield (
+            f"--lr-warmup-iters {optimizer.lr_warmup_iters} does not end before the decay does ({source} {decay}): "
+            "shorten the warm-up"
+        )
+    if optimizer.min_lr > optimizer.lr:
+        yield f"--min-lr {optimizer.min_lr} is above the peak --lr {optimizer.lr}: lower it"
+    final = optimizer.lr_wsd_decay_iters
+    if final is None:
+        return
+    if optimizer.lr_decay_style != "WSD":
+        yield (
+            f"--lr-wsd-decay-iters {final} belongs to --lr-decay-style WSD, not {optimizer.lr_decay_style}: choose WSD "
+            "or remove it"
+        )
+    elif optimizer.lr_warmup_iters < decay < final + optimizer.lr_warmup_iters:
+        yield (
+            f"--lr-wsd-decay-iters {final} does not fit between --lr-warmup-iters {optimizer.lr_warmup_iters} and "
+            f"{source} {decay}: take at most {decay - optimizer.lr_warmup_iters}"
+        )
+
+
+def _decoupled(optimizer: OptimizerConfig) -> Iterator[str]:
+    if optimizer.decoupled_lr is None:
+        if optimizer.decoupled_min_lr is not None:
+            yield f"--decoupled-min-lr {optimizer.decoupled_min_lr} is the end of --decoupled-lr: give that, too"
+        return
+    own = optimizer.decoupled_min_lr is not None
+    end = optimizer.decoupled_min_lr if own else optimizer.min_lr
+    if end > optimizer.decoupled_lr:
+        flag, way = ("--decoupled-min-lr", "lower it") if own else ("--min-lr", "give --decoupled-min-lr")
+        yield f"{flag} {end} is above --decoupled-lr {optimizer.decoupled_lr}: {way}"
+
+
+def _weight_decay(optimizer: OptimizerConfig) -> Iterator[str]:
+    style = optimizer.weight_decay_incr_style
+    ends = {"--start-weight-decay": optimizer.start_weight_decay, "--end-weight-decay": optimizer.end_weight_decay}
+    given = [f"{flag} {value}" for flag, value in ends.items() if value is not None]
+    missing = [flag for flag, value in ends.items() if value is None]
+    if style == "constant":
+        if given:
+            yield (
+                f"{' and '.join(given)}: with --weight-decay-incr-style constant it is --weight-decay all the time; "
+                "choose linear or cosine"
+            )
+    elif missing:
+        yield f"--weight-decay-incr-style {style} needs {' and '.join(missing)}"
+    elif optimizer.start_weight_decay > optimizer.end_weight_decay:
+        yield f"{' is above '.join(given)}: weight decay grows or stays; lower the start"

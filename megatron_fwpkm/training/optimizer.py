@@ -1,0 +1,50 @@
+"""The optimizer of the slow weights: Megatron's AdamW with its parameter groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.optimizer_config import ParamKey
+from megatron.core.optimizer_param_scheduler import ParamGroupOverride
+
+from ..config import PretrainConfig
+
+
+def build_optimizer(config: PretrainConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
+    """Megatron's optimizer over the chunks of this rank; biases and norms have no weight decay."""
+    wanted = config.optimizer
+    made = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=wanted.lr,
+        min_lr=wanted.min_lr,
+        decoupled_lr=wanted.decoupled_lr,
+        decoupled_min_lr=wanted.decoupled_min_lr,
+        weight_decay=wanted.weight_decay,
+        adam_beta1=wanted.adam_beta1,
+        adam_beta2=wanted.adam_beta2,
+        adam_eps=wanted.adam_eps,
+        # Without clipping the norm is still measured, for the log and the guards: nothing exceeds infinity.
+        clip_grad=wanted.clip_grad if wanted.clip_grad > 0 else math.inf,
+        bf16=config.training.bf16,
+        params_dtype=torch.bfloat16 if config.training.bf16 else torch.float32,
+        use_distributed_optimizer=config.parallel.use_distributed_optimizer,
+    )
+    return get_megatron_optimizer(made, list(chunks), config_overrides=_overrides(made))
+
+
+def _overrides(config: MegatronOptimizerConfig) -> dict[ParamKey, ParamGroupOverride]:
+    """Megatron's own, with a mark on the group of --decoupled-lr.
+
+    Loading finds a saved group by a few of its options, which learning rates are not among: without the mark this
+    group would be taken for that of the other weights.
+    """
+    found: dict[ParamKey, ParamGroupOverride] = get_standard_config_overrides(config)
+    for override in found.values():
+        if "max_lr" in override:
+            override["is_decoupled_lr"] = True  # type: ignore[typeddict-unknown-key]
+    return found
