@@ -46,6 +46,7 @@ MODELING_FILES = (
     "memory_block",
     "modeling_fwpkm",
     "precision",
+    "weight_checks",
 )
 """Files of the room `hf` that an export carries."""
 AUTO_MAP = {

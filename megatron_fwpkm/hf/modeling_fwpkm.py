@@ -26,6 +26,7 @@ from .config_checks import check_config
 from .configuration_fwpkm import FwPKMHFConfig
 from .memory import MEMORY_MODES, MemorySettings, MemoryStream
 from .memory_block import FastWeightProductKeyMemory, RMSNorm
+from .weight_checks import load_checked
 
 PREFILL_SEGMENT = 2048
 """Tokens that a long call with a cache takes through all layers at once; bounds its memory, changes no result."""
@@ -131,6 +132,15 @@ class FwPKMPreTrainedModel(PreTrainedModel):
         check_config(config)
         super().__init__(config, *inputs, **kwargs)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as Transformers does, and check that every tensor is there, fits, and holds finite numbers.
+
+        Raises:
+            ValueError: it is not so, with the file and the tensor.
+        """
+        return load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, RMSNorm):
@@ -144,6 +154,8 @@ class FwPKMPreTrainedModel(PreTrainedModel):
 
 class FwPKMModel(FwPKMPreTrainedModel):
     """The decoder: token ids to final hidden states."""
+
+    _keys_to_ignore_on_load_unexpected = ["^lm_head"]  # noqa: RUF012
 
     def __init__(self, config: FwPKMHFConfig):
         super().__init__(config)
