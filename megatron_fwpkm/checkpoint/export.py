@@ -23,6 +23,8 @@ from ..config.derived import (
     num_query_groups,
 )
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
+from ..hf.weight_checks import check_finite
+from .export_reading import read_export_config, read_export_tokenizer
 from .model_card import model_card
 from .quiet import quiet_libraries
 from .tokenizer_export import convert_tokenizer, save_tokenizer
@@ -130,6 +132,7 @@ def hf_model(contents: CheckpointContents, *, memory: Memory | None = None, dtyp
     model.tie_weights()
     unfilled = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     assert not unfilled, f"weights without a value: {unfilled}"
+    check_finite(model, str(contents.path))
     model.generation_config.update(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.eos_token_id
     )
@@ -213,6 +216,7 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
         fwpkm_normalize_targets=fwpkm.normalize_targets,
         fwpkm_boundary=fwpkm.boundary,
         fwpkm_memory=memory,
+        fwpkm_iteration=contents.iteration,
         architectures=["FwPKMForCausalLM"],
     )
 
@@ -226,7 +230,7 @@ def hf_model_from_checkpoint(
         The model in evaluation mode and float32, and its tokenizer, None when there is none or it is not asked for.
 
     Raises:
-        ValueError: the path is neither, or its tokenizer cannot be converted, with the reason.
+        ValueError: the path is neither, or damaged, or its tokenizer cannot be converted, with the reason.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
@@ -234,15 +238,12 @@ def hf_model_from_checkpoint(
         if not tokenizer:
             return hf_model(contents), None
         return hf_model(contents), convert_tokenizer(contents.tokenizer_path, contents.config.data)
-    from transformers import PreTrainedTokenizerFast
-
     with quiet_libraries():
-        if FwPKMHFConfig.get_config_dict(folder)[0].get("model_type") != FwPKMHFConfig.model_type:
-            raise ValueError(f"{folder} holds a Hugging Face model of another kind than {FwPKMHFConfig.model_type}")
-        model = FwPKMForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        config = read_export_config(folder)
+        model = FwPKMForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
         if not tokenizer or not (folder / "tokenizer_config.json").is_file():
             return model, None
-        return model, PreTrainedTokenizerFast.from_pretrained(folder)
+        return model, read_export_tokenizer(folder, model.config.vocab_size)
 
 
 def usable_device(name: str) -> torch.device:

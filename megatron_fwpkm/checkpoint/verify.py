@@ -85,8 +85,16 @@ def verify(
     Raises:
         ValueError: one of the two cannot be read, or they cannot belong together.
     """
+    if not (Path(export) / "config.json").is_file():
+        raise ValueError(f"{export} is no export: it has no config.json; give --export the folder that export wrote")
     contents = checkpoint_contents(checkpoint)
     model, tokenizer = hf_model_from_checkpoint(export)
+    exported = model.config.fwpkm_iteration
+    if exported not in (None, contents.iteration):
+        raise ValueError(
+            f"{export} was exported from iteration {exported}, but {contents.path} is iteration {contents.iteration}: "
+            f"give --checkpoint the folder iter_{exported:07d}, or export again"
+        )
     _check_kinship(contents, model)
     generator = torch.Generator().manual_seed(seed)
     chosen = _default_lengths(contents) if lengths is None else list(lengths)

@@ -80,6 +80,7 @@ NUMBERS: dict[str, Number] = {
     "fwpkm_lookahead": Number(0),
     "fwpkm_inner_lr": Number(0, 100, whole=False),
     "fwpkm_addressing_weight": Number(0, 1000, whole=False),
+    "fwpkm_iteration": Number(0, optional=True),
 }
 SWITCHES = (
     "qk_norm",

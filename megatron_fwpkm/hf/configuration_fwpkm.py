@@ -50,6 +50,7 @@ class FwPKMHFConfig(PreTrainedConfig):
         fwpkm_boundary: arithmetic of a call without a cache: "drop" as the paper trains (the last lookahead tokens of a
             chunk are never written), or "carry". A call with a cache always carries.
         fwpkm_memory: which memory the export holds, for information: "initial" or "trained".
+        fwpkm_iteration: iteration of the training run that the weights are from, for information.
 
     Raises:
         ValueError: a field is out of its range, or fields do not fit each other; with name, value and what is allowed.
@@ -97,6 +98,7 @@ class FwPKMHFConfig(PreTrainedConfig):
     fwpkm_normalize_targets: bool = True
     fwpkm_boundary: str = "drop"
     fwpkm_memory: str = "initial"
+    fwpkm_iteration: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what follows from other fields, and check.

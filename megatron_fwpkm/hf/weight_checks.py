@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 AGAIN = "copy the folder again, or export again"
 REMEDY = f"the weights are damaged or of another model than config.json: {AGAIN}"
@@ -45,7 +45,10 @@ def load_checked(load: Callable[..., Any], source: Any, *args: Any, **options: A
         ValueError: a file is damaged or missing; a tensor is missing, has another shape, or belongs to no part of the
             model; or a number is not finite.
     """
-    stored = {} if source is None else stored_tensors(Path(source), options)
+    stored: dict[str, Stored] = {}
+    if source is not None:
+        stored = stored_tensors(Path(source), options)
+        _check_generation_config(Path(source))
     with_info = options.pop("output_loading_info", False)
     other_shapes = options.pop("ignore_mismatched_sizes", False)
     try:
@@ -159,6 +162,19 @@ def read_header(file: Path) -> dict[str, Stored]:
     if end != size:
         raise ValueError(f"{file} has {size:,} bytes instead of {end:,}: it is cut short or damaged; {AGAIN}")
     return found
+
+
+def _check_generation_config(folder: Path) -> None:
+    """Raise ValueError for a damaged file, which Transformers would pass over: texts might end elsewhere."""
+    file = folder / GENERATION_CONFIG_NAME
+    if not file.is_file():
+        return
+    try:
+        sound = isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except ValueError:
+        sound = False
+    if not sound:
+        raise ValueError(f"{file} is damaged: it holds no JSON object; {AGAIN}")
 
 
 def _variant(name: str, variant: str | None) -> str:

@@ -177,6 +177,15 @@ def test_a_damaged_configuration_is_one_error(tmp_path: Path) -> None:
         loaded(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "\u00ff"])
+def test_a_damaged_generation_config_is_refused(content: str, tmp_path: Path) -> None:
+    """Transformers would go on without it."""
+    saved(tmp_path)
+    (tmp_path / "generation_config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match="generation_config.json is damaged: it holds no JSON object"):
+        loaded(tmp_path)
+
+
 def test_fresh_weights_have_the_range_of_the_paper() -> None:
     """Sub-keys within key_dim^-1/2 on both sides, values with deviation value_dim^-1/2, linears 0.02, norms 0."""
     torch.manual_seed(0)
