@@ -20,7 +20,7 @@ _UNFINISHED = re.compile(r"\b(" + "TO" + "DO|FIX" + "ME|X" + "XX|NotImplemented"
 _MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.$}])/(tmp|work|farm|root|home)/")
 _ASSERTS = re.compile(r"\b(assert|raises|warns|fail|_?check)")
 _WITHOUT_MESSAGE = {"SystemExit", "KeyboardInterrupt"}
-_HF_MAY_IMPORT = {"torch", "transformers"}
+_HF_MAY_IMPORT = {"torch", "transformers", "safetensors"}  # transformers cannot be installed without the last
 
 
 def long_files(sources: Iterable[Source]) -> list[str]:
