@@ -21,7 +21,7 @@ def double_precision() -> Iterator[None]:
 
     Not for what was chosen before: default arguments, and tensors that exist.
     """
-    from megatron_fwpkm.training import cpu_compat, engine
+    from megatron_fwpkm.training import cpu_compat, optimizer
 
     cpu_compat.install()
     torch.storage._dtype_to_storage_type_map()  # torch.save and torch.load remember these tables of types for good:
@@ -40,7 +40,7 @@ def double_precision() -> Iterator[None]:
         with (
             patch.multiple(torch, float32=wide, float=wide),
             patch.multiple(torch.Tensor, float=torch.Tensor.double, type=type_name),
-            patch.object(engine, "MegatronOptimizerConfig", partial(engine.MegatronOptimizerConfig, **kept)),
+            patch.object(optimizer, "MegatronOptimizerConfig", partial(optimizer.MegatronOptimizerConfig, **kept)),
         ):
             yield
     finally:
