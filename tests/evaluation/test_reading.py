@@ -134,6 +134,24 @@ def test_a_causal_model_passes_the_check(tiny_model, tokenizer):
     assert check.passed and check.changed == 75
 
 
+@pytest.mark.parametrize("token", [0, 7, 408])
+def test_the_changed_token_is_the_next_of_the_vocabulary(tokenizer, token):
+    """Another token than before, and a token of the tokenizer, wherever in the vocabulary it stands."""
+    rows = []
+
+    class Recording(OracleModel):
+        def __call__(self, input_ids, **arguments):
+            rows.append(input_ids[0].tolist())
+            return super().__call__(input_ids, **arguments)
+
+    text = np.full(41, 5)
+    text[20] = token
+    check_causality(Recording(tokenizer.vocab_size), text, 409)
+    (first, second), changed = rows, (token + 1) % 409
+    assert first == text.tolist() and second == [*first[:20], changed, *first[21:]]
+    assert changed != token
+
+
 def test_a_model_that_peeks_fails_the_check(tokenizer):
     text = np.random.default_rng(0).integers(3, tokenizer.vocab_size, 150)
     check = check_causality(OracleModel(tokenizer.vocab_size, peeks=True), text, tokenizer.vocab_size)
