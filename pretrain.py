@@ -16,7 +16,7 @@ from megatron_fwpkm.config.origins import check_memory_options, origins_named_in
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, then train or print what would be trained; torch is imported only when it is needed."""
-    resolved = parse_pretrain(argv)
+    resolved = _with_checkpoint_values(parse_pretrain(argv))
     check_memory_options(resolved)
     try:
         return _start(resolved)
@@ -24,6 +24,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in origins_named_in(str(error), resolved):
             error.add_note(line)
         raise
+
+
+def _with_checkpoint_values(resolved: Resolved) -> Resolved:
+    chosen = resolved.config.checkpoint
+    if not (chosen.use_checkpoint_args or chosen.use_checkpoint_opt_param_scheduler):
+        return resolved
+    from megatron_fwpkm.checkpoint.take_over import with_checkpoint_values
+
+    return with_checkpoint_values(resolved)
 
 
 def _start(resolved: Resolved) -> int:

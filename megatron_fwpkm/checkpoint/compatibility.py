@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ..config import PretrainConfig
@@ -49,6 +49,23 @@ SAME_RUN = {
 }
 """A run goes on with these values only; another run may start from its weights with others."""
 
+SCHEDULE = (
+    "lr",
+    "min_lr",
+    "lr_decay_style",
+    "lr_warmup_iters",
+    "lr_decay_iters",
+    "lr_wsd_decay_iters",
+    "lr_wsd_decay_style",
+    "decoupled_lr",
+    "decoupled_min_lr",
+    "weight_decay",
+    "start_weight_decay",
+    "end_weight_decay",
+    "weight_decay_incr_style",
+)
+"""The options of the schedule, in the group `optimizer`."""
+
 MAY_CHANGE = {
     "model": {"attention_dropout", "hidden_dropout", "make_vocab_size_divisible_by"},
     "fwpkm": {
@@ -71,25 +88,7 @@ MAY_CHANGE = {
         "context_parallel_size",
         "sequence_parallel",
     },
-    "optimizer": {
-        "lr",
-        "min_lr",
-        "lr_decay_style",
-        "lr_warmup_iters",
-        "lr_decay_iters",
-        "lr_wsd_decay_iters",
-        "lr_wsd_decay_style",
-        "decoupled_lr",
-        "decoupled_min_lr",
-        "weight_decay",
-        "start_weight_decay",
-        "end_weight_decay",
-        "weight_decay_incr_style",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_eps",
-        "clip_grad",
-    },
+    "optimizer": {*SCHEDULE, "adam_beta1", "adam_beta2", "adam_eps", "clip_grad"},
     "data": {"data_path", "train_data_path", "valid_data_path", "test_data_path"},
     "training": {
         "micro_batch_size",
@@ -189,6 +188,30 @@ def check_resumable(saved: PretrainConfig, given: PretrainConfig, where: str, *,
             advice += f", or start a new run from its weights with --load {where} --finetune"
         raise ValueError(f"cannot continue from {where}: {'; '.join(map(str, wrong))}; {advice}")
     return [] if finetune else [f"changed from here on: {difference}" for difference in found]
+
+
+def check_same_schedule(saved: PretrainConfig, given: PretrainConfig, where: str) -> None:
+    """Refuse another schedule than the checkpoint's, as --no-override-opt-param-scheduler asks.
+
+    Raises ValueError that names every option that differs with both values.
+    """
+    found = [one for one in differences(_with_ends(saved), _with_ends(given)) if one.flag in _SCHEDULE_FLAGS]
+    if found:
+        raise ValueError(
+            f"cannot continue from {where} with --no-override-opt-param-scheduler: {'; '.join(map(str, found))}; give "
+            "the saved values, or take them with --use-checkpoint-opt-param-scheduler, or these with "
+            "--override-opt-param-scheduler"
+        )
+
+
+def _with_ends(config: PretrainConfig) -> PretrainConfig:
+    """With the end of the decay as a number."""
+    if config.optimizer.lr_decay_iters is not None:
+        return config
+    return replace(config, optimizer=replace(config.optimizer, lr_decay_iters=config.training.train_iters))
+
+
+_SCHEDULE_FLAGS = {flag_name("optimizer", name) for name in SCHEDULE}
 
 
 def _makes_groups(name: str, before: Any, now: Any) -> bool:

@@ -31,10 +31,14 @@ def folder_name(iteration: int) -> str:
 class CheckpointManager:
     """Owns one --save folder. Methods that write are called by every rank; rank 0 touches the folder structure."""
 
-    def __init__(self, root: Path, keep_last: int) -> None:
-        """`keep_last` published checkpoints stay (0: all); the one that `latest` names is never deleted."""
+    def __init__(self, root: Path, keep_last: int, retain_interval: int | None = None) -> None:
+        """`keep_last` published checkpoints stay (0: all), and those at a multiple of `retain_interval`.
+
+        The one that `latest` names is never deleted.
+        """
         self.root = root
         self.keep_last = keep_last
+        self.retain_interval = retain_interval
 
     def prepare(self, *, resume: bool) -> None:
         """Make the folder and see that it can be written, before hours of training are spent.
@@ -111,12 +115,13 @@ class CheckpointManager:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _forget_old(self, iteration: int) -> None:
-        """Delete published checkpoints beyond `keep_last` and leftovers of runs that ended while writing."""
+        """Delete published checkpoints that need not stay, and leftovers of runs that ended while writing."""
         if self.keep_last > 0:
             latest = latest_checkpoint(self.root)
             older = [path for path in published(self.root) if _iteration(path) <= iteration]
             for path in older[: -self.keep_last]:
-                if path != latest:
+                retained = self.retain_interval is not None and _iteration(path) % self.retain_interval == 0
+                if path != latest and not retained:
                     # The record goes first: a deletion that is cut short leaves no folder that looks whole.
                     (path / RECORD_NAME).unlink(missing_ok=True)
                     shutil.rmtree(path, ignore_errors=True)

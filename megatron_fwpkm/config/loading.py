@@ -27,13 +27,15 @@ from .arguments import (
     split_values,
 )
 from .pretrain import PretrainConfig
-from .usage import advice, complaints_of_unknown, together, without_values_of_switches
+from .usage import advice, complaints_of_unknown, in_our_spelling, together, without_values_of_switches
 
 PREFIXES = {"fwpkm": "fwpkm-", "needle": "needle-"}
 """What the flags of a group begin with."""
 
 DEFAULT = "default"
 COMMAND_LINE = "command line"
+CHECKPOINT = "checkpoint "
+"""What the origin of a value begins with that was taken from a checkpoint; its folder follows."""
 
 _USAGE = "%(prog)s [--config FILE] [flags]"
 _DESCRIPTION = """\
@@ -58,7 +60,9 @@ class Resolved:
 
     config: PretrainConfig
     origins: dict[str, str]
-    """By flag (`--lr`): `default`, `file.yaml:12` or `command line`."""
+    """By flag (`--lr`): `default`, `file.yaml:12`, `command line` or `checkpoint runs/mine/iter_0001000`."""
+    notices: tuple[str, ...] = ()
+    """What to say at the start about values that were replaced."""
 
     def to_yaml(self) -> str:
         """All values as YAML that reads back to the same configuration, each with its origin as a comment."""
@@ -109,7 +113,8 @@ def parse_pretrain(argv: Sequence[str] | None = None) -> Resolved:
     """
     parser = build_parser()
     known = {option.name: option for _, _, found in option_groups() for option in found}
-    words, complaints = without_values_of_switches(sys.argv[1:] if argv is None else argv, known.values())
+    given = in_our_spelling(sys.argv[1:] if argv is None else argv)
+    words, complaints = without_values_of_switches(given, known.values())
     namespace, unknown = parser.parse_known_args(words)
     complaints += complaints_of_unknown(words, unknown, ["config", *known])
     if complaints:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .loading import COMMAND_LINE, DEFAULT, PREFIXES, Resolved, option_groups
+from .loading import CHECKPOINT, COMMAND_LINE, DEFAULT, PREFIXES, Resolved, option_groups
 
 
 def origins_named_in(message: str, resolved: Resolved) -> list[str]:
@@ -19,6 +19,9 @@ def origins_named_in(message: str, resolved: Resolved) -> list[str]:
             origin = resolved.origins[option.flag]
             named = re.search(rf"{re.escape(f'{option.flag} {option.format(value)}')}(?![\w-]|[.,]\d)", message)
             if named is None or origin in (DEFAULT, COMMAND_LINE):
+                continue
+            if origin.startswith(CHECKPOINT):
+                lines.append(f"{option.flag} {option.format(value)} was taken from {origin}")
                 continue
             way = "the command line wins over a file"
             if option.nullable or option.is_list:

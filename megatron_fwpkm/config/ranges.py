@@ -73,6 +73,8 @@ _AT_LEAST: dict[tuple[str, str], float] = {
     },
     **{("training", name): 0 for name in ("eval_iters", "seed", "cpu_offloading_num_layers")},
     ("checkpoint", "save_interval"): 1,
+    ("checkpoint", "save_retain_interval"): 1,
+    ("checkpoint", "ckpt_step"): 0,
     ("checkpoint", "keep_last"): 0,
     ("logging", "log_interval"): 1,
 }

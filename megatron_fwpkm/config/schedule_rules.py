@@ -46,16 +46,16 @@ def _decoupled(optimizer: OptimizerConfig) -> Iterator[str]:
         if optimizer.decoupled_min_lr is not None:
             yield f"--decoupled-min-lr {optimizer.decoupled_min_lr} is the end of --decoupled-lr: give that, too"
         return
-    own = optimizer.decoupled_min_lr is not None
-    end = optimizer.decoupled_min_lr if own else optimizer.min_lr
+    flag, end, way = "--decoupled-min-lr", optimizer.decoupled_min_lr, "lower it"
+    if end is None:
+        flag, end, way = "--min-lr", optimizer.min_lr, "give --decoupled-min-lr"
     if end > optimizer.decoupled_lr:
-        flag, way = ("--decoupled-min-lr", "lower it") if own else ("--min-lr", "give --decoupled-min-lr")
         yield f"{flag} {end} is above --decoupled-lr {optimizer.decoupled_lr}: {way}"
 
 
 def _weight_decay(optimizer: OptimizerConfig) -> Iterator[str]:
-    style = optimizer.weight_decay_incr_style
-    ends = {"--start-weight-decay": optimizer.start_weight_decay, "--end-weight-decay": optimizer.end_weight_decay}
+    style, start, end = optimizer.weight_decay_incr_style, optimizer.start_weight_decay, optimizer.end_weight_decay
+    ends = {"--start-weight-decay": start, "--end-weight-decay": end}
     given = [f"{flag} {value}" for flag, value in ends.items() if value is not None]
     missing = [flag for flag, value in ends.items() if value is None]
     if style == "constant":
@@ -64,7 +64,7 @@ def _weight_decay(optimizer: OptimizerConfig) -> Iterator[str]:
                 f"{' and '.join(given)}: with --weight-decay-incr-style constant it is --weight-decay all the time; "
                 "choose linear or cosine"
             )
-    elif missing:
+    elif start is None or end is None:
         yield f"--weight-decay-incr-style {style} needs {' and '.join(missing)}"
-    elif optimizer.start_weight_decay > optimizer.end_weight_decay:
+    elif start > end:
         yield f"{' is above '.join(given)}: weight decay grows or stays; lower the start"

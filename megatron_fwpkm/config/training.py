@@ -66,12 +66,26 @@ class CheckpointConfig:
     """Write checkpoints in a forked process while training goes on; each is finished before the next one begins."""
     keep_last: int = 3
     """Checkpoints kept in --save; 0 keeps all."""
+    save_retain_interval: int | None = None
+    """Checkpoints whose iteration is a multiple of this are kept beside the --keep-last newest; default none are."""
     resume: bool = False
     """Continue from the latest checkpoint in --save; start anew, and say so, where there is none."""
     load: str | None = None
     """Folder of another run to start from (its latest checkpoint)."""
     finetune: bool = False
     """With --load: take the weights and fast weights only, and start iteration, optimizer and data anew."""
+    ckpt_step: int | None = None
+    """Iteration of the checkpoint to start from: of --load's run or, without it, of --resume's; default the latest."""
+    exit_on_missing_checkpoint: bool = False
+    """End with an error, instead of starting anew, where --resume finds nothing to continue."""
+    use_checkpoint_args: bool = False
+    """Take the model's shape from the checkpoint that --resume or --load names; of the command line and files stay
+    sizes and tokenizer where they are given."""
+    override_opt_param_scheduler: bool | None = None
+    """Where a resumed run is given another schedule than its checkpoint has, take what is given; with the --no- form
+    end with an error; default take what is given."""
+    use_checkpoint_opt_param_scheduler: bool = False
+    """Take the schedule (learning rates, weight decay, warm-up, decay) from the checkpoint, whatever is given."""
 
 
 @dataclass(frozen=True)

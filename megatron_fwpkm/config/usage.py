@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Sequence
 
 from .arguments import Option
 from .megatron_flags import MEGATRON_FLAGS
+
+
+def in_our_spelling(argv: Sequence[str]) -> list[str]:
+    """The words with dashes in the two flags that Megatron-LM also spells with an underscore (opt_param)."""
+    return [re.sub(r"^(--(no-)?(override|use-checkpoint)-opt)_param-scheduler", r"\1-param-scheduler", w) for w in argv]
 
 
 def without_values_of_switches(argv: Sequence[str], known: Collection[Option]) -> tuple[list[str], list[str]]:

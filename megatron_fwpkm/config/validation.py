@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from .activation_rules import activation_problems
+from .checkpoint_rules import checkpoint_problems
 from .data import TOKENIZERS_WITHOUT_FILE
 from .derived import ffn_hidden_size, kv_channels, num_query_groups, replica_size, rotary_dim, round_up
 from .fwpkm import FwPKMConfig
@@ -34,7 +35,7 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
         _attention, _windows, _memory, _layout, _pipeline, _context, activation_problems,
-        schedule_problems, _data, _splits, _tokenizer, _needles, _checkpoints,
+        schedule_problems, _data, _splits, _tokenizer, _needles, checkpoint_problems,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]
     return found + list(_batch(config, world_size))
@@ -286,18 +287,6 @@ def _needles(config: PretrainConfig) -> Iterator[str]:
             f"--needle-template {needle.template!r} must hold {{key}} once and {{value}} once behind it, for the "
             "value is what is asked"
         )
-
-
-def _checkpoints(config: PretrainConfig) -> Iterator[str]:
-    checkpoint = config.checkpoint
-    if config.training.dry_run_all and not config.training.dry_run:
-        yield "--dry-run-all says how much --dry-run prints: give --dry-run, too"
-    if checkpoint.resume and checkpoint.save is None:
-        yield "--resume continues the run in --save: give --save"
-    if checkpoint.finetune and checkpoint.load is None:
-        yield "--finetune starts from another run's weights: give --load"
-    if checkpoint.save_interval is not None and checkpoint.save is None and not config.training.dry_run:
-        yield f"--save-interval {checkpoint.save_interval} saves nothing without --save: give --save"
 
 
 def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:

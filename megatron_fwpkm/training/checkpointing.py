@@ -14,12 +14,13 @@ from megatron.core import parallel_state
 
 from ..checkpoint.agreement import on_rank_zero
 from ..checkpoint.background import BackgroundWriter
-from ..checkpoint.compatibility import check_resumable
+from ..checkpoint.compatibility import check_resumable, check_same_schedule
 from ..checkpoint.failure import explained
-from ..checkpoint.manager import CheckpointManager, folder_name, latest_checkpoint, resolve_checkpoint
+from ..checkpoint.manager import CheckpointManager, folder_name
 from ..checkpoint.record import CONFIG_NAME, Layout, RunRecord, read_record
 from ..checkpoint.rng import load_rng_state, save_rng_state
 from ..checkpoint.saved_config import read_saved_config
+from ..checkpoint.source import find_source
 from ..config import PretrainConfig
 from ..config.loading import Resolved
 from ..data.tokenizers import Tokenizer
@@ -61,7 +62,7 @@ def prepare_save_folder(config: PretrainConfig) -> CheckpointManager | None:
     chosen = config.checkpoint
     if chosen.save is None:
         return None
-    manager = CheckpointManager(Path(chosen.save), chosen.keep_last)
+    manager = CheckpointManager(Path(chosen.save), chosen.keep_last, chosen.save_retain_interval)
     manager.prepare(resume=chosen.resume)
     return manager
 
@@ -105,27 +106,29 @@ class RunCheckpoints:
         return str(self._manager.root / folder_name(self.saved_iteration))
 
     def restore(self) -> Progress:
-        """Load what --resume, --load and --finetune ask for; returns where training goes on.
+        """Load what --resume, --load, --ckpt-step and --finetune ask for; returns where training goes on.
 
         Raises ValueError for a checkpoint that is torn, foreign or does not fit, with the reason.
         """
         chosen = self._config.checkpoint
-        if self._manager is not None and chosen.resume:
-            root = self._manager.root
-            found = on_rank_zero(lambda: latest_checkpoint(root))
-            if found is not None:
-                progress = self._load(found, finetune=False)
-                self.saved_iteration = self.begun_iteration = progress.iteration
-                return progress
-            logger.info("--resume: %s holds no checkpoint, the run starts anew", root)
-        if chosen.load is not None:
-            source = Path(chosen.load)
-            return self._load(on_rank_zero(lambda: resolve_checkpoint(source)), finetune=chosen.finetune)
-        return Progress()
+        source = on_rank_zero(lambda: find_source(chosen))
+        if source is None:
+            if chosen.resume:
+                logger.info("--resume: %s holds no checkpoint, the run starts anew", chosen.save)
+            return Progress()
+        if source.passed_over:
+            logger.warning("--ckpt-step %d passes over %s", chosen.ckpt_step, ", ".join(source.passed_over))
+        progress = self._load(source.folder, finetune=chosen.finetune and not source.resumed)
+        if source.resumed:
+            self.saved_iteration = self.begun_iteration = progress.iteration
+        return progress
 
     def _load(self, folder: Path, *, finetune: bool) -> Progress:
         record = on_rank_zero(lambda: read_record(folder))
-        notices = check_resumable(read_saved_config(folder), self._config, str(folder), finetune=finetune)
+        saved = read_saved_config(folder)
+        notices = check_resumable(saved, self._config, str(folder), finetune=finetune)
+        if self._config.checkpoint.override_opt_param_scheduler is False and not finetune:
+            check_same_schedule(saved, self._config, str(folder))
         if record.tokenizer_hash != self._tokenizer.identity:
             raise ValueError(
                 f"cannot continue from {folder}: it was trained with another tokenizer ({record.vocab_size} pieces, "

@@ -54,7 +54,7 @@ def dry_run(resolved: Resolved, console: Console | None = None) -> int:
     console.print(layers_table(config))
     console.print(parameters_table(config, vocab_size))
     console.print(memory_table(config, vocab_size, world_size))
-    for line in summary(config, vocab_size, world_size, known is not None):
+    for line in (*summary(config, vocab_size, world_size, known is not None), *resolved.notices):
         console.print(line, markup=False)
     return 0
 

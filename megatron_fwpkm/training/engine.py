@@ -85,7 +85,12 @@ class MegatronEngine:
         self._num_microbatches = num_microbatches(config, parallel_state.get_data_parallel_world_size())
         self.chunks = build_chunks(config, padded_vocab_size, device)
         self.optimizer = build_optimizer(config, self.chunks)
-        self.scheduler = build_scheduler(self.optimizer, config.optimizer, config.training.train_iters)
+        self.scheduler = build_scheduler(
+            self.optimizer,
+            config.optimizer,
+            config.training.train_iters,
+            from_checkpoint=config.checkpoint.use_checkpoint_opt_param_scheduler,
+        )
         self.memories = memory_layers(self.chunks)
         self._store = FastWeightStore(config.fwpkm, config.training.seed)
         model_config = self.chunks[0].config

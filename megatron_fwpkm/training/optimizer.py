@@ -46,5 +46,5 @@ def _overrides(config: MegatronOptimizerConfig) -> dict[ParamKey, ParamGroupOver
     found: dict[ParamKey, ParamGroupOverride] = get_standard_config_overrides(config)
     for override in found.values():
         if "max_lr" in override:
-            override["is_decoupled_lr"] = True  # type: ignore[typeddict-unknown-key]
+            override["is_decoupled_lr"] = True
     return found

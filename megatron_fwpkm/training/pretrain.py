@@ -39,6 +39,8 @@ def run(resolved: Resolved) -> int:
     config = resolved.config
     with distributed_run(config.parallel, config.training) as world:
         validate(config, world.size)
+        for notice in resolved.notices:
+            logger.info("%s", notice)
         _train(resolved, world)
     return 0
 

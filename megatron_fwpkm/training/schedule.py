@@ -62,11 +62,16 @@ def make_schedule(config: OptimizerConfig, train_iters: int) -> Schedule:
     )
 
 
-def build_scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, train_iters: int) -> OptimizerParamScheduler:
+def build_scheduler(
+    optimizer: MegatronOptimizer, config: OptimizerConfig, train_iters: int, *, from_checkpoint: bool = False
+) -> OptimizerParamScheduler:
     """Megatron's scheduler, stepped by 1 per iteration.
 
     The flags win over what a checkpoint says (`override_opt_param_scheduler`): a resumed run may be given another
-    peak or length, and the difference is reported by the checkpoint manager. Raises ValueError as `make_schedule` does.
+    peak or length, and the difference is reported by the checkpoint manager. With `from_checkpoint` what is loaded
+    wins: the flags hold the same values then, but for the iterations in which weight decay grows.
+
+    Raises ValueError as `make_schedule` does.
     """
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
@@ -81,6 +86,6 @@ def build_scheduler(optimizer: MegatronOptimizer, config: OptimizerConfig, train
         end_wd=end,
         wd_incr_steps=train_iters,
         wd_incr_style=config.weight_decay_incr_style,
-        use_checkpoint_opt_param_scheduler=False,
-        override_opt_param_scheduler=True,
+        use_checkpoint_opt_param_scheduler=from_checkpoint,
+        override_opt_param_scheduler=not from_checkpoint,
     )

@@ -94,6 +94,13 @@ def test_retention_keeps_the_last_and_what_latest_names(tmp_path: Path) -> None:
     assert len(published(everything.root)) == 3
 
 
+def test_retention_spares_multiples_of_the_retain_interval(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path, keep_last=1, retain_interval=20)
+    for iteration in (10, 20, 30, 40, 50, 70):
+        save(manager, iteration)
+    assert [path.name for path in published(tmp_path)] == ["iter_0000020", "iter_0000040", "iter_0000070"]
+
+
 def test_saving_an_iteration_again_replaces_it(tmp_path: Path) -> None:
     manager = CheckpointManager(tmp_path, keep_last=3)
     save(manager, 10), save(manager, 20)

@@ -251,3 +251,11 @@ def test_help_is_fast_and_teaches():
     for piece in ("Model:", "FwPKM:", "--no-bf16", "examples:", "--dry-run", "(default: 0.001)", "torchrun"):
         assert piece in run.stdout, piece
     assert "--data-path runs/mine/corpus_text_document " in run.stdout  # what preprocess_data.py calls it
+
+
+def test_megatrons_two_spellings_of_the_schedulers_flags() -> None:
+    for spelt in ("opt_param", "opt-param"):
+        config = parse_pretrain([f"--use-checkpoint-{spelt}-scheduler", f"--no-override-{spelt}-scheduler"]).config
+        assert config.checkpoint.use_checkpoint_opt_param_scheduler
+        assert config.checkpoint.override_opt_param_scheduler is False
+    assert parse_pretrain([]).config.checkpoint.override_opt_param_scheduler is None

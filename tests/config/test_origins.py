@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,11 @@ def test_a_file_may_hold_options_of_a_memory_for_runs_that_have_one(file: str) -
     Path("plain.yaml").write_text("fwpkm-topk: 4\n")
     check_memory_options(parse_pretrain(["--config", "plain.yaml"]))
     check_memory_options(parse_pretrain(["--config", file, "--fwpkm-reset", "document"]))
+
+
+def test_a_refused_value_of_a_checkpoint_is_told_with_its_folder() -> None:
+    resolved = parse_pretrain([])
+    origins = resolved.origins | {"--lr": "checkpoint runs/mine/iter_0000010"}
+    assert origins_named_in("--min-lr 1 is above --lr 0.001", replace(resolved, origins=origins)) == [
+        "--lr 0.001 was taken from checkpoint runs/mine/iter_0000010"
+    ]

@@ -1,0 +1,106 @@
+"""What a run takes from its checkpoint's configuration before anything is built.
+
+--use-checkpoint-args takes the model's shape, --use-checkpoint-opt-param-scheduler the schedule; as in Megatron-LM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from ..config import PretrainConfig
+from ..config.loading import CHECKPOINT, DEFAULT, Resolved, option_groups
+from .compatibility import ARCHITECTURE, SCHEDULE
+from .record import read_record
+from .saved_config import read_saved_config
+from .source import find_source
+
+_UNLESS_GIVEN = {
+    "model": {
+        "num_layers",
+        "hidden_size",
+        "ffn_hidden_size",
+        "num_attention_heads",
+        "kv_channels",
+        "seq_length",
+        "max_position_embeddings",
+    },
+    "data": {
+        "tokenizer_type",
+        "tokenizer_model",
+        "vocab_size",
+        "tiktoken_pattern",
+        "tiktoken_num_special_tokens",
+        "tiktoken_special_tokens",
+    },
+}
+"""Taken where neither command line nor file says anything: Megatron-LM leaves these sizes as they are given."""
+_ALWAYS = {
+    **ARCHITECTURE,
+    "model": ARCHITECTURE["model"] - _UNLESS_GIVEN["model"] | {"attention_dropout", "hidden_dropout"},
+}
+
+
+def with_checkpoint_values(resolved: Resolved) -> Resolved:
+    """`resolved` with what its flags say to take from the checkpoint that it starts from, and notices about it.
+
+    Where there is no checkpoint yet nothing changes. Raises ValueError for a checkpoint that is not there or not whole.
+    """
+    chosen = resolved.config.checkpoint
+    if not (chosen.use_checkpoint_args or chosen.use_checkpoint_opt_param_scheduler):
+        return resolved
+    source = find_source(chosen)
+    if source is None:
+        return resolved
+    read_record(source.folder)  # refuses what is no checkpoint
+    saved = read_saved_config(source.folder)
+    taken: dict[str, dict[str, Any]] = {}
+    if chosen.use_checkpoint_args:
+        taken = _shape(resolved, saved)
+    if chosen.use_checkpoint_opt_param_scheduler and (source.resumed or not chosen.finetune):
+        taken["optimizer"] = _schedule(saved)
+    return _replaced(resolved, taken, f"{CHECKPOINT}{source.folder}")
+
+
+def _shape(resolved: Resolved, saved: PretrainConfig) -> dict[str, dict[str, Any]]:
+    """The model's shape and tokenizer, by group and field."""
+    taken: dict[str, dict[str, Any]] = {}
+    for group, _, found in option_groups():
+        for option in found:
+            unless = option.field_name in _UNLESS_GIVEN.get(group, ()) and resolved.origins[option.flag] == DEFAULT
+            if unless or option.field_name in _ALWAYS.get(group, ()):
+                taken.setdefault(group, {})[option.field_name] = getattr(getattr(saved, group), option.field_name)
+    return taken
+
+
+def _schedule(saved: PretrainConfig) -> dict[str, Any]:
+    """The schedule, whose decay ends where the saved run would have ended it."""
+    taken = {name: getattr(saved.optimizer, name) for name in SCHEDULE}
+    if taken["lr_decay_iters"] is None:
+        taken["lr_decay_iters"] = saved.training.train_iters
+    return taken
+
+
+def _replaced(resolved: Resolved, taken: dict[str, dict[str, Any]], origin: str) -> Resolved:
+    groups = {name: replace(getattr(resolved.config, name), **values) for name, values in taken.items()}
+    config = replace(resolved.config, **groups)
+    origins, said = dict(resolved.origins), []
+    for flag, before, now in _changes(resolved.config, config, taken):
+        if before != now or origins[flag] == DEFAULT:
+            replaced = f" (not {before}, {origins[flag]})" if origins[flag] != DEFAULT else ""
+            said += [f"{flag} {now}{replaced}"] if before != now else []
+            origins[flag] = origin
+    notices = (f"taken from {origin}: {', '.join(said)}",) if said else ()
+    return replace(resolved, config=config, origins=origins, notices=(*resolved.notices, *notices))
+
+
+def _changes(
+    old: PretrainConfig, new: PretrainConfig, taken: dict[str, dict[str, Any]]
+) -> Iterator[tuple[str, str, str]]:
+    """(flag, old value, new value) of every option that was taken, as one types them."""
+    for group, _, found in option_groups():
+        for option in found:
+            if option.field_name in taken.get(group, ()):
+                values = (option.format(getattr(getattr(config, group), option.field_name)) for config in (old, new))
+                yield (option.flag, *values)  # type: ignore[misc]
