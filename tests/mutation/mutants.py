@@ -130,8 +130,8 @@ def _name(function: ast.expr) -> str:
 
 def _changes(node: ast.stmt | ast.expr) -> Iterator[tuple[ast.stmt | ast.expr, str, ast.stmt | ast.expr]]:
     """Nodes in or below this one, the kind of fault, and what to have in the node's place."""
-    for kind, other in (*_other_statements(node), *_other_expressions(node)):
-        yield node, kind, other
+    yield from ((node, kind, other) for kind, other in _other_statements(node))
+    yield from ((node, kind, other) for kind, other in _other_expressions(node))
     conditions = [node.test] if isinstance(node, ast.If | ast.While | ast.IfExp) else []
     if isinstance(node, ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp):
         conditions = [test for generator in node.generators for test in generator.ifs]
