@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.model, tuple(args.haystack), tuple(args.lengths), args.depths, args.samples, args.needles, args.protocol,
         tuple(dict.fromkeys(args.controls)), needle, args.seed,
     )  # fmt: skip
+    from megatron_fwpkm.evaluation.early_checks import check_places
+
+    check_places(settings, args.output, args.workers)  # before torch is imported
     from megatron_fwpkm.evaluation.needle import RunOptions, evaluate
     from megatron_fwpkm.evaluation.results import text_table
 

@@ -8,7 +8,7 @@ from megatron_fwpkm.data.needles import NeedleSpec
 
 from .haystack import Haystack
 from .loading import LoadedModel
-from .needle_samples import Cell, NeedleSample, all_cells, make_sample, shortest_context
+from .needle_samples import Cell, NeedleSample, all_cells, make_sample
 from .reading import CausalityCheck, NeedleReader, check_causality
 from .sample_log import SampleRecord
 from .settings import NeedleSettings
@@ -21,13 +21,12 @@ class Evaluator:
     """Makes samples and asks one loaded model about them."""
 
     def __init__(self, settings: NeedleSettings, loaded: LoadedModel, haystack: Haystack) -> None:
-        """Raises ValueError when facts cannot be worded with the tokenizer, or do not fit the lengths or the text."""
+        """Raises ValueError when facts cannot be worded with the tokenizer. That they fit is checked before."""
         self.settings = settings
         self.tokenizer = loaded.tokenizer
         self.haystack = haystack
         self.spec = NeedleSpec.from_config(settings.needle, loaded.tokenizer)
         self.reader = NeedleReader(loaded.model, settings, loaded.tokenizer.vocab_size)
-        self._check_lengths()
 
     def run(self, cell: Cell) -> SampleRecord:
         """The finished sample of a cell."""
@@ -52,20 +51,6 @@ class Evaluator:
 
     def _text(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode([int(token) for token in tokens])
-
-    def _check_lengths(self) -> None:
-        needed = shortest_context(self.spec, self.settings.needles)
-        for length in self.settings.lengths:
-            if length < needed:
-                raise ValueError(
-                    f"--lengths {length} is too short for --needles {self.settings.needles}: at least {needed} tokens "
-                    "are needed"
-                )
-        if len(self.haystack.tokens) < (longest := max(self.settings.lengths)):
-            raise ValueError(
-                f"the haystack has {len(self.haystack.tokens)} tokens, fewer than the longest of --lengths, {longest}: "
-                f"add text to --haystack ({', '.join(self.haystack.sources)}) or leave that length out"
-            )
 
 
 def make_evaluator(

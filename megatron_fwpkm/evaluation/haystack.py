@@ -42,8 +42,7 @@ def load_haystack(paths: Sequence[str], tokenizer: Tokenizer) -> Haystack:
     Raises:
         ValueError: no file, a missing, empty or damaged one, or one that is not UTF-8.
     """
-    if not paths:
-        raise ValueError("--haystack names no file")
+    check_haystack_files(paths)
     rows = []
     for path in paths:
         text = _read(Path(path))
@@ -53,9 +52,16 @@ def load_haystack(paths: Sequence[str], tokenizer: Tokenizer) -> Haystack:
     return Haystack(np.concatenate(rows[:-1]), tuple(paths))
 
 
+def check_haystack_files(paths: Sequence[str]) -> None:
+    """Raise ValueError where there is no file, or one is not there."""
+    if not paths:
+        raise ValueError("--haystack names no file")
+    for path in paths:
+        if not Path(path).is_file():
+            raise ValueError(f"--haystack {path} does not exist or is not a file")
+
+
 def _read(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"--haystack {path} does not exist or is not a file")
     data = path.read_bytes()
     try:
         if data.startswith(_GZIP_MAGIC):

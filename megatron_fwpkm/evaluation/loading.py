@@ -14,6 +14,7 @@ from megatron_fwpkm.checkpoint.record import read_record
 from megatron_fwpkm.checkpoint.saved_config import read_saved_config
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
+from megatron_fwpkm.hf.configuration_fwpkm import FwPKMHFConfig
 from megatron_fwpkm.hf.modeling_fwpkm import FwPKMForCausalLM
 
 
@@ -33,6 +34,27 @@ class LoadedModel:
         return digest.hexdigest()
 
 
+def tokenizer_of_model(path: str, device: str = "auto") -> Tokenizer:
+    """The tokenizer of an export or a checkpoint, after everything that can be checked without loading weights.
+
+    Raises:
+        ValueError: as `load_model`.
+    """
+    usable_device(device)
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"--model {path} is not a folder; give an export or a checkpoint")
+    tokenizer = load_tokenizer(folder)
+    if (folder / "config.json").is_file():
+        config = FwPKMHFConfig.from_pretrained(folder)
+        check_fits(bool(config.fwpkm_layers), config.vocab_size, tokenizer, path)
+    else:
+        checkpoint = resolve_checkpoint(folder)
+        layers = read_saved_config(checkpoint).fwpkm.layer_numbers
+        check_fits(bool(layers), read_record(checkpoint).vocab_size, tokenizer, path)
+    return tokenizer
+
+
 def load_model(path: str, device: str = "auto") -> LoadedModel:
     """Load an export or a checkpoint for evaluation, in float32.
 
@@ -40,27 +62,22 @@ def load_model(path: str, device: str = "auto") -> LoadedModel:
         ValueError: no such device or folder, no tokenizer in it, a model without memory layers, or a tokenizer with
             more pieces than the model has embeddings.
     """
-    target = usable_device(device)
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ValueError(f"--model {path} is not a folder; give an export or a checkpoint")
-    model, _ = hf_model_from_checkpoint(folder, tokenizer=False)
-    tokenizer = load_tokenizer(folder)
-    check_fits(model, tokenizer, path)
-    return LoadedModel(model.to(target).eval(), tokenizer)
+    tokenizer = tokenizer_of_model(path, device)
+    model, _ = hf_model_from_checkpoint(Path(path), tokenizer=False)
+    return LoadedModel(model.to(usable_device(device)).eval(), tokenizer)
 
 
-def check_fits(model: FwPKMForCausalLM, tokenizer: Tokenizer, path: str) -> None:
+def check_fits(has_memory: bool, vocab_size: int, tokenizer: Tokenizer, path: str) -> None:
     """Raise ValueError for a model that has no memory, or not the tokenizer's vocabulary."""
-    if not model.new_cache().memory:
+    if not has_memory:
         raise ValueError(
             f"--model {path} has no fast-weight memory (it was trained without --fwpkm-layer-numbers): nothing to "
             "measure"
         )
-    if tokenizer.vocab_size > model.config.vocab_size:
+    if tokenizer.vocab_size > vocab_size:
         raise ValueError(
-            f"--model {path} has {model.config.vocab_size} token embeddings, but {tokenizer.path} has "
-            f"{tokenizer.vocab_size} pieces: it is not the tokenizer the model was trained with"
+            f"--model {path} has {vocab_size} token embeddings, but {tokenizer.path} has {tokenizer.vocab_size} "
+            "pieces: it is not the tokenizer the model was trained with"
         )
 
 

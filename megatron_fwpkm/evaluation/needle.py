@@ -7,11 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_fwpkm.data.needles import NeedleSpec
+
+from .early_checks import check_facts, check_places, check_text
 from .evaluator import Evaluator, Loader, make_evaluator
 from .files import write_atomically
 from .haystack import Haystack, load_haystack
 from .heatmap import draw_heatmap
-from .loading import LoadedModel, load_model
+from .loading import LoadedModel, load_model, tokenizer_of_model
 from .needle_samples import all_cells
 from .progress import SampleProgress
 from .provenance import provenance
@@ -41,7 +44,7 @@ class RunOptions:
 
 
 def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = load_model) -> NeedleResults:
-    """Measure, or go on measuring, and write every output.
+    """Measure, or go on measuring, and write every output. What can be refused is refused before weights are loaded.
 
     Args:
         settings: what to measure.
@@ -51,10 +54,12 @@ def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = loa
     Raises:
         ValueError: anything a user can mend: model, haystack, lengths, output folder of another evaluation.
     """
-    if options.workers < 1:
-        raise ValueError(f"--workers {options.workers} must be at least 1")
+    check_places(settings, options.output, options.workers)
+    tokenizer = tokenizer_of_model(settings.model, options.device)
+    check_facts(settings, NeedleSpec.from_config(settings.needle, tokenizer))
+    haystack = load_haystack(settings.haystack, tokenizer)
+    check_text(settings, haystack)
     loaded = loader(settings.model, options.device)
-    haystack = load_haystack(settings.haystack, loaded.tokenizer)
     evaluator = Evaluator(settings, loaded, haystack)
     options.output.mkdir(parents=True, exist_ok=True)
     log = SampleLog(

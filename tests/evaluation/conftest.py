@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ WORDS = ["".join(parts) for parts in itertools.product(*SYLLABLES)]
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with a tokenizer.model, and beside it novel.txt and novel.txt.gz of some 6,000 tokens."""
+    """A model folder with tokenizer.model and config.json; in it novel.txt and novel.txt.gz of some 6,000 tokens."""
     root = tmp_path_factory.mktemp("evaluation")
     rng = random.Random(0)
     sentences = [" ".join(rng.choices(WORDS, k=8)) + "." for _ in range(700)]
@@ -34,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model_prefix=str(root / "tokenizer"), vocab_size=420, model_type="bpe", byte_fallback=True, minloglevel=2,
         hard_vocab_limit=False, max_sentence_length=10000,
     )  # fmt: skip
+    (root / "config.json").write_text(json.dumps({"model_type": "fwpkm", "vocab_size": 423, "fwpkm_layers": [1]}))
     return root
 
 

@@ -99,22 +99,81 @@ def test_the_tokenizer_of_a_checkpoint_is_its_copy(folder, tokenizer, tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_a_model_without_memory_is_refused(tokenizer, tiny_model):  # noqa: F811
-    from megatron_fwpkm.evaluation.loading import check_fits
-    from megatron_fwpkm.hf.modeling_fwpkm import FwPKMForCausalLM
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fwpkm_layers": []}, "has no fast-weight memory"),
+        ({"vocab_size": 100}, r"has 100 token embeddings, but .* has \d+ pieces: it is not the tokenizer"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["export", "checkpoint"])
+def test_a_model_that_cannot_be_measured_is_refused_without_its_weights(export, tmp_path, kind, change, said):
+    """The folders hold none."""
+    from megatron_fwpkm.evaluation.loading import load_model
 
-    config = type(tiny_model.config).from_dict(tiny_model.config.to_dict() | {"fwpkm_layers": []})
-    with pytest.raises(ValueError, match="--model m has no fast-weight memory"):
-        check_fits(FwPKMForCausalLM(config), tokenizer, "m")
+    shutil.copy(export / "tokenizer.model", tmp_path)
+    if kind == "export":
+        config = json.loads((export / "config.json").read_text()) | change
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    else:
+        write_checkpoint(tmp_path, change.get("vocab_size", 420), memory="fwpkm_layers" not in change)
+    with pytest.raises(ValueError, match=f"--model .*{said}"):
+        load_model(str(tmp_path))
 
 
-def test_a_foreign_tokenizer_is_refused(tokenizer, tiny_model):  # noqa: F811
-    from megatron_fwpkm.evaluation.loading import check_fits
-    from megatron_fwpkm.hf.modeling_fwpkm import FwPKMForCausalLM
+def write_checkpoint(target: Path, vocab_size: int, memory: bool) -> None:
+    """A checkpoint folder without weights."""
+    from megatron_fwpkm.checkpoint.record import Layout, RunRecord, write_record
 
-    config = type(tiny_model.config).from_dict(tiny_model.config.to_dict() | {"vocab_size": 100})
-    with pytest.raises(ValueError, match=r"has 100 token embeddings, but .* pieces: it is not the tokenizer"):
-        check_fits(FwPKMForCausalLM(config), tokenizer, "m")
+    layers = "fwpkm-layer-numbers: [1]\n" if memory else ""
+    (target / "config.yaml").write_text(f"seed: 1\nnum-layers: 2\n{layers}")
+    record = RunRecord(3, 3, 96, Layout(1, 1, 1, 1, False, False), vocab_size, 512, "identity", "tokenizer.model")
+    write_record(target, record)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--lengths", 16], "--lengths 16 is too short for --needles 5: at least"),
+        (["--lengths", 96, 10**7], "fewer than the longest of --lengths, 10000000: add text to --haystack"),
+        (["--lengths", 96, "--haystack", "{tmp}/no.txt"], "--haystack {tmp}/no.txt does not exist"),
+        (["--lengths", 96, "--haystack", "{novel}", "{tmp}/no.txt"], "--haystack {tmp}/no.txt does not exist"),
+        (["--lengths", 96, "--model", "{tmp}/no"], "--model {tmp}/no is not a folder"),
+        (["--lengths", 96, "--workers", 0], "--workers 0 must be at least 1"),
+        (["--lengths", 96, "--device", "tpu"], "--device tpu cannot be used here"),
+        (["--lengths", 96, "--output", "{novel}/out"], "--output {novel}/out cannot be a folder: {novel} is a file"),
+        (["--lengths", 96, "--needle-template", "{{value}} is {{key}}."], "must have {{value}} behind {{key}}"),
+        (["--lengths", 96, "--needles", 10**6, "--needle-key-words", 1], "--needles 1000000 and one that is never"),
+        (["--lengths", 96, "--needle-value-words", 0], "--needle-value-words 0 must be at least 1"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_weights_are_loaded(
+    export, folder, tmp_path, capsys, monkeypatch, flags, said  # noqa: F811
+):
+    from megatron_fwpkm.evaluation import loading
+
+    def load(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(loading, "hf_model_from_checkpoint", load)
+    places = {"tmp": tmp_path, "novel": folder / "novel.txt"}
+    given = [flag.format(**places) if isinstance(flag, str) else flag for flag in flags]
+    defaults = ["--model", export, "--haystack", folder / "novel.txt", "--output", tmp_path / "out"]
+    done = run_tool(capsys, "evaluate_needle", *defaults, *given)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: "), done.stderr
+    assert said.format(**places) in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_is_told_without_torch(folder, tmp_path):  # noqa: F811
+    (tmp_path / "torch.py").write_text("raise AssertionError('torch was imported')")
+    command = [sys.executable, "tools/evaluate_needle.py", "--model", str(folder), "--haystack", str(tmp_path / "no"),
+               "--lengths", "96", "--output", str(tmp_path / "out")]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    check_refused(
+        subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60),
+        f"--haystack {tmp_path / 'no'} does not exist",
+    )
 
 
 def test_user_errors_are_one_line(export, folder, tmp_path):  # noqa: F811
