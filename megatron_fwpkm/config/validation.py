@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 from .activation_rules import activation_problems
 from .checkpoint_rules import checkpoint_problems
-from .data import TOKENIZERS_WITHOUT_FILE
-from .derived import ffn_hidden_size, kv_channels, num_query_groups, replica_size, rotary_dim, round_up
+from .data_rules import data_problems
+from .derived import ffn_hidden_size, kv_channels, num_query_groups, replica_size, rotary_dim
 from .fwpkm import FwPKMConfig
+from .neighbours import near_divisors, near_multiples
 from .pretrain import PretrainConfig
 from .ranges import values_out_of_range
 from .schedule_rules import schedule_problems
@@ -35,7 +36,7 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
         _attention, _windows, _memory, _layout, _pipeline, _context, activation_problems,
-        schedule_problems, _data, _splits, _tokenizer, _needles, checkpoint_problems,
+        schedule_problems, data_problems, checkpoint_problems,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]
     return found + list(_batch(config, world_size))
@@ -47,14 +48,14 @@ def _attention(config: PretrainConfig) -> Iterator[str]:
         yield (
             f"--hidden-size {model.hidden_size} is not a multiple of --num-attention-heads "
             f"{model.num_attention_heads}: take --hidden-size "
-            f"{_near_multiples(model.hidden_size, model.num_attention_heads)}, or give --kv-channels"
+            f"{near_multiples(model.hidden_size, model.num_attention_heads)}, or give --kv-channels"
         )
         return
     groups = num_query_groups(model)
     if model.num_attention_heads % groups:
         yield (
             f"--num-query-groups {groups} must divide --num-attention-heads {model.num_attention_heads}: take "
-            f"{_near_divisors(groups, model.num_attention_heads)}"
+            f"{near_divisors(groups, model.num_attention_heads)}"
         )
     rotated = rotary_dim(model)
     if rotated < 2 or rotated % 2:
@@ -150,12 +151,10 @@ def _layout(config: PretrainConfig) -> Iterator[str]:
         divided["--seq-length"] = model.seq_length
     wrong = {flag: value for flag, value in divided.items() if value % tensor}
     if wrong:
-        named = " and ".join(
-            f"{flag} {value} (near: {_near_multiples(value, tensor)})" for flag, value in wrong.items()
-        )
+        named = " and ".join(f"{flag} {value} (near: {near_multiples(value, tensor)})" for flag, value in wrong.items())
         yield (
             f"--tensor-model-parallel-size {tensor} does not divide {named}: take a tensor-parallel size of "
-            f"{_near_divisors(tensor, math.gcd(*divided.values()))}, which divides everything, or change the sizes"
+            f"{near_divisors(tensor, math.gcd(*divided.values()))}, which divides everything, or change the sizes"
         )
     if parallel.sequence_parallel and tensor == 1:
         yield "--sequence-parallel shards over tensor-parallel ranks: give --tensor-model-parallel-size of at least 2"
@@ -167,7 +166,7 @@ def _pipeline(config: PretrainConfig) -> Iterator[str]:
     if layers % stages:
         yield (
             f"--pipeline-model-parallel-size {stages} does not divide --num-layers {layers}: take "
-            f"{_near_divisors(stages, layers)} stages"
+            f"{near_divisors(stages, layers)} stages"
         )
     elif chunks > 1 and stages == 1:
         yield (
@@ -177,7 +176,7 @@ def _pipeline(config: PretrainConfig) -> Iterator[str]:
     elif layers // stages % chunks:
         yield (
             f"--num-virtual-stages-per-pipeline-rank {chunks} does not divide the {layers // stages} layers of a stage "
-            f"(--num-layers {layers} over {stages} stages): take {_near_divisors(chunks, layers // stages)}"
+            f"(--num-layers {layers} over {stages} stages): take {near_divisors(chunks, layers // stages)}"
         )
 
 
@@ -191,102 +190,15 @@ def _context(config: PretrainConfig) -> Iterator[str]:
     if model.seq_length % pieces:
         yield (
             f"--context-parallel-size {context} cuts --seq-length {model.seq_length} into {pieces} pieces, which does "
-            f"not go up: take --seq-length {_near_multiples(model.seq_length, pieces)}"
+            f"not go up: take --seq-length {near_multiples(model.seq_length, pieces)}"
         )
     ranks = tensor * context
     for flag, value in {"--fwpkm-num-subkeys": fwpkm.num_subkeys, "--fwpkm-value-dim": fwpkm.value_dim}.items():
         if fwpkm.layer_numbers and value % ranks:
             yield (
                 f"{flag} {value} is spread over --tensor-model-parallel-size {tensor} times --context-parallel-size "
-                f"{context} ranks: take {_near_multiples(value, ranks)}"
+                f"{context} ranks: take {near_multiples(value, ranks)}"
             )
-
-
-def _data(config: PretrainConfig) -> Iterator[str]:
-    data, training = config.data, config.training
-    apart = {
-        "--train-data-path": data.train_data_path,
-        "--valid-data-path": data.valid_data_path,
-        "--test-data-path": data.test_data_path,
-    }
-    given = [flag for flag, paths in apart.items() if paths]
-    if data.data_path and given:
-        yield f"--data-path and {' '.join(given)} exclude each other: one corpus that --split divides, or one per split"
-    elif given and not data.train_data_path:
-        yield f"{' '.join(given)} needs --train-data-path beside it"
-    elif not given and not data.data_path and not training.dry_run:
-        yield "no training data: give --data-path PREFIX (made by tools/preprocess_data.py) or --train-data-path"
-    for flag, paths in {"--data-path": data.data_path, **apart}.items():
-        yield from _blend(flag, paths)
-
-
-def _splits(config: PretrainConfig) -> Iterator[str]:
-    data, training = config.data, config.training
-    shares = _shares(data.split)
-    if shares is None:
-        yield (
-            f"--split {data.split} is malformed: write the shares of training, validation and test as three numbers "
-            "like 969,30,1, at least one for training"
-        )
-    elif data.data_path and training.eval_iters and not shares[1]:
-        yield (
-            f"--split {data.split} leaves no validation documents for --eval-iters {training.eval_iters}: give them a "
-            "share or take --eval-iters 0"
-        )
-    if data.train_data_path and not data.valid_data_path and training.eval_iters:
-        yield (
-            f"--eval-iters {training.eval_iters} needs --valid-data-path beside --train-data-path, or take "
-            "--eval-iters 0"
-        )
-
-
-def _tokenizer(config: PretrainConfig) -> Iterator[str]:
-    data = config.data
-    if data.tokenizer_type == "NullTokenizer":
-        if data.vocab_size is None:
-            yield "--tokenizer-type NullTokenizer needs --vocab-size"
-    elif data.tokenizer_type not in TOKENIZERS_WITHOUT_FILE and not (data.tokenizer_model or config.training.dry_run):
-        yield f"--tokenizer-type {data.tokenizer_type} needs --tokenizer-model"
-
-
-def _blend(flag: str, paths: tuple[str, ...]) -> Iterator[str]:
-    """A path alone, or WEIGHT PREFIX pairs."""
-    if len(paths) < 2:
-        return
-    pairs = list(zip(paths[::2], paths[1::2], strict=False))
-    if len(paths) % 2 or not all(_is_weight(weight) for weight, _ in pairs):
-        yield (
-            f"{flag} {' '.join(paths)}: several corpora are a blend, written as pairs WEIGHT PREFIX with weights above "
-            "0, like 0.7 books 0.3 web"
-        )
-
-
-def _is_weight(text: str) -> bool:
-    try:
-        return 0 < float(text) < math.inf
-    except ValueError:
-        return False
-
-
-def _shares(split: str) -> list[float] | None:
-    try:
-        shares = [float(part) for part in split.split(",")]
-    except ValueError:
-        return None
-    sound = len(shares) == 3 and all(math.isfinite(share) and share >= 0 for share in shares) and shares[0] > 0
-    return shares if sound else None
-
-
-def _needles(config: PretrainConfig) -> Iterator[str]:
-    needle = config.needle
-    if not needle.fraction:
-        return
-    counts = {part: needle.template.count(part) for part in ("{key}", "{value}")}
-    if counts != {"{key}": 1, "{value}": 1} or needle.template.index("{key}") > needle.template.index("{value}"):
-        yield (
-            f"--needle-template {needle.template!r} must hold {{key}} once and {{value}} once behind it, for the "
-            "value is what is asked"
-        )
 
 
 def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:
@@ -298,7 +210,7 @@ def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:
                 f"{world_size} processes cannot be divided by --tensor-model-parallel-size "
                 f"{parallel.tensor_model_parallel_size} times --pipeline-model-parallel-size "
                 f"{parallel.pipeline_model_parallel_size}{_context_factor(config)}: start "
-                f"{_near_multiples(world_size, replica)}"
+                f"{near_multiples(world_size, replica)}"
             )
             return
         replicas = world_size // replica
@@ -307,7 +219,7 @@ def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:
         shared = f"--micro-batch-size {training.micro_batch_size}"
         if replicas > 1:
             shared += f" times {replicas} data-parallel replicas"
-        yield f"--global-batch-size {batch} is not a multiple of {shared}: take {_near_multiples(batch, unit)}"
+        yield f"--global-batch-size {batch} is not a multiple of {shared}: take {near_multiples(batch, unit)}"
         return
     micro_batches, stages = (batch or unit) // unit, parallel.pipeline_model_parallel_size
     interleaved = parallel.num_virtual_stages_per_pipeline_rank > 1
@@ -315,7 +227,7 @@ def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:
         yield (
             f"an interleaved pipeline needs a multiple of {stages} (--pipeline-model-parallel-size) micro-batches per "
             f"step, and there are {micro_batches}: take --global-batch-size "
-            f"{_near_multiples(micro_batches * unit, stages * unit)}"
+            f"{near_multiples(micro_batches * unit, stages * unit)}"
         )
 
 
@@ -323,21 +235,6 @@ def _context_factor(config: PretrainConfig) -> str:
     """` times --context-parallel-size 2` where there is one."""
     size = config.parallel.context_parallel_size
     return f" times --context-parallel-size {size}" if size > 1 else ""
-
-
-def _near_multiples(value: int, unit: int) -> str:
-    """`504 or 512`: the multiples of `unit` around `value`."""
-    above = round_up(value, unit)
-    below = above - unit
-    return f"{below} or {above}" if below > 0 else str(above)
-
-
-def _near_divisors(value: int, whole: int) -> str:
-    """`2 or 4`: the divisors of `whole` around `value`."""
-    divisors = [number for number in range(1, whole + 1) if whole % number == 0]
-    below = max((number for number in divisors if number < value), default=None)
-    above = min((number for number in divisors if number > value), default=None)
-    return " or ".join(str(number) for number in (below, above) if number is not None)
 
 
 def _words(numbers: list[int]) -> str:
