@@ -187,7 +187,20 @@ def check_resumable(saved: PretrainConfig, given: PretrainConfig, where: str, *,
         if all(difference.kind == "same run" for difference in wrong):
             advice += f", or start a new run from its weights with --load {where} --finetune"
         raise ValueError(f"cannot continue from {where}: {'; '.join(map(str, wrong))}; {advice}")
-    return [] if finetune else [f"changed from here on: {difference}" for difference in found]
+    if finetune:
+        return _another_initial_memory(saved, given)
+    return [f"changed from here on: {difference}" for difference in found]
+
+
+def _another_initial_memory(saved: PretrainConfig, given: PretrainConfig) -> list[str]:
+    """A notice where resets bring another memory than the weights have learned with."""
+    before, now = saved.training.seed, given.training.seed
+    if before == now or given.fwpkm.reset == "never" or not given.fwpkm.layer_numbers:
+        return []
+    return [
+        f"--seed is {before} there and {now} here: --fwpkm-reset {given.fwpkm.reset} puts back the initial memory of "
+        f"seed {now}, and the weights were trained with that of seed {before}; give --seed {before} to keep it"
+    ]
 
 
 def check_same_schedule(saved: PretrainConfig, given: PretrainConfig, where: str) -> None:

@@ -239,6 +239,9 @@ class MegatronEngine:
         if not self._config.fwpkm.layer_numbers:
             return []
         notice = self._store.load(folder / FAST_WEIGHTS_FOLDER, self.memories)
+        if self._config.fwpkm.reset == "document":  # what documents begin with, also if the saved run had no resets
+            for memory in self.memories:
+                memory.reset()
         return [notice] if notice else []
 
     def peak_device_memory(self) -> int | None:

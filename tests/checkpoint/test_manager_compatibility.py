@@ -50,6 +50,22 @@ def test_another_run_may_only_start_from_the_weights(group: str, values: dict[st
     assert check_resumable(BASE, other, "run", finetune=True) == []
 
 
+@pytest.mark.parametrize(("reset", "layers", "seed", "said"), [
+    ("step", (2,), 5, True), ("document", (2,), 5, True), ("never", (2,), 5, False), ("step", (), 5, False),
+    ("step", (2,), 1234, False),
+])  # fmt: skip
+def test_weights_that_meet_another_initial_memory_are_announced(
+    reset: str, layers: tuple[int, ...], seed: int, said: bool
+) -> None:
+    saved = change("fwpkm", layer_numbers=layers)
+    given = replace(change("fwpkm", layer_numbers=layers, reset=reset), training=replace(BASE.training, seed=seed))
+    expected = (
+        f"--seed is 1234 there and 5 here: --fwpkm-reset {reset} puts back the initial memory of seed 5, and the "
+        "weights were trained with that of seed 1234; give --seed 1234 to keep it"
+    )
+    assert check_resumable(saved, given, "run", finetune=True) == ([expected] if said else [])
+
+
 def test_values_are_spelt_as_they_are_typed() -> None:
     one, other = change("model", window_size=((3, 0), (15, 0))), change("model", window_size=((7, 0),))
     with pytest.raises(ValueError, match="--window-size is 3,0 15,0 there and 7,0 here"):

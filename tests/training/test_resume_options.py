@@ -209,11 +209,31 @@ def test_padding_of_the_vocabulary_leaves_weights_and_moments(checkpoint: Path) 
         assert torch.equal(one[name][:rows] if rows else one[name], other[name][:rows] if rows else other[name]), name
 
 
-def test_a_table_of_another_dtype_holds_the_saved_numbers(checkpoint: Path) -> None:
-    tables = []
-    for config in (BASE, change(BASE, "fwpkm", table_dtype="bf16")):
+@pytest.mark.parametrize("reset", ["step", "document"])
+def test_a_reset_that_is_new_puts_the_initial_memory_back(reset: str, checkpoint: Path) -> None:
+    """Also where the run has written into its memory before."""
+    config = change(BASE, "fwpkm", reset=reset)
+    with distributed_run(config.parallel, config.training) as world:
+        engine = build(config, world.device)
+        initial = [table.clone() for table in (engine.memories[0].sub_keys, engine.memories[0].values)]
+        engine.load(checkpoint, weights_only=False)
+        if reset == "step":
+            assert not torch.equal(engine.memories[0].values, initial[1])
+            engine.memories[0].reset()
+        assert torch.equal(engine.memories[0].sub_keys, initial[0])
+        assert torch.equal(engine.memories[0].values, initial[1])
+
+
+def test_a_table_of_another_dtype_holds_the_saved_numbers(checkpoint: Path, tmp_path: Path) -> None:
+    tables, folder = [], checkpoint
+    for dtype in ("fp32", "bf16", "fp32"):
+        config = change(BASE, "fwpkm", table_dtype=dtype)
         with distributed_run(config.parallel, config.training) as world:
             engine = build(config, world.device)
-            engine.load(checkpoint, weights_only=False)
+            engine.load(folder, weights_only=False)
             tables.append(engine.memories[0].fast_weights().values.clone())
+            folder = tmp_path / str(len(tables))
+            folder.mkdir()
+            engine.save(folder)
     assert torch.equal(tables[0].bfloat16(), tables[1])
+    assert torch.equal(tables[1].float(), tables[2])
