@@ -108,7 +108,12 @@ MAY_CHANGE = {
 NO_MATTER = {
     "model": {"max_position_embeddings"},
     "fwpkm": {"implementation", "load_dp_rule", "check_consistency_interval"},
-    "parallel": {"distributed_backend", "distributed_timeout_minutes", "overlap_grad_reduce"},
+    "parallel": {
+        "distributed_backend",
+        "distributed_timeout_minutes",
+        "overlap_grad_reduce",
+        "rendezvous_timeout_minutes",
+    },
     "data": {
         "data_cache_path",
         "num_workers",

@@ -15,22 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .process_identity import process_start
+
 LOCK_NAME = "run.lock"
 REFRESH_SECONDS = 15.0
 STALE_SECONDS = 90.0
-
-
-def process_start(pid: int) -> str | None:
-    """When a process of this host began, in the kernel's clock ticks; None where it is gone or has ended.
-
-    Together with the id it names one process, for ids are used again.
-    """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()  # the name before may hold blanks
-    return None if fields[0] in "ZX" else fields[19]
 
 
 def owner_of_this_process() -> dict[str, Any]:

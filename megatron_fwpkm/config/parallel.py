@@ -28,3 +28,5 @@ class ParallelConfig:
     """Communication library; auto takes nccl with CUDA and gloo without."""
     distributed_timeout_minutes: float = 10.0
     """A collective that waits longer than this ends the run with an error."""
+    rendezvous_timeout_minutes: float = 10.0
+    """A rank that waits longer than this for the others to start ends with an error that names the missing ones."""

@@ -85,6 +85,7 @@ _ABOVE: dict[tuple[str, str], float] = {
     ("model", "init_method_std"): 0,
     ("model", "embedding_init_method_std"): 0,
     ("parallel", "distributed_timeout_minutes"): 0,
+    ("parallel", "rendezvous_timeout_minutes"): 0,
     ("optimizer", "lr"): 0,
     ("optimizer", "decoupled_lr"): 0,
     ("optimizer", "adam_eps"): 0,

@@ -25,6 +25,7 @@ from .engine import Batch, MegatronEngine, num_microbatches
 from .loop import TrainingLoop
 from .memory_estimate import check_tables_fit
 from .metrics import JsonLines, MetricsLog, Sink, TensorBoard
+from .same_start import describe_start
 from .startup import World, distributed_run, memory_bytes
 
 logger = logging.getLogger("megatron_fwpkm")
@@ -37,7 +38,7 @@ def run(resolved: Resolved) -> int:
     the rank where it is noticed, with that rank in the message when there are several.
     """
     config = resolved.config
-    with distributed_run(config.parallel, config.training) as world:
+    with distributed_run(config.parallel, config.training, describe_start(resolved)) as world:
         validate(config, world.size)
         for notice in resolved.notices:
             logger.info("%s", notice)

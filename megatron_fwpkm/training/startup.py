@@ -9,9 +9,11 @@ import logging
 import math
 import os
 import random
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -21,9 +23,15 @@ import torch.distributed as dist
 
 from ..config import ParallelConfig, TrainingConfig
 from . import cpu_compat
-from .liveness import RollCall
+from .launch_variables import Launch, read_launch
+from .liveness import RollCall, within
+from .rendezvous import meet
+from .same_start import check_same_start
 
 logger = logging.getLogger("megatron_fwpkm")
+
+_STORE_SECONDS = 10.0
+_LAST_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,9 @@ class RankFailedError(ValueError):
 
 
 @contextmanager
-def distributed_run(parallel: ParallelConfig, training: TrainingConfig) -> Iterator[World]:
+def distributed_run(
+    parallel: ParallelConfig, training: TrainingConfig, described: Mapping[str, str] | None = None
+) -> Iterator[World]:
     """Everything between an ordinary process and a rank that can train, and its orderly end.
 
     torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, ...) are used where they are set; without them the run has one
@@ -60,46 +70,68 @@ def distributed_run(parallel: ParallelConfig, training: TrainingConfig) -> Itera
     taking them down would wait for ranks that will not come; it ends the run with the rank named, and an error that
     all ranks share is said once.
 
-    Raises ValueError for a world size that the layout does not divide, or for nccl without CUDA.
+    Args:
+        parallel: the layout.
+        training: threads, determinism, seed.
+        described: what must be the same on all ranks (`same_start.describe_start`); compared before anything is built.
+
+    Raises:
+        ValueError: variables of a launcher that do not fit together, ranks that do not come or were started with
+            something else, a world size that the layout does not divide, or nccl without CUDA.
     """
     if parallel.tensor_model_parallel_size > 1:
         # Megatron orders communication before computation by there being one queue; must be set before CUDA starts.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    owned = not dist.is_initialized()
+    launch = read_launch(os.environ) if owned else None
     cpu_compat.install()
     set_threads(training)
     set_determinism(training)
-    owned = not dist.is_initialized()
-    world = _join(parallel)
+    world = _join(parallel, launch)
     set_up_logging(world)
     assert world.roll_call is not None
     try:
         world.mark("starting")
+        if described is not None and world.size > 1:
+            store = dist.distributed_c10d._get_default_store()
+            check_same_start(store, world.rank, world.size, described)
         _make_model_parallel(parallel, world)
         set_seeds(training.seed)
         yield world
-    except (ValueError, OSError) as error:
-        if world.size == 1:
-            _leave(owned)
-            raise
+    except BaseException as error:
+        _fail(world, error, owned)
+        raise
+    _leave(world, owned)
+
+
+def _fail(world: World, error: BaseException, owned: bool) -> None:
+    """Say which rank fails and why; raises what says it, and returns where `error` itself is to be raised."""
+    assert world.roll_call is not None
+    if world.size == 1:
+        _leave(world, owned)
+        return
+    _end_soon(owned)
+    who = f"rank {world.rank} of {world.size}"
+    if isinstance(error, (ValueError, OSError)):
         if _already_said(str(error)):
             raise SystemExit(1) from None
         _leave_error(world.roll_call, error)
-        raise RankFailedError(f"rank {world.rank} of {world.size}: {error}") from error
-    except BaseException as error:
-        explanation = world.roll_call.explain(error)
-        if explanation is not None:
-            raise RankFailedError(f"rank {world.rank} of {world.size} cannot go on: {explanation}") from error
-        _leave_error(world.roll_call, error)
-        if world.size == 1:
-            _leave(owned)
-        elif not isinstance(error, (SystemExit, KeyboardInterrupt)):
-            print(
-                f"rank {world.rank} of {world.size} failed: {type(error).__name__}: {error}",
-                file=sys.stderr,
-                flush=True,
-            )
-        raise
-    _leave(owned)
+        raise RankFailedError(f"{who}: {error}") from error
+    if (explanation := world.roll_call.explain(error)) is not None:
+        raise RankFailedError(f"{who} cannot go on: {explanation}") from error
+    _leave_error(world.roll_call, error)
+    if not isinstance(error, (SystemExit, KeyboardInterrupt)):
+        print(f"{who} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def _end_soon(owned: bool) -> None:
+    """Let the kernel end this failing process in a minute, whatever it still waits for.
+
+    Without its network a rank can hang in what Python and the communication libraries do at exit.
+    """
+    if owned and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_LAST_SECONDS)
 
 
 def _leave_error(roll_call: RollCall, error: BaseException) -> None:
@@ -169,7 +201,7 @@ def set_up_logging(world: World) -> None:
     logger.propagate = False
 
 
-def _join(parallel: ParallelConfig) -> World:
+def _join(parallel: ParallelConfig, launch: Launch | None) -> World:
     """Join the process group (or make one of one process) and choose the device."""
     backend = parallel.distributed_backend
     if backend == "auto":
@@ -190,10 +222,16 @@ def _join(parallel: ParallelConfig) -> World:
         timeout = datetime.timedelta(minutes=parallel.distributed_timeout_minutes)
         if backend == "nccl":  # a collective that fails or times out must end the process, not wait for ever
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store: dist.Store = dist.HashStore()
+        rank, size = 0, 1
+        if launch is not None:
+            rank, size = launch.rank, launch.world_size
+            try:
+                store = meet(launch, parallel.rendezvous_timeout_minutes * 60)
+            except ValueError as error:
+                raise RankFailedError(f"rank {rank} of {size}: {error}") from None
+            store.set_timeout(timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     rank, size = dist.get_rank(), dist.get_world_size()
     return World(rank, size, device, RollCall(rank, size))
 
@@ -230,15 +268,17 @@ def _already_said(message: str) -> bool:
     """Whether another rank has reported the same error; the ranks meet in the process group's store."""
     key = "error/" + hashlib.sha256(message.encode()).hexdigest()[:16]
     try:
-        return dist.distributed_c10d._get_default_store().add(key, 1) > 1
-    except RuntimeError:  # the store lived in a rank that is gone
+        return within(_STORE_SECONDS, lambda: dist.distributed_c10d._get_default_store().add(key, 1)) > 1
+    except RuntimeError:  # the store lived in a rank that is gone, or behind a network that is
         return False
 
 
-def _leave(owned: bool) -> None:
+def _leave(world: World, owned: bool) -> None:
     """Take down what this run has made."""
     from megatron.core import parallel_state
 
+    if world.roll_call is not None:
+        world.roll_call.close()
     if owned:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fwpkm.checkpoint.lock import LOCK_NAME, owner_of_this_process, process_start, run_lock
+from megatron_fwpkm.checkpoint.lock import LOCK_NAME, owner_of_this_process, run_lock
+from megatron_fwpkm.checkpoint.process_identity import process_start
 
 
 def leave_lock(folder: Path, **changes: object) -> Path:

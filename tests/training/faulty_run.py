@@ -9,9 +9,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
+
+LIMIT = 150
 
 
 def strike(place: type, method: str, count: int, number: signal.Signals) -> None:
@@ -27,6 +33,58 @@ def strike(place: type, method: str, count: int, number: signal.Signals) -> None
         return original(*args, **kwargs)
 
     setattr(place, method, replacement)
+
+
+def ranks(
+    argv: list[str],
+    fault: dict[str, Any],
+    folder: Path,
+    limit: float = LIMIT,
+    size: int = 2,
+    own: Mapping[int, Sequence[str]] | None = None,
+) -> list[tuple[int, str]]:
+    """(exit status, output) of the ranks of a run, as a launcher would start them; a stopped rank is killed last.
+
+    The store is held here, as torchrun's agent holds it, so that the system chooses its port and nobody can take it.
+    Output goes to files in `folder`: helper processes of a rank that was killed would keep a pipe open. `own` adds
+    words to the command lines of single ranks.
+    """
+    import torch.distributed as dist
+
+    from tests.test_pretrain import environment
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=limit))
+    everywhere = {
+        **environment(),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    command = [sys.executable, "-m", "tests.training.faulty_run", json.dumps(fault), *argv]
+    outputs = [folder / f"output_{rank}" for rank in range(size)]
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank, output in enumerate(outputs):
+            environ = {**everywhere, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            words = [*command, *(own or {}).get(rank, ())]
+            with output.open("wb") as file:
+                processes.append(
+                    subprocess.Popen(
+                        words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environ, start_new_session=True
+                    )
+                )
+        for rank in sorted(range(size), key=lambda rank: rank == fault.get("rank")):
+            if fault.get("signal") == "SIGSTOP" and rank == fault["rank"]:
+                processes[rank].kill()
+            processes[rank].wait(limit)
+        return [(p.returncode, output.read_text()) for p, output in zip(processes, outputs, strict=True)]
+    finally:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+            process.wait()
 
 
 def main() -> int:

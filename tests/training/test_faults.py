@@ -21,11 +21,12 @@ import pytest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
 from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore
-from megatron_fwpkm.checkpoint.lock import LOCK_NAME, owner_of_this_process, process_start
+from megatron_fwpkm.checkpoint.lock import LOCK_NAME, owner_of_this_process
 from megatron_fwpkm.checkpoint.manager import published
+from megatron_fwpkm.checkpoint.process_identity import process_start
 from megatron_fwpkm.checkpoint.reading import read_checkpoint
 from tests.test_pretrain import ROOT, assert_same_checkpoint, environment, flags, start, write_dataset
-from tests.training.faulty_run import strike
+from tests.training.faulty_run import ranks, strike
 
 LIMIT = 150
 
@@ -52,41 +53,6 @@ def largest_file(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def ranks(
-    argv: list[str], fault: dict[str, Any], folder: Path, limit: float = LIMIT, size: int = 2
-) -> list[tuple[int, str]]:
-    """(exit status, output) of the ranks of a run, as a launcher would start them; a stopped rank is killed last.
-
-    Output goes to files in `folder`: helper processes of a rank that was killed would keep a pipe open.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    everywhere = {**environment(), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_PORT": port}
-    command = [sys.executable, "-m", "tests.training.faulty_run", json.dumps(fault), *argv]
-    outputs = [folder / f"output_{rank}" for rank in range(size)]
-    processes = []
-    try:
-        for rank, output in enumerate(outputs):
-            environ = {**everywhere, "MASTER_ADDR": "127.0.0.1", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            with output.open("wb") as file:
-                processes.append(
-                    subprocess.Popen(
-                        command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environ, start_new_session=True
-                    )
-                )
-        for rank in sorted(range(size), key=lambda rank: rank == fault.get("rank")):
-            if fault.get("signal") == "SIGSTOP" and rank == fault["rank"]:
-                processes[rank].kill()
-            processes[rank].wait(limit)
-        return [(p.returncode, output.read_text()) for p, output in zip(processes, outputs, strict=True)]
-    finally:
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # with what it has started
-            process.wait()
 
 
 def test_a_background_save_holds_what_a_foreground_save_holds(dataset: str, tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""What a launcher says of this process: torchrun's environment variables, read and checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_ADVICE = "start the run with torchrun (examples/launch), which sets them all"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those of a run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    master_addr: str
+    master_port: int
+    store_in_agent: bool
+    """Whether torchrun's agent, and not rank 0, holds the store in which the ranks meet."""
+
+    @property
+    def meeting_place(self) -> str:
+        """MASTER_ADDR:MASTER_PORT."""
+        return f"{self.master_addr}:{self.master_port}"
+
+
+def read_launch(environment: Mapping[str, str]) -> Launch | None:
+    """The launch that `environment` describes; None for a process that runs alone.
+
+    Raises:
+        ValueError: a variable is missing or is no number of its range, or the process is a task of Slurm or MPI to
+            which nobody gave a rank. Such a process would train alone, or wait for ever.
+    """
+    world_size = _number(environment, "WORLD_SIZE", 1)
+    if "RANK" not in environment and (world_size or 1) == 1:
+        _check_not_one_of_many(environment)
+        return None
+    if world_size is None:
+        raise ValueError(f"RANK={environment['RANK']} is set and WORLD_SIZE is not; {_ADVICE}")
+    rank = _number(environment, "RANK", 0)
+    if rank is None:
+        raise ValueError(
+            f"WORLD_SIZE={world_size} is set and RANK is not, so each of these processes would train alone; {_ADVICE}, "
+            "or unset WORLD_SIZE for a run of one process"
+        )
+    if rank >= world_size:
+        raise ValueError(f"RANK={rank} is not below WORLD_SIZE={world_size}: ranks count from 0")
+    if world_size == 1 and not environment.get("MASTER_ADDR"):
+        return None
+    local_world_size = _number(environment, "LOCAL_WORLD_SIZE", 1) or 1
+    local_rank = _number(environment, "LOCAL_RANK", 0) or 0
+    if "LOCAL_WORLD_SIZE" in environment and local_rank >= local_world_size:
+        raise ValueError(f"LOCAL_RANK={local_rank} is not below LOCAL_WORLD_SIZE={local_world_size}")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    if missing:
+        raise ValueError(
+            f"RANK={rank} and WORLD_SIZE={world_size} are set and {' and '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not: the ranks do not know where to meet; {_ADVICE}"
+        )
+    port = _number(environment, "MASTER_PORT", 1)
+    if port is None or port > 65535:
+        raise ValueError(f"MASTER_PORT={port} is not a port: give a number from 1 to 65535")
+    agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return Launch(rank, world_size, local_rank, local_world_size, environment["MASTER_ADDR"], port, agent)
+
+
+def _number(environment: Mapping[str, str], name: str, least: int) -> int | None:
+    text = environment.get(name)
+    if text is None:
+        return None
+    if not text.strip().isascii() or not text.strip().removeprefix("-").isdigit():
+        raise ValueError(f"the environment variable {name}={text!r} is not a whole number; {_ADVICE}")
+    if int(text) < least:
+        raise ValueError(f"the environment variable {name}={text} is below {least}; {_ADVICE}")
+    return int(text)
+
+
+def _check_not_one_of_many(environment: Mapping[str, str]) -> None:
+    for name, launcher in (("SLURM_STEP_NUM_TASKS", "srun"), ("OMPI_COMM_WORLD_SIZE", "mpirun")):
+        tasks = environment.get(name, "")
+        if tasks.isdigit() and int(tasks) > 1:
+            raise ValueError(
+                f"{launcher} started {tasks} tasks ({name}={tasks}) and RANK is not set, so each of them would train "
+                "alone; start the run with examples/launch/slurm.sbatch, which gives every task its rank"
+            )

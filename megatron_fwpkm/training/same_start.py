@@ -1,0 +1,91 @@
+"""Whether all ranks of a run were started alike: options, code, versions and variables that change numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch.distributed as dist
+
+from ..config.loading import Resolved, option_groups
+from .rendezvous import name_ranks
+
+MAY_DIFFER = ("--num-threads", "--num-workers", "--data-cache-path", "--tensorboard-dir")
+"""Options that describe a node and change no number; all others must be the same on every rank."""
+PACKAGES = ("torch", "megatron-core", "numpy", "triton")
+"""Libraries whose versions must be the same on every rank."""
+VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TRITON_INTERPRET")
+"""Environment variables that change numbers."""
+_ROOT = Path(__file__).resolve().parents[1]
+_NAMED = 8
+
+
+def describe_start(resolved: Resolved) -> dict[str, str]:
+    """Name -> value of all that must be the same on every rank."""
+    described = {
+        option.flag: repr(getattr(getattr(resolved.config, group), option.field_name))
+        for group, _, found in option_groups()
+        for option in found
+        if option.flag not in MAY_DIFFER
+    }
+    described["the code of megatron_fwpkm"] = _code_hash()
+    described["the version of Python"] = platform.python_version()
+    described |= {f"the version of {name}": _version(name) for name in PACKAGES}
+    return described | {f"the variable {name}": os.environ.get(name, "not set") for name in VARIABLES}
+
+
+def check_same_start(store: dist.Store, rank: int, size: int, described: Mapping[str, str]) -> None:
+    """Compare what every rank was started with; called by all ranks, before anything is built.
+
+    Raises:
+        ValueError: on every rank, the same message: what differs, with values and ranks.
+    """
+    prefix = f"fwpkm/start/{store.add(f'fwpkm/start/turn/{rank}', 1)}"
+    text = json.dumps(dict(described), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    store.set(f"{prefix}/{digest}", text)
+    store.set(f"{prefix}/{rank}", digest)
+    if rank == 0:
+        digests = [store.get(f"{prefix}/{other}").decode() for other in range(size)]
+        starts = {one: json.loads(store.get(f"{prefix}/{one}")) for one in set(digests)}
+        store.set(f"{prefix}/verdict", _verdict([starts[one] for one in digests]))
+    if verdict := store.get(f"{prefix}/verdict").decode():
+        raise ValueError(verdict)
+
+
+def _verdict(starts: list[dict[str, str]]) -> str:
+    """What differs between the ranks' starts; empty when nothing does."""
+    if all(start == starts[0] for start in starts):
+        return ""
+    differences = []
+    for name in dict.fromkeys(name for start in starts for name in start):
+        by_value: dict[str, list[int]] = {}
+        for rank, start in enumerate(starts):
+            by_value.setdefault(start.get(name, "not known"), []).append(rank)
+        if len(by_value) > 1:
+            said = [f"{value} on {name_ranks(ranks)}" for value, ranks in by_value.items()]
+            differences.append(f"{name} is {' and '.join(said)}")
+    more = f"; and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
+    return (
+        f"the ranks of this run were not started alike: {'; '.join(differences[:_NAMED])}{more}. Start all of them "
+        "with the same command line, files, code and versions"
+    )
+
+
+def _code_hash() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(_ROOT.rglob("*.py")):
+        digest.update(str(path.relative_to(_ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
