@@ -5,6 +5,7 @@ megatron.core is imported only where a checkpoint is read: an export is used on 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from ..hf.weight_checks import check_finite
 from .export_reading import read_export_config, read_export_tokenizer
 from .model_card import model_card
 from .quiet import quiet_libraries
+from .special_tokens import SpecialIds, begins_with_bos, bos_doubt, sentencepiece_ids, tiktoken_ids
 from .tokenizer_export import convert_tokenizer, save_tokenizer
 from .weight_mapping import WeightShapes, megatron_to_hf
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from .reading import CheckpointContents
+
+logger = logging.getLogger("megatron_fwpkm")
 
 Memory = Literal["initial", "trained"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -98,7 +102,10 @@ def export(
         for name in MODELING_FILES:
             shutil.copyfile(MODELING_FOLDER / f"{name}.py", folder / f"{name}.py")
         if tokenizer:
-            save_tokenizer(contents.tokenizer_path, contents.config.data, folder)
+            data, add_bos = contents.config.data, begins_with_bos(contents)
+            written = save_tokenizer(contents.tokenizer_path, data, folder, add_bos=add_bos)
+            if doubt := bos_doubt(contents, written):
+                logger.warning("%s", doubt)
         (folder / "README.md").write_text(model_card(contents, model), encoding="utf-8")
     return target
 
@@ -134,7 +141,7 @@ def hf_model(contents: CheckpointContents, *, memory: Memory | None = None, dtyp
     assert not unfilled, f"weights without a value: {unfilled}"
     check_finite(model, str(contents.path))
     model.generation_config.update(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.eos_token_id
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
     return model.eval()
 
@@ -177,7 +184,7 @@ def weight_shapes(contents: CheckpointContents) -> WeightShapes:
 def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
     """The Transformers configuration of a checkpoint's model."""
     model, fwpkm = contents.config.model, contents.config.fwpkm
-    bos, eos = _special_tokens(contents)
+    special = _special_ids(contents)
     return FwPKMHFConfig(
         vocab_size=contents.vocab_size,
         hidden_size=model.hidden_size,
@@ -199,8 +206,9 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
         rms_norm_eps=model.norm_epsilon,
         initializer_range=model.init_method_std,
         tie_word_embeddings=not model.untie_embeddings_and_output_weights,
-        bos_token_id=bos,
-        eos_token_id=eos,
+        pad_token_id=special.pad,
+        bos_token_id=special.bos,
+        eos_token_id=special.eos,
         fwpkm_layers=[number - 1 for number in fwpkm.layer_numbers],
         fwpkm_num_heads=fwpkm.num_heads,
         fwpkm_num_subkeys=fwpkm.num_subkeys,
@@ -237,7 +245,8 @@ def hf_model_from_checkpoint(
         contents = checkpoint_contents(folder)
         if not tokenizer:
             return hf_model(contents), None
-        return hf_model(contents), convert_tokenizer(contents.tokenizer_path, contents.config.data)
+        data, add_bos = contents.config.data, begins_with_bos(contents)
+        return hf_model(contents), convert_tokenizer(contents.tokenizer_path, data, add_bos=add_bos)
     with quiet_libraries():
         config = read_export_config(folder)
         model = FwPKMForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
@@ -275,20 +284,19 @@ def load_for_text(path: str | Path, device: str = "auto") -> tuple[FwPKMForCausa
     return model, tokenizer
 
 
-def _special_tokens(contents: CheckpointContents) -> tuple[int | None, int | None]:
-    """Ids of BOS and EOS, without a conversion where there is a shorter way: it takes seconds, or may be refused."""
-    data, path = contents.config.data, contents.tokenizer_path
+def _special_ids(contents: CheckpointContents) -> SpecialIds:
+    """Special tokens, without a conversion where there is a shorter way: it takes seconds, or may be refused."""
+    data, path, bos_occurs = contents.config.data, contents.tokenizer_path, begins_with_bos(contents)
+    if data.tokenizer_type == "NullTokenizer":
+        return SpecialIds(eos=contents.vocab_size - 1, pad=contents.vocab_size - 1)
     if data.tokenizer_type == "TikTokenizer":
-        names = data.tiktoken_special_tokens
-        return names.index("<s>") if "<s>" in names else None, names.index("</s>")
+        return tiktoken_ids(data, bos_occurs)
     if path is not None and data.tokenizer_type == "SentencePieceTokenizer":
-        import sentencepiece
-
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        found = processor.bos_id(), processor.eos_id()
-        return tuple(token if token >= 0 else None for token in found)  # type: ignore[return-value]
-    tokenizer = convert_tokenizer(path, data)
-    return (None, None) if tokenizer is None else (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        return sentencepiece_ids(path, bos_occurs)
+    tokenizer = convert_tokenizer(path, data, add_bos=bos_occurs)
+    if tokenizer is None:
+        return SpecialIds()
+    return SpecialIds(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
 
 
 @contextmanager

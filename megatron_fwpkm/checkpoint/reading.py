@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +35,8 @@ class CheckpointContents:
     """Whole tables of replica 0 by layer number (counted from 1)."""
     tokenizer_path: Path | None
     """The tokenizer's copy, None for a kind without files."""
+    documents: dict[str, bool | None] = field(default_factory=dict)
+    """As in the record: whether training documents begin with BOS and end with EOD."""
 
 
 def read_checkpoint(path: str | Path) -> CheckpointContents:
@@ -55,6 +57,7 @@ def read_checkpoint(path: str | Path) -> CheckpointContents:
         slow=_read_tensors(folder / MODEL_FOLDER, _slow_keys(folder / MODEL_FOLDER)),
         fast=_read_fast_weights(folder / FAST_WEIGHTS_FOLDER, config.fwpkm.layer_numbers),
         tokenizer_path=tokenizer,
+        documents=record.documents,
     )
 
 

@@ -12,6 +12,8 @@ RECORD_NAME = "run.json"
 CONFIG_NAME = "config.yaml"
 MODEL_FOLDER = "model"
 FAST_WEIGHTS_FOLDER = "fast_weights"
+_LATER = {"documents"}
+"""Fields that checkpoints of earlier versions of the format lack."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class RunRecord:
     loop: dict[str, Any] = field(default_factory=dict)
     """State of the training loop that logs and guards need to go on."""
     versions: dict[str, str] = field(default_factory=dict)
+    documents: dict[str, bool | None] = field(default_factory=dict)
+    """Whether training documents begin with BOS and end with EOD (`prepend_bos`, `append_eod`); None where the datasets
+    disagree or do not say, empty in checkpoints of earlier versions."""
     format: int = FORMAT
     files: dict[str, int] = field(default_factory=dict)
     """Size in bytes of every other file of the folder."""
@@ -78,7 +83,7 @@ def read_record(folder: Path) -> RunRecord:
         raise ValueError(f"{path} does not belong to a checkpoint of megatron_fwpkm: it has no format number")
     if content["format"] != FORMAT:
         raise ValueError(f"{path} has format {content['format']}; this version reads format {FORMAT}")
-    missing = {f.name for f in fields(RunRecord)} - content.keys()
+    missing = {f.name for f in fields(RunRecord)} - content.keys() - _LATER
     if missing:
         raise ValueError(f"{path} is torn: it lacks {', '.join(sorted(missing))}")
     for name, size in content["files"].items():

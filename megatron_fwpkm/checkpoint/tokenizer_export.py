@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import DataConfig
 from ..config.tiktoken_file import read_tiktoken_file
 from .byte_tokenizer_export import byte_backend, class_difference, tiktoken_backend
+from .special_tokens import name_pad_token
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -25,21 +26,37 @@ CHECKED_TEXTS = 2000
 """Random texts that an export compares with the tokenizer of training before it trusts the conversion."""
 
 
-def convert_tokenizer(path: Path | None, data: DataConfig) -> PreTrainedTokenizerFast | None:
+def convert_tokenizer(path: Path | None, data: DataConfig, *, add_bos: bool = False) -> PreTrainedTokenizerFast | None:
     """Load the tokenizer copy of a checkpoint as a Transformers tokenizer; None for a NullTokenizer.
 
-    A literal `</s>` in a text stays text, as in training; nothing is added to a text. Ids are those of training for
-    every text; with SentencePiece but for one that spells the name of a byte or control piece exactly between two
-    user-defined pieces.
+    A literal `</s>` in a text stays text, as in training. Ids are those of training for every text; with SentencePiece
+    but for one that spells the name of a byte or control piece exactly between two user-defined pieces. Nothing is
+    added to a text but BOS with `add_bos`; whatever a Hugging Face tokenizer itself would add is taken out, for
+    training never added it. It has a pad token, an own one or one that no text needs (:func:`choose_pad`).
 
     Args:
         path: a SentencePiece `.model`, a `tokenizer.json`, a folder that holds one, or tiktoken ranks; None for a kind
             without a file.
         data: the kind, and what it needs beside the file.
+        add_bos: begin every text with BOS, as the documents of training did.
 
     Raises:
         ValueError: an unreadable file, or one that cannot be converted exactly.
     """
+    tokenizer = _converted(path, data)
+    if tokenizer is None:
+        return None
+    if add_bos and tokenizer.bos_token is None:
+        raise ValueError(f"{path} has no BOS, but the documents of training began with one (--prepend-bos)")
+    added = tokenizer("a").input_ids != tokenizer("a", add_special_tokens=False).input_ids
+    if add_bos or added:
+        tokenizer._add_eos_token = False
+        tokenizer.add_bos_token = add_bos
+    name_pad_token(tokenizer, bos_occurs=add_bos)
+    return tokenizer
+
+
+def _converted(path: Path | None, data: DataConfig) -> PreTrainedTokenizerFast | None:
     if data.tokenizer_type == "ByteLevelTokenizer":
         return _wrapped(byte_backend(), bos_token="<s>", eos_token="</s>")
     if path is None:
@@ -49,13 +66,17 @@ def convert_tokenizer(path: Path | None, data: DataConfig) -> PreTrainedTokenize
     return _from_sentencepiece(path) if data.tokenizer_type == "SentencePieceTokenizer" else _taken_over(path)
 
 
-def save_tokenizer(path: Path | None, data: DataConfig, folder: Path) -> None:
-    """Write what :func:`convert_tokenizer` makes of its arguments into an export folder, a SentencePiece file too."""
-    converted = convert_tokenizer(path, data)
+def save_tokenizer(
+    path: Path | None, data: DataConfig, folder: Path, *, add_bos: bool = False
+) -> PreTrainedTokenizerFast | None:
+    """Write what :func:`convert_tokenizer` makes of its arguments into an export folder, a SentencePiece file too;
+    returns it."""
+    converted = convert_tokenizer(path, data, add_bos=add_bos)
     if converted is not None:
         converted.save_pretrained(folder)
     if path is not None and data.tokenizer_type == "SentencePieceTokenizer":
         shutil.copyfile(path, folder / "tokenizer.model")
+    return converted
 
 
 def _wrapped(backend: Tokenizer, **names: str) -> PreTrainedTokenizerFast:
@@ -112,7 +133,10 @@ def _from_sentencepiece(path: Path) -> PreTrainedTokenizerFast:
     named = [token for token in range(processor.get_piece_size()) if not _is_only_a_name(processor, token)]
     pieces = [processor.id_to_piece(token).replace(SPACE, " ") for token in named]
     _check_alike(path, pieces, processor.encode, processor.decode, backend)
-    special = {"unk_token": processor.unk_id(), "bos_token": processor.bos_id(), "eos_token": processor.eos_id()}
+    special = {
+        "unk_token": processor.unk_id(), "bos_token": processor.bos_id(), "eos_token": processor.eos_id(),
+        "pad_token": processor.pad_id(),
+    }  # fmt: skip
     names = {name: processor.id_to_piece(token) for name, token in special.items() if token >= 0}
     return _wrapped(backend, **names)
 

@@ -17,6 +17,7 @@ from ..config import ParallelConfig
 from ..hf import FwPKMForCausalLM
 from .export import DTYPES, Memory, checkpoint_contents, fast_weights, hf_model_from_checkpoint
 from .near_ties import first_near_tie
+from .special_tokens import special_tokens_fit
 
 if TYPE_CHECKING:
     from .reading import CheckpointContents
@@ -96,6 +97,7 @@ def verify(
             f"give --checkpoint the folder iter_{exported:07d}, or export again"
         )
     _check_kinship(contents, model)
+    checks: list[Check] = []
     generator = torch.Generator().manual_seed(seed)
     chosen = _default_lengths(contents) if lengths is None else list(lengths)
     streams = [
@@ -105,11 +107,12 @@ def verify(
     if tokenizer is not None:
         ids = tokenizer(text or SAMPLE_TEXT, return_tensors="pt").input_ids[:, : max(chosen)]
         streams.append(("real text", ids))
+        fit = special_tokens_fit(contents, model.config, tokenizer)
+        checks.append(Check("beginning, end and padding of texts", ids.shape[1], 0.0 if fit else 1.0, 0.0))
     description = json.loads((Path(export) / "config.json").read_text(encoding="utf-8"))
     memory: Memory = "trained" if model.config.fwpkm_memory == "trained" else "initial"
     rounding = DTYPES[description.get("dtype") or "float32"]
     exact = copy.deepcopy(model).double()
-    checks = []
     for compute, tried in ((torch.float64, exact), (torch.float32, model)):
         forward = megatron_forward(contents, memory, rounding, compute)
         for name, ids in streams:

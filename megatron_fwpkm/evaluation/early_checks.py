@@ -26,14 +26,14 @@ def check_places(settings: NeedleSettings, output: Path, workers: int) -> None:
         raise ValueError(f"--output {output} cannot be written: {place} does not allow it")
 
 
-def check_facts(settings: NeedleSettings, spec: NeedleSpec) -> None:
+def check_facts(settings: NeedleSettings, spec: NeedleSpec, bos: int | None = None) -> None:
     """Raise ValueError where facts are more than the tokenizer has keys, or do not fit into a context."""
     if spec.number_of_keys() <= settings.needles:
         raise ValueError(
             f"--needles {settings.needles} and one that is never shown are more than the {spec.number_of_keys()} keys "
             "that this tokenizer has; take fewer, or raise --needle-key-words"
         )
-    needed = shortest_context(spec, settings.needles)
+    needed = shortest_context(spec, settings.needles, bos)
     for length in settings.lengths:
         if length < needed:
             raise ValueError(

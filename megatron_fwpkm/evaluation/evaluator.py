@@ -24,6 +24,7 @@ class Evaluator:
         """Raises ValueError when facts cannot be worded with the tokenizer. That they fit is checked before."""
         self.settings = settings
         self.tokenizer = loaded.tokenizer
+        self.bos = loaded.bos
         self.haystack = haystack
         self.spec = NeedleSpec.from_config(settings.needle, loaded.tokenizer)
         self.reader = NeedleReader(loaded.model, settings, loaded.tokenizer.vocab_size)
@@ -46,8 +47,9 @@ class Evaluator:
     def _sample(self, cell: Cell) -> NeedleSample:
         settings = self.settings
         return make_sample(
-            self.haystack, self.spec, cell, needles=settings.needles, seed=settings.seed, reach=self.reader.reach
-        )
+            self.haystack, self.spec, cell, needles=settings.needles, seed=settings.seed, reach=self.reader.reach,
+            bos=self.bos,
+        )  # fmt: skip
 
     def _text(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode([int(token) for token in tokens])

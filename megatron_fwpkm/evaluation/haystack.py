@@ -17,7 +17,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class Haystack:
-    """All texts as one row of tokens, an end-of-document token between two texts."""
+    """All texts as one row of tokens, an end-of-document token (and BOS, where documents begin with it) between two."""
 
     tokens: np.ndarray
     """int64 [N]"""
@@ -36,8 +36,9 @@ class Haystack:
         return self.tokens[start : start + length]
 
 
-def load_haystack(paths: Sequence[str], tokenizer: Tokenizer) -> Haystack:
-    """Read and tokenize text files, plain or gzip (told by content).
+def load_haystack(paths: Sequence[str], tokenizer: Tokenizer, bos: int | None = None) -> Haystack:
+    """Read and tokenize text files, plain or gzip (told by content); `bos` stands before every text but the first, for
+    what is cut begins with its own.
 
     Raises:
         ValueError: no file, a missing, empty or damaged one, or one that is not UTF-8.
@@ -48,7 +49,8 @@ def load_haystack(paths: Sequence[str], tokenizer: Tokenizer) -> Haystack:
         text = _read(Path(path))
         if not text.strip():
             raise ValueError(f"--haystack {path} holds no text")
-        rows += [np.asarray(tokenizer.encode(text), dtype=np.int64), np.asarray([tokenizer.eod], dtype=np.int64)]
+        border = [tokenizer.eod] if bos is None else [tokenizer.eod, bos]
+        rows += [np.asarray(tokenizer.encode(text), dtype=np.int64), np.asarray(border, dtype=np.int64)]
     return Haystack(np.concatenate(rows[:-1]), tuple(paths))
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from megatron_fwpkm.checkpoint.export import hf_model_from_checkpoint, usable_device
+from megatron_fwpkm.checkpoint.export_reading import read_export_config
 from megatron_fwpkm.checkpoint.manager import resolve_checkpoint
 from megatron_fwpkm.checkpoint.record import read_record
 from megatron_fwpkm.checkpoint.saved_config import read_saved_config
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
-from megatron_fwpkm.hf.configuration_fwpkm import FwPKMHFConfig
 from megatron_fwpkm.hf.modeling_fwpkm import FwPKMForCausalLM
 
 
@@ -24,6 +24,8 @@ class LoadedModel:
 
     model: FwPKMForCausalLM
     tokenizer: Tokenizer
+    bos: int | None = None
+    """The token that every text begins with; None where documents of training began with none."""
 
     def weights_digest(self) -> str:
         """Hex digest of all weights and initial tables: tells whether two folders hold the same model."""
@@ -46,7 +48,7 @@ def tokenizer_of_model(path: str, device: str = "auto") -> Tokenizer:
         raise ValueError(f"--model {path} is not a folder; give an export or a checkpoint")
     tokenizer = load_tokenizer(folder)
     if (folder / "config.json").is_file():
-        config = FwPKMHFConfig.from_pretrained(folder)
+        config = read_export_config(folder)
         check_fits(bool(config.fwpkm_layers), config.vocab_size, tokenizer, path)
     else:
         checkpoint = resolve_checkpoint(folder)
@@ -64,7 +66,7 @@ def load_model(path: str, device: str = "auto") -> LoadedModel:
     """
     tokenizer = tokenizer_of_model(path, device)
     model, _ = hf_model_from_checkpoint(Path(path), tokenizer=False)
-    return LoadedModel(model.to(usable_device(device)).eval(), tokenizer)
+    return LoadedModel(model.to(usable_device(device)).eval(), tokenizer, first_token(path, tokenizer))
 
 
 def check_fits(has_memory: bool, vocab_size: int, tokenizer: Tokenizer, path: str) -> None:
@@ -79,6 +81,22 @@ def check_fits(has_memory: bool, vocab_size: int, tokenizer: Tokenizer, path: st
             f"--model {path} has {vocab_size} token embeddings, but {tokenizer.path} has {tokenizer.vocab_size} "
             "pieces: it is not the tokenizer the model was trained with"
         )
+
+
+def first_token(path: str, tokenizer: Tokenizer) -> int | None:
+    """BOS, where the documents that a model was trained on began with it: as its export's tokenizer or its checkpoint
+    tells."""
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        marked = read_record(resolve_checkpoint(folder)).documents.get("prepend_bos")
+        return tokenizer.bos if marked is True else None
+    file = folder / "tokenizer.json"
+    if tokenizer.bos is None or not file.is_file():
+        return None
+    import tokenizers
+
+    begins = tokenizers.Tokenizer.from_file(str(file)).encode("a").ids[0] == tokenizer.bos
+    return tokenizer.bos if begins else None
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -14,7 +14,7 @@ from .evaluator import Evaluator, Loader, make_evaluator
 from .files import write_atomically
 from .haystack import Haystack, load_haystack
 from .heatmap import draw_heatmap
-from .loading import LoadedModel, load_model, tokenizer_of_model
+from .loading import LoadedModel, first_token, load_model, tokenizer_of_model
 from .needle_samples import all_cells
 from .progress import SampleProgress
 from .provenance import provenance
@@ -56,8 +56,9 @@ def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = loa
     """
     check_places(settings, options.output, options.workers)
     tokenizer = tokenizer_of_model(settings.model, options.device)
-    check_facts(settings, NeedleSpec.from_config(settings.needle, tokenizer))
-    haystack = load_haystack(settings.haystack, tokenizer)
+    bos = first_token(settings.model, tokenizer)
+    check_facts(settings, NeedleSpec.from_config(settings.needle, tokenizer), bos)
+    haystack = load_haystack(settings.haystack, tokenizer, bos)
     check_text(settings, haystack)
     loaded = loader(settings.model, options.device)
     evaluator = Evaluator(settings, loaded, haystack)
@@ -108,5 +109,6 @@ def _identity(settings: NeedleSettings, loaded: LoadedModel, haystack: Haystack)
         "weights": loaded.weights_digest(),
         "tokenizer": loaded.tokenizer.identity,
         "haystack": hashlib.blake2b(haystack.tokens.tobytes(), digest_size=16).hexdigest(),
+        **({} if loaded.bos is None else {"bos": loaded.bos}),
     }
 

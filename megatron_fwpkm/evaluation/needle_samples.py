@@ -1,7 +1,8 @@
 """Contexts with facts in them: how long, where the facts stand, what is asked. Free of torch.
 
-Positions count tokens of the finished context. The asked fact stands exactly at its depth: with N tokens of context and
-n of its sentence, at round(depth * (N - n)). The other facts go to random places before and after it, outside the part
+Positions count tokens of the finished context, the BOS included that it begins with where documents of training did.
+The asked fact stands exactly at its depth: with N tokens of context behind BOS and n of its sentence, at
+round(depth * (N - n)) of them. The other facts go to random places before and after it, outside the part
 that attention can still see from the end of the context as long as there is room elsewhere.
 """
 
@@ -51,16 +52,17 @@ def all_cells(settings: NeedleSettings) -> Iterator[Cell]:
             yield Cell(length, grid[index % len(grid)], index)
 
 
-def shortest_context(spec: NeedleSpec, needles: int) -> int:
-    """Tokens from which on `needles` facts always find a place, whatever the depth."""
+def shortest_context(spec: NeedleSpec, needles: int, bos: int | None = None) -> int:
+    """Tokens from which on `needles` facts always find a place, whatever the depth; behind `bos`."""
     facts = spec.draw(np.random.default_rng(0), min(64, spec.number_of_keys()))
     longest = max(len(spec.encode_fact(fact).tokens) for fact in facts)
-    return (needles + 2) * longest
+    return (needles + 2) * longest + (bos is not None)
 
 
 def make_sample(
-    haystack: Haystack, spec: NeedleSpec, cell: Cell, *, needles: int, seed: int, reach: int | None
-) -> NeedleSample:
+    haystack: Haystack, spec: NeedleSpec, cell: Cell, *, needles: int, seed: int, reach: int | None,
+    bos: int | None = None,
+) -> NeedleSample:  # fmt: skip
     """The sample of a cell: the same for the same arguments, whatever was made before.
 
     Args:
@@ -70,6 +72,7 @@ def make_sample(
         needles: facts in the context.
         seed: of the evaluation.
         reach: tokens before the end of the context that attention can see from there; None for all.
+        bos: the token every context begins with, if any; it is one of its tokens.
 
     Raises:
         ValueError: the haystack is shorter than the context, or the context too short for the facts.
@@ -77,17 +80,20 @@ def make_sample(
     rng = np.random.default_rng([seed, cell.length, cell.index])
     *facts, never_shown = (spec.encode_fact(fact) for fact in spec.draw(rng, needles + 1))
     sizes = [len(fact.tokens) for fact in facts]
-    if cell.length < sum(sizes) + 2 * max(sizes):
+    begin = np.asarray([] if bos is None else [bos], dtype=np.int64)
+    length = cell.length - len(begin)
+    if length < sum(sizes) + 2 * max(sizes):
         raise ValueError(
             f"--lengths {cell.length} is too short for --needles {needles} of {max(sizes)} tokens: at least "
-            f"{shortest_context(spec, needles)} tokens are needed"
+            f"{shortest_context(spec, needles, bos)} tokens are needed"
         )
-    starts = [round(cell.depth * (cell.length - sizes[0]))]
-    visible_from = 0 if reach is None else max(0, cell.length - reach)
-    starts += _other_starts(rng, sizes, starts[0], cell.length, visible_from)
-    context = _insert(haystack.cut(rng, cell.length - sum(sizes)), facts, starts)
+    starts = [round(cell.depth * (length - sizes[0]))]
+    visible_from = 0 if reach is None else max(0, length - reach)
+    starts += _other_starts(rng, sizes, starts[0], length, visible_from)
+    context = np.concatenate([begin, _insert(haystack.cut(rng, length - sum(sizes)), facts, starts)])
     assert len(context) == cell.length
-    return NeedleSample(cell, context, facts[0], starts[0], starts[0] + sizes[0] > visible_from, never_shown)
+    in_window = starts[0] + sizes[0] > visible_from
+    return NeedleSample(cell, context, facts[0], len(begin) + starts[0], in_window, never_shown)
 
 
 def _other_starts(

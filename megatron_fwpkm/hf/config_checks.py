@@ -155,7 +155,8 @@ def check_fields(config: FwPKMHFConfig, may_be_none: tuple[str, ...] = ()) -> No
             raise ValueError(f"{name}={getattr(config, name)!r} must be True or False")
     for name, valid in WORDS.items():
         if getattr(config, name) not in valid:
-            raise ValueError(f"{name}={getattr(config, name)!r} is not known; choose one of: {', '.join(valid)}")
+            known = ", ".join(map(str, valid))
+            raise ValueError(f"{name}={getattr(config, name)!r} is not known; choose one of: {known}")
     _check_lists(config, may_be_none)
     _check_dtype(config.dtype)
     if config.is_encoder_decoder:

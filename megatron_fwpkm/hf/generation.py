@@ -57,9 +57,9 @@ def remember(model: FwPKMForCausalLM, tokenizer: PreTrainedTokenizerBase, text: 
     Raises:
         ValueError: the text has no tokens.
     """
-    ids = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
-    if not ids.shape[1]:
+    if not tokenizer(text, add_special_tokens=False).input_ids:
         raise ValueError("the text to remember is empty")
+    ids = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
     model(ids, past_key_values=cache, logits_to_keep=1)
     cache.end_text()
     return int(ids.shape[1])
@@ -89,9 +89,9 @@ def continue_text(
     Raises:
         ValueError: the prompt has no tokens.
     """
-    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
-    if not ids.shape[1]:
+    if not tokenizer(prompt, add_special_tokens=False).input_ids:
         raise ValueError("the prompt is empty: give --prompt, --prompt-file or text on standard input")
+    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
     out = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),

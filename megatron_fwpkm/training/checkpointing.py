@@ -78,14 +78,17 @@ class RunCheckpoints:
         engine: Engine,
         tokenizer: Tokenizer,
         padded_vocab_size: int,
+        documents: dict[str, bool | None] | None = None,
     ) -> None:
-        """Nothing is touched here; `restore` comes first, then `save` as often as wanted. No `manager`: no --save."""
+        """Nothing is touched here; `restore` comes first, then `save` as often as wanted. No `manager`: no --save.
+        `documents` is what the record says of them."""
         self._resolved = resolved
         self._config = resolved.config
         self._world = world
         self._engine = engine
         self._tokenizer = tokenizer
         self._padded_vocab_size = padded_vocab_size
+        self._documents = documents or {}
         self._layout = current_layout(self._config, world)
         self._manager = manager
         self._writer = BackgroundWriter()
@@ -225,6 +228,7 @@ class RunCheckpoints:
             tokenizer_hash=self._tokenizer.identity,
             tokenizer_file=self._tokenizer_name(),
             loop=loop,
+            documents=self._documents,
             versions={"torch": torch.__version__, "megatron-core": importlib.metadata.version("megatron-core")},
         )
 

@@ -18,6 +18,7 @@ from ..config.derived import padded_vocab_size
 from ..config.loading import Resolved
 from ..config.validation import validate
 from ..data.datasets import build_datasets
+from ..data.document_marks import bos_doubt, document_marks
 from ..data.sampler import build_loader
 from ..data.tokenizers import build_tokenizer
 from .checkpointing import Progress, RunCheckpoints, prepare_save_folder
@@ -74,7 +75,10 @@ def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | 
         tokenizer.vocab_size, config.model.make_vocab_size_divisible_by, config.parallel.tensor_model_parallel_size
     )
     engine = MegatronEngine(config, rows, world.device)
-    checkpoints = RunCheckpoints(resolved, world, manager, engine, tokenizer, rows)
+    documents = document_marks(config.data)
+    if tokenizer.bos is not None and (doubt := bos_doubt(config.data)):
+        logger.warning("%s", doubt)
+    checkpoints = RunCheckpoints(resolved, world, manager, engine, tokenizer, rows, documents)
     progress = checkpoints.restore()
     assert isinstance(train, Sized)  # a map-style dataset
     check_data_position(config, progress, len(train), global_batch)

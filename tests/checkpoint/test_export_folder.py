@@ -143,7 +143,7 @@ def test_an_export_and_its_checkpoint_load_alike(checkpoint: Path, tmp_path: Pat
         for model in (first, second)
     )
     assert ours == theirs
-    assert (second.generation_config.eos_token_id, second.generation_config.pad_token_id) == (2, 2)
+    assert (second.generation_config.eos_token_id, second.generation_config.pad_token_id) == (2, 0)
     assert json.loads((folder / "config.json").read_text())["fwpkm_memory"] == "trained"
     card = (folder / "README.md").read_text()
     assert "64 slots before" in card and "windows of 16 tokens" in card and "the memory as training left it" in card

@@ -22,6 +22,8 @@ def test_an_end_of_document_stands_between_texts(tmp_path, tokenizer):
     haystack = load_haystack([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")], tokenizer)
     once = tokenizer.encode("delanto baranka")
     assert haystack.tokens.tolist() == [*once, tokenizer.eod, *once]
+    begun = load_haystack([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")], tokenizer, tokenizer.bos)
+    assert begun.tokens.tolist() == [*once, tokenizer.eod, tokenizer.bos, *once] and tokenizer.bos is not None
 
 
 def test_cuts_come_from_everywhere_and_have_the_length():

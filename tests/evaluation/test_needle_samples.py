@@ -52,6 +52,20 @@ def test_the_ends_of_the_depth_grid_are_the_ends_of_the_context(spec):
     assert tuple(last.context[-len(last.asked.tokens) :]) == last.asked.tokens and last.in_window
 
 
+@pytest.mark.parametrize("depth", [0.0, 0.4, 1.0])
+def test_bos_comes_first_and_counts(spec, depth):
+    """Behind it the context is what it would be with one token less; the shortest one needs one token more."""
+    plain = make_sample(FILLER, spec, Cell(199, depth, 3), needles=3, seed=1, reach=20)
+    begun = make_sample(FILLER, spec, Cell(200, depth, 3), needles=3, seed=1, reach=20, bos=1)
+    assert len(begun.context) == 200 and begun.context[0] == 1
+    end = begun.asked_start + len(begun.asked.tokens)
+    assert tuple(begun.context[begun.asked_start : end]) == begun.asked.tokens
+    assert begun.asked_start == 1 + plain.asked_start and begun.in_window == plain.in_window
+    assert shortest_context(spec, 3, 1) == shortest_context(spec, 3) + 1
+    with pytest.raises(ValueError, match=f"at least {shortest_context(spec, 3, 1)} tokens are needed"):
+        make_sample(FILLER, spec, Cell(30, depth, 3), needles=3, seed=1, reach=20, bos=1)
+
+
 def test_the_window_begins_where_the_needle_is_first_in_sight(spec):
     def make(reach):
         return make_sample(FILLER, spec, Cell(200, 0.5, 0), needles=1, seed=1, reach=reach)
