@@ -85,7 +85,11 @@ def check_fits(has_memory: bool, vocab_size: int, tokenizer: Tokenizer, path: st
 
 def first_token(path: str, tokenizer: Tokenizer) -> int | None:
     """BOS, where the documents that a model was trained on began with it: as its export's tokenizer or its checkpoint
-    tells."""
+    tells.
+
+    Raises:
+        ValueError: a tokenizer.json that is damaged.
+    """
     folder = Path(path)
     if not (folder / "config.json").is_file():
         marked = read_record(resolve_checkpoint(folder)).documents.get("prepend_bos")
@@ -95,8 +99,11 @@ def first_token(path: str, tokenizer: Tokenizer) -> int | None:
         return None
     import tokenizers
 
-    begins = tokenizers.Tokenizer.from_file(str(file)).encode("a").ids[0] == tokenizer.bos
-    return tokenizer.bos if begins else None
+    try:
+        first = tokenizers.Tokenizer.from_file(str(file)).encode("a").ids[0]
+    except Exception as error:  # the library raises a bare Exception
+        raise ValueError(f"{file} is not a Hugging Face tokenizer: {error}") from error
+    return tokenizer.bos if first == tokenizer.bos else None
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_fwpkm.checkpoint.export import export, hf_model
+from megatron_fwpkm.evaluation.loading import load_model
 from tests.layers.megatron import initialize
 from tests.tools.in_process import run_tool
 
@@ -111,6 +112,9 @@ def test_a_damaged_tokenizer_is_one_line(
     done = run_tool(capsys, "generate_text", "--model", damaged, "--prompt", "It is", "--device", "cpu")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert f"{damaged}: its tokenizer cannot be read (" in done.stderr
+    if name == "tokenizer.json":
+        with pytest.raises(ValueError, match=r"tokenizer.json is not a Hugging Face tokenizer: "):
+            load_model(str(damaged), "cpu")
 
 
 def test_another_models_tokenizer_is_refused(run: Path, damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
