@@ -1,5 +1,6 @@
 # Everything a user or a developer types. `make` alone lists the targets.
-# Variables: PYTHON=python3.12 (interpreter of the environment), VENV=folder, PYTEST_WORKERS=processes, PYTEST_ARGS="-k memory"
+# Variables: PYTHON=python3.12 (interpreter of the environment), VENV=folder, PYTEST_WORKERS=processes, PYTEST_ARGS="-k memory",
+# TRANSFORMERS="5.17.0 5.24.0" (releases that test-transformers tries)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -9,9 +10,11 @@ VENV ?= .venv
 PYTHON ?=
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
+TRANSFORMERS ?= 5.17.0 5.23.0 5.24.0
 
 bin := $(VENV)/bin
 pytest := $(bin)/python -m pytest -q -n $(PYTEST_WORKERS) --dist worksteal --durations 15 --durations-min 1
+transformers_tests := tests/hf tests/tools/test_generate_text.py
 setup_inputs := pyproject.toml constraints.txt tools/setup.sh
 shell_scripts = $(shell git ls-files --cached --others --exclude-standard '*.sh' '*.sbatch' .ci/run)
 
@@ -20,10 +23,10 @@ export OMP_NUM_THREADS ?= 1
 export TORCHDYNAMO_DISABLE ?= 1
 export PYTHONWARNINGS ?= ignore:Transformer Engine and Apex:UserWarning,ignore:Apex is not installed:UserWarning
 
-.PHONY: help setup quickstart test test-all lint format bench docs clean
+.PHONY: help setup quickstart test test-all test-transformers lint format bench docs clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## Create the environment (once; keeps a CUDA torch that PYTHON already has)
 
@@ -47,6 +50,13 @@ test-all: setup ## Run every test, property tests with new examples, layouts wit
 	    echo "== layouts with ATEN_CPU_CAPABILITY=$$capability"; \
 	    ATEN_CPU_CAPABILITY=$$capability $(pytest) --timeout 1200 -m layouts $(PYTEST_ARGS) || [ $$? -eq 5 ]; done
 
+test-transformers: ## Run the exported model's tests with several releases of Transformers (an environment each)
+	@for release in $(TRANSFORMERS); do \
+	  PYTHON='$(PYTHON)' TRANSFORMERS=$$release bash tools/setup.sh "$(VENV)-transformers/$$release" hf,test; \
+	  echo "== test with transformers $$release"; \
+	  "$(VENV)-transformers/$$release/bin/python" -m pytest -q $(transformers_tests) $(PYTEST_ARGS); \
+	done
+
 lint: $(VENV)/.ready-dev ## Check style, types, the import rule, shell scripts and the Dockerfile
 	@echo '== ruff' && $(bin)/ruff check .
 	@echo '== mypy' && $(bin)/mypy
@@ -66,4 +76,4 @@ docs: setup ## Write the generated documents anew (docs/options.md)
 
 clean: ## Remove caches and build products (not the environment, not runs/)
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis ./*.egg-info
-	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(VENV)-transformers/*' -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 # Creates the Python environment: bash tools/setup.sh VENV EXTRAS      (called by `make setup`)
 # PYTHON names the interpreter (3.11 or 3.12). If it already has a CUDA build of torch, that torch is kept; otherwise torch 2.13.0 is
 # installed first, the rest after it. TORCH_PIP_ARGS goes to pip for torch only, e.g. --index-url of a CPU-only build.
+# TRANSFORMERS names another release of Transformers than the pinned one; what it depends on is then not pinned either.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -82,7 +83,13 @@ elif ! "$python" -c "import torch; assert torch.__version__.split('+')[0] == '$t
   quietly "$python" -m pip install --disable-pip-version-check -c constraints.txt ${TORCH_PIP_ARGS:-} "torch==$torch_version"
 fi
 
-echo "== install the project with [$extras]"
+if [ -n "${TRANSFORMERS:-}" ]; then
+  grep -vE '^(transformers|huggingface_hub|hf-xet|tokenizers|typer)==' "$constraints" >"$venv/constraints-transformers.txt"
+  echo "transformers==$TRANSFORMERS" >>"$venv/constraints-transformers.txt"
+  constraints=$venv/constraints-transformers.txt
+fi
+
+echo "== install the project with [$extras]${TRANSFORMERS:+ and transformers $TRANSFORMERS}"
 quietly "$python" -m pip install --disable-pip-version-check -c "$constraints" "setuptools>=77"
 quietly "$python" -m pip install --disable-pip-version-check -c "$constraints" --no-build-isolation -e ".[$extras]"
 echo "== ready: source $venv/bin/activate"

@@ -51,7 +51,10 @@ def test_a_broken_environment_is_told(tmp_path):
     assert re.search(r"error: .*venv/bin/python does not run .* remove .* and run make setup again", run.stderr)
 
 
-@pytest.mark.parametrize("target", ["setup", "quickstart", "test", "test-all", "lint", "bench", "docs", "clean"])
+TARGETS = ["setup", "quickstart", "test", "test-all", "test-transformers", "lint", "bench", "docs", "clean"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_make_alone_lists_every_target(target):
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert listed.returncode == 0
