@@ -46,12 +46,16 @@ MODELING_FOLDER = Path(__file__).parent.parent / "hf"
 MODELING_FILES = (
     "attention",
     "cache",
+    "calls",
     "config_checks",
     "configuration_fwpkm",
+    "generation_mixin",
     "memory",
     "memory_block",
     "modeling_fwpkm",
     "precision",
+    "rows",
+    "transformers_range",
     "weight_checks",
 )
 """Files of the room `hf` that an export carries."""

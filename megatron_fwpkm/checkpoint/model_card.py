@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..hf import FwPKMForCausalLM
+from ..hf.transformers_range import NEWEST, OLDEST
 
 if TYPE_CHECKING:
     from .reading import CheckpointContents
@@ -40,11 +41,10 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0]))
 To read a document and ask about it later:
 
 ```python
-cache = model.new_cache()
 document = tokenizer(open("document.txt").read(), return_tensors="pt")
-model(**document, past_key_values=cache, logits_to_keep=1)
-cache.end_text()                      # writes what still waits; attention starts anew, the memory stays
-model.generate(**prompt, past_key_values=cache, max_new_tokens=40)
+cache = model.read(document.input_ids)  # the document is in its memory; attention starts anew
+model.generate(**prompt, cache=cache, max_new_tokens=40)
+cache.end_text()                        # before a prompt that does not go on from the last one; the memory stays
 ```
 
 * A call with a cache streams: however a text is cut into calls, the logits are the same. A call with `use_cache=False`
@@ -52,8 +52,11 @@ model.generate(**prompt, past_key_values=cache, max_new_tokens=40)
 * `cache.flush_memory()` writes the tokens that wait for a full chunk; `cache.clone()` copies a memory,
   `cache.reset_memory()` puts the first one back.
 * `model.memory_mode` is `"on"`, `"frozen"` (read, do not write) or `"off"` (read the memory of the start).
-* The sequences of a batch share one memory, as in the paper. Give each its own call to keep them apart. Left padding is
-  not written, but it takes part in moving the sub-keys: prefer prompts of equal length.
+* Sequences of a batch would write one memory and read each other's text from it, so such a call is refused unless
+  `memory="shared"` (of a call, `model.config` or `model.generation_config`) says that this is meant, as in the paper.
+  Give each sequence a call of its own, or use `"frozen"` or `"off"`, which need nothing.
+* Padding changes nothing, on either side. Only a shared memory needs rows of equal length.
+* Made for Transformers {oldest} to {newest}: an older release is refused, a newer one is warned of.
 """
 
 
@@ -79,4 +82,6 @@ def model_card(contents: CheckpointContents, model: FwPKMForCausalLM) -> str:
         iteration=contents.iteration,
         length=contents.config.model.seq_length,
         start=start,
+        oldest=OLDEST,
+        newest=NEWEST,
     )

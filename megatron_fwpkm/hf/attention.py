@@ -7,8 +7,12 @@ square of the text. Shapes: q [B, heads, T, head_dim]; k and v [B, key/value hea
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .cache import FwPKMCache
+from .configuration_fwpkm import FwPKMHFConfig
+from .memory_block import RMSNorm
 
 QUERY_BLOCK = 128
 """Queries that share one mask: larger blocks waste scores outside a short window, smaller ones waste calls."""
@@ -88,3 +92,34 @@ def _band(start: int, stop: int, first: int, window: int | None, device: torch.d
     """Which of the keys [first, stop) the queries [start, stop) see; bool [queries, keys]."""
     distance = torch.arange(start, stop, device=device).unsqueeze(1) - torch.arange(first, stop, device=device)
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+class FwPKMAttention(nn.Module):
+    """Grouped-query attention with rotary positions, optional per-head norms and an optional sliding window."""
+
+    def __init__(self, config: FwPKMHFConfig, layer_idx: int):
+        super().__init__()
+        self.layer_idx, self.head_dim, self.window = layer_idx, config.head_dim, config.attention_windows[layer_idx]
+        self.dropout = config.attention_dropout
+        width, bias = config.hidden_size, config.linear_bias
+        self.q_proj = nn.Linear(width, config.num_attention_heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, width, bias=bias)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+
+    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None,
+                cache: FwPKMCache | None) -> Tensor:  # fmt: skip
+        """Attend from [B, T, hidden_size]; ``key_mask`` [B, past + T] is False at keys of no token."""
+        heads = (-1, self.head_dim)
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (project(hidden).unflatten(-1, heads).transpose(1, 2) for project in projections)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
+        mask = None if key_mask is None else key_mask[:, -k.shape[2] :]
+        dropout = self.dropout if self.training else 0.0
+        return self.o_proj(causal_attention(q, k, v, self.window, mask, dropout).transpose(1, 2).flatten(2))

@@ -10,6 +10,23 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from .configuration_fwpkm import FwPKMHFConfig
 from .memory import MemoryStream
+from .rows import ReadText, align_right
+
+
+class FullLayer(DynamicLayer):
+    """Keys and values of the whole text."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, shift: Tensor | None = None, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append [B, heads, T, head_dim] and return all; ``shift`` as for :class:`WindowLayer`."""
+        keys, values = super().update(key_states, value_states)
+        if shift is not None:
+            self.keys, self.values = align_right(keys, shift), align_right(values, shift)
+        return keys, values
 
 
 class WindowLayer(DynamicSlidingWindowLayer):
@@ -19,18 +36,20 @@ class WindowLayer(DynamicSlidingWindowLayer):
     values: Tensor
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+        self, key_states: Tensor, value_states: Tensor, *args: object, shift: Tensor | None = None, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Append [B, heads, T, head_dim]; return the kept and the new ones, and keep the last window.
 
-        The window is copied: a slice would keep the tensors of a long call alive.
+        The window is copied: a slice would keep the tensors of a long call alive. ``shift`` [B] is the number of
+        entries at the end of every row that are no tokens: rows are kept aligned to the right.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.cumulative_length += key_states.shape[-2]
         keys, values = torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
         first = max(0, keys.shape[-2] - self.sliding_window + 1)
-        self.keys, self.values = keys[..., first:, :].clone(), values[..., first:, :].clone()
+        kept = (keys, values) if shift is None else (align_right(keys, shift), align_right(values, shift))
+        self.keys, self.values = (states[..., first:, :].clone() for states in kept)
         return keys, values
 
 
@@ -46,6 +65,21 @@ class FwPKMCache(Cache):
         self.config = config
         self.memory = dict(memory)
         """Memory stream of every layer that has one, by layer index from 0."""
+        self.text = ReadText()
+        """What has been read of the text that goes on."""
+        self.shift: Tensor | None = None
+        """[B] of the call that is under way: entries at the end of every row that are no tokens; None for none."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append the keys and values of the call to a layer; returns all that it attends to."""
+        found: tuple[Tensor, Tensor] = super().update(key_states, value_states, layer_idx, shift=self.shift)
+        return found
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Places of the text so far, padding included, as Transformers counts them; equal in all layers."""
+        return self.text.places
 
     @property
     def is_croppable(self) -> bool:
@@ -69,7 +103,7 @@ class FwPKMCache(Cache):
         with torch.no_grad():
             for stream in self.memory.values():
                 stream.end_text()
-        self.layers = _attention_layers(self.config)
+        self._begin_text()
 
     def reset_memory(self) -> None:
         """Put the initial memory back and forget the waiting tokens; the attention window stays."""
@@ -79,7 +113,11 @@ class FwPKMCache(Cache):
     def reset(self) -> None:
         """Forget everything: memory, waiting tokens and attention window."""
         self.reset_memory()
+        self._begin_text()
+
+    def _begin_text(self) -> None:
         self.layers = _attention_layers(self.config)
+        self.text = ReadText()
 
     def clone(self) -> FwPKMCache:
         """An independent copy, to go on from here in several ways. Tables are copied at the next write of either."""
@@ -90,6 +128,7 @@ class FwPKMCache(Cache):
                 theirs.keys, theirs.values = ours.keys.clone(), ours.values.clone()
                 if isinstance(ours, WindowLayer):
                     theirs.cumulative_length = ours.cumulative_length
+        twin.text = self.text
         return twin
 
     def crop(self, *args: object, **kwargs: object) -> None:
@@ -111,10 +150,7 @@ class FwPKMCache(Cache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence; the copies share the memory."""
         super().batch_repeat_interleave(repeats)
-        for stream in self.memory.values():
-            if stream.pending is not None:
-                batch = stream.pending.queries.shape[0]
-                stream.select(torch.arange(batch, device=stream.values.device).repeat_interleave(repeats))
+        self._select(torch.arange(len(self.text.lengths)).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some of the sequences; their common memory stays."""
@@ -122,9 +158,10 @@ class FwPKMCache(Cache):
         self._select(indices)
 
     def _select(self, indices: Tensor) -> None:
+        self.text = self.text.select(indices.tolist())
         for stream in self.memory.values():
             stream.select(indices.to(stream.values.device))
 
 
 def _attention_layers(config: FwPKMHFConfig) -> list[DynamicLayer]:
-    return [DynamicLayer() if window is None else WindowLayer(window) for window in config.attention_windows]
+    return [FullLayer() if window is None else WindowLayer(window) for window in config.attention_windows]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .transformers_range import check_transformers  # noqa: F401  (first: it refuses releases without what follows)
+
+# isort: split
 from transformers import PreTrainedConfig
 
 from .config_checks import check_config, check_given
@@ -51,13 +54,15 @@ class FwPKMHFConfig(PreTrainedConfig):
             chunk are never written), or "carry". A call with a cache always carries.
         fwpkm_memory: which memory the export holds, for information: "initial" or "trained".
         fwpkm_iteration: iteration of the training run that the weights are from, for information.
+        memory: whose the memory is when a call has several sequences and writes: "shared" by all of them, or None to
+            refuse such a call. A call's own ``memory`` comes first.
 
     Raises:
         ValueError: a field is out of its range, or fields do not fit each other; with name, value and what is allowed.
     """
 
     model_type = "fwpkm"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     # Where the default is None, __post_init__ puts a value.
     vocab_size: int = 32000
@@ -99,6 +104,7 @@ class FwPKMHFConfig(PreTrainedConfig):
     fwpkm_boundary: str = "drop"
     fwpkm_memory: str = "initial"
     fwpkm_iteration: int | None = None
+    memory: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what follows from other fields, and check.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,7 +27,7 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
 
-    def arguments(self) -> dict[str, object]:
+    def arguments(self) -> dict[str, Any]:
         """Keyword arguments for ``model.generate``."""
         common = {"max_new_tokens": self.max_new_tokens, "repetition_penalty": self.repetition_penalty}
         if self.temperature == 0:
@@ -50,7 +50,6 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path} is not text in UTF-8, plain or gzip: {error}") from error
 
 
-@torch.no_grad()
 def remember(model: FwPKMForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str, cache: FwPKMCache) -> int:
     """Read a document into the memory of ``cache`` and end it there; returns its tokens.
 
@@ -60,8 +59,7 @@ def remember(model: FwPKMForCausalLM, tokenizer: PreTrainedTokenizerBase, text: 
     if not tokenizer(text, add_special_tokens=False).input_ids:
         raise ValueError("the text to remember is empty")
     ids = tokenizer(text, return_tensors="pt").input_ids.to(model.device)
-    model(ids, past_key_values=cache, logits_to_keep=1)
-    cache.end_text()
+    model.read(ids, cache)
     return int(ids.shape[1])
 
 
@@ -95,7 +93,7 @@ def continue_text(
     out = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        past_key_values=model.new_cache() if cache is None else cache,
+        cache=model.new_cache() if cache is None else cache,
         streamer=streamer,
         **sampling.arguments(),
     )

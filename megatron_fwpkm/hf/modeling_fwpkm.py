@@ -2,65 +2,48 @@
 
 A call with a cache streams: however a text is cut into calls, the logits are the same. A call without one is the
 arithmetic of training: the text starts from the initial memory and chunk boundaries follow ``config.fwpkm_boundary``.
-Sequences of a batch share one memory, as in the paper; give each its own call (or cache) to keep them apart.
+Sequences of a batch write one memory together, as in the paper, only where ``memory="shared"`` asks for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .attention import causal_attention, rotary_angles, rotate
+from .attention import FwPKMAttention, rotary_angles
 from .cache import FwPKMCache
+from .calls import (
+    CACHE_NAME,
+    check_owner,
+    check_positions,
+    check_sequences,
+    check_shape,
+    given_cache,
+    output_cache,
+    refuse_unknown,
+    rows_of,
+    without_padding,
+)
 from .config_checks import check_config
 from .configuration_fwpkm import FwPKMHFConfig
+from .generation_mixin import FwPKMGenerationMixin
 from .memory import MEMORY_MODES, MemorySettings, MemoryStream
 from .memory_block import FastWeightProductKeyMemory, RMSNorm
+from .rows import ReadText, Rows
 from .weight_checks import load_checked
 
 PREFILL_SEGMENT = 2048
 """Tokens that a long call with a cache takes through all layers at once; bounds its memory, changes no result."""
-
-
-class FwPKMAttention(nn.Module):
-    """Grouped-query attention with rotary positions, optional per-head norms and an optional sliding window."""
-
-    def __init__(self, config: FwPKMHFConfig, layer_idx: int):
-        super().__init__()
-        self.layer_idx, self.head_dim, self.window = layer_idx, config.head_dim, config.attention_windows[layer_idx]
-        self.dropout = config.attention_dropout
-        width, bias = config.hidden_size, config.linear_bias
-        self.q_proj = nn.Linear(width, config.num_attention_heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, width, bias=bias)
-        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
-
-    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None,
-                cache: FwPKMCache | None) -> Tensor:  # fmt: skip
-        """Attend from [B, T, hidden_size]; ``key_mask`` [B, past + T] is False at padding."""
-        heads = (-1, self.head_dim)
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (project(hidden).unflatten(-1, heads).transpose(1, 2) for project in projections)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if cache is not None:
-            k, v = cache.update(k, v, self.layer_idx)
-        mask = None if key_mask is None else key_mask[:, -k.shape[2] :]
-        dropout = self.dropout if self.training else 0.0
-        return self.o_proj(causal_attention(q, k, v, self.window, mask, dropout).transpose(1, 2).flatten(2))
 
 
 class FwPKMMLP(nn.Module):
@@ -90,13 +73,11 @@ class FwPKMDecoderLayer(GradientCheckpointingLayer):
         self.mlp = FwPKMMLP(config)
 
     def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None = None,
-                token_mask: Tensor | None = None, memory_mode: str = "on",
-                past_key_values: FwPKMCache | None = None) -> Tensor:  # fmt: skip
-        """Map [B, T, hidden_size] to the same; ``token_mask`` [B, T] keeps padding out of the memory."""
+                memory_mode: str = "on", cache: FwPKMCache | None = None) -> Tensor:  # fmt: skip
+        """Map [B, T, hidden_size] to the same."""
         if self.memory is not None:
-            stream = None if past_key_values is None else past_key_values.memory[self.layer_idx]
-            hidden = self.memory(hidden, stream, memory_mode, token_mask)
-        attended = self.self_attn(self.input_layernorm(hidden), rotary, key_mask, past_key_values)
+            hidden = self.memory(hidden, None if cache is None else cache.memory[self.layer_idx], memory_mode)
+        attended = self.self_attn(self.input_layernorm(hidden), rotary, key_mask, cache)
         hidden = hidden + F.dropout(attended, self.hidden_dropout, self.training)
         return hidden + F.dropout(self.mlp(self.post_attention_layernorm(hidden)), self.hidden_dropout, self.training)
 
@@ -124,7 +105,7 @@ class FwPKMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["FwPKMDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = ["memory.sub_keys", "memory.values"]
 
@@ -165,6 +146,8 @@ class FwPKMModel(FwPKMPreTrainedModel):
         self.rotary_dim = int(config.head_dim * config.partial_rotary_factor)
         self.gradient_checkpointing = False
         self.memory_mode = "on"
+        self.memory_owner: str | None = None
+        """Set by the contexts of ``generate`` and ``shared_memory``."""
         self.post_init()
 
     def new_cache(self) -> FwPKMCache:
@@ -174,6 +157,15 @@ class FwPKMModel(FwPKMPreTrainedModel):
             if isinstance(layer.memory, FastWeightProductKeyMemory):
                 streams[index] = layer.memory.new_stream()
         return FwPKMCache(self.config, streams)
+
+    @property
+    def writes_memory(self) -> bool:
+        """Calls write a memory: there is one, and it is neither frozen nor off."""
+        return bool(self.config.fwpkm_layers) and self.memory_mode == "on"
+
+    def owner(self, memory: str | None) -> str | None:
+        """Whose the memory of a call is: as the call says, else the context around it, else the configuration."""
+        return check_owner(memory) or self.memory_owner or check_owner(self.config.memory)
 
     @can_return_tuple
     def forward(
@@ -185,20 +177,26 @@ class FwPKMModel(FwPKMPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        memory: str | None = None,
+        cache: FwPKMCache | None = None,
         **kwargs: object,
     ) -> BaseModelOutputWithPast:
         """Run the decoder.
 
         Args:
             input_ids: [B, T] tokens, or give ``inputs_embeds``.
-            attention_mask: [B, past + T], 0 at padding. Padding is not seen and not written, but it still reads the
-                memory and so takes part in moving its sub-keys; prompts of equal length need none.
-            position_ids: [B, T]; default the positions after the cache.
+            attention_mask: [B, past + T] or [B, T], 0 at padding, which reaches no layer: the other tokens give what
+                they give without it. Rows of unequal length cannot share a memory that is written.
+            position_ids: [B, T]; only those of the text, which are the default: they are checked.
             past_key_values: from ``new_cache()`` or an earlier call.
             inputs_embeds: [B, T, hidden_size].
             use_cache: stream through a cache. Default: true in evaluation mode, false in training mode or with
                 ``config.use_cache`` off; given a cache, always true.
             output_hidden_states: also return the states before every layer and after the last norm.
+            memory: "shared" lets the sequences of a batch write one memory and read each other's text from it, as in
+                the paper. Without it (here, in the configuration, or by ``shared_memory()``) such a call is refused.
+            cache: another name of ``past_key_values``.
+            **kwargs: what Transformers may add; anything that asks for more is refused.
 
         Returns:
             ``last_hidden_state`` [B, T, hidden_size], the cache, and hidden states when asked.
@@ -206,76 +204,88 @@ class FwPKMModel(FwPKMPreTrainedModel):
         Raises:
             ValueError: wrong inputs, or a cache of another kind.
         """
+        refuse_unknown(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = self._cache(past_key_values, use_cache)
-        past, length = 0 if cache is None else cache.get_seq_length(), hidden.shape[1]
-        if position_ids is None:
-            position_ids = torch.arange(past, past + length, device=hidden.device).unsqueeze(0)
+        past = self._cache(given_cache(past_key_values, cache), use_cache)
+        text = ReadText() if past is None else past.text
+        check_shape(hidden, text)
+        batch, places, _ = hidden.shape
+        owner = self.owner(memory)
+        if self.writes_memory:
+            check_sequences(batch, owner, f"a batch of {batch} sequences")
+        rows = rows_of(attention_mask, batch, places, text)
+        if self.writes_memory and not rows.equal:
+            raise ValueError(
+                f"the rows of this batch have {min(rows.counts)} to {max(rows.counts)} tokens without padding and "
+                "share a memory, whose chunks need as many of each: give rows of equal length, give each a call of "
+                "its own, or set model.memory_mode = 'frozen' or 'off'"
+            )
+        check_positions(position_ids, rows, text, past_key_values is not None or cache is not None)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        mask = _padding_mask(attention_mask, past + length)
-        segment = length
+        ids = None if input_ids is None else rows.pack(input_ids)
+        last, states = self._decode(rows.pack(hidden), ids, rows, past, bool(keep))
+        if past is not None:
+            past.text = replace(past.text, places=text.places + places)
+        return BaseModelOutputWithPast(
+            last_hidden_state=rows.unpack(last),
+            hidden_states=tuple(rows.unpack(state) for state in (*states, last)) if keep else None,
+            **output_cache(past),
+        )
+
+    def _decode(
+        self, hidden: Tensor, ids: Tensor | None, rows: Rows, cache: FwPKMCache | None, keep: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All layers and the last norm over packed rows [B, T', hidden_size], and the states before every layer."""
+        segment = length = hidden.shape[1]
         if cache is not None and not keep and not torch.is_grad_enabled():
             segment = PREFILL_SEGMENT
         states: list[Tensor] = []
-        outputs = [
-            self._layers(
-                hidden[:, start : start + segment],
-                position_ids[:, start : start + segment],
-                None if mask is None else mask[:, : past + min(start + segment, length)],
-                cache,
-                states if keep else None,
-            )
-            for start in range(0, length, segment)
-        ]
-        last = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-        return BaseModelOutputWithPast(
-            last_hidden_state=last, past_key_values=cache, hidden_states=(*states, last) if keep else None
-        )
+        outputs = []
+        for start in range(0, length, max(1, segment)):
+            stop = min(start + segment, length)
+            counts = rows.part(start, stop)
+            piece = None if ids is None else ids[:, start:stop]
+            outputs.append(self._layers(hidden[:, start:stop], piece, counts, cache, states if keep else None))
+        if not outputs:  # nothing but padding
+            return hidden, [hidden] * len(self.layers)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), states
 
     def _layers(
         self,
         hidden: Tensor,
-        positions: Tensor,
-        mask: Tensor | None,
+        ids: Tensor | None,
+        counts: tuple[int, ...],
         cache: FwPKMCache | None,
         states: list[Tensor] | None,
     ) -> Tensor:
-        rotary = rotary_angles(positions, self.rotary_dim, self.config.rope_theta)
-        token_mask = None if mask is None else mask[:, -hidden.shape[1] :]
+        text, tokens, device = ReadText() if cache is None else cache.text, hidden.shape[1], hidden.device
+        rotary = rotary_angles(text.positions(tokens, device), self.rotary_dim, self.config.rope_theta)
+        key_mask = text.key_mask(tokens, device)
+        if cache is not None:
+            cache.shift = None if min(counts) == tokens else tokens - torch.tensor(counts, device=device)
         for layer in self.layers:
             if states is not None:
                 states.append(hidden)
-            hidden = layer(hidden, rotary, mask, token_mask, self.memory_mode, past_key_values=cache)
+            hidden = layer(hidden, rotary, key_mask, self.memory_mode, cache=cache)
+        if cache is not None:
+            cache.text = text.after(counts, tokens, ids)
         return self.norm(hidden)
 
     def _cache(self, given: FwPKMCache | None, use_cache: bool | None) -> FwPKMCache | None:
-        if given is not None:
-            if not isinstance(given, FwPKMCache):
-                kind = type(given).__name__
-                raise ValueError(f"past_key_values is a {kind}, which has no fast-weight memory: use model.new_cache()")
-            return given
-        if self.gradient_checkpointing and self.training:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            if given is not None:
+                raise ValueError("gradient checkpointing runs layers twice and would write the cache twice: give none")
             return None
+        if given is not None:
+            return given
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         return self.new_cache() if use_cache else None
 
 
-def _padding_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
-    """The mask as bool [B, length], or None when nothing is masked."""
-    if attention_mask is None or bool(attention_mask.all()):
-        return None
-    if attention_mask.dim() != 2 or attention_mask.shape[1] != length:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; give [batch, {length}]: one entry for every "
-            "token in the cache and in this call, 0 at padding"
-        )
-    return attention_mask.bool()
-
-
-class FwPKMForCausalLM(FwPKMPreTrainedModel, GenerationMixin):
+class FwPKMForCausalLM(FwPKMPreTrainedModel, FwPKMGenerationMixin):
     """Language model head, loss and generation through the streaming memory."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -331,12 +341,17 @@ class FwPKMForCausalLM(FwPKMPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        memory: str | None = None,
+        cache: FwPKMCache | None = None,
+        num_items_in_batch: int | Tensor | None = None,
         **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """Predict the next token of every token; arguments as in :meth:`FwPKMModel.forward`, and
 
         Args:
-            labels: [B, T], the input ids themselves (they are shifted here), -100 where there is no loss.
+            labels: [B, T], the input ids themselves (they are shifted here), -100 where there is no loss. Padding has
+                none, whatever its labels are.
+            num_items_in_batch: the loss is the sum over tokens divided by this; default their mean.
             logits_to_keep: only the logits of the last so many tokens; 0 for all.
 
         Returns:
@@ -353,32 +368,19 @@ class FwPKMForCausalLM(FwPKMPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
+            memory=memory,
+            cache=cache,
+            **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
-        )
-
-    def _prepare_cache_for_generation(
-        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        """Give ``generate`` a memory of its own, unless the caller brought one.
-
-        Raises:
-            ValueError: a mode of generation that a written memory cannot serve.
-        """
-        if self.memory_mode == "on" and (generation_config.num_beams or 1) > 1:
-            raise ValueError(
-                f"num_beams={generation_config.num_beams}: beam search would write every hypothesis into one memory; "
-                "use num_beams=1, or model.memory_mode='frozen'"
+            if attention_mask is not None:
+                labels = without_padding(labels, attention_mask)
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
             )
-        kind = generation_config.cache_implementation
-        if kind not in (None, "dynamic"):
-            raise ValueError(f"cache_implementation={kind!r} has no place for the memory; leave it out")
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = self.new_cache()
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, **output_cache(outputs.get(CACHE_NAME))
+        )

@@ -1,0 +1,190 @@
+"""What a call of the model is given, checked: keywords, cache, padding, positions, who owns the memory.
+
+Ships inside exports. A model answers with normal-looking text whatever it is given, so what it cannot use it refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .cache import FwPKMCache
+from .rows import ReadText, Rows
+
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
+"""What this release of Transformers calls the cache, in arguments and in outputs (``cache`` from 5.24)."""
+MEMORY_OWNERS = ("shared",)
+"""Whose a memory that is written can be. shared: one for all sequences of a batch, as in the paper."""
+_PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+_NO_PACKING = (
+    "several texts packed into one row are not supported, for memory and attention would run on from one to the next: "
+    "give each text a row of its own (without DataCollatorWithFlattening)"
+)
+_IGNORED = ("cache_position", "num_items_in_batch", "return_dict")
+_MAY_BE = {"is_causal": True, "output_attentions": False, "output_router_logits": False}
+
+
+def refuse_unknown(keywords: Mapping[str, object]) -> None:
+    """Check what a call has no parameter for.
+
+    ``num_items_in_batch`` belongs to the loss; ``cache_position`` says what the cache itself knows.
+
+    Raises:
+        ValueError: a keyword that asks for something the model does not do.
+    """
+    for name, value in keywords.items():
+        if value is None or name in _IGNORED:
+            continue
+        if name in _PACKED:
+            raise ValueError(f"{name}: {_NO_PACKING}")
+        if name in _MAY_BE:
+            if bool(value) != _MAY_BE[name]:
+                raise ValueError(f"{name}={value} is not supported by this model; leave it out")
+            continue
+        raise ValueError(
+            f"forward() got {name}, which this model does not know (a newer release of Transformers may call something "
+            "by another name); leave it out"
+        )
+
+
+def given_cache(past_key_values: object, cache: object) -> FwPKMCache | None:
+    """The cache of a call, by either of its names.
+
+    Raises:
+        ValueError: two different ones, or one of another class.
+    """
+    if past_key_values is not None and cache is not None and past_key_values is not cache:
+        raise ValueError("past_key_values and cache are two names for one thing, and differ here; give one of them")
+    name, given = ("cache", cache) if cache is not None else ("past_key_values", past_key_values)
+    if given is None or isinstance(given, FwPKMCache):
+        return given
+    kind = type(given).__name__
+    raise ValueError(f"{name} is a {kind}, which has no fast-weight memory: use model.new_cache()")
+
+
+def check_owner(owner: str | None) -> str | None:
+    """Check a value of ``memory``.
+
+    Raises:
+        ValueError: it is not known.
+    """
+    if owner is not None and owner not in MEMORY_OWNERS:
+        raise ValueError(f"memory={owner!r} is not known; choose one of: {', '.join(MEMORY_OWNERS)}")
+    return owner
+
+
+def check_sequences(sequences: int, owner: str | None, why: str) -> None:
+    """Check that a memory which is written has one sequence, or was said to be shared.
+
+    Args:
+        sequences: of the batch.
+        owner: one of MEMORY_OWNERS, or None when nobody said.
+        why: where the sequences come from, in the user's words.
+
+    Raises:
+        ValueError: several sequences without an owner.
+    """
+    if sequences > 1 and owner is None:
+        raise ValueError(
+            f"{why} would write into one memory and read each other's text from it: give each sequence a call of its "
+            "own, set model.memory_mode = 'frozen' or 'off', or, where sharing is meant, pass memory='shared' "
+            "(to forward() or generate(); or set model.config.memory, or use model.shared_memory())"
+        )
+
+
+def check_shape(hidden: Tensor, text: ReadText) -> None:
+    """Check embeddings [B, T, hidden_size] against what the cache has read.
+
+    Raises:
+        ValueError: no tokens, or another number of sequences than in the cache.
+    """
+    if hidden.dim() != 3 or not hidden.shape[0] or not hidden.shape[1]:
+        shape = tuple(hidden.shape[:-1])
+        raise ValueError(f"the input has shape {shape}; give [batch, tokens] with at least one token")
+    if text.lengths and len(text.lengths) != hidden.shape[0]:
+        raise ValueError(
+            f"the cache holds a text of {len(text.lengths)} sequences and this call has {hidden.shape[0]}: end that "
+            "text with cache.end_text() first (its memory stays), or go on with the same sequences"
+        )
+
+
+def rows_of(attention_mask: Tensor | None, batch: int, places: int, text: ReadText) -> Rows:
+    """Which places of a call hold tokens.
+
+    Args:
+        attention_mask: [B, T], or [B, past + T] as Transformers gives it; 0 at padding. None for no padding.
+        batch: B.
+        places: T.
+        text: what the cache has read.
+
+    Raises:
+        ValueError: another shape, or a mask of the past that is not what was read.
+    """
+    if attention_mask is None:
+        return Rows((places,) * batch)
+    whole = text.places + places
+    if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] not in (places, whole):
+        shown = f"[{batch}, {whole}]" if whole == places else f"[{batch}, {whole}] or [{batch}, {places}]"
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; give {shown}: one entry for every place in the "
+            "cache and in this call (or in this call alone), 0 at padding"
+        )
+    mask = attention_mask.bool()
+    if text.places and mask.shape[1] == whole:
+        past = tuple(mask[:, : text.places].sum(1).tolist())
+        if past != text.lengths:
+            raise ValueError(
+                f"attention_mask says that {list(past)} tokens were read before, the cache has read "
+                f"{list(text.lengths)}: what was read cannot be masked later"
+            )
+    return Rows.of(mask[:, -places:])
+
+
+def check_positions(position_ids: Tensor | None, rows: Rows, text: ReadText, has_cache: bool) -> None:
+    """Check that positions go on where the cache ends, row by row.
+
+    Raises:
+        ValueError: they begin elsewhere (a cache that was not handed over), or restart (packed texts).
+    """
+    if position_ids is None or not rows.tokens:
+        return
+    if position_ids.dim() != 2:
+        raise ValueError(f"position_ids has shape {tuple(position_ids.shape)}; give [batch, tokens]")
+    given = rows.pack(position_ids.expand(len(rows.counts), -1))
+    expected = text.positions(rows.tokens, given.device)
+    beyond = torch.arange(rows.tokens, device=given.device) >= torch.tensor(rows.counts, device=given.device)[:, None]
+    wrong = (given != expected) & ~beyond
+    if not bool(wrong.any()):
+        return
+    row, place = (int(index) for index in wrong.nonzero()[0])
+    found, wanted = int(given[row, place]), int(expected.expand_as(given)[row, place])
+    if place and found <= int(given[row, place - 1]):
+        raise ValueError(f"position_ids restart at {found} after {int(given[row, place - 1])}: {_NO_PACKING}")
+    if not has_cache and not place:
+        raise ValueError(
+            f"position_ids begin at {found}, but no cache with the {found} tokens before was handed over: give it as "
+            "past_key_values or cache, or give the whole text"
+        )
+    raise ValueError(
+        f"position_ids has {found} where the text goes on at {wanted}; leave position_ids out, or pass those of the "
+        "text"
+    )
+
+
+def without_padding(labels: Tensor, attention_mask: Tensor) -> Tensor:
+    """Labels [B, T] that count in the loss as those of the text without padding do; others become -100.
+
+    A row's first token is predicted by nothing, even if padding stands before it.
+    """
+    mask = attention_mask[:, -labels.shape[1] :].bool()
+    return labels.masked_fill(~mask | (mask.long().cumsum(1) == 1), -100)
+
+
+def output_cache(cache: FwPKMCache | None) -> dict[str, Any]:
+    """The cache as a field of an output, by the name of this release."""
+    return {CACHE_NAME: cache}

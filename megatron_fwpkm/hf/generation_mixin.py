@@ -1,0 +1,186 @@
+"""Generation through a memory: what `generate` is given, checked before the first token. Ships inside exports."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin
+
+from .cache import FwPKMCache
+from .calls import CACHE_NAME, check_owner, check_sequences, given_cache, rows_of
+from .rows import ReadText, fingerprint
+
+
+class FwPKMGenerationMixin(GenerationMixin):
+    """`generate` and `read` of a model with memories; the rest is Transformers' own."""
+
+    model: Any
+
+    @torch.no_grad()
+    def read(
+        self,
+        input_ids: Tensor,
+        cache: FwPKMCache | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        memory: str | None = None,
+    ) -> FwPKMCache:
+        """Read a document into a memory, without gradients and logits, and end the text there.
+
+        Args:
+            input_ids: [B, T] tokens of the document, or of the rest of the text that the cache has begun.
+            cache: to read into; default a new one.
+            attention_mask: [B, T], 0 at padding.
+            memory: as in :meth:`forward`.
+
+        Returns:
+            The cache: the document is in its memory, attention and positions start anew.
+
+        Raises:
+            ValueError: as :meth:`forward`, or ``memory_mode`` is not ``on``, so that nothing would be remembered.
+        """
+        if self.model.memory_mode != "on":
+            raise ValueError(
+                f"memory_mode={self.model.memory_mode!r} writes nothing, so nothing would be remembered: set it to "
+                "'on' to read a document"
+            )
+        cache = self.model.new_cache() if cache is None else cache
+        self.model(input_ids=input_ids, attention_mask=attention_mask, cache=cache, memory=memory)
+        cache.end_text()
+        return cache
+
+    @contextlib.contextmanager
+    def shared_memory(self) -> Iterator[None]:
+        """Within the context the sequences of a batch may write one memory together, as in the paper."""
+        with self._owned("shared"):
+            yield
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, memory: str | None = None, **kwargs: Any) -> Any:
+        """Generate as Transformers does, through a memory of its own or that of a cache.
+
+        Args:
+            inputs: as there; with a cache that has read a text, the whole text from its beginning.
+            *args: as there.
+            memory: "shared" lets several sequences write one memory. Default: ``memory`` of the generation
+                configuration, then of the model's.
+            **kwargs: as there; ``cache`` and ``past_key_values`` are two names for one thing.
+
+        Raises:
+            ValueError: several sequences would write one memory and nobody said so, or end apart; a cache of another
+                class; inputs that do not go on from the cache's text; or a mode of generation without a place for the
+                memory.
+        """
+        cache = given_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
+        if cache is not None:
+            kwargs[CACHE_NAME] = cache
+            ids = inputs if inputs is not None else kwargs.get("input_ids")
+            _check_continuation(cache.text, ids, kwargs.get("inputs_embeds"), kwargs.get("attention_mask"))
+        given = args[0] if args else kwargs.get("generation_config")
+        for config in (given, self.generation_config):
+            memory = memory or getattr(config, "memory", None)
+        with self._owned(memory):
+            return super().generate(inputs, *args, **kwargs)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Inputs of the next step, as Transformers makes them.
+
+        Raises:
+            ValueError: a part of the text without the cache that has read the rest.
+        """
+        found: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        step = found.get("input_ids")
+        if step is not None and found.get(CACHE_NAME) is None and step.shape[1] < input_ids.shape[1]:
+            raise ValueError(
+                f"generate() hands over the last {step.shape[1]} of {input_ids.shape[1]} tokens without the cache that "
+                "has read the others: this release of Transformers does not fit the model; use use_cache=False, or a "
+                "release that the model card names"
+            )
+        if found.get("attention_mask") is not None:
+            found.pop("position_ids", None)  # they follow from the mask; after padding on the right, theirs do not
+        return found
+
+    @contextlib.contextmanager
+    def _owned(self, owner: str | None) -> Iterator[None]:
+        """Within the context a batch writes a memory of this owner; None changes nothing."""
+        before = self.model.memory_owner
+        self.model.memory_owner = check_owner(owner) or before
+        try:
+            yield
+        finally:
+            self.model.memory_owner = before
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Give ``generate`` a memory of its own, unless the caller brought one."""
+        if self.model.writes_memory:
+            self._check_writing(generation_config, batch_size)
+        kind = generation_config.cache_implementation
+        if kind not in (None, "dynamic"):
+            raise ValueError(f"cache_implementation={kind!r} has no place for the memory; leave it out")
+        if model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache is not False:
+            model_kwargs[CACHE_NAME] = self.model.new_cache()
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, *args, **kwargs
+        )
+
+    def _check_writing(self, config: GenerationConfig, batch_size: int) -> None:
+        """Raise ValueError for a way of generating that a written memory cannot serve."""
+        if (config.num_beams or 1) > 1:
+            raise ValueError(
+                f"num_beams={config.num_beams}: beam search would write every hypothesis into one memory; "
+                "use num_beams=1, or model.memory_mode='frozen'"
+            )
+        copies = config.num_return_sequences or 1
+        sequences = batch_size * copies
+        why = f"a batch of {batch_size} sequences" if copies == 1 else f"num_return_sequences={copies}"
+        check_sequences(sequences, self.model.owner(None), why)
+        may_end = config.eos_token_id is not None or getattr(config, "stop_strings", None) is not None
+        if sequences > 1 and may_end and (config.min_length or 0) < config.max_length:
+            raise ValueError(
+                f"of {sequences} sequences that share a memory none can end before the others, for its padding would "
+                "be written: give min_new_tokens the value of max_new_tokens and cut the texts yourself, generate one "
+                "at a time, or set model.memory_mode = 'frozen' or 'off'"
+            )
+
+
+def _check_continuation(text: ReadText, ids: Tensor | None, embeddings: Tensor | None, mask: Tensor | None) -> None:
+    """Check that what `generate` is given goes on from the text that a cache has read.
+
+    Transformers takes the given text for the whole and reads only what is beyond the length of the cache, unless the
+    mask is longer than the text.
+
+    Raises:
+        ValueError: the text is not longer than what the cache has read, or begins otherwise.
+    """
+    given = embeddings if embeddings is not None else ids
+    if not text.places or given is None:
+        return
+    places = given.shape[1]
+    if mask is not None and mask.shape[1] == text.places + places:
+        return
+    advice = "pass the whole text, or call cache.end_text() first to begin another one (its memory stays)"
+    if places <= text.places:
+        raise ValueError(
+            f"generate() got {places} tokens and a cache that has read {text.places} of this text: {advice}"
+        )
+    if embeddings is not None or ids is None or text.fingerprint is None or len(ids) != len(text.lengths):
+        return
+    past = ids[:, : text.places]
+    rows = rows_of(None if mask is None else mask[:, : text.places], len(past), text.places, ReadText())
+    found = fingerprint(rows.pack(past), rows.counts)
+    if rows.counts != text.lengths or not torch.equal(found, text.fingerprint.to(past.device)):
+        raise ValueError(
+            f"the text given to generate() does not begin with the {text.places} tokens that the cache has read: "
+            f"{advice}"
+        )
