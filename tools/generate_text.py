@@ -3,7 +3,8 @@
 python tools/generate_text.py --model runs/mine/hf --prompt "It is a truth universally acknowledged"
 python tools/generate_text.py --model runs/mine/hf --remember notes.txt --prompt "The code of" --max-new-tokens 5
 
-The model is an export or a checkpoint (a run's --save folder). --remember reads documents into the memory first.
+The model is an export or a checkpoint (a run's --save folder). --remember reads documents into the memory first, one
+after another. Documents, prompt and answer share one memory, which no other text enters.
 """
 
 from __future__ import annotations
@@ -52,15 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from megatron_fwpkm.checkpoint.export import load_for_text
     from megatron_fwpkm.hf.generation import Sampling, continue_text, read_text, remember
 
+    documents = [(file, read_text(file)) for file in args.remember]
+    prompt = read_text(args.prompt_file) if args.prompt_file else args.prompt
+    if prompt is None:
+        prompt = sys.stdin.read()
+    if not prompt:
+        raise ValueError("the prompt is empty: give --prompt, --prompt-file or text on standard input")
     model, tokenizer = load_for_text(args.model, args.device)
-    prompt = (
-        args.prompt
-        if args.prompt is not None
-        else (read_text(args.prompt_file) if args.prompt_file else sys.stdin.read())
-    )
     cache = model.new_cache()
-    for file in args.remember:
-        print(f"remembered {file}: {remember(model, tokenizer, read_text(file), cache)} tokens", file=sys.stderr)
+    for file, text in documents:
+        print(f"remembered {file}: {remember(model, tokenizer, text, cache)} tokens", file=sys.stderr)
     model.memory_mode = args.memory
     torch.manual_seed(args.seed)
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.repetition_penalty)

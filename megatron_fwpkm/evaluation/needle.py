@@ -18,6 +18,7 @@ from .loading import LoadedModel, first_token, load_model, tokenizer_of_model
 from .needle_samples import all_cells
 from .progress import SampleProgress
 from .provenance import provenance
+from .reading import READING
 from .report import render_report
 from .results import NeedleResults, reading_speed, tabulate
 from .sample_log import SampleLog, SampleRecord
@@ -85,7 +86,7 @@ def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = loa
     guess = 1 / len(spec.value_vocabulary)
     results = NeedleResults(
         settings, tabulate(settings, finished), evaluator.reader.reach, guess**spec.value_words, guess,
-        reading_speed(finished), causality, provenance(options.command),
+        reading_speed(finished), causality, {**provenance(options.command), "memory": READING},
         {name: value for name, value in loaded.model.config.to_dict().items() if value is not None},
     )  # fmt: skip
     write_outputs(results, options.output)

@@ -21,6 +21,9 @@ from .needle_samples import NeedleSample
 from .settings import MEMORY_ON, NeedleSettings
 from .statistics import Answer
 
+READING = "one context a call, each in a memory of its own"
+"""How contexts and memories belong together, for the record of an evaluation."""
+
 
 @dataclass(frozen=True)
 class SampleResult:

@@ -51,6 +51,7 @@ def test_outputs_are_complete_and_agree(oracle_results):
     assert values["settings"]["reset"] == "sample" and values["settings"]["lengths"] == [128, 512]
     assert values["provenance"]["command"] == "python tool.py --seed '1 2'"
     assert {"date", "commit", "torch", "hardware"} <= values["provenance"].keys()
+    assert values["provenance"]["memory"] == "one context a call, each in a memory of its own"
     assert values["causality"]["passed"] is True
     assert set(values["tokens_per_second"]) == {"128", "512"}
     rows = list(csv.DictReader((folder / "results.csv").open()))

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from megatron_fwpkm.checkpoint import export
 from megatron_fwpkm.hf.generation import Sampling, continue_text, read_text, remember
 from tests.hf.builders import VOCABULARY, small_model
 
@@ -72,8 +73,16 @@ def test_wrong_input_is_one_line(
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     message = "error: the prompt is empty: give --prompt, --prompt-file or text on standard input\n"
     assert run_tool(capsys, "generate_text", "--model", folder) == (1, "", message)
-    absent = run_tool(capsys, "generate_text", "--model", folder, "--prompt-file", tmp_path / "absent.txt")
-    assert absent == (1, "", f"error: {tmp_path / 'absent.txt'}: No such file or directory\n")
+    # Inputs are looked at before a model is loaded, whichever it is.
+    monkeypatch.setattr(export, "load_for_text", lambda *arguments: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert run_tool(capsys, "generate_text", "--model", folder) == (1, "", message)
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    for flags in (["--prompt-file"], ["--prompt", "a", "--remember"]):
+        absent = run_tool(capsys, "generate_text", "--model", folder, *flags, tmp_path / "absent.txt")
+        assert absent == (1, "", f"error: {tmp_path / 'absent.txt'}: No such file or directory\n")
+        damaged = run_tool(capsys, "generate_text", "--model", folder, *flags, tmp_path / "bytes")
+        assert damaged.returncode == 1 and "bytes is not text in UTF-8" in damaged.stderr
     for arguments, message in (
         (("--temperature", "-1"), "--temperature -1.0 must be 0 or more"),
         (("--memory", "off", "--remember", "x"), "--memory off never reads what --remember writes"),
