@@ -14,12 +14,11 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .cache import FwPKMCache
+from .config_checks import MEMORY_OWNERS
 from .rows import ReadText, Rows
 
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
 """What this release of Transformers calls the cache, in arguments and in outputs (``cache`` from 5.24)."""
-MEMORY_OWNERS = ("shared",)
-"""Whose a memory that is written can be. shared: one for all sequences of a batch, as in the paper."""
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 _NO_PACKING = (
     "several texts packed into one row are not supported, for memory and attention would run on from one to the next: "

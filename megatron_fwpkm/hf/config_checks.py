@@ -92,7 +92,10 @@ SWITCHES = (
     "return_dict",
     "output_hidden_states",
 )
+MEMORY_OWNERS = ("shared",)
+"""Whose a memory that is written can be. shared: one for all sequences of a batch, as in the paper."""
 WORDS = {
+    "memory": (None, *MEMORY_OWNERS),
     "fwpkm_score": ("idw", "dot_product"),
     "fwpkm_boundary": ("drop", "carry"),
     "fwpkm_memory": ("initial", "trained"),
