@@ -1,117 +1,296 @@
-"""One run at a time writes into a --save folder: a lock file with host, process and start time, kept fresh while held.
+"""One run at a time writes into a --save folder: a lock file names its owner and holds a counter that it advances.
 
-A lock is stale when its process is gone (same host), or when nobody has refreshed it for STALE_SECONDS (another host).
+Whether the owner lives is asked of the kernel where that can tell: the same boot and the same PID namespace. Any other
+owner is watched: a counter that moves is a run that lives; one that stands still for STALE_SECONDS on the watcher's own
+monotonic clock is none. Host names, the owner's clock and the times of files decide nothing.
+
+A lock passes on by hard links, which a file system makes only once: who takes over from the lock with token T links its
+own as `run.lock.T`, and then renames that to `run.lock`. Of several takers only one can. One that dies between the two
+leaves a lock that is judged like any other.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import logging
 import os
+import re
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .process_identity import process_start
+from .process_identity import process_space, process_start
+
+logger = logging.getLogger("megatron_fwpkm")
 
 LOCK_NAME = "run.lock"
-REFRESH_SECONDS = 15.0
+REFRESH_SECONDS = 10.0
 STALE_SECONDS = 90.0
+_LONGEST_LOOK = 5.0
+"""Seconds between two looks that count at most: a watcher that stood still itself has seen nothing."""
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
 def owner_of_this_process() -> dict[str, Any]:
     """What a lock says about the process that holds it."""
     return {
         "host": socket.gethostname(),
+        "process_space": process_space(),
         "pid": os.getpid(),
         "process_start": process_start(os.getpid()),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A lock as it lies in the folder."""
+
+    path: Path
+    text: str
+    changed: int
+    """Its time of change, which is compared with itself alone: earlier versions advance nothing else."""
+
+    @property
+    def owner(self) -> dict[str, Any]:
+        try:
+            owner = json.loads(self.text)
+        except ValueError:
+            return {}
+        return owner if isinstance(owner, dict) else {}
+
+    @property
+    def token(self) -> str:
+        token = self.owner.get("token")
+        if isinstance(token, str) and re.fullmatch("[0-9a-f]{16}", token):
+            return token
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    def describe(self) -> str:
+        """`process 7 on node1 (since 2026-01-31 12:00:00)`."""
+        owner = self.owner
+        return (
+            f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'an unknown host')} "
+            f"(since {owner.get('since', 'an unknown time')})"
+        )
+
+
+@dataclass
+class RunLock:
+    """A lock that this process holds."""
+
+    path: Path
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    _beat: int = 0
+    _file: int = -1
+    _owner: dict[str, Any] = field(default_factory=owner_of_this_process)
+
+    def check(self) -> None:
+        """See that no other run has taken the folder over, as may happen while this one stands still.
+
+        Raises ValueError that names the other.
+        """
+        head = _head(self.path)
+        if head is not None and head.token != self.token:
+            raise ValueError(
+                f"--save {self.path.parent} was taken over by {head.describe()} while this run stood still; this run "
+                "ends and saves nothing more. Resume it when the other has ended, or save elsewhere"
+            )
+
+    def text(self) -> bytes:
+        """What lies in the file, as long at any count."""
+        return json.dumps({**self._owner, "token": self.token, "beat": f"{self._beat:012d}"}).encode()
+
+    def advance(self) -> None:
+        """Advance the counter, in the file that this process made, wherever that lies by now."""
+        self._beat += 1
+        os.pwrite(self._file, self.text(), 0)
+        os.fsync(self._file)
+
+    def place(self, place: Path) -> bool:
+        """Put the lock at `place` unless something is there."""
+        own = self.path.with_name(f".{self.path.name}.{self.token}")
+        self._file = os.open(own, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        try:
+            os.write(self._file, self.text())
+            os.fsync(self._file)
+            try:
+                os.link(own, place)
+            except FileExistsError:
+                # Over a network an answer may get lost, and the second try finds what the first has made.
+                return os.fstat(self._file).st_nlink > 1
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return self._place_without_links(place)
+            return True
+        finally:
+            own.unlink(missing_ok=True)
+
+    def _place_without_links(self, place: Path) -> bool:
+        self.let_go()
+        try:
+            self._file = os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        except FileExistsError:
+            return False
+        os.write(self._file, self.text())
+        os.fsync(self._file)
+        return True
+
+    def give_back(self) -> None:
+        """Remove the lock, unless another run has it by now."""
+        place = _successor(self.path, self.token)
+        with suppress(OSError):  # another run takes over, or the folder is gone
+            os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            head = _read(self.path)
+            if head is not None and head.token == self.token:
+                self.path.unlink()
+            place.unlink()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close the file; no counter is advanced any more."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
 @contextmanager
-def run_lock(root: Path, stale_seconds: float = STALE_SECONDS) -> Iterator[Path]:
+def run_lock(root: Path, stale_seconds: float = STALE_SECONDS) -> Iterator[RunLock]:
     """Hold the lock of a folder, which exists; called by rank 0 alone.
 
-    A lock of this host whose process is gone is taken over at once. One of another host is watched until it is
-    refreshed (its run lives) or has not been for `stale_seconds`. Raises ValueError that names the run which holds it.
+    A lock whose owner is known to be gone is taken over at once. One whose owner cannot be looked at from here is
+    watched until it moves (its run lives) or has stood still for `stale_seconds`, and that is said. Raises ValueError
+    that names the run which holds it.
     """
-    path = root / LOCK_NAME
-    mine = json.dumps(owner_of_this_process())
-    _acquire(path, mine, stale_seconds)
+    lock = _acquire(root / LOCK_NAME, stale_seconds)
     ended = threading.Event()
-    refresher = threading.Thread(target=_refresh, args=(path, ended), daemon=True)
+    refresher = threading.Thread(target=_refresh, args=(lock, ended), daemon=True)
     refresher.start()
     try:
-        yield path
+        yield lock
     finally:
         ended.set()
         refresher.join()
-        if _read(path) == mine:
-            path.unlink(missing_ok=True)
+        lock.give_back()
 
 
-def _acquire(path: Path, mine: str, stale_seconds: float) -> None:
-    while True:
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            _wait_until_stale(path, stale_seconds)
-            path.unlink(missing_ok=True)
-            continue
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(mine)
-        return
-
-
-def _wait_until_stale(path: Path, stale_seconds: float) -> None:
-    """Return when the lock may be removed; raise ValueError when its run lives."""
-    text, first = _read(path), _age(path)
-    if text is None:
-        return
-    try:
-        owner = json.loads(text)
-        host, pid, began, since = owner["host"], int(owner["pid"]), owner["process_start"], owner["since"]
-    except (ValueError, KeyError, TypeError):
-        host, pid, began, since = "an unknown host", 0, None, "an unknown time"
-    if host == socket.gethostname():
-        if pid == os.getpid() or process_start(pid) != began:
-            return
-    else:
-        while (age := _age(path)) is not None and age < stale_seconds:
-            if first is not None and age < first:  # refreshed while we looked
-                break
-            first = age
-            time.sleep(min(1.0, stale_seconds / 10))
-        else:
-            return
-    raise ValueError(
-        f"--save {path.parent} is in use by process {pid} on {host} (since {since}): two runs in one folder would "
-        f"destroy each other's checkpoints. Save elsewhere, or end that run; if it has ended, delete {path}"
-    )
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return None
-
-
-def _age(path: Path) -> float | None:
-    """Seconds since the lock was refreshed, None where it is gone."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return None
-
-
-def _refresh(path: Path, ended: threading.Event) -> None:
+def _refresh(lock: RunLock, ended: threading.Event) -> None:
     while not ended.wait(REFRESH_SECONDS):
-        try:
-            os.utime(path)
-        except OSError:  # the folder is away for a moment, or somebody removed the lock
+        with suppress(OSError):  # the folder is away for a moment, or somebody removed the lock
+            lock.advance()
+
+
+def _acquire(path: Path, stale_seconds: float) -> RunLock:
+    while True:
+        lock, head = RunLock(path), _head(path)
+        if head is not None and not _is_gone(head, path, stale_seconds):
             continue
+        place = path if head is None else _successor(path, head.token)
+        if lock.place(place):
+            if _is_head(lock) and (place == path or _move(place, path) and _is_head(lock)):
+                for leftover in path.parent.glob(f"{LOCK_NAME}.*"):
+                    if leftover != _successor(path, lock.token):
+                        leftover.unlink(missing_ok=True)
+                return lock
+            place.unlink(missing_ok=True)  # the lock that this took over from has gone to another meanwhile
+        lock.let_go()
+
+
+def _move(place: Path, path: Path) -> bool:
+    try:
+        place.rename(path)
+    except FileNotFoundError:  # taken over in this very moment
+        return False
+    return True
+
+
+def _successor(path: Path, token: str) -> Path:
+    """Where a lock lies that takes over from the one with `token`, before it is moved to `path`."""
+    return path.with_name(f"{path.name}.{token}")
+
+
+def _head(path: Path) -> _Found | None:
+    """The lock that counts: run.lock, or the last of those that take over from it; None where there is none."""
+    found = _read(path)
+    while found is not None and (later := _read(_successor(path, found.token))) is not None:
+        found = later
+    return found
+
+
+def _is_head(lock: RunLock) -> bool:
+    head = _head(lock.path)
+    return head is not None and head.token == lock.token
+
+
+def _read(path: Path) -> _Found | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return _Found(path, file.read(), os.fstat(file.fileno()).st_mtime_ns)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return None
+        raise
+
+
+def _is_gone(found: _Found, path: Path, stale_seconds: float) -> bool:
+    """Whether a lock's run is gone; False also where the lock changed hands, and must be looked at anew.
+
+    Raises ValueError when its run lives.
+    """
+    alive = _is_alive(found.owner)
+    if alive is None:
+        logger.info(
+            "--save %s is locked by %s, which cannot be looked at from here: watching for at most %.0f s whether the "
+            "counter in %s moves",
+            path.parent,
+            found.describe(),
+            stale_seconds,
+            found.path.name,
+        )
+        alive = _moves(found, stale_seconds)
+        if alive is None:
+            return False
+        if not alive:
+            logger.info("%s has stood still for %.0f s: the folder is taken over", found.path.name, stale_seconds)
+    if alive:
+        raise ValueError(
+            f"--save {path.parent} is in use by {found.describe()}: two runs in one folder would destroy each other's "
+            f"checkpoints. Save elsewhere, or end that run; if it has ended, delete {found.path}"
+        )
+    return True
+
+
+def _is_alive(owner: dict[str, Any]) -> bool | None:
+    """Whether a lock's process runs; None where only its counter can tell."""
+    pid = owner.get("pid")
+    if not isinstance(pid, int):
+        return None
+    running = pid != os.getpid() and process_start(pid) == owner.get("process_start")
+    if "process_space" not in owner:  # an earlier version's: of this host if such a process runs here
+        return True if running and owner.get("host") == socket.gethostname() else None
+    return running if owner["process_space"] == process_space() else None
+
+
+def _moves(found: _Found, stale_seconds: float) -> bool | None:
+    """Whether a lock moves, or has stood still for `stale_seconds` (False); None where it is gone or another's."""
+    stood, last = 0.0, time.monotonic()
+    while stood < stale_seconds:
+        time.sleep(min(1.0, stale_seconds / 10))
+        now = time.monotonic()
+        stood += min(now - last, _LONGEST_LOOK)
+        last = now
+        seen = _read(found.path)
+        if seen is None or seen.token != found.token:
+            return None
+        if seen != found:
+            return True
+    return False

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +39,8 @@ class CheckpointManager:
         self.root = root
         self.keep_last = keep_last
         self.retain_interval = retain_interval
+        self.check_held: Callable[[], None] = lambda: None
+        """Raises ValueError where another run has taken the folder over; rank 0 calls it before it changes anything."""
 
     def prepare(self, *, resume: bool) -> None:
         """Make the folder and see that it can be written, before hours of training are spent.
@@ -78,6 +80,7 @@ class CheckpointManager:
         partial = self.root / f".{folder_name(iteration)}.partial"
 
         def make() -> None:
+            self.check_held()
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
 
@@ -89,6 +92,7 @@ class CheckpointManager:
         partial = self.root / f".{folder_name(iteration)}.partial"
 
         def publish() -> None:
+            self.check_held()
             write_record(partial, record)
             self._publish(partial, iteration)
             self._forget_old(iteration)

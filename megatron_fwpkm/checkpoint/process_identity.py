@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import secrets
 from pathlib import Path
 
 
@@ -31,13 +31,13 @@ def is_stopped(pid: int) -> bool:
 def process_space() -> str:
     """A name of this boot of this machine and of this PID namespace: where two agree, process ids can be looked up.
 
-    Host names do not say it: containers and copied machines have the same ones.
+    Host names do not say it: containers and copied machines have the same ones. Where it cannot be known, or /proc is
+    of another namespace than this process, the name is nobody else's.
     """
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        if os.readlink("/proc/self") == str(os.getpid()):
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        boot = socket.gethostname()
-    try:
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{boot}/pid"
+        pass
+    return f"unknown/{secrets.token_hex(8)}"

@@ -6,6 +6,7 @@ import datetime
 import logging
 from collections.abc import Iterable, Sized
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from megatron.core import parallel_state
@@ -54,14 +55,13 @@ def _train(resolved: Resolved, world: World) -> None:
     manager = prepare_save_folder(config)
     with ExitStack() as held:
         if manager is not None:
-            root = manager.root
-            on_rank_zero(lambda: _hold(held, root))
+            on_rank_zero(partial(_hold, held, manager))
         _train_alone(resolved, world, manager, global_batch)
 
 
-def _hold(held: ExitStack, root: Path) -> None:
+def _hold(held: ExitStack, manager: CheckpointManager) -> None:
     """Keep other runs out of a --save folder until `held` closes."""
-    held.enter_context(run_lock(root))
+    manager.check_held = held.enter_context(run_lock(manager.root)).check
 
 
 def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | None, global_batch: int) -> None:
