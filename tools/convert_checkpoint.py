@@ -18,9 +18,11 @@ from megatron_fwpkm.config.cli import positive_float, positive_int, run_cli
 def build_parser() -> argparse.ArgumentParser:
     """The tool's commands and flags."""
     style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=style)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{export,verify}")
-    export = commands.add_parser("export", help="write a self-contained Hugging Face folder", formatter_class=style)
+    export = commands.add_parser(
+        "export", help="write a self-contained Hugging Face folder", allow_abbrev=False, formatter_class=style
+    )
     add = export.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="checkpoint or --save folder of a run")
     add("--output", required=True, metavar="DIR", help="folder to write")
@@ -31,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
         "for runs with --fwpkm-reset never, else initial")  # fmt: skip
     add("--no-tokenizer", action="store_true", help="leave the tokenizer out")
     add("--overwrite", action="store_true", help="replace an existing folder")
-    verify = commands.add_parser("verify", help="compare an export with its checkpoint", formatter_class=style)
+    verify = commands.add_parser(
+        "verify", help="compare an export with its checkpoint", allow_abbrev=False, formatter_class=style
+    )
     add = verify.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="checkpoint or --save folder of a run")
     add("--export", required=True, metavar="DIR", help="folder that export wrote")

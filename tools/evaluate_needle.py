@@ -20,7 +20,9 @@ from megatron_fwpkm.evaluation.settings import CONTROL_MEANINGS, PROTOCOL_MEANIN
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add, defaults, needle = parser.add_argument, NeedleSettings("", (), (1,)), NeedleConfig()
     add("--model", required=True, metavar="DIR", help="export or checkpoint")
     add("--haystack", required=True, nargs="+", metavar="FILE", help="text to hide facts in, plain or gzip")

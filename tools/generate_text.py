@@ -18,7 +18,9 @@ from megatron_fwpkm.config.cli import fraction, non_negative_int, positive_float
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="export, checkpoint or --save folder of a run")
     prompt = parser.add_mutually_exclusive_group()

@@ -18,7 +18,9 @@ from megatron_fwpkm.data.preprocess_flags import add_tokenizer_flags, tokenizer_
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--input", required=True, metavar="PREFIX", help="dataset, without .bin or .idx")
     add("--check", action="store_true", help="read every token too: vocabulary, EOD, SHA-256")

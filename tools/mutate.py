@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--room", required=True, metavar="NAME", help="folder of megatron_fwpkm")
     add("--count", type=positive_int, default=20, metavar="N", help="mutants to draw (default: 20)")
@@ -52,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tests = room_tests(args.room, args.tests)
     plan = Plan(ROOT, args.room, args.count, args.seed, tests, args.marker, args.time_limit)
     output = args.output or ROOT / "runs" / "mutation" / f"{args.room}-{args.seed}.jsonl"
-    outcome = measure(
-        plan, output, overwrite=args.overwrite, say=lambda line: print(line, file=sys.stderr, flush=True)
-    )
+    outcome = measure(plan, output, overwrite=args.overwrite, say=lambda line: print(line, file=sys.stderr, flush=True))
     print(outcome.summary())
     print(f"verdicts: {output}")
     return 0

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from megatron_fwpkm.config.cli import run_cli
-from megatron_fwpkm.data.preprocess_flags import add_flags, tokenizer_config
+from megatron_fwpkm.config.usage import is_flag, together
+from megatron_fwpkm.data.preprocess_flags import add_flags, complaint_of_unknown, tokenizer_config
 
 _PASSED_ON = (
     "accelerator", "append_eod", "bad_bytes",
@@ -24,7 +25,9 @@ _PASSED_ON = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_flags(parser)
     return parser
 
@@ -32,7 +35,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the corpus and print what was done."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [word for word in unknown if is_flag(word)] or unknown
+        parser.error(together([complaint_of_unknown(word, list(parser._option_string_actions)) for word in flags]))
     if args.num_shards > 1 and args.shard_id is None:
         parser.error(f"--num-shards {args.num_shards}: which of them? --shard-id goes from 0 to {args.num_shards - 1}")
     args.shard_id = args.shard_id or 0

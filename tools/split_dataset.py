@@ -23,7 +23,9 @@ def _shares(text: str) -> list[float]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--input", required=True, metavar="PREFIX", help="dataset to split")
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_train, PREFIX_valid and PREFIX_test")

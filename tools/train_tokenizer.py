@@ -16,7 +16,9 @@ from megatron_fwpkm.config.cli import run_cli
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     inputs = "files, patterns or folders: jsonl, JSON arrays, txt, parquet; plain, gzip, bzip2, xz, zstd by content"
     add("--input", nargs="+", required=True, metavar="PATH", help=inputs)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from .arguments import Option
-from .megatron_flags import MEGATRON_FLAGS
+from .megatron_flags import known_megatron_flags, megatron_advice
 
 
 def in_our_spelling(argv: Sequence[str]) -> list[str]:
@@ -45,12 +45,17 @@ def complaints_of_unknown(words: Sequence[str], unknown: Sequence[str], names: S
     """
     complaints = []
     for word in dict.fromkeys(unknown):
-        if word.startswith("-"):
+        if is_flag(word):
             flag = word.split("=")[0]
             complaints.append(f"unknown flag {flag}{advice(flag.lstrip('-').replace('_', '-'), names, '--')}")
         elif not {words[place - 1] for place in range(1, len(words)) if words[place] == word} & set(unknown):
             complaints.append(f"unexpected argument {word!r}: every option is a flag (--config {word}?)")
     return complaints
+
+
+def is_flag(word: str) -> bool:
+    """Whether a word of a command line is a flag; `-1` is a value."""
+    return re.match(r"--?[A-Za-z_]", word) is not None
 
 
 def together(complaints: Sequence[str]) -> str:
@@ -65,11 +70,16 @@ def advice(name: str, names: Sequence[str], dashes: str = "") -> str:
 
     `dashes` stand before names on the command line and are missing in YAML.
     """
-    for known in (name, name.removeprefix("no-")):
-        if known in MEGATRON_FLAGS:
-            return f": {MEGATRON_FLAGS[known]}"
-    # A forgotten prefix or a forgotten half, as in `topk` or `subkeys`.
-    near = sorted((other for other in names if len(name) > 3 and name in other), key=len)[:1]
-    if not near:  # only booleans have a --no- form, but whoever asks for one means that option
-        near = difflib.get_close_matches(name.removeprefix("no-"), names, n=1, cutoff=0.8)
+    answer = megatron_advice(name)
+    if answer is not None:
+        return f": {answer}"
+    # A forgotten prefix or a forgotten half, as in `topk` or `subkeys`; whole words only.
+    near = sorted((other for other in names if len(name) > 3 and f"-{name}-" in f"-{other}-"), key=len)[:1]
+    if near:
+        return f"; did you mean {dashes}{near[0]}?"
+    theirs = difflib.get_close_matches(name, known_megatron_flags(), n=1, cutoff=0.93)
+    # Only booleans have a --no- form, but whoever asks for one means that option.
+    near = difflib.get_close_matches(name.removeprefix("no-"), names, n=1, cutoff=0.8)
+    if theirs and difflib.get_close_matches(name, [*near, *theirs], n=1, cutoff=0.0) == theirs:
+        return f"; did you mean Megatron-LM's {dashes}{theirs[0]}? {megatron_advice(theirs[0])}"
     return f"; did you mean {dashes}{near[0]}?" if near else ""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+from collections.abc import Sequence
 
 from megatron_fwpkm.config import DataConfig
+from megatron_fwpkm.config.usage import is_flag
 
 _KINDS = ("SentencePieceTokenizer", "HuggingFaceTokenizer", "TikTokenizer", "ByteLevelTokenizer", "NullTokenizer")
 
@@ -75,3 +78,58 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     shards = "cut the input into N parts of about one size, a run each; tools/merge_datasets.py joins them (default: 1)"
     add("--num-shards", type=int, default=1, metavar="N", help=shards)
     add("--overwrite", action="store_true", help="replace datasets that exist")
+
+
+_SENTENCES = "remove it: texts are not split into sentences, for language models read whole documents"
+_FOLDER = "give --tokenizer-type HuggingFaceTokenizer and its folder as --tokenizer-model"
+_PROGRESS = "remove it: progress is shown by time, and the speed at the end"
+_WORKERS = "remove it: give --workers the number of cores; the output is the same with any number"
+_PARTS = "give --num-shards and --shard-id, a run per part, and join them with tools/merge_datasets.py"
+_VOCABULARY = "remove it: the vocabulary is padded in training, not in a corpus"
+_AS_IT_SAYS = "remove it: a tokenizer is used as its file says"
+_NULL = "remove it: NullTokenizer takes --vocab-size numbers, and the next one ends documents"
+
+MEGATRON_PREPROCESS_FLAGS = {
+    "append-bos": "write --prepend-bos, which begins every document with BOS",
+    "chat-template": "remove it: a corpus is plain text; write dialogues into the text as they shall be read",
+    "dataset-impl": "remove it: datasets are memory-mapped .bin and .idx files",
+    "find-optimal-num-workers": _WORKERS,
+    "keep-newlines": _SENTENCES,
+    "keep-sequential-samples": "remove it: documents keep their order, also with --num-shards",
+    "lang": _SENTENCES,
+    "log-interval": _PROGRESS,
+    "max-documents": _WORKERS,
+    "merge-file": _FOLDER,
+    "null-tokenizer-eod-id": _NULL,
+    "null-tokenizer-pad-id": _NULL,
+    "pad-vocab-size": _VOCABULARY,
+    "padded-vocab-size": _VOCABULARY,
+    "make-vocab-size-divisible-by": _VOCABULARY,
+    "partitions": _PARTS,
+    "split-sentences": _SENTENCES,
+    "tokenizer-hf-no-include-special-tokens": _AS_IT_SAYS,
+    "tokenizer-hf-no-use-fast": _AS_IT_SAYS,
+    "tokenizer-metadata": _AS_IT_SAYS,
+    "tokenizer-sentencepiece-ignore-extra-whitespaces": _AS_IT_SAYS,
+    "tokenizer-sentencepiece-legacy": _AS_IT_SAYS,
+    "tokenizer-special-tokens": "give --tiktoken-special-tokens for TikTokenizer; other tokenizers name their own",
+    "trust-remote-code": "remove it: code in a tokenizer's folder is never run",
+    "use-gigatoken": "write --accelerator gigatoken",
+    "vocab-extra-ids": "remove it: a tokenizer has the pieces of its file",
+    "vocab-file": _FOLDER,
+    "workers-to-check": _WORKERS,
+}
+"""Flags of Megatron-LM's preprocessing that do not exist here -> what to do, a sentence without its full stop."""
+
+
+def complaint_of_unknown(word: str, known: Sequence[str]) -> str:
+    """What is wrong with a word of the command line that is no flag among `known` (with their dashes) and no value."""
+    if not is_flag(word):
+        return f"unexpected argument {word!r}: every option is a flag (--input {word}?)"
+    flag = word.split("=")[0]
+    name = flag.lstrip("-").replace("_", "-")
+    for form in (name, name.removeprefix("no-"), name.removeprefix("disable-")):
+        if form in MEGATRON_PREPROCESS_FLAGS:
+            return f"unknown flag {flag}: {MEGATRON_PREPROCESS_FLAGS[form]}"
+    near = difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.8)
+    return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "")

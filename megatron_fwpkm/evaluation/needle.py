@@ -112,4 +112,3 @@ def _identity(settings: NeedleSettings, loaded: LoadedModel, haystack: Haystack)
         "haystack": hashlib.blake2b(haystack.tokens.tobytes(), digest_size=16).hexdigest(),
         **({} if loaded.bos is None else {"bos": loaded.bos}),
     }
-

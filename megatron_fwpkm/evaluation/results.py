@@ -103,9 +103,7 @@ def tabulate(settings: NeedleSettings, records: Sequence[SampleRecord]) -> tuple
     return tuple(rows)
 
 
-def _row(
-    condition: str, length: int, depth: float | None, where: Where, records: Iterable[SampleRecord]
-) -> Row:
+def _row(condition: str, length: int, depth: float | None, where: Where, records: Iterable[SampleRecord]) -> Row:
     return Row(condition, length, depth, where, recall(record.answers[condition] for record in records))
 
 

@@ -48,9 +48,7 @@ class ForwardRecord:
         chunk_size: tokens per chunk.
     """
 
-    def __init__(
-        self, queries: Tensor, gates: Tensor | None, outputs: list[FastWeightOutput], chunk_size: int
-    ) -> None:
+    def __init__(self, queries: Tensor, gates: Tensor | None, outputs: list[FastWeightOutput], chunk_size: int) -> None:
         self._gates = None if gates is None else gates.detach()
         self.slots = [output.slot_indices for output in outputs]
         # A copy of a few, so that the others need not stay.

@@ -54,6 +54,13 @@ def test_an_unknown_flag_is_a_usage_error(path):
     assert "Traceback" not in wrong.stderr
 
 
+@pytest.mark.parametrize("path", ENTRY_POINTS)
+def test_flags_are_not_abbreviated(path):
+    names = sub_commands(run(path, "--help").stdout)
+    for command in ([], *([name] for name in names)):
+        assert run(path, *command, "--hel").returncode == 2
+
+
 def test_the_import_log_is_read():
     assert "json" in imported(run("-c", "import json").stderr)
     assert "torch" in imported("import time:       123 |        456 |   torch\n")

@@ -3,26 +3,75 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from megatron_fwpkm.config.loading import option_groups
-from megatron_fwpkm.config.megatron_flags import MEGATRON_FLAGS
-from megatron_fwpkm.config.usage import advice
+from megatron_fwpkm.config.megatron_families import FAMILIES
+from megatron_fwpkm.config.megatron_flags import MEGATRON_FLAGS, megatron_advice
+from megatron_fwpkm.config.usage import advice, complaints_of_unknown
 
-NAMES = [option.name for _, _, found in option_groups() for option in found]
+OPTIONS = {option.name: option for _, _, found in option_groups() for option in found}
+NAMES = [*OPTIONS]
+THEIRS = (Path(__file__).parent / "megatron_lm_flags.txt").read_text().splitlines()[1:]
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name is taken by our parser, the --no- form of a switch included."""
+    switched = OPTIONS.get(name.removeprefix("no-"))
+    return name in OPTIONS or (name.startswith("no-") and switched is not None and switched.is_boolean)
+
+
+def test_every_flag_of_megatron_is_an_option_or_has_advice():
+    names = [flag.removeprefix("--").replace("_", "-") for flag in THEIRS]
+    assert len(names) > 850
+    silent = [name for name in names if not is_ours(name) and megatron_advice(name) is None]
+    assert not silent, f"say in config/megatron_flags.py what to do instead of: {' '.join(silent)}"
+    guesses = [name for name in names if not is_ours(name) and "did you mean" in advice(name, NAMES, "--")]
+    assert not guesses
+
+
+def test_no_advice_hides_an_option():
+    assert not [name for name in NAMES if megatron_advice(name) is not None]
+
+
+def test_every_family_has_a_flag_of_megatron():
+    names = {flag.removeprefix("--").replace("_", "-") for flag in THEIRS}
+    bare = names | {name.removeprefix(form) for name in names for form in ("no-", "disable-")}
+    for words in FAMILIES.values():
+        for word in words.split():
+            begins = word.endswith("*") and any(name.startswith(word[:-1]) for name in bare)
+            assert begins or word in bare, word
 
 
 def test_advice_about_flags_of_megatron_names_options_that_exist():
-    assert not set(MEGATRON_FLAGS) & set(NAMES)
-    named = {flag for text in MEGATRON_FLAGS.values() for flag in re.findall(r"--([a-z][a-z0-9-]*)", text)}
-    assert named and named <= set(NAMES)
-    assert not [text for text in MEGATRON_FLAGS.values() if text.endswith(".")]
+    texts = [*MEGATRON_FLAGS.values(), *FAMILIES]
+    named = {flag for text in texts for flag in re.findall(r"--([a-z][a-z0-9-]*)", text)}
+    assert named and not [name for name in named if not is_ours(name) and name != "config"]
+    assert not [text for text in texts if text.endswith(".")]
 
 
-@pytest.mark.parametrize("name", ["attention-softmax-in-fp32", "save-dir", "tp-size", "max-steps", "zzzzzz"])
+def test_advice_of_a_family_and_of_a_switched_off_flag():
+    assert advice("moe-router-topk", NAMES, "--") == ": there are no experts here: remove it"
+    assert advice("no-position-embedding", NAMES, "--").startswith(": remove it: positions are rotary here")
+    assert advice("disable-tp-comm-split-rs", NAMES, "--").startswith(": Transformer Engine is not used here")
+
+
+def test_a_misspelt_flag_of_megatron_is_not_taken_for_another_option():
+    text = advice("no-position-embeddings", NAMES, "--")
+    assert text.startswith("; did you mean Megatron-LM's --no-position-embedding? remove it: positions are rotary")
+
+
+@pytest.mark.parametrize("name", ["save-dir", "tp-size", "max-steps", "zzzzzz", "tial", "pecial"])
 def test_what_is_far_from_every_option_gets_no_suggestion(name):
     assert advice(name, NAMES) == ""
+
+
+def test_a_negative_value_is_no_flag():
+    assert complaints_of_unknown(["--loss-scale", "-1"], ["--loss-scale", "-1"], NAMES) == [
+        f"unknown flag --loss-scale: {megatron_advice('loss-scale')}"
+    ]
 
 
 @pytest.mark.parametrize(

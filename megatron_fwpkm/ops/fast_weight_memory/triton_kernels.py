@@ -358,4 +358,3 @@ def finish_adjoint_kernel(
             width = tl.where(tl.load(SOURCES + first) >= 0, D, 0)
             total += tl.load(address, mask=columns < width, other=0.0)
             tl.store(address, total, mask=inside)
-
