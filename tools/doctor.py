@@ -11,14 +11,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from megatron_fwpkm.config.cli import run_cli
+from megatron_fwpkm.config.cli import run_cli, tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("--json", action="store_true", help="print the diagnosis as JSON")
     return parser
 

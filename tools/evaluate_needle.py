@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_fwpkm.config import NeedleConfig
-from megatron_fwpkm.config.cli import run_cli
+from megatron_fwpkm.config.cli import run_cli, tool_parser
 from megatron_fwpkm.evaluation.settings import CONTROL_MEANINGS, PROTOCOL_MEANINGS, NeedleSettings
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add, defaults, needle = parser.add_argument, NeedleSettings("", (), (1,)), NeedleConfig()
     add("--model", required=True, metavar="DIR", help="export or checkpoint")
     add("--haystack", required=True, nargs="+", metavar="FILE", help="text to hide facts in, plain or gzip")

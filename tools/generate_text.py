@@ -13,14 +13,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from megatron_fwpkm.config.cli import fraction, non_negative_int, positive_float, positive_int, run_cli
+from megatron_fwpkm.config.cli import fraction, non_negative_int, positive_float, positive_int, run_cli, tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="export, checkpoint or --save folder of a run")
     prompt = parser.add_mutually_exclusive_group()

@@ -12,15 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_fwpkm.config.cli import run_cli
+from megatron_fwpkm.config.cli import run_cli, tool_parser
 from megatron_fwpkm.data.preprocess_flags import add_tokenizer_flags, tokenizer_config
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add = parser.add_argument
     add("--input", required=True, metavar="PREFIX", help="dataset, without .bin or .idx")
     add("--check", action="store_true", help="read every token too: vocabulary, EOD, SHA-256")

@@ -10,14 +10,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from megatron_fwpkm.config.cli import run_cli
+from megatron_fwpkm.config.cli import run_cli, tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add = parser.add_argument
     add("--input", nargs="+", required=True, metavar="PREFIX", help="datasets; patterns are expanded in order of name")
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin, PREFIX.idx and PREFIX.json")

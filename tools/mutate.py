@@ -16,16 +16,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_fwpkm.config.cli import non_negative_int, positive_float, positive_int, run_cli
+from megatron_fwpkm.config.cli import non_negative_int, positive_float, positive_int, run_cli, tool_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add = parser.add_argument
     add("--room", required=True, metavar="NAME", help="folder of megatron_fwpkm")
     add("--count", type=positive_int, default=20, metavar="N", help="mutants to draw (default: 20)")

@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from megatron_fwpkm.config.cli import run_cli
+from megatron_fwpkm.config.cli import run_cli, tool_parser
 from megatron_fwpkm.config.usage import is_flag, together
 from megatron_fwpkm.data.preprocess_flags import add_flags, complaint_of_unknown, tokenizer_config
 
@@ -25,9 +25,7 @@ _PASSED_ON = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add_flags(parser)
     return parser
 

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from megatron_fwpkm.config.cli import run_cli
+from megatron_fwpkm.config.cli import run_cli, tool_parser
 
 
 def _shares(text: str) -> list[float]:
@@ -23,9 +23,7 @@ def _shares(text: str) -> list[float]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add = parser.add_argument
     add("--input", required=True, metavar="PREFIX", help="dataset to split")
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_train, PREFIX_valid and PREFIX_test")

@@ -11,14 +11,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from megatron_fwpkm.config.cli import run_cli
+from megatron_fwpkm.config.cli import run_cli, tool_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     add = parser.add_argument
     inputs = "files, patterns or folders: jsonl, JSON arrays, txt, parquet; plain, gzip, bzip2, xz, zstd by content"
     add("--input", nargs="+", required=True, metavar="PATH", help=inputs)

@@ -36,6 +36,13 @@ def run_cli(main: Main, argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def tool_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a tool's docstring as it is written, and takes flags in full only."""
+    return argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def message(error: Exception) -> str:
     """What to tell of an error that a user can cause; its notes follow in parentheses."""
     notes = getattr(error, "__notes__", [])

@@ -187,4 +187,3 @@ def _where(word: dict[str, Any]) -> str:
 
 def _key(rank: int) -> str:
     return f"fwpkm/rank/{rank}"
-
