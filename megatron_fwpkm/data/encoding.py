@@ -25,6 +25,7 @@ from .acceleration import Accelerator, DocumentsEncoder, build_encoder
 from .indexed_format import token_dtype
 from .records import BadBytes, BadRecord, Block, Cursor, Record, records
 from .tokenizers import Tokenizer, build_tokenizer
+from .verification import SampledDocument, draw_documents
 
 ControlTokens = Literal["text", "parse", "fail"]
 _LONGEST = 2**31 - 1
@@ -45,7 +46,7 @@ class EncodingOptions:
     blend_keys: bool = False
     accelerator: Accelerator = "none"
     sample: int = 0
-    """Documents of every block to keep, for --verify."""
+    """Documents to keep for --verify: a block keeps at most so many."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class EncodedBlock:
     bad: tuple[BadRecord, ...]
     file_number: int = 0
     end: Cursor = Cursor()
-    sample: tuple[tuple[int, str], ...] = ()
-    """Numbers within the block and texts of some documents of the first dataset."""
+    sample: tuple[SampledDocument, ...] = ()
+    """Some documents for --verify, numbered within the block."""
 
 
 class BlockEncoder:
@@ -90,7 +91,7 @@ class BlockEncoder:
         parts: list[list[bytes]] = [[] for _ in range(datasets)]
         lengths = tuple(array("i") for _ in range(datasets))
         text_bytes = [0] * datasets
-        texts: list[str] = []
+        texts: list[list[str]] = [[] for _ in range(datasets)]
         around = len(self._begin + self._end)
         for record, documents in zip(good, encoded, strict=True):
             if not all(documents) or max(map(len, documents)) + around > self.dtype.itemsize * _LONGEST:
@@ -103,12 +104,9 @@ class BlockEncoder:
                 parts[slot] += self._begin, document, self._end
                 lengths[slot].append((len(document) + around) // self.dtype.itemsize)
                 text_bytes[slot] += len(text) if text.isascii() else len(text.encode("utf-8"))
-                if options.sample and slot == 0:
-                    texts.append(text)
+                if options.sample:
+                    texts[slot].append(text)
         bad.sort(key=lambda record: record.line)
-        # any ones, evenly spread, but the same in every run
-        first, count = block.first_line * 7919, options.sample
-        chosen = {(first + at * len(texts) // count) % len(texts) for at in range(count)} if texts else ()
         return EncodedBlock(
             block.consumed,
             tuple(b"".join(documents) for documents in parts),
@@ -117,7 +115,7 @@ class BlockEncoder:
             tuple(bad[:1] if options.stop_at_bad else bad),
             block.file_number,
             block.end,
-            tuple((number, texts[number]) for number in sorted(chosen)),
+            draw_documents(block, texts, options.sample) if options.sample else (),
         )
 
     def document(self, text: str) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from megatron_fwpkm.config import DataConfig
 
 from .acceleration import Accelerator, AcceleratorMismatch, DocumentsEncoder, choose_accelerator
-from .corpus import BLOCK_BYTES, STDIN, CorpusFile, corpus_blocks, open_corpus
+from .corpus import STDIN, CorpusFile, corpus_blocks, open_corpus
 from .encoding import BlockEncoder, ControlTokens, EncodedBlock, EncodingOptions, encode_blocks
 from .indexed_format import IndexedWriter, dataset_paths, read_dataset_info, rename_all, token_dtype
 from .journal import BadRecordsFile, Journal, signature
@@ -139,11 +139,10 @@ class _Run:
         self.options, self.tokenizer, self.files, self.journal = options, tokenizer, files, journal
         self.progress = progress or Progress(sum(file.end - file.begin for file in files))
         self.report = PreprocessReport(options.prefixes)
-        blocks = max(1, sum(file.end - file.begin for file in files) // BLOCK_BYTES)  # or more
         encoding = EncodingOptions(
             options.data, options.json_keys, options.append_eod, options.on_error == "fail", options.prepend_bos,
             options.control_tokens, options.bad_bytes, options.blend_keys, options.accelerator,
-            -(-options.verify // blocks),
+            options.verify,
         )  # fmt: skip
         self.encoder = BlockEncoder(encoding, tokenizer, encode)
         self.dtype = token_dtype(tokenizer.vocab_size)
@@ -171,7 +170,8 @@ class _Run:
         start = self._restore(state) if state is not None else (0, Cursor())
         if state is None:
             self.journal.remove()  # of a run that is not gone on with
-        blocks = corpus_blocks(self.files, options.json_keys, start)
+        cut = corpus_blocks(self.files, options.json_keys, start)
+        blocks = (replace(block, sample_below=self.sample.below) for block in cut)
         for block in encode_blocks(blocks, self.encoder, options.workers):
             self._take(block)
             if self.journal.due:
@@ -184,7 +184,7 @@ class _Run:
         for file in self.files:
             file.check_unchanged()
         if options.verify:
-            report.verified = check_sample(self.sample, self.encoder, writers[0])
+            report.verified = check_sample(self.sample, self.encoder, writers)
         names = [" ".join(options.json_keys)] if options.blend_keys else list(options.json_keys)
         renames = []
         for key, writer in enumerate(writers):
@@ -217,8 +217,7 @@ class _Run:
         file = self.files[block.file_number]
         for bad in block.bad:
             self._note(replace(bad, line=bad.line + file.lines_before) if file.begin else bad)
-        for number, text in block.sample:
-            self.sample.offer(self.writers[0].documents + number, text)
+        self.sample.offer(block.file_number, block.sample, [writer.documents for writer in self.writers])
         for key, writer in enumerate(self.writers):
             writer.append(block.tokens[key], block.lengths[key])
             self.text_bytes[key] += block.text_bytes[key]

@@ -44,6 +44,7 @@ class Block:
         consumed: bytes of all input, as it lies on disk, that have been read when this block is done.
         file_number, end: the place behind this block.
         broken: what is wrong where a JSON array breaks; `data` begins there.
+        sample_below: documents that draw a number below this one are wanted for --verify.
     """
 
     path: str
@@ -57,6 +58,7 @@ class Block:
     file_number: int = 0
     end: Cursor = Cursor()
     broken: str = ""
+    sample_below: float = float("inf")
 
     def lean(self) -> Block:
         """The block without what any process can read from the file itself."""

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_fwpkm.data import corpus, journal, preprocess, verification
+from megatron_fwpkm.data import corpus, journal, preprocess
 from megatron_fwpkm.data.dataset_tools import merge
 from megatron_fwpkm.data.preprocess import PreprocessReport
 from megatron_fwpkm.data.tokenizers import SentencePieceTokenizer, Tokenizer
@@ -258,39 +258,3 @@ def test_keys_blended_into_one_dataset(tmp_path: Path, tokenizer_file: Path, tok
     report = run(tmp_path, tokenizer_file, source, json_keys=("t", "b"), blend_keys=True)
     assert report.prefixes == [str(tmp_path / "out_t_b_document")] and report.documents == 4
     assert [tokenizer.decode(d) for d in documents_of(report.prefixes[0])] == ["one", "two", "three", "four"]
-
-
-def test_verification_sees_wrong_tokens(
-    tmp_path: Path, tokenizer_file: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    report = run(tmp_path, tokenizer_file, source, on_error="skip", verify=5)
-    assert report.verified == "5 documents hold the tokens of their text and decode back to it"
-    take = preprocess._Run._take
-
-    def tampering(self: Any, block: Any) -> None:
-        from dataclasses import replace
-
-        take(self, replace(block, tokens=(b"\x05\x00" + block.tokens[0][2:],) if block.tokens[0] else block.tokens))
-
-    monkeypatch.setattr(preprocess._Run, "_take", tampering)
-    monkeypatch.setattr(corpus, "BLOCK_BYTES", 1)  # a document per block
-    with pytest.raises(ValueError, match="--verify: document 0 does not hold the tokens of its text"):
-        run(tmp_path, tokenizer_file, source, on_error="skip", verify=500, overwrite=True)
-
-
-def test_the_sample_is_fair_and_repeatable() -> None:
-    counts = [0] * 40
-    sample = verification.DocumentSample(10)
-    for number in range(40):
-        sample.offer(number, "")
-    for number, _ in sample.documents:
-        counts[number] += 1
-    assert len(sample.documents) == 10 and max(counts) == 1 and sum(counts[10:]) > 3
-    half = verification.DocumentSample(10)
-    for number in range(20):
-        half.offer(number, "")
-    going_on = verification.DocumentSample(10)
-    going_on.restore(json.loads(json.dumps(half.state())))
-    for number in range(20, 40):
-        going_on.offer(number, "")
-    assert going_on.documents == sample.documents
