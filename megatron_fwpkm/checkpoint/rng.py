@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -45,5 +46,18 @@ def save_rng_state(folder: Path, rank: int) -> None:
 
 
 def load_rng_state(folder: Path, rank: int) -> None:
-    """Read this rank's states from a checkpoint folder."""
-    set_rng_state(torch.load(rng_file(folder, rank), map_location="cpu", weights_only=True))
+    """Read this rank's states from a checkpoint folder; nothing in the file is executed.
+
+    Raises:
+        ValueError: the file holds anything but tensors and plain values.
+    """
+    file = rng_file(folder, rank)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # it cannot be opened
+            raise
+        raise ValueError(
+            f"{file} holds no random states: it is damaged, or holds code, which is not run; use an earlier checkpoint"
+        ) from error
+    set_rng_state(state)
