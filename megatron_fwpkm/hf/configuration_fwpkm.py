@@ -131,7 +131,10 @@ class FwPKMHFConfig(PreTrainedConfig):
         """
         try:
             made = super().from_dict(config_dict, **kwargs)
-        except (AttributeError, TypeError) as error:  # of a field that every configuration has
-            raise ValueError(f"the configuration has a field of a wrong kind: {error}") from error
+        except Exception as error:  # of a field that every configuration has; some releases check these on their own
+            if not isinstance(error, AttributeError | TypeError) and "StrictDataclass" not in type(error).__name__:
+                raise
+            reason = " ".join(str(error).split())
+            raise ValueError(f"the configuration has a field of a wrong kind: {reason}") from error
         check_config(made[0] if isinstance(made, tuple) else made)
         return made
