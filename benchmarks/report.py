@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import subprocess
@@ -11,6 +12,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from megatron_fwpkm.config.plot_style import SERIES, STYLE
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -33,10 +36,10 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Figure:
-    """Bars for every label, a panel beside the other.
+    """A row of dots for every label, a panel beside the other. On a logarithmic axis a bar's length would mean nothing.
 
     Attributes:
-        labels: of the groups of bars.
+        labels: of the rows.
         panels: title -> series -> a value for every label; None leaves it out.
         unit: what the values are.
     """
@@ -47,24 +50,31 @@ class Figure:
 
     def write(self, file: Path) -> None:
         """Draw into a PNG file."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            self.draw().savefig(file, metadata={"Software": None})
+
+    def draw(self) -> Any:
+        """The picture, a matplotlib figure."""
         from matplotlib.figure import Figure as Canvas
 
-        canvas = Canvas(figsize=(5 * len(self.panels), 1.2 + 0.45 * len(self.labels)), layout="constrained")
-        FigureCanvasAgg(canvas)
+        canvas = Canvas(figsize=(5 * len(self.panels), 1.4 + 0.36 * len(self.labels)), layout="constrained")
         all_axes = canvas.subplots(1, len(self.panels), sharey=True, squeeze=False)[0]
         for axes, (title, series) in zip(all_axes, self.panels.items(), strict=True):
-            height = 0.8 / len(series)
-            for number, (name, values) in enumerate(series.items()):
-                drawn = [(row + number * height, value) for row, value in enumerate(values) if value is not None]
-                bars = axes.barh([row for row, _ in drawn], [value for _, value in drawn], height, label=name)
-                axes.bar_label(bars, fmt=digits, fontsize=7, padding=2)
+            for (name, values), colour in zip(series.items(), itertools.cycle(SERIES)):  # noqa: B905
+                drawn = [(value, row) for row, value in enumerate(values) if value is not None]
+                axes.scatter([v for v, _ in drawn], [row for _, row in drawn], s=34, color=colour, label=name, zorder=3)
+                for value, row in drawn:
+                    axes.annotate(digits(value), (value, row), (0, 6), textcoords="offset points", ha="center",
+                                  fontsize=7, color=colour)  # fmt: skip
             axes.set(title=title, xlabel=self.unit, xscale="log")
-            axes.margins(x=0.15)
-        all_axes[0].set_yticks([row + 0.4 - height / 2 for row in range(len(self.labels))], self.labels)
+            axes.grid(axis="y")
+            axes.margins(x=0.12, y=0.09)
+        all_axes[0].set_yticks(range(len(self.labels)), self.labels)
         all_axes[0].invert_yaxis()
-        all_axes[-1].legend(fontsize=8)
-        canvas.savefig(file, dpi=110, metadata={"Software": None})
+        canvas.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=5)
+        return canvas
 
 
 @dataclass(frozen=True)

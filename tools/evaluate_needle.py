@@ -41,10 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
         value = getattr(needle, name)
         flag = f"--needle-{name.replace('_', '-')}"
         add(flag, type=int, default=value, metavar="N", help=f"words of a {name[:-6]} (default: {value})")
+    add("--model-name", default="", metavar="TEXT", help="the report's name for it (default: the folder that tells)")
     add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ...; auto takes cuda where there is one")
-    add("--check-causality", action="store_true", 
-        help="also change a token and compare all earlier logits; exit 1 if one moves")  # fmt: skip
+    add("--check-causality", action="store_true", help="also change a token; exit 1 if an earlier logit moves")
     add("--overwrite", action="store_true", help="measure anew what is already in --output")
     return parser
 
@@ -52,9 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate, print the table and where the report is; 1 when the causality check fails."""
     args = build_parser().parse_args(argv)
-    needle = NeedleConfig(
-        template=args.needle_template, key_words=args.needle_key_words, value_words=args.needle_value_words
-    )
+    words = {"key_words": args.needle_key_words, "value_words": args.needle_value_words}
+    needle = NeedleConfig(template=args.needle_template, **words)
     settings = NeedleSettings(
         args.model, tuple(args.haystack), tuple(args.lengths), args.depths, args.samples, args.needles, args.protocol,
         tuple(dict.fromkeys(args.controls)), needle, args.seed,
@@ -66,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from megatron_fwpkm.evaluation.results import text_table
 
     command = ("python", "tools/evaluate_needle.py", *(sys.argv[1:] if argv is None else argv))
-    options = RunOptions(args.output, args.workers, args.device, args.overwrite, args.check_causality, command)
+    options = RunOptions(args.output, args.workers, args.device, args.overwrite, args.check_causality, command,
+                         args.model_name)  # fmt: skip
     results = evaluate(settings, options)
     print(text_table(results))
     print(f"report: {args.output / 'report.html'}")

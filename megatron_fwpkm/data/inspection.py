@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from megatron_fwpkm.config.plot_style import SERIES, STYLE
+
 from .compression import needed_package
 from .indexed_format import DatasetInfo, byte_offsets, dataset_paths, read_dataset_info
 from .tokenizers import Tokenizer
@@ -184,12 +186,22 @@ def sample_documents(info: DatasetInfo, tokenizer: Tokenizer, count: int, seed: 
 def write_histogram(found: Inspection, path: Path) -> None:
     """The length histogram as a picture. Raises ValueError when matplotlib is not installed."""
     needed_package("matplotlib", "--png draws a picture")
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        draw_histogram(found).savefig(path)
+
+
+def draw_histogram(found: Inspection) -> Any:
+    """A bar for every range of lengths, a matplotlib figure; counts stand on a plain axis that begins with 0."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 1.2 + 0.28 * len(found.histogram)), layout="constrained")
     axes = figure.subplots()
-    labels = [f"{low:,}" for low, _, _ in found.histogram]
-    axes.bar(labels, [count for _, _, count in found.histogram], width=0.9)
-    axes.set(xlabel="tokens per document, at least", ylabel="documents", title=Path(found.info.prefix).name)
-    axes.tick_params(axis="x", rotation=45)
-    figure.savefig(path, dpi=120)
+    labels = [f"{low:,} to {high - 1:,}" if high > low + 1 else f"{low:,}" for low, high, _ in found.histogram]
+    bars = axes.barh(labels, [count for _, _, count in found.histogram], height=0.8, color=SERIES[0])
+    axes.bar_label(bars, fmt="{:,.0f}", fontsize=7, padding=3)
+    axes.set(xlabel="documents", ylabel="tokens per document", title=Path(found.info.prefix).name)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    return figure

@@ -4,44 +4,51 @@ from __future__ import annotations
 
 import io
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from megatron_fwpkm.config.plot_style import INK, PALE, RECALL, STYLE, recall_colour
+
 from .results import NeedleResults
-from .settings import MEMORY_ON
+from .settings import CONDITION_TITLES, short_length
 
-_COLOURS = LinearSegmentedColormap.from_list("recall", ["#fbf6ee", "#d3e6df", "#8cc0c6", "#3d7fa6", "#123c5a"])
-_INK = "#1b2733"
-_PALE = "#67737f"
+_COLOURS = LinearSegmentedColormap.from_list("recall", list(RECALL))
+_WIDEST = 15
+"""Columns of all panels together that numbers can be read in beside each other; more are put below each other."""
 
 
+@matplotlib.rc_context(STYLE | {"axes.grid": False})
 def draw_heatmap(results: NeedleResults) -> bytes:
     """PNG of exact match: a panel per condition, columns are context lengths, rows are depths and their mean."""
     conditions = results.settings.conditions()
     lengths = sorted(results.settings.lengths)
     rows = len(results.settings.depth_grid()) + 1
+    beside = len(conditions) if len(conditions) * len(lengths) <= _WIDEST else 1
+    below = len(conditions) // beside
     column, row = 0.82, 0.52
-    width = 1.0 + len(conditions) * (column * len(lengths) + 0.35) + 0.9
-    figure = Figure(figsize=(max(width, 6.5), 1.75 + row * rows), dpi=160, facecolor="white", layout="constrained")
-    panels = figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0]
+    width = 1.0 + beside * (column * len(lengths) + 0.35) + 0.9
+    size = (max(width, 6.5), 1.2 + below * (row * rows + 0.55))
+    figure = Figure(figsize=size, dpi=160, facecolor="white", layout="constrained")
+    panels = figure.subplots(below, beside, squeeze=False, sharey=True).flatten()
     image = None
     for axes, condition in zip(panels, conditions, strict=True):
         image = _panel(axes, results, condition)
-    panels[0].set_ylabel("depth of the needle in the context", color=_INK)
-    figure.supxlabel("context length (tokens)", color=_INK, fontsize=10)
+    figure.supylabel("depth of the needle in the context", color=INK, fontsize=10)
+    figure.supxlabel("context length (tokens)", color=INK, fontsize=10)
     samples, settings = results.settings.samples, results.settings
     figure.suptitle(
         f"Exact match of the asked value, {settings.needles} needles a context, {samples} contexts a length, "
         f"{settings.protocol}",
-        color=_INK, fontsize=11, x=0.01, ha="left",
+        color=INK, fontsize=11, x=0.01, ha="left",
     )  # fmt: skip
     if image is not None:
         bar = figure.colorbar(image, ax=list(panels), shrink=0.9, pad=0.015, aspect=28)
         bar.outline.set_visible(False)
-        bar.ax.tick_params(colors=_PALE, length=0, labelsize=8)
+        bar.ax.tick_params(colors=PALE, length=0, labelsize=8)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()
@@ -52,30 +59,23 @@ def _panel(axes: Axes, results: NeedleResults, condition: str) -> AxesImage:
     lengths, depths = sorted(results.settings.lengths), results.settings.depth_grid()
     cells = np.array([[results.find(condition, n, depth).exact_match for n in lengths] for depth in (*depths, None)])
     image = axes.imshow(cells, cmap=_COLOURS, vmin=0, vmax=1, aspect="auto")
-    axes.set_title(_TITLES.get(condition, condition), color=_INK, fontsize=10, loc="left")
-    axes.set_xticks(range(len(lengths)), [_short(length) for length in lengths])
+    axes.set_title(CONDITION_TITLES[condition], color=INK, fontsize=10, loc="left")
+    axes.set_xticks(range(len(lengths)), [short_length(length) for length in lengths])
     axes.set_yticks(range(len(depths) + 1), [*(f"{100 * depth:.0f} %" for depth in depths), "all"])
     axes.set_xticks(np.arange(len(lengths) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(depths) + 2) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.axhline(len(depths) - 0.5, color="white", linewidth=7)
-    axes.tick_params(which="both", length=0, colors=_INK, labelsize=9)
+    axes.tick_params(which="both", length=0, colors=INK, labelsize=9)
     for spine in axes.spines.values():
         spine.set_visible(False)
     for y, x in np.ndindex(*cells.shape):
-        colour = "white" if cells[y, x] > 0.55 else _INK
+        colour = recall_colour(float(cells[y, x]))[1]
         summary = y == len(depths)
         axes.text(x, y - (0.13 if summary else 0), f"{cells[y, x]:.2f}", ha="center", va="center", color=colour,
                   fontsize=9, fontweight="bold" if summary else "normal")  # fmt: skip
         if summary:
             recall = results.find(condition, lengths[x])
             axes.text(x, y + 0.24, f"{recall.low:.2f}–{recall.high:.2f}", ha="center", va="center", color=colour,
-                      fontsize=6.5)  # fmt: skip
+                      fontsize=7)  # fmt: skip
     return image
-
-
-_TITLES = {MEMORY_ON: "memory on", "memory-off": "control: memory off", "never-shown": "control: never shown"}
-
-
-def _short(length: int) -> str:
-    return f"{length // 1024}K" if length % 1024 == 0 else f"{length:,}"

@@ -22,7 +22,7 @@ from .reading import READING
 from .report import render_report
 from .results import NeedleResults, reading_speed, tabulate
 from .sample_log import SampleLog, SampleRecord
-from .settings import MEMORY_ON, NeedleSettings
+from .settings import MEMORY_ON, NeedleSettings, name_of_model
 from .workers import run_in_processes
 
 
@@ -42,6 +42,8 @@ class RunOptions:
     """Also check that a changed token leaves all earlier logits alone."""
     command: Sequence[str] = ()
     """Program and arguments, for the record."""
+    model_name: str = ""
+    """What the report calls the model; else what its path tells."""
 
 
 def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = load_model) -> NeedleResults:
@@ -85,7 +87,8 @@ def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = loa
     spec = evaluator.spec
     guess = 1 / len(spec.value_vocabulary)
     results = NeedleResults(
-        settings, tabulate(settings, finished), evaluator.reader.reach, guess**spec.value_words, guess,
+        settings, options.model_name or name_of_model(settings.model), tabulate(settings, finished),
+        evaluator.reader.reach, guess**spec.value_words, guess,
         reading_speed(finished), causality, {**provenance(options.command), "memory": READING},
         {name: value for name, value in loaded.model.config.to_dict().items() if value is not None},
     )  # fmt: skip
@@ -99,7 +102,7 @@ def write_outputs(results: NeedleResults, folder: Path) -> None:
     write_atomically(folder / "results.json", results.to_json())
     write_atomically(folder / "results.csv", results.to_csv())
     write_atomically(folder / "heatmap.png", heatmap)
-    write_atomically(folder / "report.html", render_report(results, heatmap))
+    write_atomically(folder / "report.html", render_report(results))
 
 
 def _identity(settings: NeedleSettings, loaded: LoadedModel, haystack: Haystack) -> dict[str, object]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from string import Template
 
+from .report_panels import panels
 from .results import NeedleResults
 from .settings import CONTROL_MEANINGS, MEMORY_ON, PROTOCOL_MEANINGS
 from .statistics import Recall
@@ -15,8 +15,8 @@ from .statistics import Recall
 _TEMPLATE = Path(__file__).with_name("report.html")
 
 
-def render_report(results: NeedleResults, heatmap: bytes) -> str:
-    """HTML with the table, the heatmap (PNG) embedded, what protocol and controls mean, settings and provenance."""
+def render_report(results: NeedleResults) -> str:
+    """HTML with the heatmap, the table, what protocol and controls mean, settings and provenance."""
     settings = results.settings
     reach = "the whole context" if results.reach is None else f"{results.reach} tokens through all layers"
     needle = settings.needle
@@ -32,10 +32,12 @@ def render_report(results: NeedleResults, heatmap: bytes) -> str:
             f"{speed:,.0f} tokens/s at {length:,}" for length, speed in results.tokens_per_second.items()
         ),
     }
+    drawn, note = panels(results)
     return Template(_TEMPLATE.read_text()).substitute(
-        model=escape(Path(settings.model).name or settings.model),
+        model=escape(results.model_name),
         needles=settings.needles,
-        heatmap=base64.b64encode(heatmap).decode(),
+        panels=drawn,
+        panels_note=escape(note),
         table=_table(results),
         reach=escape(f"it sees {reach}"),
         chance_exact=f"{results.chance_exact:.2g}",
@@ -49,24 +51,36 @@ def render_report(results: NeedleResults, heatmap: bytes) -> str:
     )
 
 
+_MAIN = ' class="main"'
+
+
+def _wrapped(cell: str) -> str:
+    """One box, so that a cell that is laid out in a row stays together."""
+    return f"<div>{cell}</div>"
+
+
 def _table(results: NeedleResults) -> str:
     controls = results.settings.controls
     heads = ["context", "exact match", "beyond window", "first token", "token"]
     heads += [control.replace("-", " ") for control in controls]
-    lines = ["<tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"]
+    lines = []
     for length in sorted(results.settings.lengths):
         main = results.find(MEMORY_ON, length)
         beyond = results.find(MEMORY_ON, length, where="beyond window")
         cells = [
-            f"<td>{length:,} tokens</td>",
-            f'<td class="main">{_exact(main)}</td>',
-            f"<td>{_exact(beyond)}</td>",
-            f"<td>{main.first_token:.2f}</td>",
-            f"<td>{main.token_accuracy:.2f}</td>",
-            *(f"<td>{_exact(results.find(name, length))}{_beyond(results, name, length)}</td>" for name in controls),
+            _exact(main),
+            _exact(beyond),
+            f"{main.first_token:.2f}",
+            f"{main.token_accuracy:.2f}",
+            *(f"{_exact(results.find(name, length))}{_beyond(results, name, length)}" for name in controls),
         ]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<table>{''.join(lines)}</table>"
+        named = [
+            f'<td{_MAIN * (head == heads[1])} data-label="{escape(head)}">{_wrapped(cell)}</td>'
+            for head, cell in zip(heads[1:], cells, strict=True)
+        ]
+        lines.append(f"<tr><td>{length:,} tokens</td>{''.join(named)}</tr>")
+    top = "".join(f"<th>{escape(head)}</th>" for head in heads)
+    return f'<table class="recall"><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
 
 
 def _exact(recall: Recall) -> str:
@@ -81,7 +95,7 @@ def _beyond(results: NeedleResults, control: str, length: int) -> str:
     if control == "never-shown":
         return ""
     beyond = results.find(control, length, where="beyond window")
-    return f'<br><span class="pale">beyond window {beyond.exact_match:.2f}</span>' if beyond.samples else ""
+    return f'<span class="pale">beyond window {beyond.exact_match:.2f}</span>' if beyond.samples else ""
 
 
 def _definitions(pairs: Iterable[tuple[str, str]]) -> str:

@@ -33,6 +33,7 @@ class NeedleResults:
     """A finished evaluation."""
 
     settings: NeedleSettings
+    model_name: str
     rows: tuple[Row, ...]
     reach: int | None
     """Tokens that attention alone can look back; None for all."""
@@ -58,6 +59,7 @@ class NeedleResults:
         """Everything, readable."""
         values = {
             "format": "megatron_fwpkm needle evaluation 1",
+            "model_name": self.model_name,
             "settings": asdict(self.settings) | {"reset": "sample"},
             "attention_reach": self.reach,
             "chance": {"exact_match": self.chance_exact, "token": self.chance_token},

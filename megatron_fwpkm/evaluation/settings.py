@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from megatron_fwpkm.config import NeedleConfig
@@ -22,6 +24,28 @@ CONTROL_MEANINGS = {
     "memory-off": "The same contexts and questions, but the memory is never written: what attention alone recalls.",
     "never-shown": "A question of the same form whose fact was not in the context: what guessing gives.",
 }
+CONDITION_TITLES = {
+    MEMORY_ON: "memory on",
+    "memory-off": "control: memory off",
+    "never-shown": "control: never shown",
+}
+"""What the panels of a picture are called."""
+
+
+_FOLDERS_OF_ANY_MODEL = re.compile(
+    r"hf|exports?|checkpoints?|models?|latest|outputs?|out|bf16|fp16|float32|bfloat16|float16|iter_\d+", re.IGNORECASE
+)
+
+
+def name_of_model(path: str) -> str:
+    """What tells a model from others in the path of its folder: `quickstart` of runs/quickstart/hf."""
+    parts = [part for part in Path(path).absolute().parts[1:] if not _FOLDERS_OF_ANY_MODEL.fullmatch(part)]
+    return parts[-1] if parts else path
+
+
+def short_length(length: int) -> str:
+    """A context length for an axis: 512, 1,500, 8K."""
+    return f"{length // 1024}K" if length % 1024 == 0 else f"{length:,}"
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,8 @@ def test_outputs_are_complete_and_agree(oracle_results):
 def test_the_report_needs_nothing_else(oracle_results):
     results, folder = oracle_results
     page = (folder / "report.html").read_text()
-    assert re.search(r'src="data:image/png;base64,[A-Za-z0-9+/=]{1000,}"', page)
-    assert not re.search(r'(src|href)="(?!data:)', page)
-    assert "$" not in re.sub(r"base64,[^\"]*", "", page)
+    assert not re.search(r"(src|href)=|@import|url\(", page)
+    assert "$" not in page
     for said in ("512 tokens", "1.00", "[0.72, 1.00] of 10", "never shown", "15 tokens through all layers", "Passed"):
         assert said in page
     line = text_table(results).splitlines()[1].split()
