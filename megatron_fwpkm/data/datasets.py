@@ -100,11 +100,8 @@ def build_datasets(
     data, training = config.data, config.training
     blends = _blends(data)
     infos = {prefix: _checked(prefix, tokenizer) for blend in blends if blend is not None for prefix in blend[0]}
-    if data.eod_mask_loss and all(_has_no_eods(info) for info in infos.values()):
-        raise ValueError(
-            f"--eod-mask-loss has nothing to leave out: {' '.join(infos)} was prepared without end-of-document tokens; "
-            "prepare it with --append-eod, or leave the flag out (documents are known without it)"
-        )
+    if data.eod_mask_loss:
+        _check_eods(infos)
     batch = global_batch_size or training.global_batch_size or training.micro_batch_size * _data_parallel_size(config)
     sizes = [training.train_iters * batch, training.eval_iters * batch, training.eval_iters * batch]
     shared = not data.train_data_path
@@ -266,6 +263,22 @@ def _has_documents(
 def _tokens_of(info: DatasetInfo, share: tuple[float, float]) -> int:
     begin, end = (int(round(edge * info.documents)) for edge in share)
     return info.tokens_between(begin, end)
+
+
+def _check_eods(infos: dict[str, DatasetInfo]) -> None:
+    """Refuse --eod-mask-loss where no dataset has end-of-document tokens, and name those that have none."""
+    without = [prefix for prefix, info in infos.items() if _has_no_eods(info)]
+    if not without:
+        return
+    names = f"{' '.join(without)} {'was' if len(without) == 1 else 'were'} prepared without end-of-document tokens"
+    if len(without) == len(infos):
+        raise ValueError(
+            f"--eod-mask-loss has nothing to leave out: {names}; prepare with --append-eod, or leave the flag out "
+            "(documents are known without it)"
+        )
+    logger.warning(
+        "--eod-mask-loss leaves nothing out of a part of the data: %s; prepare all datasets with --append-eod", names
+    )
 
 
 def _has_no_eods(info: DatasetInfo) -> bool:

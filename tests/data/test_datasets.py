@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 from pathlib import Path
@@ -188,8 +187,11 @@ def test_facts_stand_in_both_halves_and_answers_weigh(write_dataset: WriteDatase
     assert 0.3 < chosen / len(train) < 0.7
 
 
-def test_weights_count_only_positions_in_the_loss(write_dataset: WriteDataset, tokenizer: Tokenizer) -> None:
-    config = novel_config(write_dataset, tokenizer, needle=NeedleConfig(fraction=1.0, facts=4, answer_weight=2.0))
+@pytest.mark.parametrize("weight", [2.0, 0.0])
+def test_weights_count_only_positions_in_the_loss(
+    write_dataset: WriteDataset, tokenizer: Tokenizer, weight: float
+) -> None:
+    config = novel_config(write_dataset, tokenizer, needle=NeedleConfig(fraction=1.0, facts=4, answer_weight=weight))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, eod_mask_loss=True))
     train, _, _ = build_datasets(config, tokenizer)
     found = False
@@ -198,7 +200,7 @@ def test_weights_count_only_positions_in_the_loss(write_dataset: WriteDataset, t
         mask = item["loss_mask"]
         assert torch.equal(mask == 0, item["tokens"] == tokenizer.eod)
         found |= bool((mask == 0).any())
-        assert float(mask.sum() / (mask > 0).sum()) == pytest.approx(1 + 2.0)
+        assert float(mask.sum() / (mask > 0).sum()) == pytest.approx(1 + weight)
     assert found
 
 
@@ -282,24 +284,6 @@ def test_a_dataset_of_another_tool_is_sampled(
     assert "has no sidecar .json" in caplog.text
     with pytest.raises(ValueError, match=r"token ids 0\.\.2099, outside the tokenizer's 900 pieces"):
         build_datasets(config, tokenizer)
-
-
-def test_a_mask_behind_tokens_that_were_not_written_is_refused(write_dataset: WriteDataset, null: Tokenizer) -> None:
-    prefixes = [write_dataset(name, numbered(10), null) for name in ("without", "with", "parsed")]
-    for prefix, eods, control in zip(prefixes, (0, 10, 0), ("text", "text", "parse"), strict=True):
-        sidecar = json.loads(Path(f"{prefix}.json").read_text())
-        Path(f"{prefix}.json").write_text(json.dumps(sidecar | {"eods": eods, "options": {"control_tokens": control}}))
-    blends = [prefixes[:1], ["1", prefixes[0], "1", prefixes[1]], prefixes[2:]]
-    first, *others = (
-        configuration(
-            dataclasses.replace(NULL, data_path=tuple(words), split="1,0,0", eod_mask_loss=True), eval_iters=0
-        )
-        for words in blends
-    )
-    with pytest.raises(ValueError, match="--eod-mask-loss has nothing to leave out: .*/without .*--append-eod"):
-        build_datasets(first, null)
-    for config in (dataclasses.replace(first, data=dataclasses.replace(first.data, eod_mask_loss=False)), *others):
-        build_datasets(config, null)
 
 
 def test_the_log_says_how_often_the_data_is_seen(

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_fwpkm.config import DataConfig
+from megatron_fwpkm.data.datasets import build_datasets
 from megatron_fwpkm.data.document_marks import bos_doubt, document_marks
+from megatron_fwpkm.data.tokenizers import build_tokenizer
+
+from .conftest import WriteDataset
+from .test_datasets import NULL, configuration, numbered
 
 
 @pytest.fixture
@@ -56,3 +63,30 @@ def test_doubts_name_the_datasets(prefixes: dict[str, str]) -> None:
     )
     silent = bos_doubt(blend(prefixes, "with", "absent"))
     assert silent is not None and silent.startswith(f"{prefixes['absent']}: nothing says whether documents begin with")
+
+
+def test_a_mask_behind_tokens_that_were_not_written_is_refused(
+    write_dataset: WriteDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    null = build_tokenizer(NULL)
+    logging.getLogger("megatron_fwpkm").propagate = True
+    prefixes = [write_dataset(name, numbered(10), null) for name in ("without", "with", "parsed")]
+    for prefix, eods, control in zip(prefixes, (0, 10, 0), ("text", "text", "parse"), strict=True):
+        sidecar = json.loads(Path(f"{prefix}.json").read_text())
+        Path(f"{prefix}.json").write_text(json.dumps(sidecar | {"eods": eods, "options": {"control_tokens": control}}))
+    blends = [prefixes[:1], ["1", prefixes[0], "1", prefixes[1]], prefixes[2:]]
+    first, *others = (
+        configuration(
+            dataclasses.replace(NULL, data_path=tuple(words), split="1,0,0", eod_mask_loss=True), eval_iters=0
+        )
+        for words in blends
+    )
+    with pytest.raises(ValueError, match="--eod-mask-loss has nothing to leave out: .*/without .*--append-eod"):
+        build_datasets(first, null)
+    told = []
+    for config in (dataclasses.replace(first, data=dataclasses.replace(first.data, eod_mask_loss=False)), *others):
+        caplog.clear()
+        build_datasets(config, null)
+        told.append([message for message in caplog.messages if "--eod-mask-loss" in message])
+    assert [len(messages) for messages in told] == [0, 1, 0]
+    assert f"of a part of the data: {prefixes[0]} was prepared without end-of-document tokens" in told[1][0]

@@ -258,3 +258,12 @@ def test_keys_blended_into_one_dataset(tmp_path: Path, tokenizer_file: Path, tok
     report = run(tmp_path, tokenizer_file, source, json_keys=("t", "b"), blend_keys=True)
     assert report.prefixes == [str(tmp_path / "out_t_b_document")] and report.documents == 4
     assert [tokenizer.decode(d) for d in documents_of(report.prefixes[0])] == ["one", "two", "three", "four"]
+
+
+def test_a_fresh_start_forgets_the_quarantine_of_a_killed_run(
+    tmp_path: Path, tokenizer_file: Path, source: Path
+) -> None:
+    (tmp_path / "out_quarantine.jsonl.partial").write_text('{"file": "of a run that was killed before its journal"}\n')
+    run(tmp_path, tokenizer_file, source, on_error="quarantine")
+    rows = [json.loads(line) for line in (tmp_path / "out_quarantine.jsonl").read_text().splitlines()]
+    assert [(row["line"], row["reason"]) for row in rows] == [(8, "bad JSON"), (22, "blank line")]
