@@ -19,7 +19,9 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron_fwpkm.config import DataConfig, PretrainConfig
 from megatron_fwpkm.config.derived import data_parallel_size
 
+from .index_cache import DOCUMENT_ORDERS, MappedTokens, WholeBlend, whole_orders
 from .indexed_format import DatasetInfo, read_dataset_info
+from .mapped_files import map_array
 from .needle_dataset import NeedleDataset
 from .tokenizers import Tokenizer
 
@@ -40,6 +42,15 @@ class DocumentWindows(GPTDataset):
     also where no end-of-document tokens were written), behind an end-of-document token, and at t = 0, because windows
     are shuffled and what a memory saw before is never what stood before in the document.
     """
+
+    @staticmethod
+    def build_low_level_dataset(dataset_path: str, config: GPTDatasetConfig) -> MappedTokens:
+        """The tokens of a dataset prefix."""
+        return MappedTokens(dataset_path)
+
+    def _build_document_sample_shuffle_indices(self) -> Any:
+        build = super()._build_document_sample_shuffle_indices
+        return whole_orders(self, self.index_split.name, DOCUMENT_ORDERS, build)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """The window at `index`: the fields of ITEM_KEYS."""
@@ -75,10 +86,12 @@ class _Builder(BlendedMegatronDatasetBuilder):
         cls: Any, is_built_on_rank: Callable[[], bool], synchronize_ranks: bool, *args: Any
     ) -> Any:
         """See the base class."""
-        if cls is BlendedDataset and not torch.distributed.is_initialized():
-            config = copy.copy(args[-1])
-            config.path_to_cache = None
-            args = (*args[:-1], config)
+        if cls is BlendedDataset:
+            cls = WholeBlend
+            if not torch.distributed.is_initialized():
+                config = copy.copy(args[-1])
+                config.path_to_cache = None
+                args = (*args[:-1], config)
         return BlendedMegatronDatasetBuilder.build_generic_dataset(cls, is_built_on_rank, synchronize_ranks, *args)
 
 
@@ -208,7 +221,7 @@ def _checked(prefix: str, tokenizer: Tokenizer) -> DatasetInfo:
     logger.warning(
         "dataset %s has no sidecar .json, so its tokenizer cannot be checked; only its first tokens are", prefix
     )
-    sample = np.memmap(f"{prefix}.bin", dtype=info.dtype, mode="r")[: 1 << 22]
+    sample = map_array(f"{prefix}.bin", info.dtype, 0, min(info.tokens_between(0, info.documents), 1 << 22))
     low, high = int(sample.min()), int(sample.max())
     if low < 0 or high >= tokenizer.vocab_size:
         raise ValueError(

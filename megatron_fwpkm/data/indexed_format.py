@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from .mapped_files import map_array
+
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 _CODES: dict[int, type[np.generic]] = {
@@ -294,10 +296,8 @@ def read_dataset_info(prefix: str | Path) -> DatasetInfo:
     lengths = np.zeros(0, np.int32)
     expected = 0
     if sequences:
-        lengths = np.memmap(idx_path, dtype=np.int32, mode="r", offset=_HEADER.size, shape=(sequences,))
-        last = np.memmap(
-            idx_path, dtype=np.uint8, mode="r", offset=_HEADER.size + 4 * sequences + 8 * (sequences - 1), shape=(8,)
-        )
+        lengths = map_array(idx_path, np.int32, _HEADER.size, sequences)
+        last = map_array(idx_path, np.uint8, _HEADER.size + 4 * sequences + 8 * (sequences - 1), 8)
         expected = int.from_bytes(last.tobytes(), "little", signed=True) + int(lengths[-1]) * dtype.itemsize
     actual = bin_path.stat().st_size
     if actual != expected:
