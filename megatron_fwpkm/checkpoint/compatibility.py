@@ -213,7 +213,10 @@ def check_same_schedule(saved: PretrainConfig, given: PretrainConfig, where: str
 
     Raises ValueError that names every option that differs with both values.
     """
-    found = [one for one in differences(_with_ends(saved), _with_ends(given)) if one.flag in _SCHEDULE_FLAGS]
+    flags = {flag_name("optimizer", name) for name in SCHEDULE}
+    if given.optimizer.weight_decay_incr_style != "constant":
+        flags.add(flag_name("training", "train_iters"))  # until then it grows
+    found = [one for one in differences(_with_ends(saved), _with_ends(given)) if one.flag in flags]
     if found:
         raise ValueError(
             f"cannot continue from {where} with --no-override-opt-param-scheduler: {'; '.join(map(str, found))}; give "
@@ -227,9 +230,6 @@ def _with_ends(config: PretrainConfig) -> PretrainConfig:
     if config.optimizer.lr_decay_iters is not None:
         return config
     return replace(config, optimizer=replace(config.optimizer, lr_decay_iters=config.training.train_iters))
-
-
-_SCHEDULE_FLAGS = {flag_name("optimizer", name) for name in SCHEDULE}
 
 
 def _makes_groups(name: str, before: Any, now: Any) -> bool:

@@ -93,11 +93,11 @@ def load_slow_weights(
     chunks: Sequence[nn.Module],
     optimizer: MegatronOptimizer | None = None,
     scheduler: OptimizerParamScheduler | None = None,
-) -> None:
+) -> list[str]:
     """Read what `save_slow_weights` wrote, at any tensor-, pipeline- and data-parallel size; called by every rank.
 
     The optimizer's options (betas, epsilon, learning rates, weight decay) stay those of this run; the schedule's too,
-    unless the scheduler was built to take the checkpoint's.
+    unless the scheduler was built to take the checkpoint's. Returns notices for the log.
 
     Without `optimizer` and `scheduler` only the weights are read, and the optimizer's float32 copies must be refreshed
     by the caller (`optimizer.reload_model_params()`).
@@ -105,7 +105,7 @@ def load_slow_weights(
     if optimizer is None:
         loaded = dist_checkpointing.load({"model": _model_state(chunks)}, str(folder))
         _take_over(chunks, loaded)
-        return
+        return []
     assert scheduler is not None, "optimizer and scheduler are loaded together"
     with repaired_for_loading(optimizer):
         state: dict[str, Any] = {"model": _model_state(chunks)}
@@ -117,3 +117,12 @@ def load_slow_weights(
     scheduler.num_steps = 0  # loading adds to it
     scheduler.load_state_dict(loaded["scheduler"])
     scheduler.step(0)  # loading sets learning rates and weight decay before it has all that they depend on
+    return _changed_growth(loaded["scheduler"], scheduler)
+
+
+def _changed_growth(saved: dict[str, Any], scheduler: OptimizerParamScheduler) -> list[str]:
+    """A notice where weight decay grows until another iteration than it did: no option of its own says so."""
+    before, now = saved["wd_incr_steps"], scheduler.wd_incr_steps
+    if scheduler.wd_incr_style == "constant" or before == now:
+        return []
+    return [f"changed from here on: weight decay grows until iteration {now} (--train-iters), not {before}"]

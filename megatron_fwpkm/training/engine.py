@@ -232,17 +232,17 @@ class MegatronEngine:
     def load(self, folder: Path, *, weights_only: bool) -> list[str]:
         """Read slow weights, fast weights and, unless `weights_only`, optimizer and schedule; called by every rank."""
         if weights_only:
-            load_slow_weights(folder / MODEL_FOLDER, self.chunks)
+            notices = load_slow_weights(folder / MODEL_FOLDER, self.chunks)
             self.optimizer.reload_model_params()
         else:
-            load_slow_weights(folder / MODEL_FOLDER, self.chunks, self.optimizer, self.scheduler)
+            notices = load_slow_weights(folder / MODEL_FOLDER, self.chunks, self.optimizer, self.scheduler)
         if not self._config.fwpkm.layer_numbers:
-            return []
+            return notices
         notice = self._store.load(folder / FAST_WEIGHTS_FOLDER, self.memories)
         if self._config.fwpkm.reset == "document":  # what documents begin with, also if the saved run had no resets
             for memory in self.memories:
                 memory.reset()
-        return [notice] if notice else []
+        return [*notices, notice] if notice else notices
 
     def peak_device_memory(self) -> int | None:
         """Peak bytes that torch has allocated on the GPU, None on the CPU."""

@@ -86,6 +86,7 @@ def test_every_parameter_gets_a_step_of_its_own(tmp_path: Path, monkeypatch: pyt
         engine.train_step(batches(0))
         engine.save(tmp_path)
         engine.load(tmp_path, weights_only=False)
+        assert engine.scheduler.num_steps == 1, "loading replaces the steps of the schedule"
         found = steps(engine.optimizer)
         assert different == [1], "megatron-core loads one tensor for all: if not any more, the repair may go"
         assert len({step.data_ptr() for step in found}) == len(found) > 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from megatron_fwpkm.checkpoint.compatibility import check_same_schedule
 from megatron_fwpkm.config import OptimizerConfig, PretrainConfig
 from megatron_fwpkm.training import optimizer as module
 from megatron_fwpkm.training.engine import MegatronEngine
@@ -80,6 +81,33 @@ def test_the_end_of_decoupled_lr_is_min_lr_where_nothing_else_is_given() -> None
 @pytest.mark.parametrize(("bf16", "distributed"), [(False, False), (True, False), (False, True), (True, True)])
 def test_resume_is_bit_for_bit(bf16: bool, distributed: bool, tmp_path: Path) -> None:
     halves_equal_the_whole(decoupled(bf16, distributed, **GROWS), tmp_path / "checkpoint")
+
+
+def test_the_checkpoint_says_until_when_weight_decay_grows(tmp_path: Path) -> None:
+    """With --use-checkpoint-opt_param-scheduler; else it is --train-iters, and another number is announced."""
+    first = change(BASE, "optimizer", **GROWS)
+    longer = change(first, "training", train_iters=16)
+    taking = change(longer, "checkpoint", use_checkpoint_opt_param_scheduler=True)
+    with distributed_run(BASE.parallel, BASE.training) as world:
+
+        def resumed(config: PretrainConfig) -> tuple[list[str], float]:
+            engine = MegatronEngine(config, VOCABULARY, world.device)
+            notices = engine.load(tmp_path, weights_only=False)
+            return notices, max(group["weight_decay"] for group in engine.optimizer.param_groups)
+
+        engine = MegatronEngine(first, VOCABULARY, world.device)
+        source = batches(0)
+        for _ in range(4):
+            engine.train_step(source)
+        engine.save(tmp_path)
+        assert resumed(first) == resumed(taking) == ([], pytest.approx(0.06))
+        assert resumed(longer) == (
+            ["changed from here on: weight decay grows until iteration 16 (--train-iters), not 8"],
+            pytest.approx(0.04),
+        )
+    check_same_schedule(BASE, change(BASE, "training", train_iters=8), "there")
+    with pytest.raises(ValueError, match="--train-iters is 8 there and 16 here; give the saved values"):
+        check_same_schedule(first, longer, "there")
 
 
 def two_stages(rank: int, world_size: int, folder: str) -> list[float]:
