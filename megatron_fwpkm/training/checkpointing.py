@@ -236,7 +236,8 @@ class RunCheckpoints:
         path = self._tokenizer.path
         if path is None:
             return None
-        return "tokenizer" if path.is_dir() else "tokenizer" + path.suffix
+        in_folder = path.is_dir() or self._tokenizer.kind == "HuggingFaceTokenizer"
+        return "tokenizer" if in_folder else "tokenizer" + path.suffix
 
     def _copy_tokenizer(self, folder: Path) -> None:
         """Keep the tokenizer with the weights, so that an export needs nothing else."""
@@ -245,5 +246,11 @@ class RunCheckpoints:
             return
         if path.is_dir():
             shutil.copytree(path, folder / name)
+        elif self._tokenizer.kind == "HuggingFaceTokenizer":  # the names of its special tokens stand beside it
+            (folder / name).mkdir()
+            shutil.copyfile(path, folder / name / "tokenizer.json")
+            for beside in ("tokenizer_config.json", "special_tokens_map.json"):
+                if path.with_name(beside).is_file():
+                    shutil.copyfile(path.with_name(beside), folder / name / beside)
         else:
             shutil.copyfile(path, folder / name)

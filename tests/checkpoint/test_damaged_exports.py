@@ -143,6 +143,27 @@ def test_verify_names_the_iteration_of_an_export(run: Path, damaged: Path, capsy
     assert run_tool(capsys, *command).returncode == 0
 
 
+def test_an_export_of_an_earlier_version_still_loads(
+    run: Path, damaged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the fields and files that came later, and with EOS for padding."""
+    content = json.loads((damaged / "config.json").read_text())
+    for later in ("fwpkm_iteration", "pad_token_id"):
+        del content[later]
+    (damaged / "config.json").write_text(json.dumps(content))
+    for file in ("tokenizer_config.json", "generation_config.json"):
+        told = json.loads((damaged / file).read_text())
+        told.pop("pad_token", None)
+        told.pop("pad_token_id", None)
+        (damaged / file).write_text(json.dumps(told))
+    for file in ("config_checks.py", "weight_checks.py"):
+        (damaged / file).unlink()
+    generated = run_tool(capsys, "generate_text", "--model", damaged, "--prompt", "It is", "--max-new-tokens", 3)
+    assert generated.returncode == 0, generated.stderr
+    command = ("verify", "--checkpoint", run / "save", "--export", damaged, "--lengths", 1)
+    assert run_tool(capsys, "convert_checkpoint", *command).returncode == 0
+
+
 def test_a_checkpoint_that_diverged_is_not_exported(run: Path) -> None:
     from tests.layers.megatron import tiny
 
