@@ -15,6 +15,7 @@ import numpy as np
 
 from .indexed_format import DatasetInfo, IndexedWriter, dataset_paths, read_dataset_info, rename_all
 from .inspection import index_problems
+from .output_prefix import check_output_prefix
 
 COPY_BYTES = 1 << 25
 """Tokens in memory at a time (or one document, where that is larger)."""
@@ -68,6 +69,7 @@ def merge(
         ValueError: inputs missing or damaged, made with different tokenizers or dtypes, shards that are not all of
             their run or in another order, or an existing output.
     """
+    check_output_prefix(output_prefix)
     infos = _compatible(inputs, [output_prefix])
     _check_shards(infos)
     seen = set[bytes]() if deduplicate else None
@@ -102,6 +104,7 @@ def split(
     """
     if len(shares) != 3 or not all(0 <= share < float("inf") for share in shares) or sum(shares) <= 0:
         raise ValueError(f"--shares {','.join(f'{share:g}' for share in shares)}: three shares such as 98,1,1")
+    check_output_prefix(output_prefix)
     info = _compatible([input_prefix], [f"{output_prefix}_{name}" for name in _SPLITS])[0]
     parts = _assignment(info, shares, seed)
     seen = set[bytes]() if deduplicate else None
@@ -164,6 +167,12 @@ def _compatible(inputs: Sequence[str], outputs: Sequence[str]) -> list[DatasetIn
                 f"prepare them again with the same"
             )
         made, of_first = ((it.sidecar or {}).get("tokenizer", {}).get("identity") for it in (info, first))
+        if made != of_first and None in (made, of_first):
+            silent, other = (info, first) if made is None else (first, info)
+            raise ValueError(
+                f"{silent.prefix} has no description ({dataset_paths(silent.prefix)[2].name}), so nothing says that it "
+                f"was made with the tokenizer of {other.prefix}; put its .json beside it, or prepare it again"
+            )
         if made != of_first:
             raise ValueError(f"{info.prefix} and {first.prefix} were made with different tokenizers; prepare one again")
     return infos

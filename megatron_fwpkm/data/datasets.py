@@ -112,7 +112,8 @@ def build_datasets(
     """
     data, training = config.data, config.training
     blends = _blends(data)
-    infos = {prefix: _checked(prefix, tokenizer) for blend in blends if blend is not None for prefix in blend[0]}
+    prefixes = dict.fromkeys(prefix for blend in blends if blend is not None for prefix in blend[0])
+    infos = {prefix: _checked(prefix, tokenizer) for prefix in prefixes}
     if data.eod_mask_loss:
         _check_eods(infos)
     batch = global_batch_size or training.global_batch_size or training.micro_batch_size * _data_parallel_size(config)

@@ -270,8 +270,8 @@ def read_dataset_info(prefix: str | Path) -> DatasetInfo:
     """Open and check a dataset.
 
     Raises:
-        ValueError: files missing (names near ones), a foreign or truncated index, or a .bin of another size than the
-        index tells.
+        ValueError: files missing (names near ones), a foreign, multimodal or truncated index, documents of several
+        sequences, or a .bin of another size than the index tells.
     """
     bin_path, idx_path, json_path = dataset_paths(prefix)
     for path in (bin_path, idx_path):
@@ -287,11 +287,7 @@ def read_dataset_info(prefix: str | Path) -> DatasetInfo:
         raise ValueError(
             f"{idx_path} has version {version} and dtype code {code}; this program reads version 1, codes 1 to 8"
         )
-    if size != _HEADER.size + 12 * sequences + 8 * marks:
-        raise ValueError(
-            f"{idx_path} is truncated or overwritten: it has {size} bytes, where {sequences} sequences and {marks} "
-            f"document marks take {_HEADER.size + 12 * sequences + 8 * marks}; prepare the corpus again"
-        )
+    _check_layout(idx_path, sequences, marks)
     dtype = np.dtype(_CODES[code])
     lengths = np.zeros(0, np.int32)
     expected = 0
@@ -309,6 +305,26 @@ def read_dataset_info(prefix: str | Path) -> DatasetInfo:
     else:
         facts += [idx_path.stat().st_mtime_ns, bin_path.stat().st_mtime_ns]
     return DatasetInfo(str(prefix), dtype, lengths, sidecar, hashlib.sha256(repr(facts).encode()).hexdigest())
+
+
+def _check_layout(idx_path: Path, sequences: int, marks: int) -> None:
+    """Raises ValueError where an index is not that of text in documents of one sequence each."""
+    size, wanted = idx_path.stat().st_size, _HEADER.size + 12 * sequences + 8 * marks
+    if sequences and size == wanted + sequences:
+        raise ValueError(
+            f"{idx_path} is a multimodal index, which holds a mode for each of its {sequences} sequences; training "
+            f"reads text only, so prepare the text alone"
+        )
+    if size != wanted:
+        raise ValueError(
+            f"{idx_path} is truncated or overwritten: it has {size} bytes, where {sequences} sequences and {marks} "
+            f"document marks take {wanted}; prepare the corpus again"
+        )
+    if marks != sequences + 1:
+        raise ValueError(
+            f"{idx_path} has {sequences} sequences in {marks - 1} documents, where a document must be one sequence; "
+            f"training would shuffle the sentences of --split-sentences one by one, so prepare the corpus without it"
+        )
 
 
 def _read_sidecar(path: Path) -> dict[str, Any] | None:

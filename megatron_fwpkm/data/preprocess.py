@@ -20,6 +20,7 @@ from .corpus import STDIN, CorpusFile, corpus_blocks, open_corpus
 from .encoding import BlockEncoder, ControlTokens, EncodedBlock, EncodingOptions, encode_blocks
 from .indexed_format import IndexedWriter, dataset_paths, read_dataset_info, rename_all, token_dtype
 from .journal import BadRecordsFile, Journal, signature
+from .output_prefix import check_output_prefix
 from .preprocess_report import PreprocessReport
 from .progress import Progress
 from .records import BadBytes, BadRecord, Cursor, TxtDocuments
@@ -297,6 +298,7 @@ class _Run:
 
 
 def _check(options: PreprocessOptions, tokenizer: Tokenizer) -> None:
+    check_output_prefix(options.output_prefix)
     folder = Path(options.output_prefix).resolve().parent
     for path in options.inputs:
         if path != STDIN and Path(path).is_dir() and folder.is_relative_to(Path(path).resolve()):

@@ -19,6 +19,7 @@ from typing import Literal
 from megatron_fwpkm.config import DataConfig
 
 from .corpus import STDIN, CorpusFile, corpus_blocks, open_corpus
+from .output_prefix import check_output_prefix
 from .progress import Progress
 from .records import BadRecord, records
 from .tokenizers import SentencePieceTokenizer, build_tokenizer
@@ -177,6 +178,7 @@ def _sentences(text: str) -> Iterator[str]:
 
 
 def _check(options: TokenizerOptions) -> None:
+    check_output_prefix(options.output_prefix)
     if not 0 < options.character_coverage <= 1:
         raise ValueError(f"--character-coverage {options.character_coverage} must be above 0 and at most 1")
     if not 0 < options.sample_fraction <= 1:

@@ -180,7 +180,7 @@ DAMAGE: dict[str, tuple[Callable[[str], None], str]] = {
     "pointer": (lambda prefix: patch(prefix + ".idx", 34 + 40 + 16, b"\x09"), "document 2 is said to begin at byte 9"),
     "mark": (lambda prefix: patch(prefix + ".idx", 34 + 120 + 8, b"\x07"), "document marks do not count up"),
     "long idx": (lambda prefix: os.truncate(prefix + ".idx", 300), "it has 300 bytes, where 10 sequences .* take 242"),
-    "sentences": (lambda prefix: cut_marks(prefix + ".idx", 4), "it has 10 sequences in 4 documents"),
+    "sentences": (lambda prefix: cut_marks(prefix + ".idx", 4), "has 10 sequences in 4 documents"),
     "count": (lambda prefix: rewrite(prefix + ".json", tokens=7), "the .idx tells tokens 56, the .json 7"),
     "type": (lambda prefix: rewrite(prefix + ".json", tokenizer={"identity": "x"}), "is not a dataset description"),
     "length": (lambda prefix: patch(prefix + ".idx", 34, b"\x00"), "document 0 has 0 tokens"),
