@@ -43,6 +43,8 @@ class Progress:
     guard: dict[str, list[float]] = field(default_factory=dict)
     dataset_windows: int = 0
     """Windows of the training dataset, which the order of the data depends on; 0 before it is known."""
+    evaluation_cut_off: bool = False
+    """Whether the run was stopped while it evaluated the validation data of this iteration."""
 
 
 def current_layout(config: PretrainConfig, world: World) -> Layout:
@@ -165,6 +167,7 @@ class RunCheckpoints:
             window=[(loss, lm_loss) for loss, lm_loss in loop["window"]],
             guard=loop["guard"],
             dataset_windows=loop["dataset_windows"],
+            evaluation_cut_off=loop.get("evaluation_cut_off", False),  # not in checkpoints before 2026-11-28
         )
 
     def save(self, progress: Progress) -> None:
@@ -217,6 +220,7 @@ class RunCheckpoints:
             "window": list(progress.window),
             "guard": guard,
             "dataset_windows": progress.dataset_windows,
+            "evaluation_cut_off": progress.evaluation_cut_off,
         }
         return RunRecord(
             iteration=progress.iteration,

@@ -6,7 +6,7 @@ The loop knows only the `Engine` protocol, so that another engine can stand behi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -53,8 +53,13 @@ class Engine(Protocol):
     def train_step(self, batches: Iterator[Batch]) -> StepResult:
         """One optimizer step over the next micro-batches."""
 
-    def evaluate(self, batches: Iterable[Batch], iterations: int) -> Losses:
-        """Losses over `iterations` global batches; changes nothing, fast weights included."""
+    def evaluate(
+        self, batches: Iterable[Batch], iterations: int, stop: Callable[[], bool] | None = None
+    ) -> Losses | None:
+        """Losses over `iterations` global batches; changes nothing, fast weights included.
+
+        `stop` is asked before every batch, and answers the same on every rank; None where it says yes.
+        """
 
     def memory_report(self) -> MemoryReport:
         """Statistics of every memory layer over all ranks."""
@@ -126,16 +131,22 @@ class MegatronEngine:
         return int(self.scheduler.num_steps)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch], iterations: int) -> Losses:
+    def evaluate(
+        self, batches: Iterable[Batch], iterations: int, stop: Callable[[], bool] | None = None
+    ) -> Losses | None:
         """Mean losses per token over `iterations` global batches, with the memory reading and writing as in training.
 
-        Whatever it writes is undone bit for bit. Every evaluation begins with the memory as it stands.
+        Whatever it writes is undone bit for bit. Every evaluation begins with the memory as it stands. None where
+        `stop`, which is asked before every batch, says yes.
         """
         self._set_training(False)
         source = iter(batches)
         collected: list[Tensor] = []
+        stopped = False
         with preserve_fast_weights(self.chunks):
             for _ in range(iterations):
+                if stopped := stop is not None and stop():
+                    break
                 if self._config.fwpkm.reset == "step":
                     for memory in self.memories:
                         memory.reset()
@@ -143,6 +154,8 @@ class MegatronEngine:
                 if sums is not None:
                     collected.append(sums)
         self._set_training(True)
+        if stopped:
+            return None
         return self._agree_on(mean_over_tokens(torch.cat(collected)) if collected else None)
 
     def _set_training(self, training: bool) -> None:

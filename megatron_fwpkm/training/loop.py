@@ -28,6 +28,8 @@ class Checkpoints(Protocol):
 
     begun_iteration: int | None
     """Iteration of the newest checkpoint that is published or being written."""
+    saved_iteration: int | None
+    """Iteration of the newest checkpoint that is published."""
 
     @property
     def enabled(self) -> bool:
@@ -75,6 +77,8 @@ class TrainingLoop:
         self._validation_loss: float | None = None
         self._test_loss: float | None = None
         self._stop = StopSignals()
+        self._save_began: tuple[int, float] | None = None
+        """Iteration and time of a save that is under way."""
 
     def run(
         self,
@@ -90,17 +94,21 @@ class TrainingLoop:
         """
         batches = iter(train)
         with self._stop:
+            if self.progress.evaluation_cut_off:
+                self._evaluate_validation(validation)
             reason = self._why_stop()
             while reason is None:
                 self._step(batches)
-                self._checkpoints.finish(wait=False)
+                self._finish_saving(wait=False)
                 report = self._log_if_due()
                 self._evaluate_if_due(validation)
                 reason = self._why_stop()
                 self._save_if_due(report, ending=reason is not None)
-            self._checkpoints.finish(wait=True)
+            self._finish_saving(wait=True)
             if test is not None and reason == "finished":
                 self._test_loss = self._evaluate("test", test)
+                if self._test_loss is None:
+                    reason = self._wish_to_stop()
         self._finish(reason, places)
 
     def _step(self, batches: Iterator[Batch]) -> None:
@@ -171,15 +179,29 @@ class TrainingLoop:
     def _evaluate_if_due(self, validation: Iterable[Batch] | None) -> None:
         training = self._config.training
         due = self.progress.iteration % training.eval_interval == 0 or self.progress.iteration == training.train_iters
-        if validation is not None and due:
-            self._validation_loss = self._evaluate("validation", validation)
+        if due:
+            self._evaluate_validation(validation)
 
-    def _evaluate(self, split: str, batches: Iterable[Batch]) -> float:
-        """Measure a split with the memories put back afterwards, write and say the result; returns the LM loss."""
+    def _evaluate_validation(self, validation: Iterable[Batch] | None) -> None:
+        """Measure the validation data, and remember it where that was cut off: the run that goes on does it first."""
+        if validation is not None:
+            self._validation_loss = self._evaluate("validation", validation)
+            self.progress.evaluation_cut_off = self._validation_loss is None
+
+    def _evaluate(self, split: str, batches: Iterable[Batch]) -> float | None:
+        """Measure a split with the memories put back afterwards, write and say the result; returns the LM loss.
+
+        A wish to stop cuts it off between two batches: then nothing is written, and None returned.
+        """
         iteration, begin = self.progress.iteration, time.monotonic()
         self._world.mark(f"evaluating {split} data at iteration {iteration}")
-        losses = self._engine.evaluate(batches, self._config.training.eval_iters)
+        losses = self._engine.evaluate(
+            batches, self._config.training.eval_iters, stop=lambda: self._wish_to_stop() is not None
+        )
         seconds = time.monotonic() - begin
+        if losses is None:
+            logger.info("the evaluation of %s data at iteration %d was cut off after %.1f s", split, iteration, seconds)
+            return None
         kind = "evaluation" if split == "validation" else "test"
         self._metrics.write(kind, {"iteration": iteration, **asdict(losses), "seconds": seconds})
         logger.info(
@@ -195,8 +217,17 @@ class TrainingLoop:
     def _why_stop(self) -> str | None:
         """The reason to end after this iteration, the same on every rank; None to go on."""
         training, iteration = self._config.training, self.progress.iteration
-        if iteration >= training.train_iters:
+        if iteration >= training.train_iters and not self.progress.evaluation_cut_off:
             return "finished"
+        wish = self._wish_to_stop()
+        if wish is None and training.exit_interval and iteration > self._first_iteration:
+            if iteration % training.exit_interval == 0:
+                return f"stopped at --exit-interval {training.exit_interval}"
+        return wish
+
+    def _wish_to_stop(self) -> str | None:
+        """Why somebody, or the clock, wants this run to stop as soon as it can, the same on every rank."""
+        training = self._config.training
         minutes = (time.monotonic() - self._started) / 60
         late = training.exit_duration_in_mins is not None and minutes >= training.exit_duration_in_mins
         signalled, late = any_rank([self._stop.received is not None, late], self._world.device)
@@ -205,8 +236,6 @@ class TrainingLoop:
             return f"stopped by {name}"
         if late:
             return f"stopped after --exit-duration-in-mins {training.exit_duration_in_mins:g}"
-        if training.exit_interval and iteration > self._first_iteration and iteration % training.exit_interval == 0:
-            return f"stopped at --exit-interval {training.exit_interval}"
         return None
 
     def _save_if_due(self, report: MemoryReport | None, *, ending: bool) -> None:
@@ -217,16 +246,31 @@ class TrainingLoop:
             return
         if report is None:
             self._look_at_memories()
+        self._finish_saving(wait=True)
         begin = time.monotonic()
         self._world.mark(f"saving iteration {progress.iteration}")
         self._checkpoints.save(progress)
-        if ending:
-            self._checkpoints.finish(wait=True)
-        if self._config.checkpoint.async_save and not ending:
+        if self._config.checkpoint.async_save:
+            self._save_began = (progress.iteration, begin)
             seconds = time.monotonic() - begin
             logger.info("writing the checkpoint of iteration %d (began in %.1f s)", progress.iteration, seconds)
+            if ending:
+                self._finish_saving(wait=True)
         else:
             logger.info("saved %s in %.1f s", self._checkpoints.newest(), time.monotonic() - begin)
+
+    def _finish_saving(self, *, wait: bool) -> None:
+        """Let what is being written be published, and say it when it is."""
+        self._checkpoints.finish(wait=wait)
+        if self._save_began is not None and self._checkpoints.saved_iteration == self._save_began[0]:
+            seconds = time.monotonic() - self._save_began[1]
+            logger.info(
+                "the checkpoint of iteration %d is published: %s, %.1f s after it began",
+                self._save_began[0],
+                self._checkpoints.newest(),
+                seconds,
+            )
+            self._save_began = None
 
     def _finish(self, reason: str | None, places: dict[str, str | None]) -> None:
         """Write the `end` record and say the summary."""

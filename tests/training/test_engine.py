@@ -158,6 +158,10 @@ def test_evaluation_leaves_no_trace_and_repeats_itself() -> None:
         assert torch.equal(torch.get_rng_state(), generator)
         assert engine.evaluate(batches(100), 2) == first
         assert engine.evaluate(batches(200), 2) != first
+        answers = iter([False, True])
+        assert engine.evaluate(batches(200), 9, stop=lambda: next(answers)) is None
+        assert_same_state(state_of(engine), before)
+        assert engine.chunks[0].training
 
 
 @pytest.mark.parametrize("reset", ["step", "document"])

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from megatron_fwpkm.config import PretrainConfig
+from megatron_fwpkm.training import loop as loop_module
 from megatron_fwpkm.training.checkpointing import Progress
 from megatron_fwpkm.training.engine import Batch, StepResult
 from megatron_fwpkm.training.guards import TrainingDivergedError
@@ -33,6 +34,7 @@ class CountingEngine:
         self.steps = 0
         self.events = events or {}
         self.evaluations: list[int] = []
+        self.evaluated_batches = 0
 
     def train_step(self, batches: Iterator[Batch]) -> StepResult:
         next(batches)
@@ -43,8 +45,16 @@ class CountingEngine:
         loss = event if isinstance(event, float) else 1.0 / self.steps
         return StepResult(Losses(loss, loss), 0.5, 1e-3)
 
-    def evaluate(self, batches: Iterable[Batch], iterations: int) -> Losses:
+    def evaluate(
+        self, batches: Iterable[Batch], iterations: int, stop: Callable[[], bool] | None = None
+    ) -> Losses | None:
+        assert stop is not None
         self.evaluations.append(self.steps)
+        for batch in range(iterations):
+            if stop():
+                return None
+            self.evaluated_batches += 1
+            self.events.get("evaluation", lambda *_: None)(len(self.evaluations), batch)
         return Losses(2.0, 3.0)
 
     def memory_report(self) -> MemoryReport:
@@ -72,15 +82,20 @@ class SavedIterations:
         self.saved: list[int] = []
         self.windows: list[list[tuple[float, float]]] = []
         self.begun_iteration: int | None = None
+        self.saved_iteration: int | None = None
         self.waited = 0
 
     def save(self, progress: Progress) -> None:
         self.saved.append(progress.iteration)
         self.windows.append(list(progress.window))
         self.begun_iteration = progress.iteration
+        self.evaluation_cut_off = progress.evaluation_cut_off
 
     def finish(self, *, wait: bool) -> None:
+        """As a background save: whole when somebody waits."""
         self.waited += wait
+        if wait:
+            self.saved_iteration = self.begun_iteration
 
     def newest(self) -> str | None:
         return None if self.begun_iteration is None else f"iter_{self.begun_iteration}"
@@ -165,6 +180,90 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Sig
     assert engine.steps == 9
     assert saved.saved == [6, 9]
     assert records[-1]["reason"] == f"stopped by {number.name}"
+
+
+@pytest.mark.parametrize(("when", "iteration"), [(1, 8), (3, 20), (4, 20)])
+def test_a_signal_in_an_evaluation_is_seen_after_its_batch(tmp_path: Path, when: int, iteration: int) -> None:
+    """In one on the way, in the one after the last iteration, and in that of the test data."""
+
+    def event(evaluation: int, batch: int) -> None:
+        if (evaluation, batch) == (when, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    engine = CountingEngine({"evaluation": event})
+    saved, records = run(tmp_path, engine, config(eval_iters=1000))
+    assert engine.evaluated_batches == 1000 * (when - 1) + 2
+    assert saved.saved[-1] == iteration and saved.evaluation_cut_off == (when < 4)
+    assert records[-1]["reason"] == "stopped by SIGTERM"
+    assert [r["iteration"] for r in records if r["kind"] == "evaluation"] == [8, 16, 20][: when - 1]
+    assert records[-1]["test_loss"] is None
+    # The run that goes on makes up for it.
+    engine = CountingEngine()
+    engine.steps = iteration
+    progress = Progress(iteration, 2 * iteration, 8 * iteration, evaluation_cut_off=saved.evaluation_cut_off)
+    _, records = run(tmp_path, engine, config(eval_iters=3), progress)
+    assert [r["iteration"] for r in records if r["kind"] == "evaluation"] == [8, 16, 20]
+    assert [r["iteration"] for r in records if r["kind"] == "test"] == [20]
+    assert (records[-1]["reason"], records[-1]["test_loss"]) == ("finished", 3.0)
+    assert not progress.evaluation_cut_off
+
+
+def test_an_evaluation_does_not_outlast_exit_duration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(loop_module, "time", clock)
+    engine = CountingEngine({"evaluation": lambda *_: clock.advance(30)})
+    saved, records = run(tmp_path, engine, config(eval_iters=1000, exit_duration_in_mins=10.0))
+    assert engine.evaluated_batches == 20
+    assert saved.saved == [6, 8]
+    assert records[-1]["reason"] == "stopped after --exit-duration-in-mins 10"
+
+
+class Clock:
+    """A clock that stands still between the things that take time."""
+
+    def __init__(self) -> None:
+        self.now = 1e6
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_speeds_and_losses_of_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 tokens per step: 16 per second in the first ten steps, 32 in the others; evaluations do not count."""
+    clock = Clock()
+    monkeypatch.setattr(loop_module, "time", clock)
+    steps = {step: (lambda: clock.advance(0.5)) if step <= 10 else (lambda: clock.advance(0.25)) for step in range(21)}
+    engine = CountingEngine({**steps, "evaluation": lambda *_: clock.advance(7)})
+    _, records = run(tmp_path, engine, config())
+    train = [record for record in records if record["kind"] == "train"]
+    assert [record["tokens_per_second"] for record in train] == pytest.approx([16, 16, 32, 32], rel=1e-12)
+    assert [r["seconds"] for r in records if r["kind"] == "evaluation"] == pytest.approx([7] * 3, rel=1e-12)
+    end = records[-1]
+    assert (end["tokens_per_second"], end["tokens"]) == (pytest.approx(24, rel=1e-12), 160)
+    assert (end["last_loss"], end["best_loss"], end["seconds"]) == (1 / 20, 1 / 20, pytest.approx(7.5 + 4 * 7))
+
+
+def test_a_background_save_says_when_it_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(loop_module, "time", clock)
+    monkeypatch.setattr(logging.getLogger("megatron_fwpkm"), "propagate", True)
+    chosen = config(train_iters=9)
+    chosen = replace(chosen, checkpoint=replace(chosen.checkpoint, async_save=True))
+    engine = CountingEngine({step: lambda: clock.advance(2.0) for step in range(10)})
+    with caplog.at_level(logging.INFO, logger="megatron_fwpkm"):
+        run(tmp_path, engine, chosen)
+    said = [line for line in caplog.messages if "checkpoint of" in line]
+    assert said == [
+        "writing the checkpoint of iteration 6 (began in 0.0 s)",
+        "the checkpoint of iteration 6 is published: iter_6, 6.0 s after it began",
+        "writing the checkpoint of iteration 9 (began in 0.0 s)",
+        "the checkpoint of iteration 9 is published: iter_9, 0.0 s after it began",
+    ]
 
 
 def test_exit_duration(tmp_path: Path) -> None:

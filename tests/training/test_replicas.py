@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from megatron_fwpkm.ops import FastWeightState
 from tests.distributed import run_distributed
 from tests.training.test_engine import BASE, VOCABULARY, batches, change
 
@@ -58,6 +61,43 @@ def share_and_check(rank: int, world_size: int) -> None:
         message = r"iteration 9: .* different slots, gates or queries in the memory of layer\(s\) 3"
         with pytest.raises(ValueError, match=message):
             replicas.check_choices(9, [Shared(5 + rank)], world.device)
+
+
+class OneOf:
+    """A memory with bfloat16 values."""
+
+    layer_number = 3
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.weights = FastWeightState(torch.zeros(1, 2, 4, 2), values)
+
+    def consistency_hash(self) -> torch.Tensor:
+        return torch.tensor(0)
+
+    def fast_weights(self) -> FastWeightState:
+        return self.weights
+
+
+def test_the_mean_of_bfloat16_values_is_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three replicas, of which this is one: sums of two are rounded alike with and without float32."""
+    from megatron_fwpkm.training import replicas
+
+    rows = 2 * replicas._ROWS_AT_ONCE + 5
+    everyone = torch.randn(3, rows, 2, generator=torch.Generator().manual_seed(0)).bfloat16()
+    waiting = list(everyone.split(replicas._ROWS_AT_ONCE, dim=1))
+
+    def all_reduce(part: torch.Tensor, group: object) -> None:
+        if part.dim() == 2:
+            for other in waiting.pop(0)[1:]:
+                part.add_(other)
+
+    monkeypatch.setattr(replicas.dist, "all_reduce", all_reduce)
+    group = SimpleNamespace(size=lambda: 3)
+    monkeypatch.setattr(replicas.parallel_state, "get_data_parallel_group", lambda: group)
+    memory = OneOf(everyone[0].clone())
+    replicas.average_memories([memory])
+    assert not waiting
+    assert torch.equal(memory.weights.values, everyone.double().mean(0).float().bfloat16())
 
 
 @pytest.mark.usefixtures("cpu_compat")
