@@ -97,9 +97,12 @@ def check_finite(model: nn.Module, place: str, origins: Mapping[str, str] | None
             total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).item()
             wrong = 0 if math.isfinite(total) else int((~tensor.isfinite()).sum())
         if wrong:
+            cause = "the weights are damaged or their training diverged: take an earlier checkpoint"
+            if tensor.dtype == torch.float16:
+                cause += ", or another dtype than float16, which ends at 65,504"
             raise ValueError(
                 f"{(origins or {}).get(name, place)}: {name} holds {wrong:,} of {tensor.numel():,} numbers that are "
-                "NaN or infinite; the weights are damaged or their training diverged: take an earlier checkpoint"
+                f"NaN or infinite; {cause}"
             )
 
 

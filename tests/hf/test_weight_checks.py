@@ -87,6 +87,14 @@ def test_damaged_tensors_are_refused(name: str, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_weights_too_large_for_float16_are_refused_there_only(tmp_path: Path) -> None:
+    saved(tmp_path)
+    edit(tmp_path, lambda t: t["model.norm.weight"][5].fill_(70_000.0))
+    assert loaded(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="holds 1 of 16 .*, or another dtype than float16, which ends at 65,504"):
+        loaded(tmp_path, dtype=torch.float16)
+
+
 def test_other_shapes_begin_anew_only_when_asked(tmp_path: Path) -> None:
     saved(tmp_path)
     edit(tmp_path, lambda t: t.update({VALUES: torch.ones(60, 12)}))
