@@ -3,7 +3,7 @@ r"""Measure long-context recall: facts hidden in real text, one asked for, with 
 python tools/evaluate_needle.py --model runs/quickstart/hf --haystack novel.txt.gz --lengths 256 1024 4096 8192 \
     --depths 5 --samples 50 --needles 5 --workers 2 --output runs/needle
 
-writes results.json, results.csv, heatmap.png, report.html and samples.jsonl. The same command goes on where it stopped.
+writes results.json, results.csv, heatmap.png, report.html, samples.jsonl. Given again it goes on where it was killed.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -70,6 +71,7 @@ def _work(
     threads: int,
 ) -> None:  # fmt: skip
     """Body of a process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         import torch
 
@@ -81,3 +83,11 @@ def _work(
         results.put(("error", error))
     except Exception:
         results.put(("error", RuntimeError(f"a worker process failed:\n{traceback.format_exc()}")))
+
+
+def _end_with_parent() -> None:
+    """A process that was killed cannot end its workers, which would go on for nobody: they wait for its end."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

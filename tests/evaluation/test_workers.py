@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +29,48 @@ def _breaks(offset: int):
 
 def _dies(offset: int):
     return lambda task: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _names_itself(folder: str):
+    (Path(folder) / str(os.getpid())).touch()
+    return lambda task: time.sleep(100)
+
+
+def _runs(pid: str) -> bool:
+    """Whether a process is there and not just waiting to be buried."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+def test_processes_end_with_the_one_that_is_killed(tmp_path):
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "program.py").write_text(
+        "from megatron_fwpkm.evaluation.workers import run_in_processes\n"
+        "from tests.evaluation.test_workers import _names_itself\n"
+        "if __name__ == '__main__':\n"
+        f"    list(run_in_processes(2, range(9), _names_itself, ({str(tmp_path / 'workers')!r},)))\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen([sys.executable, str(tmp_path / "program.py")], env={**os.environ, "PYTHONPATH": str(root)},
+                          start_new_session=True) as process:  # fmt: skip
+        try:
+            workers = _wait_for(lambda: [path.name for path in (tmp_path / "workers").iterdir()], 2)
+            assert all(map(_runs, workers))
+            process.kill()
+            process.wait()
+            assert _wait_for(lambda: [pid for pid in workers if not _runs(pid)], 2) == workers
+        finally:
+            for pid in os.listdir(tmp_path / "workers"):
+                if _runs(pid):
+                    os.kill(int(pid), signal.SIGKILL)
+
+
+def _wait_for(look, count: int) -> list[str]:
+    """What `look` returns once it has this many, or after 20 seconds."""
+    end = time.monotonic() + 20
+    while len(found := look()) < count and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
 
 
 def test_every_task_is_done_once_in_all_processes():

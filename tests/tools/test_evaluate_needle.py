@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,28 @@ def test_an_export_is_measured(export, folder, tmp_path):  # noqa: F811
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "heatmap.png", "report.html", "results.csv", "results.json", "samples.jsonl"
     }  # fmt: skip
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_with_the_same_command(export, folder, tmp_path):  # noqa: F811
+    """Not by itself: what was finished is in samples.jsonl, and the same command measures the rest."""
+    command = [sys.executable, "tools/evaluate_needle.py", "--model", str(export), "--haystack",
+               str(folder / "novel.txt"), "--lengths", "400", "--samples", "60", "--needles", "2", "--workers", "2",
+               "--output", str(tmp_path / "out")]  # fmt: skip
+    log = tmp_path / "out" / "samples.jsonl"
+    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        end = time.monotonic() + 100
+        while process.poll() is None and time.monotonic() < end and (
+            not log.exists() or log.read_text().count("\n") < 5
+        ):
+            time.sleep(0.02)
+        process.kill()
+    kept = log.read_text().splitlines()
+    assert 5 <= len(kept) < 61 and not (tmp_path / "out" / "report.html").exists()
+    again = run(*command[2:])
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"going on: \d+ of 60 samples are there", again.stderr)
+    assert log.read_text().splitlines()[:4] == kept[:4] and log.read_text().count("\n") == 61
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_what_is_wrong_with_a_model_is_told(export, folder, tmp_path):  # noqa: F811
