@@ -87,6 +87,7 @@ MAY_CHANGE = {
         "num_virtual_stages_per_pipeline_rank",
         "context_parallel_size",
         "sequence_parallel",
+        "grad_reduce_in_bf16",
     },
     "optimizer": {*SCHEDULE, "adam_beta1", "adam_beta2", "adam_eps", "clip_grad"},
     "data": {"data_path", "train_data_path", "valid_data_path", "test_data_path"},
@@ -94,6 +95,7 @@ MAY_CHANGE = {
         "micro_batch_size",
         "global_batch_size",
         "train_iters",
+        "calculate_per_token_loss",
         "recompute_granularity",
         "recompute_method",
         "recompute_num_layers",
@@ -116,6 +118,8 @@ NO_MATTER = {
     },
     "data": {
         "data_cache_path",
+        "data_args_path",  # what the files hold stands in data_path and its like
+        "per_split_data_args_path",
         "num_workers",
         # Whatever says which tokenizer it is: its identity is compared.
         "tokenizer_type",
@@ -131,6 +135,9 @@ NO_MATTER = {
         "eval_interval",
         "eval_iters",
         "num_threads",
+        "manual_gc",
+        "manual_gc_interval",
+        "manual_gc_eval",
         "dry_run",
         "dry_run_all",
         "check_weight_hash_across_dp_replicas_interval",

@@ -12,6 +12,8 @@ class DataConfig:
 
     data_path: tuple[str, ...] = ()
     """Dataset prefix, or WEIGHT PREFIX pairs of a blend, split by --split."""
+    data_args_path: str | None = None
+    """File with what --data-path would be given, words parted by white space; instead of it."""
     split: str = "969,30,1"
     """Shares of documents for training, validation and test (measured once, after the last iteration)."""
     train_data_path: tuple[str, ...] = ()
@@ -20,6 +22,9 @@ class DataConfig:
     """Validation prefix or blend, together with --train-data-path."""
     test_data_path: tuple[str, ...] = ()
     """Test prefix or blend, together with --train-data-path; measured once, after the last iteration."""
+    per_split_data_args_path: str | None = None
+    """JSON file {"train": ..., "valid": ..., "test": ...} with what the flags per split would be given, as text or as
+    lists; instead of them."""
     data_cache_path: str | None = None
     """Folder for the index caches of the datasets; default beside the data."""
     tokenizer_type: Literal[

@@ -26,6 +26,7 @@ from .arguments import (
     options,
     split_values,
 )
+from .blend_files import blends_from_files
 from .pretrain import PretrainConfig
 from .usage import advice, complaints_of_unknown, in_our_spelling, together, without_values_of_switches
 
@@ -129,6 +130,9 @@ def parse_pretrain(argv: Sequence[str] | None = None) -> Resolved:
         if hasattr(namespace, _dest(option)):
             merged[_dest(option)] = getattr(namespace, _dest(option))
             origins[option.flag] = COMMAND_LINE
+    for name, (words, path) in blends_from_files(merged).items():
+        merged |= {name: words, "data_args_path": None, "per_split_data_args_path": None}
+        origins["--" + name.replace("_", "-")] = path
     whole = argparse.Namespace(**merged)
     groups: dict[str, Any] = {
         group: from_namespace(cls, whole, PREFIXES.get(group, "")) for group, cls, _ in option_groups()

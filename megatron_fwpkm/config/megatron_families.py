@@ -120,7 +120,6 @@ FAMILIES: dict[str, str] = {
         apply-layernorm-1p normalization fused-residual-rmsnorm apply-residual-connection-post-layernorm qk-l2-norm
         qk-clip qk-clip-* fp32-residual-connection persist-layer-norm""",
     "remove it: it is not in this version": """
-        calculate-per-token-loss use-rope-scaling rope-scaling-factor rampup-batch-size manual-gc manual-gc-*
-        grad-reduce-in-bf16 skip-train data-args-path per-split-data-args-path""",
+        use-rope-scaling rope-scaling-factor rampup-batch-size skip-train""",
 }
 """What to do, a sentence without its full stop -> names, `*` at the end for all that begin so."""

@@ -49,6 +49,7 @@ MEGATRON_FLAGS = {
     "decrease-batch-size-if-needed": "remove it: give a --global-batch-size that the replicas divide",
     "deterministic-mode": "remove it: runs are deterministic unless --no-deterministic is given",
     "disable-bias-linear": "remove it: linears have no biases here unless --add-bias-linear is given",
+    "disable-manual-gc-eval": "write --no-manual-gc-eval",
     "disable-jit-fuser": "remove it: nothing is compiled here",
     "distribute-saved-activations": "write --sequence-parallel, which shards saved activations",
     "empty-unused-memory-level": "remove it: PYTORCH_CUDA_ALLOC_CONF says how torch holds memory",

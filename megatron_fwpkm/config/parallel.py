@@ -24,6 +24,8 @@ class ParallelConfig:
     """Shard the optimizer state over data-parallel ranks (ZeRO-1)."""
     overlap_grad_reduce: bool = False
     """Overlap the gradient all-reduce with the backward pass."""
+    grad_reduce_in_bf16: bool = False
+    """With --bf16: keep and reduce gradients in bfloat16 instead of float32, which halves their memory and traffic."""
     distributed_backend: Literal["auto", "nccl", "gloo"] = "auto"
     """Communication library; auto takes nccl with CUDA and gloo without."""
     distributed_timeout_minutes: float = 10.0

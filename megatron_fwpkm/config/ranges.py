@@ -71,7 +71,7 @@ _AT_LEAST: dict[tuple[str, str], float] = {
             "check_weight_hash_across_dp_replicas_interval",
         )  # fmt: skip
     },
-    **{("training", name): 0 for name in ("eval_iters", "seed", "cpu_offloading_num_layers")},
+    **{("training", name): 0 for name in ("eval_iters", "seed", "cpu_offloading_num_layers", "manual_gc_interval")},
     ("checkpoint", "save_interval"): 1,
     ("checkpoint", "save_retain_interval"): 1,
     ("checkpoint", "ckpt_step"): 0,

@@ -28,6 +28,9 @@ class TrainingConfig:
     """Seed of initialisation, data order and memory."""
     bf16: bool = False
     """Compute in bfloat16 with float32 master weights; the memory's tables follow --fwpkm-table-dtype."""
+    calculate_per_token_loss: bool = False
+    """Weigh every token of a step the same; by default every micro-batch weighs the same, however many of its tokens
+    --eod-mask-loss leaves out."""
     recompute_granularity: Literal["full", "selective"] | None = None
     """Compute whole layers, or parts of them, again in the backward pass instead of keeping their activations; memories
     are never recomputed."""
@@ -42,6 +45,13 @@ class TrainingConfig:
     memory keeps stays on the device."""
     check_weight_hash_across_dp_replicas_interval: int | None = None
     """Iterations between two checks that all data-parallel replicas have equal slow weights; default none."""
+    manual_gc: bool = False
+    """Switch Python's own garbage collection off, and collect at the start, before and after evaluations, and at
+    --manual-gc-interval, on all ranks at once."""
+    manual_gc_interval: int = 0
+    """With --manual-gc: iterations between two collections; 0 makes none between iterations."""
+    manual_gc_eval: bool = True
+    """With --manual-gc: collect before and after every evaluation."""
     num_threads: int | None = None
     """CPU threads per process; default all cores divided by the local processes."""
     deterministic: bool = True

@@ -14,6 +14,7 @@ from .neighbours import near_divisors, near_multiples
 from .pretrain import PretrainConfig
 from .ranges import values_out_of_range
 from .schedule_rules import schedule_problems
+from .training_rules import training_problems
 
 
 def validate(config: PretrainConfig, world_size: int | None = None) -> None:
@@ -35,7 +36,7 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
     if alone:
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
-        _attention, _windows, _memory, _layout, _pipeline, _context, activation_problems,
+        _attention, _windows, _memory, _layout, _pipeline, _context, activation_problems, training_problems,
         schedule_problems, data_problems, checkpoint_problems,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]

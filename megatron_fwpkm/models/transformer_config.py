@@ -67,6 +67,7 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
         recompute_method=training.recompute_method,
         recompute_num_layers=training.recompute_num_layers,
         recompute_modules=list(training.recompute_modules),
+        calculate_per_token_loss=training.calculate_per_token_loss,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=training.bf16,

@@ -161,7 +161,7 @@ def memory_table(config: PretrainConfig, vocab_size: int, world_size: int) -> Ta
     sharded = " (sharded over replicas)" if config.parallel.use_distributed_optimizer else ""
     rows = {
         f"weights ({precision})": [one.weights for one in found],
-        "gradients (fp32)": [one.gradients for one in found],
+        f"gradients ({'bf16' if config.parallel.grad_reduce_in_bf16 else 'fp32'})": [one.gradients for one in found],
         f"optimizer states (fp32){sharded}": [one.optimizer for one in found],
         "fast-weight tables (fp32)": [one.tables for one in found],
         "undo log and reset journal, at most": [one.undo_log for one in found],

@@ -28,7 +28,7 @@ from ..checkpoint.record import FAST_WEIGHTS_FOLDER, MODEL_FOLDER
 from ..checkpoint.slow_weights import load_slow_weights, request_to_save_slow_weights, save_slow_weights, unwrap
 from ..config import PretrainConfig
 from ..models.builder import build_model, memory_layers, preserve_fast_weights
-from .losses import Losses, mean_over_batches, mean_over_tokens, weighted_loss
+from .losses import Losses, mean_over_batches, mean_over_tokens, summed_loss, weighted_loss
 from .memory_report import MemoryReport, collect_memory_report
 from .optimizer import build_optimizer
 from .replicas import keep_replicas_together
@@ -123,7 +123,7 @@ class MegatronEngine:
         assert succeeded, "only loss scaling (fp16) skips steps"
         self.scheduler.step(1)
         keep_replicas_together(self._config, self._iteration(), self.memories, self.chunks, self._device)
-        losses = self._agree_on(mean_over_batches(sums) if sums is not None else None)
+        losses = self._losses_of_step(sums)
         return StepResult(losses, float(grad_norm), float(lr))
 
     def _iteration(self) -> int:
@@ -194,7 +194,10 @@ class MegatronEngine:
             batch = get_batch_on_this_cp_rank(batch)
         output = model(batch["tokens"], batch["position_ids"], documents, labels=batch["labels"])
 
-        def loss(token_losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(token_losses: Tensor) -> tuple[Any, ...]:
+            if self._config.training.calculate_per_token_loss:
+                total, tokens, sums = summed_loss(token_losses, batch["loss_mask"], self._sum_over_context)
+                return total, tokens, {"sums": sums}
             value, sums = weighted_loss(token_losses, batch["loss_mask"], self._sum_over_context)
             return value, {"sums": sums}
 
@@ -205,6 +208,15 @@ class MegatronEngine:
         if self._config.parallel.context_parallel_size > 1:
             dist.all_reduce(sums, group=parallel_state.get_context_parallel_group())
         return sums
+
+    def _losses_of_step(self, sums: Tensor | None) -> Losses:
+        """The losses as they were optimised, of this rank's [m, 3] sums."""
+        if not self._config.training.calculate_per_token_loss:
+            return self._agree_on(mean_over_batches(sums) if sums is not None else None)
+        known = torch.zeros(1, 3, device=self._device) if sums is None else sums.sum(dim=0, keepdim=True)
+        if world_size() > 1:  # ranks with the same tokens count them alike, so that their number goes out
+            dist.all_reduce(known)
+        return Losses(*mean_over_tokens(known).tolist())
 
     def _agree_on(self, losses: Tensor | None) -> Losses:
         """Mean of [2] losses over the ranks that have them (the last pipeline stage of every replica)."""
@@ -270,7 +282,7 @@ def build_chunks(config: PretrainConfig, padded_vocab_size: int, device: torch.d
     virtual = config.parallel.num_virtual_stages_per_pipeline_rank
     stages = [None] if virtual == 1 else list(range(virtual))
     ddp = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
+        grad_reduce_in_fp32=not config.parallel.grad_reduce_in_bf16,
         overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
     )

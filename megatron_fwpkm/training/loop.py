@@ -14,6 +14,7 @@ from ..checkpoint.agreement import any_rank
 from ..config import PretrainConfig
 from .checkpointing import Progress
 from .engine import Batch, Engine, StepResult
+from .garbage import GarbageCollection
 from .guards import MemoryGuard, check_finite
 from .memory_report import MemoryReport
 from .metrics import JsonRecord, MetricsLog, median_or_zero, peak_memory_gib, progress_line, summary_lines
@@ -79,6 +80,7 @@ class TrainingLoop:
         self._stop = StopSignals()
         self._save_began: tuple[int, float] | None = None
         """Iteration and time of a save that is under way."""
+        self._garbage = GarbageCollection(config.training)
 
     def run(
         self,
@@ -93,13 +95,14 @@ class TrainingLoop:
         TrainingDivergedError when the run has gone wrong; the last published checkpoint is untouched then.
         """
         batches = iter(train)
-        with self._stop:
+        with self._stop, self._garbage:
             if self.progress.evaluation_cut_off:
                 self._evaluate_validation(validation)
             reason = self._why_stop()
             while reason is None:
                 self._step(batches)
                 self._finish_saving(wait=False)
+                self._garbage.after_iteration(self.progress.iteration)
                 report = self._log_if_due()
                 self._evaluate_if_due(validation)
                 reason = self._why_stop()
@@ -195,9 +198,10 @@ class TrainingLoop:
         """
         iteration, begin = self.progress.iteration, time.monotonic()
         self._world.mark(f"evaluating {split} data at iteration {iteration}")
-        losses = self._engine.evaluate(
-            batches, self._config.training.eval_iters, stop=lambda: self._wish_to_stop() is not None
-        )
+        with self._garbage.around_evaluation():
+            losses = self._engine.evaluate(
+                batches, self._config.training.eval_iters, stop=lambda: self._wish_to_stop() is not None
+            )
         seconds = time.monotonic() - begin
         if losses is None:
             logger.info("the evaluation of %s data at iteration %d was cut off after %.1f s", split, iteration, seconds)

@@ -25,8 +25,6 @@ from ..config.derived import (
     value_bytes,
 )
 
-_GRADIENT_BYTES = 4
-"""Gradients are reduced in float32."""
 _INDEX_BYTES = 8
 _PAIR_BYTES = 64
 """Per token, head and slot read: index, weight, score and what the key update's second derivative keeps."""
@@ -72,7 +70,7 @@ def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, st
     undo_log = memories * (round(in_flight * undo_log_bytes(config)) + _journal_bytes(config, replicas))
     return MemoryEstimate(
         weights=parameters * (2 if bf16 else 4),
-        gradients=parameters * _GRADIENT_BYTES,
+        gradients=parameters * (2 if parallel.grad_reduce_in_bf16 else 4),
         optimizer=optimizer,
         tables=memories * table_bytes(config, tensor * context),
         undo_log=undo_log + (passing_log_bytes(config) if memories else 0),

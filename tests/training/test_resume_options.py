@@ -68,11 +68,13 @@ ENGINE: dict[tuple[str, str], dict[str, Any]] = {
     ("training", "recompute_method"): FULL,
     ("training", "recompute_num_layers"): FULL,
     ("training", "recompute_modules"): {"recompute_granularity": "selective", "recompute_modules": ("mlp",)},
+    ("training", "calculate_per_token_loss"): {"calculate_per_token_loss": True},
+    ("parallel", "grad_reduce_in_bf16"): {"grad_reduce_in_bf16": True},
     ("training", "cpu_offloading_num_layers"): {"cpu_offloading_num_layers": 1},
     ("training", "deterministic"): {"deterministic": False},
 }
 # What the process layout is: loaded exactly at any other (test_moving_layouts, whose layouts have all of these).
-LAYOUT = {("parallel", name) for name in MAY_CHANGE["parallel"]}
+LAYOUT = {("parallel", name) for name in MAY_CHANGE["parallel"]} - ENGINE.keys()
 # What is made from the configuration behind the engine: tests/test_pretrain_resume.py.
 RUN = {("data", name) for name in MAY_CHANGE["data"]} | {("training", "divergence_factor")}
 
@@ -109,6 +111,8 @@ def trained_with(engine: MegatronEngine) -> dict[str, Any]:
         "hidden dropout": [m.hidden_dropout for m in engine.chunks[0].modules() if hasattr(m, "hidden_dropout")],
         "recompute": (core.recompute_granularity, core.recompute_method, core.recompute_num_layers),
         "recomputed": core.recompute_modules,
+        "per token": (core.calculate_per_token_loss, engine.chunks[0].buffers[0].gradient_scaling_factor),
+        "reduced in float32": engine.chunks[0].ddp_config.grad_reduce_in_fp32,
         "offloaded": core.offloaded_layers,
         "memory": asdict(memory.config.fwpkm),
         "chunk": (memory.chunk_size, memory.boundary),
