@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.data.preprocess_flags import add_json_keys
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--extra-pieces", nargs="+", default=[], metavar="PIECE", help="texts that always become one piece")
     sample = "share of the documents to train on, chosen by their hash; for corpora that do not fit memory (default: 1)"
     add("--sample-fraction", type=float, default=1.0, metavar="SHARE", help=sample)
-    add("--json-key", default="text", metavar="KEY", help="key of the text in jsonl files (default: text)")
+    add_json_keys(parser, "keys with text, all of which it learns from")
     add(
         "--normalization",
         choices=["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"],
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             vocab_size=args.vocab_size,
             character_coverage=args.character_coverage,
             extra_pieces=tuple(args.extra_pieces),
-            json_key=args.json_key,
+            json_keys=tuple(args.json_keys),
             normalization=args.normalization,
             sample_fraction=args.sample_fraction,
             on_error=args.on_error,

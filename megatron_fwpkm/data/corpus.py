@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from .compression import SUFFIXES, DecodedStream, HashingReader, compression_of, needed_package
 from .json_arrays import array_blocks
+from .json_keys import alternatives
 from .records import Block, Cursor, Kind, TxtDocuments
 
 BLOCK_BYTES = 1 << 20
@@ -152,13 +153,9 @@ class CorpusFile:
         parquet = needed_package("pyarrow.parquet", f"{self.path} is a parquet file")
         try:
             opened = parquet.ParquetFile(self._decompressed() if self.compression else self.path)
-            columns = [key if key in opened.schema_arrow.names else key.split(".")[0] for key in keys]
-            absent = [key for key in columns if key not in opened.schema_arrow.names]
-            if absent:
-                there = ", ".join(opened.schema_arrow.names)
-                raise ValueError(f"{self.path} has no column {absent[0]} (--json-keys); it has {there}")
+            columns = self._columns(opened.schema_arrow.names, keys)
             row, total = 0, max(1, opened.metadata.num_rows)
-            for batch in opened.iter_batches(batch_size=PARQUET_ROWS, columns=sorted(set(columns))):
+            for batch in opened.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
                 end = row + batch.num_rows
                 if end > start.position:
                     rows = tuple(_rows(batch)[max(0, start.position - row) :])
@@ -172,6 +169,18 @@ class CorpusFile:
             raise ValueError(f"{self.path} is a damaged parquet file: {error}") from error
         with open(self.path, "rb") as raw:
             self.sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
+
+    def _columns(self, there: Sequence[str], keys: Sequence[str]) -> list[str]:
+        """Those of the columns of a parquet file that hold the keys. Raises ValueError for a key without any."""
+        wanted = set[str]()
+        for key in keys:
+            columns = [name if name in there else name.split(".")[0] for name in alternatives(key)]
+            if not set(columns).intersection(there):
+                raise ValueError(
+                    f"{self.path} has no column {' or '.join(columns)} (--json-keys); it has {', '.join(there)}"
+                )
+            wanted.update(set(columns).intersection(there))
+        return sorted(wanted)
 
     def _decompressed(self) -> IO[bytes]:
         """The content in a temporary file: parquet is read from its end."""

@@ -20,6 +20,7 @@ from .corpus import STDIN, CorpusFile, corpus_blocks, open_corpus
 from .encoding import BlockEncoder, ControlTokens, EncodedBlock, EncodingOptions, encode_blocks
 from .indexed_format import IndexedWriter, dataset_paths, read_dataset_info, rename_all, token_dtype
 from .journal import BadRecordsFile, Journal, signature
+from .json_keys import check_json_keys, dataset_name
 from .output_prefix import check_output_prefix
 from .preprocess_report import PreprocessReport
 from .progress import Progress
@@ -63,14 +64,15 @@ class PreprocessOptions:
         shard = f"-{self.shard_id:05d}-of-{self.num_shards:05d}" if self.num_shards > 1 else ""
         return self.output_prefix + shard
 
-    def prefix(self, key: str) -> str:
+    def prefix(self, name: str) -> str:
         """Prefix of the dataset of one key, named as Megatron-LM names it."""
-        return f"{self.shard_prefix}_{key}_document"
+        return f"{self.shard_prefix}_{name}_document"
 
     @property
     def prefixes(self) -> list[str]:
         """Prefixes of all datasets."""
-        return [self.prefix("_".join(self.json_keys))] if self.blend_keys else [*map(self.prefix, self.json_keys)]
+        names = list(map(dataset_name, self.json_keys))
+        return [self.prefix("_".join(names))] if self.blend_keys else [*map(self.prefix, names)]
 
     @property
     def quarantine_path(self) -> Path:
@@ -308,8 +310,7 @@ def _check(options: PreprocessOptions, tokenizer: Tokenizer) -> None:
             )
     if options.workers < 1:
         raise ValueError(f"--workers {options.workers} must be at least 1")
-    if not options.json_keys or len(set(options.json_keys)) < len(options.json_keys):
-        raise ValueError(f"--json-keys {' '.join(options.json_keys)}: name at least one key, each once")
+    check_json_keys(options.json_keys)
     if not 0 <= options.shard_id < options.num_shards:
         raise ValueError(
             f"--shard-id {options.shard_id} of --num-shards {options.num_shards}: ids go from 0 to --num-shards - 1"

@@ -34,6 +34,13 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_json_keys(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """Add --json-keys."""
+    syntax = "a.b is a key inside another, 'text|body' the first of these keys that holds text (default: text)"
+    help_text = f"{meaning}; {syntax}"
+    parser.add_argument("--json-keys", "--json-key", nargs="+", default=["text"], metavar="KEY", help=help_text)
+
+
 def tokenizer_config(args: argparse.Namespace) -> DataConfig:
     """The configuration of the tokenizer that the flags name."""
     return DataConfig(
@@ -49,8 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     inputs = "files, patterns, folders or -: jsonl, JSON arrays, txt, parquet; plain, gzip, bzip2, xz, zstd by content"
     add("--input", nargs="+", required=True, metavar="PATH", help=inputs)
     add("--output-prefix", required=True, metavar="PREFIX", help="datasets are PREFIX_KEY_document.{bin,idx,json}")
-    keys = "keys with text, a.b for a key inside another, a dataset each (default: text)"
-    add("--json-keys", nargs="+", default=["text"], metavar="KEY", help=keys)
+    add_json_keys(parser, "keys with text, a dataset each, named after its (first) key")
     add("--blend-keys", action="store_true", help="one dataset with the documents of all keys, record by record")
     add_tokenizer_flags(parser)
     add("--append-eod", action=argparse.BooleanOptionalAction, default=False, help="end every document with EOD")

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from .json_keys import alternatives
+
 TxtDocuments = Literal["file", "paragraph", "line"]
 Kind = Literal["jsonl", "array", "parquet", "file", "paragraph", "line"]
 BadBytes = Literal["reject", "replace", "drop"]
@@ -104,19 +106,21 @@ def records(block: Block, json_keys: Sequence[str], bad_bytes: BadBytes = "rejec
 
     jsonl and line: one record per line (a trailing carriage return is not text). paragraph: lines between blank lines.
     file: everything. A text without any character but white space is an empty document. A key with dots is looked up
-    as it stands first, then level by level. `bad_bytes`: bytes that are not UTF-8 make a bad record, become U+FFFD, or
+    as it stands first, then level by level; of `text|body` the first key counts that holds more than null or white
+    space. `bad_bytes`: bytes that are not UTF-8 make a bad record, become U+FFFD, or
     are left out.
     """
+    keys = tuple(map(alternatives, json_keys))
     if block.kind == "parquet":
         for line, row in enumerate(block.rows, block.first_line):
-            yield _object_record(block.path, line, row, json_keys, b"", bad_bytes)
+            yield _object_record(block.path, line, row, keys, b"", bad_bytes)
         return
     if block.broken:
         yield BadRecord(block.path, block.first_line, "broken array", block.broken, block.content())
         return
     if block.kind in ("jsonl", "array"):
         for line, raw in _lines(block):
-            yield _good_record(line, raw, json_keys) or _json_record(block.path, line, raw, json_keys, bad_bytes)
+            yield _good_record(line, raw, keys) or _json_record(block.path, line, raw, keys, bad_bytes)
         return
     for line, raw in _texts(block):
         if block.kind == "line" and not raw.strip():
@@ -133,16 +137,16 @@ def records(block: Block, json_keys: Sequence[str], bad_bytes: BadBytes = "rejec
             yield BadRecord(block.path, line, "empty document", "", raw)
 
 
-def _good_record(line: int, raw: bytes, json_keys: Sequence[str]) -> Record | None:
+def _good_record(line: int, raw: bytes, keys: Sequence[tuple[str, ...]]) -> Record | None:
     """The record of a line that both orjson and json take for the same document; None where `_json_record` must say."""
     if orjson is None:
         return None
     try:
         value = orjson.loads(raw)
-        texts = tuple([value[key] for key in json_keys])
+        if not isinstance(value, dict):
+            return None
+        texts = tuple([value[names[0]] if len(names) == 1 else _first(value, names) for names in keys])
     except (ValueError, TypeError, LookupError, RecursionError):
-        return None
-    if not isinstance(value, dict):
         return None
     around = len(raw)  # no fewer bytes than what is not these texts
     for text in texts:
@@ -154,7 +158,20 @@ def _good_record(line: int, raw: bytes, json_keys: Sequence[str]) -> Record | No
     return Record(line, texts, is_unicode=True)
 
 
-def _json_record(path: str, line: int, raw: bytes, json_keys: Sequence[str], bad_bytes: BadBytes) -> Record | BadRecord:
+def _first(value: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """The first value that is not null or white space; LookupError where `_object_record` must say."""
+    for name in names:
+        if name not in value and "." in name:
+            break
+        text = value.get(name)
+        if text is not None and not (isinstance(text, str) and (not text or text.isspace())):
+            return text
+    raise LookupError
+
+
+def _json_record(
+    path: str, line: int, raw: bytes, keys: Sequence[tuple[str, ...]], bad_bytes: BadBytes
+) -> Record | BadRecord:
     if not raw.strip():
         return BadRecord(path, line, "blank line", "", raw)
     try:
@@ -163,7 +180,7 @@ def _json_record(path: str, line: int, raw: bytes, json_keys: Sequence[str], bad
         return BadRecord(path, line, "bad UTF-8", _where(error), raw)
     except (ValueError, RecursionError) as error:
         return BadRecord(path, line, "bad JSON", str(error), raw)
-    return _object_record(path, line, value, json_keys, raw, bad_bytes)
+    return _object_record(path, line, value, keys, raw, bad_bytes)
 
 
 def _parsed(text: str) -> Any:
@@ -176,35 +193,44 @@ def _parsed(text: str) -> Any:
 
 
 def _object_record(
-    path: str, line: int, value: Any, json_keys: Sequence[str], raw: bytes, bad_bytes: BadBytes
+    path: str, line: int, value: Any, keys: Sequence[tuple[str, ...]], raw: bytes, bad_bytes: BadBytes
 ) -> Record | BadRecord:
-    problem, texts = ("", ""), []
     if not isinstance(value, dict):
-        problem = "not an object", f"a {type(value).__name__}"
-        json_keys = ()
-    for key in json_keys:
+        return BadRecord(path, line, "not an object", f"a {type(value).__name__}", raw)
+    texts = list[str]()
+    for names in keys:
+        try:
+            texts.append(_text_under(value, names, bad_bytes))
+        except _NoText as problem:
+            whole = raw or json.dumps(value, default=str).encode()
+            return BadRecord(path, line, problem.reason, problem.detail, problem.raw or whole)
+    return Record(line, tuple(texts))
+
+
+class _NoText(Exception):
+    def __init__(self, reason: str, detail: str, raw: bytes = b"") -> None:
+        super().__init__(reason)
+        self.reason, self.detail, self.raw = reason, detail, raw
+
+
+def _text_under(value: dict[str, Any], names: tuple[str, ...], bad_bytes: BadBytes) -> str:
+    """The text of the first key that has one. Raises _NoText where none has, or another value stands there first."""
+    problem = _NoText("missing key", " | ".join(map(repr, names)))
+    for key in names:
         found, text = (True, value[key]) if key in value else _look_up(value, key)
+        if not found:
+            continue
         if isinstance(text, bytes):  # of parquet
             try:
                 text = text.decode("utf-8", _ERRORS[bad_bytes])
             except UnicodeDecodeError as error:
-                problem, raw = ("bad UTF-8", f"{key!r}, {_where(error)}"), text
-                break
-        if isinstance(text, str) and text and not text.isspace():
-            texts.append(text)
-            continue
-        if not found:
-            problem = "missing key", repr(key)
-        elif text is None:
-            problem = "null", repr(key)
-        elif isinstance(text, str):
-            problem = "empty document", repr(key)
-        else:
-            problem = "not a string", f"{key!r} is a {type(text).__name__}"
-        break
-    if problem[0]:
-        return BadRecord(path, line, *problem, raw or json.dumps(value, default=str).encode())
-    return Record(line, tuple(texts))
+                raise _NoText("bad UTF-8", f"{key!r}, {_where(error)}", text) from error
+        if text is not None and not isinstance(text, str):
+            raise _NoText("not a string", f"{key!r} is a {type(text).__name__}")
+        if text and not text.isspace():
+            return text
+        problem = _NoText("null" if text is None else "empty document", repr(key))
+    raise problem
 
 
 def _look_up(value: dict[str, Any], key: str) -> tuple[bool, Any]:

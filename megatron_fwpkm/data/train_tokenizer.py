@@ -11,7 +11,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,9 +19,10 @@ from typing import Literal
 from megatron_fwpkm.config import DataConfig
 
 from .corpus import STDIN, CorpusFile, corpus_blocks, open_corpus
+from .json_keys import check_json_keys
 from .output_prefix import check_output_prefix
 from .progress import Progress
-from .records import BadRecord, records
+from .records import BadRecord, Record, records
 from .tokenizers import SentencePieceTokenizer, build_tokenizer
 
 MAX_SENTENCE = 4000
@@ -41,7 +42,7 @@ class TokenizerOptions:
     vocab_size: int
     character_coverage: float = 0.9995
     extra_pieces: tuple[str, ...] = ()
-    json_key: str = "text"
+    json_keys: tuple[str, ...] = ("text",)
     normalization: Normalization = "identity"
     sample_fraction: float = 1.0
     on_error: Literal["fail", "skip"] = "fail"
@@ -127,16 +128,16 @@ class _Reader:
 
     def __iter__(self) -> Iterator[str]:
         text_bytes = 0
-        for block in corpus_blocks(self._files, (self._options.json_key,)):
-            for record in records(block, (self._options.json_key,)):
+        for block in corpus_blocks(self._files, self._options.json_keys):
+            for record in records(block, self._options.json_keys):
                 if isinstance(record, BadRecord):
                     self._note(record)
                     continue
-                if not _sampled(record.texts[0], self._options.sample_fraction):
-                    continue
-                for sentence in _sentences(record.texts[0]):
-                    self.sentences += 1
-                    yield sentence
+                for text in _texts(record):
+                    if _sampled(text, self._options.sample_fraction):
+                        for sentence in _sentences(text):
+                            self.sentences += 1
+                            yield sentence
             text_bytes += len(block.data or b"")
             self._progress.update(block.consumed, text_bytes)
         self._progress.close()
@@ -147,6 +148,11 @@ class _Reader:
         if self._options.on_error == "fail":
             raise ValueError(f"{bad}; --on-error skip goes on without such records")
         self.skipped[bad.reason] += 1
+
+
+def _texts(record: Record) -> Iterable[str]:
+    """The texts of all keys; a text file has the same one under each, which counts once."""
+    return dict.fromkeys(record.texts)
 
 
 def _sampled(text: str, fraction: float) -> bool:
@@ -179,6 +185,7 @@ def _sentences(text: str) -> Iterator[str]:
 
 def _check(options: TokenizerOptions) -> None:
     check_output_prefix(options.output_prefix)
+    check_json_keys(options.json_keys)
     if not 0 < options.character_coverage <= 1:
         raise ValueError(f"--character-coverage {options.character_coverage} must be above 0 and at most 1")
     if not 0 < options.sample_fraction <= 1:
@@ -271,10 +278,11 @@ def _measure(
     text_bytes = tokens = words = byte_pieces = line_ends = 0
     white = [tokenizer.pieces().index(f"<0x{byte:02X}>") for byte in b"\n\r\t"]
     texts = (
-        record.texts[0]
-        for block in corpus_blocks(files, (options.json_key,))
-        for record in records(block, (options.json_key,))
+        text
+        for block in corpus_blocks(files, options.json_keys)
+        for record in records(block, options.json_keys)
         if not isinstance(record, BadRecord)
+        for text in _texts(record)
     )
     for text in texts:
         text = text.encode("utf-8", "replace").decode("utf-8")

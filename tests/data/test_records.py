@@ -31,7 +31,8 @@ JSON_RECORD = st.dictionaries(st.sampled_from(["text", "a.b", "a", "c"]), st.one
         json.dumps(value) + "x", json.dumps(value)[:-1] + ', "text": "last"}', f"\ufeff{json.dumps(value)}",
         json.dumps(value).replace('"text"', '"\\u0074ext"'), json.dumps(value).replace("1", "01"),
     ])),
-    st.sampled_from([("text",), ("a.b",), ("text", "a")]), st.sampled_from(["reject", "replace", "drop"]),
+    st.sampled_from([("text",), ("a.b",), ("text", "a"), ("text|a",), ("a.b|c|text", "a|text")]),
+    st.sampled_from(["reject", "replace", "drop"]),
     st.integers(0, 60),
 )  # fmt: skip
 def test_orjson_changes_no_record(line: str, keys: tuple[str, ...], bad_bytes: Any, at: int) -> None:

@@ -44,7 +44,7 @@ def test_training_is_reproducible_whatever_the_form_of_the_input(tmp_path: Path,
     lines = tmp_path / "lines.jsonl"
     lines.write_text("".join(json.dumps({"content": part}) + "\n" for part in parts))
     models = []
-    for name, path, changes in (("a", text, {}), ("b", packed, {}), ("c", lines, {"json_key": "content"})):
+    for name, path, changes in (("a", text, {}), ("b", packed, {}), ("c", lines, {"json_keys": ("content",)})):
         report = train(tmp_path, path, output_prefix=str(tmp_path / name), **changes)
         models.append(report.model.read_bytes())
     assert models[0] == models[1] == models[2]
