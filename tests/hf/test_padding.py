@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, pipeline
 
 from megatron_fwpkm.hf import FwPKMForCausalLM, modeling_fwpkm
+from tests.tools.test_generate_text import words
 
 from .builders import small_model, token_ids
-from .test_calls import endless
+from .test_calls import endless, greedy
 
 LAYOUTS: list[dict[str, Any]] = [
     {},
@@ -207,3 +208,20 @@ def test_a_model_for_training_is_asked_once(tmp_path) -> None:
     model = small_model(dtype=torch.float32, memory="shared")
     model.save_pretrained(tmp_path)
     assert FwPKMForCausalLM.from_pretrained(tmp_path).config.memory == "shared"
+
+
+def test_pipelines_read_rows_apart_or_refuse() -> None:
+    tokenizer = words()
+    tokenizer.pad_token, tokenizer.padding_side = "w00", "left"
+    model = endless(dtype=torch.float32)
+    asked = {"max_new_tokens": 12, "do_sample": False, "return_tensors": True, "eos_token_id": None, "pad_token_id": 0}
+    write = pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
+    prompts = ["w05 w06 w07 w08 w09", "w11 w12", "w20 w21 w22"]
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        assert write(prompt, **asked)[0]["generated_token_ids"] == greedy(model, ids, 12)[0].tolist()
+    with pytest.raises(ValueError, match=f"a batch of 2 sequences {REFUSED}"):
+        write(prompts, batch_size=2, **asked)
+    model.memory_mode = "frozen"
+    together = [row[0]["generated_token_ids"][-12:] for row in write(prompts, batch_size=3, **asked)]
+    assert together == [write(prompt, **asked)[0]["generated_token_ids"][-12:] for prompt in prompts]
