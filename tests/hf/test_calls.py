@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from megatron_fwpkm.hf.transformers_range import NEWEST, OLDEST, check_transform
 
 from .builders import small_model, token_ids
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def endless(**changes: Any) -> FwPKMForCausalLM:
@@ -172,6 +174,17 @@ def test_releases_outside_the_tested_range() -> None:
     for old in ("4.57.6", "5.16.1"):
         with pytest.raises(ImportError, match=f"this model needs transformers {OLDEST} or newer and finds {old}"):
             check_transformers(old)
+
+
+def test_the_range_is_the_same_everywhere() -> None:
+    """What is required, what is installed, what is tried, and what the documents say."""
+    text = {name: (ROOT / name).read_text() for name in ("pyproject.toml", "constraints.txt", "Makefile", "README.md")}
+    assert set(re.findall(r"transformers>=([\d.]+)", text["pyproject.toml"])) == {OLDEST}
+    assert re.search(rf"^transformers=={re.escape(NEWEST)}\.\d+$", text["constraints.txt"], re.MULTILINE)
+    tried = re.findall(r"^TRANSFORMERS \?= (.*)$", text["Makefile"], re.MULTILINE)[0].split()
+    assert tried[0] == f"{OLDEST}.0" and tried[-1].rpartition(".")[0] == NEWEST
+    assert f"on {OLDEST}, 5.23 and {NEWEST}" in text["README.md"]
+    assert f"({OLDEST} to {NEWEST})" in (ROOT / "megatron_fwpkm" / "hf" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -134,6 +135,9 @@ def test_whatever_is_not_refused_works(field: str, value: Any) -> None:
         config = FwPKMHFConfig.from_dict(values)
     except ValueError as error:
         assert field in str(error) and "\n" not in str(error)
+        return
+    except StrictDataclassFieldValidationError as error:  # some releases of Transformers look at their own fields first
+        assert field in str(error)
         return
     torch.manual_seed(0)
     model, ids = FwPKMForCausalLM(config).double().eval(), token_ids(1, 30) % config.vocab_size

@@ -75,6 +75,10 @@ def test_fingerprints_know_every_token_and_no_cut() -> None:
     cut = fingerprint(ids[:, 9:], (21, 8), fingerprint(ids[:, :9], (9, 9)))
     assert torch.equal(whole, cut)
     assert torch.equal(whole[1:], fingerprint(ids[1:, :17], (17,)))
+    one_by_one = None
+    for place in range(30):
+        one_by_one = fingerprint(ids[:1, place : place + 1], (1,), one_by_one)
+    assert torch.equal(one_by_one, whole[:1])
     for place in range(17):
         changed = ids.clone()
         changed[:, place] += 1
