@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassFieldValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,8 +135,8 @@ def test_whatever_is_not_refused_works(field: str, value: Any) -> None:
     except ValueError as error:
         assert field in str(error) and "\n" not in str(error)
         return
-    except StrictDataclassFieldValidationError as error:  # some releases of Transformers look at their own fields first
-        assert field in str(error)
+    except Exception as error:  # some releases of Transformers look at their own fields first
+        assert type(error).__name__ == "StrictDataclassFieldValidationError" and field in str(error)
         return
     torch.manual_seed(0)
     model, ids = FwPKMForCausalLM(config).double().eval(), token_ids(1, 30) % config.vocab_size

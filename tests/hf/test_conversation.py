@@ -95,8 +95,11 @@ def test_reading_keeps_no_graph_and_ends_the_text() -> None:
     with torch.no_grad():
         model(document, cache=by_hand)
         by_hand.end_text()
+    graphs: list[bool] = []
+    model.model.norm.register_forward_hook(lambda module, inputs, output: graphs.append(output.requires_grad))
     assert torch.is_grad_enabled()
     cache = model.read(document)
+    assert graphs == [False]
     stream = cache.memory[1]
     for table, expected in ((stream.values, by_hand.memory[1].values), (stream.sub_keys, by_hand.memory[1].sub_keys)):
         assert torch.equal(table, expected) and not table.requires_grad and table.grad_fn is None
@@ -109,10 +112,11 @@ def test_reading_keeps_no_graph_and_ends_the_text() -> None:
         model.read(document)
 
 
-def test_waiting_tokens_keep_no_long_call_alive() -> None:
-    """They own their storage, and no more than they need."""
-    settings = MemorySettings(topk=3, chunk_size=8, lookahead=2)
-    tokens, sub_keys, values = memory_inputs(settings, masked=True, tokens=301)
+@pytest.mark.parametrize("lookahead", [0, 2])
+def test_waiting_tokens_keep_no_long_call_alive(lookahead: int) -> None:
+    """They own their storage, and no more than they need; without lookahead they are a plain slice of the call."""
+    settings = MemorySettings(topk=3, chunk_size=8, lookahead=lookahead)
+    tokens, sub_keys, values = memory_inputs(settings, masked=True, tokens=299 + lookahead)
     stream = MemoryStream(sub_keys, values, settings)
 
     def check() -> None:
@@ -122,11 +126,11 @@ def test_waiting_tokens_keep_no_long_call_alive() -> None:
 
     with torch.no_grad():
         stream.step(tokens)
-        assert stream.num_pending == 5
+        assert stream.num_pending == 3 + lookahead
         check()
         stream.flush()
         stream.step(tokens.cut(0, 3))
-        assert stream.num_pending == 5
+        assert stream.num_pending == 3 + lookahead
         check()
 
 
