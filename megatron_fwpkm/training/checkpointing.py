@@ -122,7 +122,7 @@ class RunCheckpoints:
                 logger.info("--resume: %s holds no checkpoint, the run starts anew", chosen.save)
             return Progress()
         if source.passed_over:
-            logger.warning("--ckpt-step %d passes over %s", chosen.ckpt_step, ", ".join(source.passed_over))
+            logger.info("--ckpt-step %d passes over %s", chosen.ckpt_step, ", ".join(source.passed_over))
         progress = self._load(source.folder, finetune=chosen.finetune and not source.resumed)
         if source.resumed:
             self.saved_iteration = self.begun_iteration = progress.iteration
