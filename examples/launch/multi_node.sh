@@ -3,7 +3,8 @@
 #
 # Static rendezvous (you number the nodes):
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=node-a MASTER_PORT=29500 bash examples/launch/multi_node.sh [--dry-run] --config FILE ...
-# c10d rendezvous (the nodes number themselves; a restarted node may join again):
+# c10d rendezvous (the nodes number themselves; a node that is started again joins the run, which goes on from its last checkpoint,
+# so give --save and --resume; the node of RDZV_ENDPOINT must stay):
 #   NNODES=2 RDZV_ENDPOINT=node-a:29500 RDZV_ID=run-17 bash examples/launch/multi_node.sh [--dry-run] --config FILE ...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -17,6 +18,8 @@ if [ -n "${RDZV_ENDPOINT:-}" ]; then
   require RDZV_ID "a name all nodes of this run share, and no other run"
   [[ "$RDZV_ENDPOINT" =~ ^.+:[0-9]+$ ]] || fail "RDZV_ENDPOINT=$RDZV_ENDPOINT is not HOST:PORT"
   check_master "${RDZV_ENDPOINT%:*}" "$NNODES"
+  # With the store that torchrun shares by default, a node that joins in a later round waits for an address that is never written.
+  export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
   rendezvous=(--rdzv-backend=c10d --rdzv-endpoint="$RDZV_ENDPOINT" --rdzv-id="$RDZV_ID" --max-restarts="${MAX_RESTARTS:-3}")
 else
   require MASTER_ADDR "the name of node 0 that all nodes know (or use RDZV_ENDPOINT)"

@@ -20,6 +20,10 @@ class Launch:
     master_port: int
     store_in_agent: bool
     """Whether torchrun's agent, and not rank 0, holds the store in which the ranks meet."""
+    by_torchrun: bool = False
+    """Whether the parent is an agent of torchrun, without which the other nodes do not know of this rank."""
+    attempt: str = "0"
+    """How often torchrun has started its workers again; an agent's store keeps what earlier ones left there."""
 
     @property
     def meeting_place(self) -> str:
@@ -64,7 +68,17 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
     if port is None or port > 65535:
         raise ValueError(f"MASTER_PORT={port} is not a port: give a number from 1 to 65535")
     agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return Launch(rank, world_size, local_rank, local_world_size, environment["MASTER_ADDR"], port, agent)
+    return Launch(
+        rank,
+        world_size,
+        local_rank,
+        local_world_size,
+        environment["MASTER_ADDR"],
+        port,
+        store_in_agent=agent,
+        by_torchrun="TORCHELASTIC_RUN_ID" in environment,
+        attempt=environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
+    )
 
 
 def _number(environment: Mapping[str, str], name: str, least: int) -> int | None:

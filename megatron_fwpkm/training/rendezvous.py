@@ -38,7 +38,8 @@ def meet(launch: Launch, limit: float, patience: float = FIRST_WORD_SECONDS) -> 
     while entrance.store is None:
         wait.go_on(lambda: entrance.trouble)
         entrance.raise_failure()
-    store = entrance.store
+    # The store of an agent outlives its workers and still holds the words of those that it has started before.
+    store = dist.PrefixStore(f"attempt/{launch.attempt}", entrance.store) if launch.store_in_agent else entrance.store
     if store.add(f"fwpkm/joined/{launch.rank}", 1) > 1:
         raise ValueError(
             f"two processes have RANK={launch.rank} of the run at {launch.meeting_place}: another run uses this "

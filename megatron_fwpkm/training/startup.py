@@ -21,9 +21,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from .. import parent
 from ..config import ParallelConfig, TrainingConfig
 from . import cpu_compat
 from .launch_variables import Launch, read_launch
+from .launcher_loss import LauncherLoss
 from .liveness import RollCall, within
 from .rendezvous import meet
 from .same_start import check_same_start
@@ -84,12 +86,16 @@ def distributed_run(
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     owned = not dist.is_initialized()
     launch = read_launch(os.environ) if owned else None
+    parent.end_forks_with_parent()
+    loss = LauncherLoss(launch) if launch is not None and launch.by_torchrun else None
     cpu_compat.install()
     set_threads(training)
     set_determinism(training)
     world = _join(parallel, launch)
     set_up_logging(world)
     assert world.roll_call is not None
+    if loss is not None:
+        loss.tell = world.roll_call.leave_error
     try:
         world.mark("starting")
         if described is not None and world.size > 1:
@@ -99,6 +105,8 @@ def distributed_run(
         set_seeds(training.seed)
         yield world
     except BaseException as error:
+        if loss is not None:
+            loss.end_if_gone()  # what fails then fails for that reason
         _fail(world, error, owned)
         raise
     _leave(world, owned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import socket
 import threading
@@ -106,8 +107,16 @@ def test_a_rank_that_is_started_twice() -> None:
     server = dist.TCPStore(
         "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=datetime.timedelta(seconds=60)
     )
-    server.add("fwpkm/joined/1", 1)
+    server.add("attempt/0/fwpkm/joined/1", 1)
     assert "two processes have RANK=1" in refused(lambda: meet(launch(1, 2, server.port, agent=True), 20), 15)
+
+
+def test_workers_that_torchrun_starts_again_do_not_meet_the_first_ones() -> None:
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    first = launch(0, 1, server.port, agent=True)
+    meet(first, 20).set("word", "old")
+    again = meet(dataclasses.replace(first, attempt="1"), 20)
+    assert not again.check(["word"])
 
 
 def test_names_of_ranks() -> None:
