@@ -7,7 +7,9 @@ ranks and are done by the training processes; only the writing is left to the ch
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from megatron.core.dist_checkpointing.strategies.state_dict_saver import (
 from torch import Tensor
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 
+from .parent_death import end_with_parent
 from .results_queue import new_results_queue
 
 
@@ -37,6 +40,8 @@ class BackgroundWriter:
         """Fork the writers; `when_written` is called by a later `finish`, when all ranks' files are whole."""
         assert self._when_written is None, "a checkpoint is finished before the next one begins"
         for request in requests:
+            if request.async_fn is not None:
+                request = request._replace(async_fn=partial(_write, request.async_fn))
             self._queue.schedule_async_request(request)
         self._when_written = when_written
 
@@ -52,6 +57,21 @@ class BackgroundWriter:
             done, self._when_written = self._when_written, None
             done()
 
+    def abort(self) -> None:
+        """End this rank's writers, which have failed or are no use any more."""
+        self._when_written = None
+        while self._queue.async_calls:
+            process = self._queue.async_calls.popleft().async_caller.process
+            if process is not None:
+                process.kill()  # and with it, because of `end_with_parent`, what it has forked
+                process.join()
+
+
+def _write(function: Callable[..., None], *arguments: Any, **named: Any) -> None:
+    """What a forked writer does."""
+    end_with_parent()
+    function(*arguments, **named)
+
 
 class _Writer(FileSystemWriterAsync):
     """Megatron's writer with a queue of its own: all others of a process share one, and mix up their results."""
@@ -65,8 +85,15 @@ class _Writer(FileSystemWriterAsync):
             self.results_queue = new_results_queue()
 
 
-def replace_megatrons_queue() -> None:
-    """Let Megatron's writers, in the foreground, too, answer over a queue that outlives stop signals."""
+@cache
+def adapt_megatrons_writers() -> None:
+    """Let Megatron's writers, in the foreground, too, end with the run and answer over a queue that outlives signals.
+
+    What they say about an error is said by the run itself, with rank and file.
+    """
+    write_files = FileSystemWriterAsync.write_preloaded_data
+    FileSystemWriterAsync.write_preloaded_data = staticmethod(partial(_write, write_files))
+    filesystem_async.logger.setLevel(logging.CRITICAL)
     if filesystem_async._results_queue is None:
         filesystem_async._results_queue = new_results_queue()
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .agreement import barrier, on_rank_zero
+from .failure import check_room
 from .record import RECORD_NAME, RunRecord, write_record
 
 LATEST = "latest"
@@ -39,6 +40,8 @@ class CheckpointManager:
         self.root = root
         self.keep_last = keep_last
         self.retain_interval = retain_interval
+        self._partial: Path | None = None
+        """What is being written."""
         self.check_held: Callable[[], None] = lambda: None
         """Raises ValueError where another run has taken the folder over; rank 0 calls it before it changes anything."""
 
@@ -75,17 +78,30 @@ class CheckpointManager:
         yield partial
         self.end(iteration, record)
 
-    def begin(self, iteration: int) -> Path:
-        """The folder in which every rank writes its part; it counts for nothing before `end`."""
+    def begin(self, iteration: int, needed: int = 0) -> Path:
+        """The folder in which every rank writes its part; it counts for nothing before `end`.
+
+        What runs that ended while writing have left is removed. Raises CheckpointError where the disk has no room for
+        about `needed` bytes.
+        """
         partial = self.root / f".{folder_name(iteration)}.partial"
 
         def make() -> None:
             self.check_held()
-            shutil.rmtree(partial, ignore_errors=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._forget_leftovers(".partial", iteration + 1)
+            check_room(folder_name(iteration), self.root, needed)
             partial.mkdir(parents=True)
 
         on_rank_zero(make)
+        self._partial = partial
         return partial
+
+    def abandon(self) -> None:
+        """Remove what was written since `begin`; called by a rank on which that failed."""
+        if self._partial is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial = None
 
     def end(self, iteration: int, record: RunRecord) -> None:
         """Publish what every rank has written since `begin`."""
@@ -99,6 +115,7 @@ class CheckpointManager:
 
         barrier()
         on_rank_zero(publish)
+        self._partial = None
 
     def _publish(self, partial: Path, iteration: int) -> None:
         """Put everything on disk, then rename, then move the marker: a crash at any point leaves a good state."""
@@ -129,9 +146,13 @@ class CheckpointManager:
                     # The record goes first: a deletion that is cut short leaves no folder that looks whole.
                     (path / RECORD_NAME).unlink(missing_ok=True)
                     shutil.rmtree(path, ignore_errors=True)
+        self._forget_leftovers("", iteration)
+
+    def _forget_leftovers(self, suffix: str, before: int) -> None:
+        """Delete what runs that ended while writing have left of iterations before `before`."""
         for path in self.root.iterdir():
             match = _LEFTOVER.match(path.name)
-            if match and int(match.group(1)) < iteration:
+            if match and path.name.endswith(suffix) and int(match.group(1)) < before:
                 shutil.rmtree(path, ignore_errors=True)
 
 

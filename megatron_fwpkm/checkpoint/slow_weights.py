@@ -11,7 +11,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
-from .background import replace_megatrons_queue
+from .background import adapt_megatrons_writers
 from .optimizer_resume import own_options_kept, repaired_for_loading, repaired_positions
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _save(
     state: dict[str, Any] = {"model": _model_state(chunks)}
     state["optimizer"] = _optimizer_state(optimizer, state["model"], is_loading=False)
     state["scheduler"] = scheduler.state_dict()
-    replace_megatrons_queue()
+    adapt_megatrons_writers()
     return dist_checkpointing.save(
         state,
         str(folder),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from ..checkpoint.source import find_source
 from ..config import PretrainConfig
 from ..config.loading import Resolved
 from ..data.tokenizers import Tokenizer
+from .checkpoint_size import checkpoint_bytes
 from .engine import Engine
 from .startup import World
 
@@ -94,6 +97,7 @@ class RunCheckpoints:
         self._layout = current_layout(self._config, world)
         self._manager = manager
         self._writer = BackgroundWriter()
+        self._bytes = checkpoint_bytes(self._config, tokenizer.vocab_size, world.size).total
         self.saved_iteration: int | None = None
         """Iteration of the newest checkpoint that this run has published or loaded from --save."""
         self.begun_iteration: int | None = None
@@ -180,8 +184,8 @@ class RunCheckpoints:
             return
         self.finish(wait=True)
         manager, iteration, record = self._manager, progress.iteration, self._record(progress)
-        with explained(self._world.rank, folder_name(iteration), manager.root):
-            folder = manager.begin(iteration)
+        with explained(self._world.rank, folder_name(iteration), manager.root, self._bytes), self._removed_on_error():
+            folder = manager.begin(iteration, self._bytes)
             if self._config.checkpoint.async_save:
                 requests = self._engine.requests_to_save(folder)
                 self._write_the_rest(folder)
@@ -198,8 +202,20 @@ class RunCheckpoints:
         Raises CheckpointError when it could not be written.
         """
         if self._manager is not None:
-            with explained(self._world.rank, f"iteration {self.begun_iteration}", self._manager.root):
+            name = folder_name(self.begun_iteration or 0)
+            with explained(self._world.rank, name, self._manager.root, self._bytes), self._removed_on_error():
                 self._writer.finish(wait=wait)
+
+    @contextmanager
+    def _removed_on_error(self) -> Iterator[None]:
+        """Leave no part of a checkpoint, which would take room for nothing, and no writer where saving fails."""
+        assert self._manager is not None
+        try:
+            yield
+        except BaseException:
+            self._writer.abort()
+            self._manager.abandon()
+            raise
 
     def _publish(self, iteration: int, record: RunRecord) -> None:
         assert self._manager is not None

@@ -1,7 +1,9 @@
 """A rank of a run to which something happens: `python -m tests.training.faulty_run FAULT pretrain-flags...`.
 
 FAULT is JSON: {"rank": 1, "when": "save" or "step", "count": 2, "signal": "SIGKILL"}: at the count-th save or step of
-this process, the rank sends itself the signal. An empty object leaves the run alone.
+this process, the rank sends itself the signal. With {"rank": 0, "when": "write", "mark": FILE, "failing": "model"} the
+processes that write checkpoints make FILE and go on for minutes; one that writes into `model` fails. An empty object
+leaves the run alone.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -87,6 +90,23 @@ def ranks(
             process.wait()
 
 
+def hold_writers(mark: str, failing: str | None) -> None:
+    """Let whatever writes files of checkpoints take minutes, or fail where a part of the path is `failing`."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    write = FileSystemWriterAsync.write_preloaded_data
+
+    def replacement(*args: Any, write_bucket: Any, **kwargs: Any) -> None:
+        path = Path(write_bucket[0])
+        if failing in path.parts:
+            write(*args, write_bucket=(path / "no folder", *write_bucket[1:]), **kwargs)
+            return
+        Path(mark).touch()
+        time.sleep(600)
+
+    FileSystemWriterAsync.write_preloaded_data = staticmethod(replacement)
+
+
 def main() -> int:
     """Arm the fault and train."""
     import pretrain
@@ -96,8 +116,10 @@ def main() -> int:
 
     fault = json.loads(sys.argv[1])
     if fault and str(fault["rank"]) == os.environ.get("RANK", "0"):
-        number = signal.Signals[fault["signal"]]
-        if fault["when"] == "save":  # the slow weights lie on disk by then, the fast weights and the record do not
+        number = signal.Signals[fault.get("signal", "SIGKILL")]
+        if fault["when"] == "write":
+            hold_writers(fault["mark"], fault.get("failing"))
+        elif fault["when"] == "save":  # the slow weights lie on disk by then, the fast weights and the record do not
             for method in ("save", "request_to_save"):
                 strike(FastWeightStore, method, fault["count"], number)
         else:

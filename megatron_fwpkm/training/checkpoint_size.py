@@ -1,0 +1,63 @@
+"""Bytes that a run's checkpoints take on disk, before anything runs. Free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import PretrainConfig
+from ..config.derived import data_parallel_size, num_parameters, stage_layers, stage_parameters, table_bytes
+
+
+@dataclass(frozen=True)
+class CheckpointBytes:
+    """Bytes of one checkpoint, but for what does not grow with the model (random states, tokenizer, file headers)."""
+
+    weights: int
+    optimizer: int
+    fast_weights: int
+    """Of all replicas."""
+    largest_rank: int
+    """What the rank that writes most of it writes."""
+
+    @property
+    def total(self) -> int:
+        """Everything together."""
+        return self.weights + self.optimizer + self.fast_weights
+
+
+def checkpoint_bytes(config: PretrainConfig, vocab_size: int, world_size: int) -> CheckpointBytes:
+    """Bytes of one checkpoint of a run of `world_size` processes; `vocab_size` is the tokenizer's.
+
+    Slow weights and optimizer are written once, by the ranks of the first replica; every replica writes its tables.
+    """
+    parallel, fwpkm = config.parallel, config.fwpkm
+    tensor = parallel.tensor_model_parallel_size
+    weight, state = _bytes_per_parameter(config)
+    parameters = num_parameters(config, vocab_size)
+    largest = 0
+    for stage in range(parallel.pipeline_model_parallel_size):
+        own = stage_parameters(config, vocab_size, stage).on_rank(tensor) * (weight + state)
+        memories = sum(number in stage_layers(config, stage) for number in fwpkm.layer_numbers)
+        largest = max(largest, own + memories * table_bytes(config, tensor * parallel.context_parallel_size))
+    return CheckpointBytes(
+        weights=parameters * weight,
+        optimizer=parameters * state,
+        fast_weights=len(fwpkm.layer_numbers) * table_bytes(config) * data_parallel_size(config, world_size),
+        largest_rank=largest,
+    )
+
+
+def _bytes_per_parameter(config: PretrainConfig) -> tuple[int, int]:
+    """Bytes of a slow weight, and of what the optimizer keeps for it: two moments, and a float32 copy of bf16 ones."""
+    return (2, 12) if config.training.bf16 else (4, 8)
+
+
+def checkpoints_on_disk(config: PretrainConfig) -> int:
+    """How many checkpoints of a run that is not stopped lie in --save at most, one that is being written included."""
+    last, interval = config.training.train_iters, config.checkpoint.save_interval
+    saved = {*range(interval, last + 1, interval), last} if interval is not None else {last}
+    keep, retain = config.checkpoint.keep_last, config.checkpoint.save_retain_interval
+    if keep == 0:
+        return len(saved)
+    retained = sum(iteration % retain == 0 for iteration in sorted(saved)[: -keep - 1]) if retain is not None else 0
+    return min(len(saved), keep + 1 + retained)
