@@ -64,7 +64,8 @@ bench layer 90 layer --size "$size"
 bench model 120 model --size "$size"
 bench memory 120 memory --device "$device" "${memory[@]}"
 bench inference 60 stages --device "$device" "${stages[@]}" --mode inference
-step tokenizer 60 "$python" tools/train_tokenizer.py --input "${corpus[@]}" --vocab-size 1024 --output-prefix "$scratch/tokenizer"
+step tokenizer 60 "$python" tools/train_tokenizer.py --input "${corpus[@]}" --vocab-size 1024 --no-pad-token \
+  --output-prefix "$scratch/tokenizer"
 step dataset 60 "$python" tools/preprocess_data.py --input "${corpus[@]}" --txt-documents paragraph --append-eod \
   --tokenizer-type SentencePieceTokenizer --tokenizer-model "$scratch/tokenizer.model" --output-prefix "$scratch/text"
 step training 120 "$python" pretrain.py --config examples/quickstart/quickstart.yaml --data-path "$scratch/text_text_document" \

@@ -30,6 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="share of the corpus's characters that get a piece; the others are written in bytes (default: 0.9995)",
     )
+    pad = "a piece <pad> with id 3 for batches of exported models; no document has it (default: yes)"
+    add("--pad-token", action=argparse.BooleanOptionalAction, default=True, help=pad)
     add("--extra-pieces", nargs="+", default=[], metavar="PIECE", help="texts that always become one piece")
     sample = "share of the documents to train on, chosen by their hash; for corpora that do not fit memory (default: 1)"
     add("--sample-fraction", type=float, default=1.0, metavar="SHARE", help=sample)
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             vocab_size=args.vocab_size,
             character_coverage=args.character_coverage,
             extra_pieces=tuple(args.extra_pieces),
+            pad_token=args.pad_token,
             json_keys=tuple(args.json_keys),
             normalization=args.normalization,
             sample_fraction=args.sample_fraction,

@@ -35,7 +35,8 @@ training_text=("$here"/corpus/{emma,mansfield_park,persuasion,pride_and_prejudic
 held_out_text=$here/corpus/northanger_abbey.txt.gz
 
 stage tokenizer "1/6 train a tokenizer" tokenizer.model \
-  "$python" tools/train_tokenizer.py --input "${training_text[@]}" --vocab-size 1024 --output-prefix "$out/tokenizer"
+  "$python" tools/train_tokenizer.py --input "${training_text[@]}" --vocab-size 1024 --no-pad-token \
+  --output-prefix "$out/tokenizer"
 stage dataset "2/6 prepare the corpus" austen_text_document.bin \
   "$python" tools/preprocess_data.py --input "${training_text[@]}" --txt-documents paragraph --output-prefix "$out/austen" \
   --tokenizer-type SentencePieceTokenizer --tokenizer-model "$out/tokenizer.model" --append-eod --workers 2 --overwrite

@@ -47,6 +47,12 @@ class TokenizerOptions:
     sample_fraction: float = 1.0
     on_error: Literal["fail", "skip"] = "fail"
     overwrite: bool = False
+    pad_token: bool = True
+
+    @property
+    def control_pieces(self) -> tuple[str, ...]:
+        """The first pieces, which no text can spell."""
+        return ("<unk>", "<s>", "</s>", "<pad>")[: 3 + self.pad_token]
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,9 @@ class TokenizerReport:
 def train_tokenizer(options: TokenizerOptions, progress: Progress | None = None) -> TokenizerReport:
     """Train, write PREFIX.model and PREFIX.vocab (a piece per line, for reading), and measure.
 
-    Ids: 0 `<unk>`, 1 `<s>`, 2 `</s>` (end of document), then extra pieces, 256 bytes, merged pieces, characters. With
-    normalization "identity" decoding gives back the text, white space included.
+    Ids: 0 `<unk>`, 1 `<s>`, 2 `</s>` (end of document), 3 `<pad>` (for batches of exported models; no document has it,
+    and without `pad_token` it is left out), then extra pieces, 256 bytes, merged pieces, characters. With normalization
+    "identity" decoding gives back the text, white space included.
 
     Raises:
         ValueError: wrong options, missing inputs, existing output, bad records, an empty corpus, a vocabulary larger
@@ -190,14 +197,15 @@ def _check(options: TokenizerOptions) -> None:
         raise ValueError(f"--character-coverage {options.character_coverage} must be above 0 and at most 1")
     if not 0 < options.sample_fraction <= 1:
         raise ValueError(f"--sample-fraction {options.sample_fraction} must be above 0 and at most 1")
-    smallest = 3 + 256 + len(options.extra_pieces)
+    control = options.control_pieces
+    smallest = len(control) + 256 + len(options.extra_pieces)
     if options.vocab_size <= smallest:
         raise ValueError(
-            f"--vocab-size {options.vocab_size} must be above {smallest}: 3 control pieces, 256 bytes and "
+            f"--vocab-size {options.vocab_size} must be above {smallest}: {len(control)} control pieces, 256 bytes and "
             f"{len(options.extra_pieces)} extra pieces come first"
         )
     for piece in options.extra_pieces:
-        known = piece in ("<unk>", "<s>", "</s>") or options.extra_pieces.count(piece) > 1
+        known = piece in control or options.extra_pieces.count(piece) > 1
         if known or piece.split() != [piece]:  # SentencePiece never finds a piece with a space in text
             raise ValueError(f"--extra-pieces {piece!r}: each must be new, not empty, and without white space")
 
@@ -231,7 +239,7 @@ def _train(options: TokenizerOptions, reader: _Reader) -> bytes:
             unk_id=0,
             bos_id=1,
             eos_id=2,
-            pad_id=-1,
+            pad_id=3 if options.pad_token else -1,
             max_sentence_length=2 * MAX_SENTENCE,
             num_threads=1,
             minloglevel=2,

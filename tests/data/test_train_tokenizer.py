@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from megatron_fwpkm.checkpoint.special_tokens import sentencepiece_ids
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.data import train_tokenizer as module
 from megatron_fwpkm.data.progress import Progress
@@ -55,13 +56,19 @@ def test_pieces_and_ids(tmp_path: Path, text: Path) -> None:
     report = train(tmp_path, text, extra_pieces=("<sep>", "Elliot"))
     tokenizer = load(report.model)
     pieces = [tokenizer.piece(token) for token in range(600)]
-    assert pieces[:5] == ["<unk>", "<s>", "</s>", "<sep>", "Elliot"]
+    assert pieces[:6] == ["<unk>", "<s>", "</s>", "<pad>", "<sep>", "Elliot"]
+    assert tokenizer.control_tokens() == {"<s>": 1, "</s>": 2, "<pad>": 3}
+    assert sentencepiece_ids(report.model, bos_occurs=False).pad == 3, "what an export pads with"
+    assert 3 not in tokenizer.encode("a <pad> in text stays text") and tokenizer.decode([3]) == ""
     assert (tokenizer.eod, tokenizer.bos, tokenizer.vocab_size, report.vocab_size) == (2, 1, 600, 600)
     assert sum(map(tokenizer.is_byte, range(600))) == 256
     assert not any(sum(character.isdigit() for character in piece) > 1 for piece in pieces if piece[:3] != "<0x")
-    assert len(tokenizer.encode("x<sep>y")) == 4 and 4 in tokenizer.encode("Miss Anne Elliot said")
+    assert len(tokenizer.encode("x<sep>y")) == 4 and 5 in tokenizer.encode("Miss Anne Elliot said")
     vocabulary = (tmp_path / "tokenizer.vocab").read_text(encoding="utf-8").splitlines()
     assert len(vocabulary) == 600 and vocabulary[2] == "2\t</s>"
+    without = load(train(tmp_path, text, extra_pieces=("<pad>",), pad_token=False, overwrite=True).model)
+    assert [without.piece(token) for token in range(5)] == ["<unk>", "<s>", "</s>", "<pad>", "<0x00>"]
+    assert without.control_tokens() == {"<s>": 1, "</s>": 2} and 3 in without.encode("a <pad>")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +156,7 @@ def test_wrong_requests_are_refused(tmp_path: Path, text: Path) -> None:
         (empty, {}, "--input holds no text to train on"),
         (short, {}, r"--vocab-size 600 is more than this corpus can fill; the largest possible is 28\d"),
         (wide, {"vocab_size": 300, "character_coverage": 1.0}, "is less than the 66. pieces that single characters"),
-        (text, {"vocab_size": 200}, "--vocab-size 200 must be above 259"),
+        (text, {"vocab_size": 200}, "--vocab-size 200 must be above 260: 4 control pieces"),
         (text, {"character_coverage": 0.0}, "--character-coverage 0.0 must be above 0 and at most 1"),
         (text, {"sample_fraction": 0.0}, "--sample-fraction 0.0 must be above 0 and at most 1"),
         (text, {"extra_pieces": ("<s>",)}, "--extra-pieces '<s>': each must be new"),

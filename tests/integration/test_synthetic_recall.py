@@ -85,7 +85,7 @@ def test_memory_bridges_eight_times_the_training_length(tmp_path):
     write_texts(filler, vocabulary)
     config.write_text(CONFIG)
     run_tool(
-        "tools/train_tokenizer.py", "--input", filler, vocabulary, "--vocab-size", "600",
+        "tools/train_tokenizer.py", "--input", filler, vocabulary, "--vocab-size", "600", "--no-pad-token",
         "--output-prefix", tmp_path / "tok",
     )
     model = tmp_path / "tok.model"
