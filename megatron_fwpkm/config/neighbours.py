@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from .derived import round_up
 
 
@@ -14,7 +16,8 @@ def near_multiples(value: int, unit: int) -> str:
 
 def near_divisors(value: int, whole: int) -> str:
     """`2 or 4`: the divisors of `whole` around `value`."""
-    divisors = [number for number in range(1, whole + 1) if whole % number == 0]
+    small = [number for number in range(1, math.isqrt(whole) + 1) if whole % number == 0]
+    divisors = small + [whole // number for number in small]
     below = max((number for number in divisors if number < value), default=None)
     above = min((number for number in divisors if number > value), default=None)
     return " or ".join(str(number) for number in (below, above) if number is not None)

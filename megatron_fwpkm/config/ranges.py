@@ -99,6 +99,24 @@ _AT_MOST: dict[tuple[str, str], float] = {
 }
 # Beyond these, what is computed is not finite for long, or nothing is ever written; hf/config_checks.py says the same.
 _UP_TO: dict[tuple[str, str], float] = {
+    ("model", "num_layers"): 10_000,
+    ("model", "num_attention_heads"): 2**16,
+    ("model", "num_query_groups"): 2**16,
+    **{("model", name): 2**20 for name in ("hidden_size", "kv_channels", "make_vocab_size_divisible_by")},
+    **{("model", name): 2**24 for name in ("ffn_hidden_size", "seq_length")},
+    **{("fwpkm", name): 2**20 for name in ("num_heads", "num_subkeys", "key_dim", "value_dim", "topk")},
+    ("parallel", "tensor_model_parallel_size"): 2**16,
+    ("parallel", "context_parallel_size"): 2**16,
+    ("parallel", "pipeline_model_parallel_size"): 1024,
+    ("parallel", "num_virtual_stages_per_pipeline_rank"): 1024,
+    ("parallel", "distributed_timeout_minutes"): 10**7,
+    ("parallel", "rendezvous_timeout_minutes"): 10**7,
+    ("data", "vocab_size"): 2**31 - 1,
+    ("data", "tiktoken_num_special_tokens"): 2**20,
+    ("data", "num_workers"): 1024,
+    **{("needle", name): 2**16 for name in ("facts", "key_words", "value_words")},
+    **{("training", name): 2**31 - 1 for name in ("micro_batch_size", "global_batch_size")},
+    ("training", "num_threads"): 2**16,
     ("model", "rotary_base"): 10**15,
     ("model", "norm_epsilon"): 1,
     ("model", "init_method_std"): 10,
@@ -107,6 +125,8 @@ _UP_TO: dict[tuple[str, str], float] = {
     ("fwpkm", "inner_lr"): 100,
     ("fwpkm", "addressing_weight"): 1000,
 }
+_COUNT_UP_TO = 10**12
+"""Of any other whole number: beyond it, what is counted never ends."""
 # From 0 to below 1.
 _SHARES = (
     ("model", "attention_dropout"),
@@ -125,15 +145,24 @@ def values_out_of_range(config: PretrainConfig) -> Iterator[str]:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             flag = "--" + PREFIXES.get(group.name, "") + item.name.replace("_", "-")
-            if not math.isfinite(value):
-                yield f"{flag} {value} must be a finite number"
-            elif place in _AT_LEAST and value < _AT_LEAST[place]:
-                yield f"{flag} {value} must be at least {_AT_LEAST[place]}"
-            elif place in _ABOVE and value <= _ABOVE[place]:
-                yield f"{flag} {value} must be above {_ABOVE[place]}"
-            elif place in _AT_MOST and not 0 <= value <= _AT_MOST[place]:
-                yield f"{flag} {value} must lie between 0 and {_AT_MOST[place]}"
-            elif place in _UP_TO and value > _UP_TO[place]:
-                yield f"{flag} {value} must be at most {_UP_TO[place]}"
-            elif place in _SHARES and not 0 <= value < 1:
-                yield f"{flag} {value} must be at least 0 and below 1"
+            wrong = _range_left(place, value)
+            if wrong is not None:
+                yield f"{flag} {value} must {wrong}"
+
+
+def _range_left(place: tuple[str, str], value: float) -> str | None:
+    """`be at least 1`, where a number is not."""
+    if not math.isfinite(value):
+        return "be a finite number"
+    if place in _AT_LEAST and value < _AT_LEAST[place]:
+        return f"be at least {_AT_LEAST[place]}"
+    if place in _ABOVE and value <= _ABOVE[place]:
+        return f"be above {_ABOVE[place]}"
+    if place in _AT_MOST and not 0 <= value <= _AT_MOST[place]:
+        return f"lie between 0 and {_AT_MOST[place]}"
+    most = _UP_TO.get(place, _COUNT_UP_TO if isinstance(value, int) else math.inf)
+    if value > most:
+        return f"be at most {most}"
+    if place in _SHARES and not 0 <= value < 1:
+        return "be at least 0 and below 1"
+    return None

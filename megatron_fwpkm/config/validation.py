@@ -14,6 +14,7 @@ from .neighbours import near_divisors, near_multiples
 from .pretrain import PretrainConfig
 from .ranges import values_out_of_range
 from .schedule_rules import schedule_problems
+from .size_rules import size_problems
 from .training_rules import training_problems
 
 
@@ -40,6 +41,8 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
         schedule_problems, data_problems, checkpoint_problems,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]
+    if not found:
+        found = list(size_problems(config))
     return found + list(_batch(config, world_size))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from ..data.tokenizers import build_tokenizer
 from .memory_estimate import document_start_bytes, estimate_memory, format_bytes, micro_batches
 
 _PLAIN_WIDTH = 120
+_MOST_STAGES = 8
 
 
 def dry_run(resolved: Resolved, console: Console | None = None) -> int:
@@ -150,9 +151,13 @@ def parameters_table(config: PretrainConfig, vocab_size: int) -> Table:
 
 
 def memory_table(config: PretrainConfig, vocab_size: int, world_size: int) -> Table:
-    """Bytes on a rank of every pipeline stage."""
-    stages = range(config.parallel.pipeline_model_parallel_size)
+    """Bytes on a rank of every pipeline stage; of many stages only the first, the fullest and the last."""
+    stages: Sequence[int] = range(config.parallel.pipeline_model_parallel_size)
     found = [estimate_memory(config, vocab_size, world_size, stage) for stage in stages]
+    if len(stages) > _MOST_STAGES:
+        fullest = max(stages, key=lambda stage: found[stage].total)
+        stages = sorted({0, fullest, stages[-1]})
+        found = [found[stage] for stage in stages]
     table = Table(title="\nMemory per rank", title_justify="left", box=None, pad_edge=False)
     table.add_column("what")
     for stage in stages:

@@ -122,10 +122,10 @@ def undo_log_bytes(config: PretrainConfig) -> int:
     """
     fwpkm, chunks = config.fwpkm, _chunk_reads(config)
     if fwpkm.undo_log == "recompute":
-        rows = min(num_slots(fwpkm), sum(chunks)) * _row_bytes(config)
+        rows = min(num_slots(fwpkm), sum(number * reads for reads, number in chunks.items())) * _row_bytes(config)
     else:
         rows = _logged_rows(config) * _row_bytes(config, 2 if fwpkm.undo_log == "bf16" else value_bytes(config))
-    return _calls(config) * (rows + len(chunks) * _moving_sub_key_bytes(config))
+    return _calls(config) * (rows + sum(chunks.values()) * _moving_sub_key_bytes(config))
 
 
 def document_start_bytes(config: PretrainConfig) -> int:
@@ -138,7 +138,8 @@ def document_start_bytes(config: PretrainConfig) -> int:
     if fwpkm.reset != "document":
         return 0
     width = 2 if fwpkm.undo_log == "bf16" else value_bytes(config)
-    most = sum(chunks) if fwpkm.undo_log == "recompute" else max(chunks)
+    together = sum(number * reads for reads, number in chunks.items())
+    most = together if fwpkm.undo_log == "recompute" else max(chunks)
     rows = num_slots(fwpkm) if most > num_slots(fwpkm) else 0
     return rows * _row_bytes(config, width) + _moving_sub_key_bytes(config)
 
@@ -154,12 +155,12 @@ def _calls(config: PretrainConfig) -> int:
     return config.training.micro_batch_size if config.fwpkm.reset == "document" else 1
 
 
-def _chunk_reads(config: PretrainConfig) -> list[int]:
-    """Reads of every chunk of a call."""
+def _chunk_reads(config: PretrainConfig) -> dict[int, int]:
+    """Number of a call's chunks by their reads: whole chunks, and what is left of the sequence."""
     fwpkm, sequences = config.fwpkm, config.training.micro_batch_size // _calls(config)
     full, tail = divmod(config.model.seq_length, fwpkm.chunk_size)
     reads = fwpkm.num_heads * fwpkm.topk * sequences
-    return [tokens * reads for tokens in [fwpkm.chunk_size] * full + [tail] * (tail > 0)]
+    return {tokens * reads: number for tokens, number in ((fwpkm.chunk_size, full), (tail, int(tail > 0))) if number}
 
 
 def _moving_sub_key_bytes(config: PretrainConfig) -> int:
@@ -170,7 +171,7 @@ def _moving_sub_key_bytes(config: PretrainConfig) -> int:
 
 def _logged_rows(config: PretrainConfig) -> int:
     """Rows that a call logs."""
-    return sum(min(num_slots(config.fwpkm), reads) for reads in _chunk_reads(config))
+    return sum(number * min(num_slots(config.fwpkm), reads) for reads, number in _chunk_reads(config).items())
 
 
 def activation_bytes(config: PretrainConfig, vocab_size: int, stage: int) -> int:

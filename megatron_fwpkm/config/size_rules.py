@@ -1,0 +1,35 @@
+"""Sizes that no device holds, refused before anything is computed with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .derived import stage_parameters, table_bytes
+from .pretrain import PretrainConfig
+
+_DEVICE_BYTES = 2**40
+"""More than any accelerator has in 2026; whether the one at hand has enough is seen when the run starts."""
+
+
+def size_problems(config: PretrainConfig) -> Iterator[str]:
+    """A sentence for tables and for slow weights that are too large for a rank anywhere."""
+    parallel, fwpkm, model = config.parallel, config.fwpkm, config.model
+    ranks = parallel.tensor_model_parallel_size * parallel.context_parallel_size
+    table = table_bytes(config, ranks) if fwpkm.layer_numbers else 0
+    if table > _DEVICE_BYTES:
+        yield (
+            f"--fwpkm-num-subkeys {fwpkm.num_subkeys} and --fwpkm-value-dim {fwpkm.value_dim} make one memory of "
+            f"{_bytes(table)} on each rank, and no device holds more than {_bytes(_DEVICE_BYTES)}: lower them (a table "
+            "has the square of the sub-keys as rows)"
+        )
+    parameters = stage_parameters(config, config.data.vocab_size or 1, 0).on_rank(parallel.tensor_model_parallel_size)
+    weights = parameters * (2 if config.training.bf16 else 4)
+    if weights > _DEVICE_BYTES:
+        yield (
+            f"--num-layers {model.num_layers}, --hidden-size {model.hidden_size} and what follows from them make slow "
+            f"weights of {_bytes(weights)} on a rank, and no device holds more than {_bytes(_DEVICE_BYTES)}: lower them"
+        )
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**40:,.1f} TiB"

@@ -1,0 +1,98 @@
+"""Sizes that nothing can hold are refused at once, whatever the option."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megatron_fwpkm.config.loading import option_groups, parse_pretrain
+from megatron_fwpkm.config.neighbours import near_divisors
+from megatron_fwpkm.config.validation import problems
+from megatron_fwpkm.training.dry_run import dry_run
+
+NUMBERS = [option for _, _, found in option_groups() for option in found if option.kind == "whole number"]
+SINGLE = [option.flag for option in NUMBERS if not option.is_list]
+START = ["--dry-run", "--tokenizer-type", "NullTokenizer", "--vocab-size", "1000", "--fwpkm-layer-numbers", "1"]
+
+
+def outcome(flags: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[str, float]:
+    """What is said of a configuration (nothing where it is fine), and the seconds it took."""
+    begin = time.process_time()
+    try:
+        dry_run(parse_pretrain([*START, *flags]))
+        said = ""
+    except ValueError as error:
+        said = str(error)
+    capsys.readouterr()
+    return said, time.process_time() - begin
+
+
+@pytest.mark.parametrize("flag", SINGLE)
+def test_a_huge_number_is_refused_by_its_flag(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said, seconds = outcome([flag, str(10**20)], capsys)
+    assert re.search(rf"{flag} {10**20} must (be at most|lie between)", said), said
+    assert seconds < 2
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(SINGLE), st.integers(0, 70).map(lambda power: 2**power), max_size=4))
+def test_any_sizes_are_answered_soon(capsys: pytest.CaptureFixture[str], sizes: dict[str, int]) -> None:
+    """A plan or one sentence for each problem, never another error."""
+    said, seconds = outcome([word for flag, size in sizes.items() for word in (flag, str(size))], capsys)
+    assert seconds < 4, sizes
+    assert not said or "--" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--fwpkm-num-subkeys", "1000000"],
+         "--fwpkm-num-subkeys 1000000 and --fwpkm-value-dim 512 make one memory of 1,862.6 TiB on each rank, and no "
+         "device holds more than 1.0 TiB"),
+        (["--hidden-size", "1048576", "--num-attention-heads", "8192", "--num-layers", "10000"],
+         "--num-layers 10000, --hidden-size 1048576 and what follows from them make slow weights of 480,0"),
+    ],
+)  # fmt: skip
+def test_what_no_device_holds_is_said_with_its_bytes(
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, seconds = outcome(flags, capsys)
+    assert found.startswith(said)
+    assert seconds < 1
+
+
+def test_tables_that_many_ranks_share_are_taken() -> None:
+    """The paper's are far below the limit, and a shared one counts per rank."""
+    shared = ["--fwpkm-num-subkeys", "32768", "--tensor-model-parallel-size", "4"]
+    sizes = ["--fwpkm-value-dim", "512", "--num-attention-heads", "16", "--hidden-size", "1024"]
+    assert problems(parse_pretrain([*START, *sizes, *shared]).config) == []
+    assert len(problems(parse_pretrain([*START, *sizes, *shared[:2]]).config)) == 1
+
+
+def test_the_longest_plans_are_short(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (
+        ["--num-layers", "10000"],
+        ["--num-layers", "9216", "--pipeline-model-parallel-size", "1024"],
+        ["--seq-length", str(2**24), "--fwpkm-chunk-size", "2"],
+    ):
+        said, seconds = outcome(flags, capsys)
+        assert said == "" and seconds < 4, (flags, said, seconds)
+
+
+def test_of_many_stages_the_plan_shows_three(capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run(parse_pretrain([*START, "--num-layers", "16", "--pipeline-model-parallel-size", "16"]))
+    shown = capsys.readouterr().out
+    assert "stage 0" in shown and "stage 15" in shown and "stage 7" not in shown
+
+
+def test_near_divisors_are_found_quickly() -> None:
+    begin = time.process_time()
+    assert near_divisors(5, 2**24) == "4 or 8"
+    assert near_divisors(7, 12) == "6 or 12"
+    assert near_divisors(12, 36) == "9 or 18"
+    assert near_divisors(2, 10**12 + 39) == f"1 or {10**12 + 39}"
+    assert time.process_time() - begin < 1
