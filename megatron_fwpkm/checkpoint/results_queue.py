@@ -7,14 +7,13 @@ a scheduler sends to all processes of a job, and the save that the signal asks f
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 from functools import cache
-from multiprocessing import resource_tracker
 from multiprocessing.managers import SyncManager
 from queue import Queue
 from typing import Any
+
+from ..parent import end_with_parent, shielded
 
 
 def new_results_queue() -> Queue[Any]:
@@ -26,23 +25,6 @@ def new_results_queue() -> Queue[Any]:
 def _manager() -> SyncManager:
     """The process with the queues. Starting it takes up to a second: once."""
     manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-    resource_tracker.ensure_running()  # comes first with any other process, and unblocks signals
-    # A process inherits what is blocked, and keeps it.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        manager.start(_end_with_parent)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    with shielded(signal.SIGINT, signal.SIGTERM):
+        manager.start(end_with_parent)
     return manager
-
-
-def _end_with_parent() -> None:
-    """Leave no process behind when a rank is killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(0)
-
-    threading.Thread(target=watch, daemon=True).start()

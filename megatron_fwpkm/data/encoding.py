@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
-import os
 import re
 import signal
-import threading
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,6 +18,7 @@ import numpy as np
 
 from megatron_fwpkm.config import DataConfig
 
+from ..parent import end_with_parent, shielded
 from .acceleration import Accelerator, DocumentsEncoder, build_encoder
 from .indexed_format import token_dtype
 from .records import BadBytes, BadRecord, Block, Cursor, Record, records
@@ -191,19 +189,6 @@ def _encode(options: EncodingOptions, block: Block) -> EncodedBlock:
     return _encoder(options).encode(block)
 
 
-def _start_worker() -> None:
-    """A worker leaves interruption to its parent and ends when the parent does, however that ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def encode_blocks(blocks: Iterable[Block], encoder: BlockEncoder, workers: int) -> Iterator[EncodedBlock]:
     """Encode blocks with `workers` processes (1: in this one, by `encoder`; each of several builds its own), results in
     the order of the blocks.
@@ -220,10 +205,11 @@ def encode_blocks(blocks: Iterable[Block], encoder: BlockEncoder, workers: int) 
     waiting: deque[Future[EncodedBlock]] = deque()
     # spawn: a forked child inherits locks held by other threads
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
     try:
         for block in blocks:
-            waiting.append(pool.submit(_encode, encoder.options, block.lean()))
+            with shielded(signal.SIGINT):  # processes start with the first of these calls
+                waiting.append(pool.submit(_encode, encoder.options, block.lean()))
             if len(waiting) > 2 * workers + 1:
                 yield waiting.popleft().result()
         while waiting:

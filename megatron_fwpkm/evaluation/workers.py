@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-import threading
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from ..parent import end_with_parent, shielded
 
 _POLL_SECONDS = 1.0
 
@@ -37,8 +39,9 @@ def run_in_processes(
         for rank in range(workers)
     ]
     try:
-        for process in processes:
-            process.start()
+        with shielded(signal.SIGINT):
+            for process in processes:
+                process.start()
         for _ in tasks:
             yield _next_result(results, processes)
     finally:
@@ -71,7 +74,7 @@ def _work(
     threads: int,
 ) -> None:  # fmt: skip
     """Body of a process."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         import torch
 
@@ -83,11 +86,3 @@ def _work(
         results.put(("error", error))
     except Exception:
         results.put(("error", RuntimeError(f"a worker process failed:\n{traceback.format_exc()}")))
-
-
-def _end_with_parent() -> None:
-    """A process that was killed cannot end its workers, which would go on for nobody: they wait for its end."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
