@@ -5,6 +5,8 @@ Start it alone, or on several processes with torchrun. See docs/options.md or --
 
 from __future__ import annotations
 
+import megatron_fwpkm.interruption  # noqa: F401
+
 import os
 import sys
 from collections.abc import Sequence

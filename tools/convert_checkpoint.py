@@ -8,6 +8,8 @@ A checkpoint is a run's --save folder (its latest is taken) or one iteration's f
 
 from __future__ import annotations
 
+import megatron_fwpkm.interruption  # noqa: F401
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -7,6 +7,8 @@ exits 1 when training cannot run here.
 
 from __future__ import annotations
 
+import megatron_fwpkm.interruption  # noqa: F401
+
 import argparse
 import sys
 from collections.abc import Sequence

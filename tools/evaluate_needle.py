@@ -8,6 +8,8 @@ writes results.json, results.csv, heatmap.png, report.html, samples.jsonl. Given
 
 from __future__ import annotations
 
+import megatron_fwpkm.interruption  # noqa: F401
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -32,8 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         value = getattr(defaults, name)
         add(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default: {value})")
     add("--protocol", choices=list(PROTOCOL_MEANINGS), default=defaults.protocol,
-        help="ask when everything is written, with the memory frozen; or let the question follow and writes go on "
-        f"(default: {defaults.protocol})")  # fmt: skip
+        help=f"ask with the memory frozen, or let writes go on (default: {defaults.protocol})")  # fmt: skip
     add("--controls", nargs="*", choices=list(CONTROL_MEANINGS), default=list(defaults.controls),
         help="never write the memory; ask for a fact that is not there (default: both)")  # fmt: skip
     add("--needle-template", default=needle.template, metavar="TEXT", help=f"a fact (default: {needle.template!r})")
@@ -68,8 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = RunOptions(args.output, args.workers, args.device, args.overwrite, args.check_causality, command,
                          args.model_name)  # fmt: skip
     results = evaluate(settings, options)
-    print(text_table(results))
-    print(f"report: {args.output / 'report.html'}")
+    print(text_table(results), f"report: {args.output / 'report.html'}", sep="\n")
     if results.causality is not None and not results.causality.passed:
         print("error: the causality check failed: a token changed logits before it", file=sys.stderr)
         return 1

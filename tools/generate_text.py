@@ -9,6 +9,8 @@ after another. Documents, prompt and answer share one memory, which no other tex
 
 from __future__ import annotations
 
+import megatron_fwpkm.interruption  # noqa: F401
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -7,6 +7,8 @@ Exit status 1 when anything is wrong.
 
 from __future__ import annotations
 
+import megatron_fwpkm.interruption  # noqa: F401
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -8,6 +8,8 @@ writes data/books_text_document.bin, .idx and .json, to be given to pretrain.py 
 
 from __future__ import annotations
 
+import megatron_fwpkm.interruption  # noqa: F401
+
 import argparse
 import sys
 from collections.abc import Sequence

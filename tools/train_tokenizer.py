@@ -7,6 +7,8 @@ writes data/tokenizer.model and data/tokenizer.vocab.
 
 from __future__ import annotations
 
+import megatron_fwpkm.interruption  # noqa: F401
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,36 @@ def test_flags_are_not_abbreviated(path):
     names = sub_commands(run(path, "--help").stdout)
     for command in ([], *([name] for name in names)):
         assert run(path, *command, "--hel").returncode == 2
+
+
+@pytest.mark.parametrize("path", ENTRY_POINTS)
+def test_ctrl_c_during_the_first_import_is_one_line(path, tmp_path):
+    done = interrupted_in("argparse", path, tmp_path)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("tools/doctor.py", ""), ("tools/generate_text.py", "--model . --prompt x"), ("pretrain.py", "--num-layers 1")],
+)
+def test_ctrl_c_while_torch_is_imported_is_one_line(path, words, tmp_path):
+    done = interrupted_in("torch", path, tmp_path, *words.split())
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def interrupted_in(module: str, path: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run an entry point with a module that is interrupted while it is imported, and swallows KeyboardInterrupt."""
+    (folder / f"{module}.py").write_text(
+        "import os, signal, time\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(1)\n"
+        "except KeyboardInterrupt:\n"
+        "    raise ImportError('not for you') from None\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [sys.executable, path, *words], cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment
+    )
 
 
 def test_the_import_log_is_read():
