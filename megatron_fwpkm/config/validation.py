@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from .activation_rules import activation_problems
 from .checkpoint_rules import checkpoint_problems
+from .chunk_rules import chunk_problems
 from .data_rules import data_problems
 from .derived import ffn_hidden_size, kv_channels, num_query_groups, replica_size, rotary_dim
 from .fwpkm import FwPKMConfig
@@ -43,7 +44,7 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
     found = [line for rule in rules for line in rule(config)]
     if not found:
         found = list(size_problems(config))
-    return found + list(_batch(config, world_size))
+    return [*found, *_batch(config, world_size), *chunk_problems(config, world_size)]
 
 
 def _attention(config: PretrainConfig) -> Iterator[str]:
@@ -133,11 +134,6 @@ def _memory(config: PretrainConfig) -> Iterator[str]:
         yield (
             f"--fwpkm-lookahead {fwpkm.lookahead} leaves nothing to write of --fwpkm-chunk-size {fwpkm.chunk_size} "
             f"tokens: take a lookahead of at most {fwpkm.chunk_size - 1} or a longer chunk"
-        )
-    if model.seq_length < fwpkm.chunk_size:
-        yield (
-            f"--seq-length {model.seq_length} is shorter than --fwpkm-chunk-size {fwpkm.chunk_size}, so nothing "
-            f"written could be read in the same sequence: take a chunk of at most {max(1, model.seq_length // 2)}"
         )
 
 

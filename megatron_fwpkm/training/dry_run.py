@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config import TOKENIZERS_WITHOUT_FILE, PretrainConfig
+from ..config.chunk_rules import notes_on_writing
 from ..config.derived import (
     Parameters,
     data_parallel_size,
@@ -207,6 +208,7 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
             f"One memory: {format_bytes(table_bytes(config))} of fast weights beside {own:,} slow weights; every "
             f"replica has its own, reset {config.fwpkm.reset}"
         )
+        yield from notes_on_writing(config)
         if config.fwpkm.reset == "document":
             one = format_bytes(document_start_bytes(config))
             yield f"Undo log: up to {one} more per memory for every document start inside a sequence; it cuts a chunk"

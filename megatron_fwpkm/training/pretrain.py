@@ -15,6 +15,7 @@ from ..checkpoint.agreement import on_rank_zero
 from ..checkpoint.lock import run_lock
 from ..checkpoint.manager import CheckpointManager
 from ..config import PretrainConfig
+from ..config.chunk_rules import notes_on_writing
 from ..config.derived import padded_vocab_size
 from ..config.loading import Resolved
 from ..config.validation import validate
@@ -154,7 +155,7 @@ def open_metrics(config: PretrainConfig, world: World, log_dir: Path, iteration:
 
 
 def _announce(config: PretrainConfig, world: World, global_batch: int, parameters: int) -> None:
-    """One line on what is about to be trained where."""
+    """One line on what is about to be trained where, and what to know of its memories' writes."""
     parallel, layers = config.parallel, " ".join(map(str, config.fwpkm.layer_numbers))
     logger.info(
         "training on %s: %d process(es), TP %d, PP %d | %s parameters per rank, %s | "
@@ -168,3 +169,5 @@ def _announce(config: PretrainConfig, world: World, global_batch: int, parameter
         global_batch,
         config.model.seq_length,
     )
+    for note in notes_on_writing(config):
+        logger.info("%s", note)

@@ -65,7 +65,7 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--fwpkm-key-dim 33", "--fwpkm-key-dim 33 must be even, for a query is cut into halves; take 32 or 34"),
         ("--fwpkm-value-dim 1", "--fwpkm-value-dim 1 cannot be z-scored: take at least 2, or --no-fwpkm-normalize-targets"),
         ("--fwpkm-lookahead 64 --fwpkm-chunk-size 64", "--fwpkm-lookahead 64 leaves nothing to write of --fwpkm-chunk-size 64 tokens: take a lookahead of at most 63"),
-        ("--seq-length 256", "--seq-length 256 is shorter than --fwpkm-chunk-size 512, so nothing written could be read in the same sequence: take a chunk of at most 128"),
+        ("--seq-length 256", "--fwpkm-chunk-size 512 is longer than --seq-length 256, and a chunk ends with its sequence: none would ever be whole; take a chunk of at most 256"),
         ("--fwpkm-dp-sync average --fwpkm-reset step", "--fwpkm-dp-sync average has nothing to average with --fwpkm-reset step, which throws the memory away"),
         # layout
         ("--tensor-model-parallel-size 3 --fwpkm-value-dim 513 --ffn-hidden-size 2049", "--tensor-model-parallel-size 3 does not divide --fwpkm-num-subkeys 512 (near: 510 or 513)"),

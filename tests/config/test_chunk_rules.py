@@ -1,0 +1,97 @@
+"""The rule about chunks and sequences says what the memory does: is anything read that was written?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+from megatron_fwpkm.config import PretrainConfig
+from megatron_fwpkm.config.chunk_rules import chunk_problems, longest_chunk, notes_on_writing
+from megatron_fwpkm.ops import FastWeightState, fast_weight_memory
+
+LENGTH = 12
+
+
+def configured(
+    chunk: int, lookahead: int = 1, boundary: str = "drop", reset: str = "never", length: int = LENGTH,
+    batch: int | None = None, inner_lr: float = 1.0,
+) -> PretrainConfig:  # fmt: skip
+    base = PretrainConfig()
+    fwpkm = replace(
+        base.fwpkm, layer_numbers=(1,), chunk_size=chunk, lookahead=lookahead, boundary=boundary, reset=reset,
+        inner_lr=inner_lr,
+    )  # fmt: skip
+    training = replace(base.training, global_batch_size=batch)
+    return replace(base, fwpkm=fwpkm, model=replace(base.model, seq_length=length), training=training)
+
+
+def reads_own_writes(chunk: int, lookahead: int, boundary: str) -> bool:
+    """Whether what a sequence reads depends on what it has written."""
+    generator = torch.Generator().manual_seed(chunk)
+    keys, values = torch.randn(1, 2, 4, 2, generator=generator), torch.randn(16, 3, generator=generator)
+    queries, targets = torch.randn(1, LENGTH, 1, 4, generator=generator), torch.randn(1, LENGTH, 3, generator=generator)
+    read = [
+        fast_weight_memory(
+            queries, targets, None, FastWeightState(keys, values), topk=2, chunk_size=chunk, lookahead=lookahead,
+            inner_lr=inner_lr, boundary=boundary, implementation="reference",
+        ).retrieved
+        for inner_lr in (0.0, 1.0)
+    ]  # fmt: skip
+    return not torch.equal(*read)
+
+
+@pytest.mark.parametrize("boundary", ["drop", "carry"])
+def test_with_a_reset_at_documents_the_rule_is_what_the_memory_does(boundary: str) -> None:
+    seen = set()
+    for lookahead, chunk in product((1, 2, 4), range(2, LENGTH + 1)):
+        if chunk > lookahead:
+            fine = not list(chunk_problems(configured(chunk, lookahead, boundary, "document")))
+            assert fine == reads_own_writes(chunk, lookahead, boundary), (chunk, lookahead)
+            noted = bool(list(notes_on_writing(configured(chunk, lookahead, boundary))))
+            assert noted != fine
+            seen.add(fine)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("boundary", ["drop", "carry"])
+@pytest.mark.parametrize("reset", ["never", "step", "document"])
+@pytest.mark.parametrize("batch", [None, 4])
+def test_the_advised_chunk_is_accepted_and_one_more_is_not(boundary: str, reset: str, batch: int | None) -> None:
+    most = longest_chunk(configured(3, 2, boundary, reset, batch=batch), 1)
+    assert not list(chunk_problems(configured(most, 2, boundary, reset, batch=batch), 1))
+    for chunk in (most + 1, 512):
+        (said,) = chunk_problems(configured(chunk, 2, boundary, reset, batch=batch), 1)
+        assert said.startswith(f"--fwpkm-chunk-size {chunk} ")
+        assert said.endswith(f"; take a chunk of at most {most}")
+
+
+def test_what_is_read_by_later_sequences_is_fine() -> None:
+    """At the sequence's length a memory that is carried over is written once per sequence; that is said."""
+    assert not list(chunk_problems(configured(LENGTH)))
+    assert not list(chunk_problems(configured(LENGTH, reset="step", batch=4), 1))
+    assert "forgets it before anything is read" in next(chunk_problems(configured(LENGTH, reset="step"), 1))
+    assert list(notes_on_writing(configured(LENGTH))) == [
+        "A sequence never reads what it has written itself, for its only write (--fwpkm-chunk-size 12) comes at its "
+        "end (--seq-length 12); later sequences read it"
+    ]
+    assert not list(notes_on_writing(configured(LENGTH - 1)))
+
+
+def test_the_issue_s_case() -> None:
+    (said,) = chunk_problems(configured(512, length=64))
+    assert said == (
+        "--fwpkm-chunk-size 512 is longer than --seq-length 64, and a chunk ends with its sequence: none would ever be "
+        "whole; take a chunk of at most 64"
+    )
+
+
+def test_a_sequence_too_short_for_any_chunk() -> None:
+    (said,) = chunk_problems(configured(4, 3, "carry", "document", length=4))
+    assert said.endswith("; take longer sequences")
+
+
+def test_a_frozen_memory_is_said() -> None:
+    assert list(notes_on_writing(configured(4, inner_lr=0.0))) == ["The memory is never written (--fwpkm-inner-lr 0)"]
