@@ -48,8 +48,12 @@ def checkpoint_bytes(config: PretrainConfig, vocab_size: int, world_size: int) -
 
 
 def _bytes_per_parameter(config: PretrainConfig) -> tuple[int, int]:
-    """Bytes of a slow weight, and of what the optimizer keeps for it: two moments, and a float32 copy of bf16 ones."""
-    return (2, 12) if config.training.bf16 else (4, 8)
+    """Bytes of a slow weight, and of what the optimizer keeps for it.
+
+    That is two moments, and a float32 copy of bf16 weights; a distributed optimizer saves a copy of any.
+    """
+    copied = config.training.bf16 or config.parallel.use_distributed_optimizer
+    return 2 if config.training.bf16 else 4, 12 if copied else 8
 
 
 def checkpoints_on_disk(config: PretrainConfig) -> int:

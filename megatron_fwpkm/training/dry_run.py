@@ -30,6 +30,7 @@ from ..config.derived import (
 from ..config.loading import DEFAULT, Resolved, option_groups
 from ..config.validation import validate
 from ..data.tokenizers import build_tokenizer
+from .checkpoint_size import checkpoint_bytes, checkpoints_on_disk
 from .memory_estimate import document_start_bytes, estimate_memory, format_bytes, micro_batches
 
 _PLAIN_WIDTH = 120
@@ -212,6 +213,8 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
         if config.fwpkm.reset == "document":
             one = format_bytes(document_start_bytes(config))
             yield f"Undo log: up to {one} more per memory for every document start inside a sequence; it cuts a chunk"
+    if config.checkpoint.save is not None:
+        yield checkpoint_line(config, vocab_size, world_size)
     for flag, paths in (("--data-path", data.data_path), ("--train-data-path", data.train_data_path)):
         for prefix in paths[1::2] if len(paths) > 1 else paths:
             if not Path(f"{prefix}.idx").is_file():
@@ -221,6 +224,19 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     needs_file = data.tokenizer_type not in TOKENIZERS_WITHOUT_FILE
     if needs_file and (not data.tokenizer_model or not Path(data.tokenizer_model).exists()):
         yield f"Missing for a real run: --tokenizer-model {data.tokenizer_model or ''}".rstrip()
+
+
+def checkpoint_line(config: PretrainConfig, vocab_size: int, world_size: int) -> str:
+    """What a checkpoint of this run takes on disk, and all that lie there at once."""
+    one, count = checkpoint_bytes(config, vocab_size, world_size), checkpoints_on_disk(config)
+    parts = f"{format_bytes(one.weights)} of slow weights + {format_bytes(one.optimizer)} of optimizer states"
+    if config.fwpkm.layer_numbers:
+        replicas = _count(data_parallel_size(config, world_size), "replica")
+        parts += f" + {format_bytes(one.fast_weights)} of fast weights ({replicas})"
+    return (
+        f"Checkpoint: {format_bytes(one.total)} = {parts}, up to {format_bytes(one.largest_rank)} from one rank; at "
+        f"most {count} in --save, {format_bytes(count * one.total)}"
+    )
 
 
 def _count(number: int, singular: str, plural: str | None = None) -> str:
