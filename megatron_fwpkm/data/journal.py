@@ -103,7 +103,17 @@ class BadRecordsFile:
         return self._stream.tell()
 
     def restore(self, size: int) -> None:
-        """Go back to a checkpoint of an earlier run."""
+        """Go back to a checkpoint of an earlier run.
+
+        Raises ValueError where lines from before it are gone.
+        """
+        found = os.fstat(self._stream.fileno()).st_size
+        if found < size:
+            self.keep = True
+            raise ValueError(
+                f"{self._partial} has {found} bytes of the {size} that the earlier run left; start over with "
+                "--overwrite"
+            )
         self._stream.truncate(size)
 
     def prepare(self) -> list[tuple[Path, Path]]:

@@ -60,7 +60,7 @@ class SampleLog:
     """`samples.jsonl`: a first line that says which evaluation it is, then a line per sample."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        """Open or begin the log. A last line that was cut off is dropped.
+        """Open or begin the log. A last line that was cut off is dropped, from a file that is such a log.
 
         Args:
             path: the file; its folder exists.
@@ -68,22 +68,29 @@ class SampleLog:
             overwrite: begin anew even if samples are there.
 
         Raises:
-            ValueError: the file holds samples of another evaluation, or is no such file.
+            ValueError: the file, which is left as it is, holds samples of another evaluation, or is no such file.
         """
         self.path = path
         self.records: dict[Cell, SampleRecord] = {}
         header = json.loads(json.dumps(identity))
-        if overwrite or not path.exists() or not path.read_bytes().endswith(b"\n"):
-            kept = [] if overwrite or not path.exists() else path.read_bytes().split(b"\n")[:-1]
-            path.write_bytes(b"".join(line + b"\n" for line in kept))
-        lines = path.read_text().splitlines()
-        if not lines:
-            path.write_text(json.dumps(header) + "\n")
+        first = (json.dumps(header) + "\n").encode()
+        content = b"" if overwrite or not path.exists() else path.read_bytes()
+        if first.startswith(content):  # nothing yet, or a beginning that was cut off
+            path.write_bytes(first)
             return
-        self._check(header, lines[0])
-        for line in lines[1:]:
-            record = SampleRecord.from_json(json.loads(line))
+        whole = content.rfind(b"\n") + 1
+        lines = content[:whole].split(b"\n")[:-1]
+        self._check(header, lines[0] if lines else content)
+        for number, line in enumerate(lines[1:], 2):
+            try:
+                record = SampleRecord.from_json(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{path} is damaged: line {number} is no sample; choose another --output, or --overwrite to begin "
+                    "anew"
+                ) from error
             self.records[record.cell] = record
+        os.truncate(path, whole)
 
     def append(self, record: SampleRecord) -> None:
         """Add a sample and make sure that it is on disk."""
@@ -93,11 +100,14 @@ class SampleLog:
             os.fsync(file.fileno())
         self.records[record.cell] = record
 
-    def _check(self, header: Mapping[str, Any], line: str) -> None:
+    def _check(self, header: Mapping[str, Any], line: bytes) -> None:
+        """See that a file with this first line is a log of this evaluation."""
         try:
             found = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ValueError(f"{self.path} is not a log of samples: {error}; choose another --output") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.path} is not a log of samples; choose another --output")
         different = sorted(name for name in {*header, *found} if header.get(name) != found.get(name))
         if different:
             raise ValueError(

@@ -32,11 +32,12 @@ class JsonLines:
     def __init__(self, path: Path, *, keep_until: int) -> None:
         """Open `path`, dropping records of iterations after `keep_until` (a resumed run writes them again).
 
-        With `keep_until` 0 the run is a new one: records of another are moved aside, to metrics.1.jsonl and so on.
+        With `keep_until` 0 the run is a new one: records of another are moved aside, to metrics.1.jsonl and so on. So
+        is a file in which more than a last line that was cut off is no record.
         """
-        if keep_until == 0 and path.exists() and path.stat().st_size > 0:
-            path.rename(_free_name(path))
         kept = [r for r in read_records(path) if r.get("iteration", 0) <= keep_until] if path.exists() else []
+        if path.exists() and path.stat().st_size > 0 and (keep_until == 0 or not _is_log(path)):
+            path.rename(_free_name(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
@@ -107,13 +108,21 @@ class MetricsLog:
 
 def read_records(path: Path) -> list[JsonRecord]:
     """All complete records of a metrics file; a last line torn by a kill is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return records
+    found = [_record(line) for line in path.read_bytes().split(b"\n")]
+    return [record for record in found if record is not None]
+
+
+def _is_log(path: Path) -> bool:
+    """Whether every line that ends is a record."""
+    return all(_record(line) is not None for line in path.read_bytes().split(b"\n")[:-1])
+
+
+def _record(line: bytes) -> JsonRecord | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "kind" in record else None
 
 
 def _free_name(path: Path) -> Path:

@@ -56,8 +56,46 @@ def test_samples_of_another_evaluation_are_refused(tmp_path):
     assert SampleLog(path, IDENTITY | {"seed": 2}, overwrite=True).records == {}
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"length,depth\n128,0.5\n",
+        b"length,depth\n128,0.5",
+        b"a line of somebody else's",
+        b"[1, 2]\n",
+        b"17\n",
+        b"\xff\xfe\n",
+        b"\n",
+    ],
+)
+def test_a_file_of_another_kind_is_refused_and_left_as_it_is(tmp_path, content):
     path = tmp_path / "s.jsonl"
-    path.write_text("length,depth\n128,0.5\n")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a log of samples.*; choose another --output"):
+        SampleLog(path, IDENTITY)
+    assert path.read_bytes() == content
+
+
+def test_a_log_of_another_evaluation_is_left_as_it_is(tmp_path):
+    path = tmp_path / "s.jsonl"
+    SampleLog(path, IDENTITY | {"seed": 2}).append(record(0))
+    content = path.read_bytes() + b"a line that was cut"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"another evaluation \(seed differ"):
+        SampleLog(path, IDENTITY)
+    assert path.read_bytes() == content
+    path.write_bytes(content[:20])  # of its header
     with pytest.raises(ValueError, match="is not a log of samples"):
         SampleLog(path, IDENTITY)
+    assert path.read_bytes() == content[:20]
+
+
+@pytest.mark.parametrize("line", ["{}", "no sample", "3"])
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "s.jsonl"
+    SampleLog(path, IDENTITY).append(record(0))
+    content = path.read_text() + line + "\n{"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="is damaged: line 3 is no sample; choose another --output, or --overwrite"):
+        SampleLog(path, IDENTITY)
+    assert path.read_text() == content

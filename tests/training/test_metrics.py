@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from megatron_fwpkm.training.metrics import (
     JsonLines,
     MetricsLog,
@@ -50,6 +52,17 @@ def test_a_new_run_moves_the_log_of_another_aside(tmp_path: Path) -> None:
             log.write("train", {"iteration": 10, "loss": loss})
     logs = {file.name: read_records(file)[0]["loss"] for file in tmp_path.iterdir()}
     assert logs == {"metrics.1.jsonl": 1.0, "metrics.2.jsonl": 2.0, "metrics.jsonl": 3.0}
+
+
+@pytest.mark.parametrize("foreign", [b"somebody's notes", b"notes\n", b"\xff\n", b'{"kind": "train", "iter\n', b"[]\n"])
+def test_a_resumed_run_loses_no_line_that_is_no_record(tmp_path: Path, foreign: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    content = foreign + b'\n{"kind": "train", "iteration": 10}\n{"kind": "train", "iteration": 30}\n'
+    path.write_bytes(content)
+    with MetricsLog([JsonLines(path, keep_until=20)]) as log:
+        log.write("train", {"iteration": 30, "loss": 2.0})
+    assert [r["iteration"] for r in read_records(path)] == [10, 30]
+    assert (tmp_path / "metrics.1.jsonl").read_bytes() == content
 
 
 def test_progress_line() -> None:
