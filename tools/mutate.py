@@ -14,6 +14,7 @@ from __future__ import annotations
 import megatron_fwpkm.interruption  # noqa: F401
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         print("\n".join(map(str, draw(ROOT, args.room, args.count, args.seed))))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does, end what runs and remove the copy
     tests = room_tests(args.room, args.tests)
     plan = Plan(ROOT, args.room, args.count, args.seed, tests, args.marker, args.time_limit)
     output = args.output or ROOT / "runs" / "mutation" / f"{args.room}-{args.seed}.jsonl"

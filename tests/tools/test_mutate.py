@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import signal
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -215,7 +218,8 @@ def test_every_room_has_its_tests() -> None:
     assert room_tests("data", ["tests/x.py"]) == ("tests/x.py",)
 
 
-def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
     listed = run_tool(capsys, "mutate", "--room", "evaluation", "--count", 3, "--list")
     assert listed.returncode == 0 and len(listed.stdout.splitlines()) == 3
     assert all(line.startswith("megatron_fwpkm/evaluation/") for line in listed.stdout.splitlines())
@@ -223,3 +227,19 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert wrong.returncode == 1 and "error: --room 'attic' is no folder" in wrong.stderr
     wrong = run_tool(capsys, "mutate", "--room", "data", "--tests", "tests/nowhere")
     assert wrong.returncode == 1 and wrong.stderr == "error: --tests tests/nowhere does not exist\n"
+
+
+def test_a_terminated_measurement_leaves_neither_copy_nor_tests(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "tools/mutate.py", "--room", "config", "--tests", "tests/config/test_usage.py",
+               "--output", str(tmp_path / "out.jsonl")]  # fmt: skip
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "without a fault first" in process.stderr.readline()
+        assert len(list(temporary.glob("mutants_*/project"))) == 1
+        process.terminate()
+        assert process.wait(60) == 143
+    assert list(temporary.iterdir()) == []
