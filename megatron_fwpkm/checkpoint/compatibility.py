@@ -130,6 +130,7 @@ NO_MATTER = {
         "tiktoken_special_tokens",
     },
     "training": {
+        "skip_train",
         "exit_interval",
         "exit_duration_in_mins",
         "eval_interval",

@@ -120,6 +120,6 @@ FAMILIES: dict[str, str] = {
         apply-layernorm-1p normalization fused-residual-rmsnorm apply-residual-connection-post-layernorm qk-l2-norm
         qk-clip qk-clip-* fp32-residual-connection persist-layer-norm""",
     "remove it: it is not in this version": """
-        use-rope-scaling rope-scaling-factor rampup-batch-size skip-train""",
+        use-rope-scaling rope-scaling-factor rampup-batch-size""",
 }
 """What to do, a sentence without its full stop -> names, `*` at the end for all that begin so."""

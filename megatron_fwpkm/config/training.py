@@ -16,6 +16,8 @@ class TrainingConfig:
     """Sequences per step over all ranks; default micro-batch size times data-parallel size."""
     train_iters: int = 1000
     """Optimizer steps of the whole run."""
+    skip_train: bool = False
+    """Evaluate the validation and test data once, with the model of --load or --resume, and end; nothing is saved."""
     exit_interval: int | None = None
     """Save and stop when the iteration is a multiple of this."""
     exit_duration_in_mins: float | None = None

@@ -21,6 +21,9 @@ from .metrics import JsonRecord, MetricsLog, median_or_zero, peak_memory_gib, pr
 from .signals import StopSignals
 from .startup import World
 
+SKIPPED = "evaluated without training"
+"""Why a run with --skip-train ends; nothing is left to do then."""
+
 logger = logging.getLogger("megatron_fwpkm")
 
 
@@ -89,14 +92,14 @@ class TrainingLoop:
         test: Iterable[Batch] | None,
         places: dict[str, str | None],
     ) -> None:
-        """Train, evaluate, log and save until the run ends; then write the summary.
+        """Train, evaluate, log and save until the run ends; then write the summary. --skip-train only evaluates.
 
         `test` is measured once, after the last iteration. `places` names files and folders for the summary. Raises
         TrainingDivergedError when the run has gone wrong; the last published checkpoint is untouched then.
         """
         batches = iter(train)
         with self._stop, self._garbage:
-            if self.progress.evaluation_cut_off:
+            if self.progress.evaluation_cut_off or self._config.training.skip_train:
                 self._evaluate_validation(validation)
             reason = self._why_stop()
             while reason is None:
@@ -108,7 +111,7 @@ class TrainingLoop:
                 reason = self._why_stop()
                 self._save_if_due(report, ending=reason is not None)
             self._finish_saving(wait=True)
-            if test is not None and reason == "finished":
+            if test is not None and reason in ("finished", SKIPPED):
                 self._test_loss = self._evaluate("test", test)
                 if self._test_loss is None:
                     reason = self._wish_to_stop()
@@ -221,6 +224,8 @@ class TrainingLoop:
     def _why_stop(self) -> str | None:
         """The reason to end after this iteration, the same on every rank; None to go on."""
         training, iteration = self._config.training, self.progress.iteration
+        if training.skip_train:
+            return self._wish_to_stop() or SKIPPED
         if iteration >= training.train_iters and not self.progress.evaluation_cut_off:
             return "finished"
         wish = self._wish_to_stop()

@@ -82,7 +82,8 @@ def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | 
     checkpoints = RunCheckpoints(resolved, world, manager, engine, tokenizer, rows, documents)
     progress = checkpoints.restore()
     assert isinstance(train, Sized)  # a map-style dataset
-    check_data_position(config, progress, len(train), global_batch)
+    if not config.training.skip_train:
+        check_data_position(config, progress, len(train), global_batch)
     loaders = [
         None
         if dataset is None
@@ -94,7 +95,11 @@ def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | 
             consumed_samples=consumed,
             num_workers=config.data.num_workers,
         )
-        for dataset, consumed in ((train, progress.consumed_samples), (validation, 0), (test, 0))
+        for dataset, consumed in (
+            (None if config.training.skip_train else train, progress.consumed_samples),
+            (validation, 0),
+            (test, 0),
+        )
     ]
     train_batches: Iterable[Batch] = loaders[0] or ()
     log_dir = on_rank_zero(lambda: _make_log_dir(resolved))
@@ -135,7 +140,8 @@ def _make_log_dir(resolved: Resolved) -> Path:
     """
     config = resolved.config
     now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path(config.logging.log_dir or config.checkpoint.save or f"runs/{now}")
+    save = None if config.training.skip_train else config.checkpoint.save  # its records and options are the training's
+    folder = Path(config.logging.log_dir or save or f"runs/{now}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(resolved.to_yaml(), encoding="utf-8")
