@@ -14,6 +14,8 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any, Literal, Protocol, TypeVar, Union
 
+_MOST_DIGITS = 30
+"""More than any whole number has that makes sense; longer ones fit no float, and Python reads none of thousands."""
 BOOLEAN_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """Spellings of a boolean in YAML."""
 
@@ -251,10 +253,17 @@ def _boolean(word: str) -> bool:
 
 
 def _integer(word: str) -> int:
+    _refuse_many_digits(word)
     try:
         return int(word)
     except ValueError:
         raise ValueError(f"{word!r} is not a whole number") from None
+
+
+def _refuse_many_digits(word: str) -> None:
+    digits = word.strip().strip("+-")
+    if len(digits) > _MOST_DIGITS and digits.isdecimal():
+        raise ValueError(f"{digits[:9]}... has {len(digits)} digits, and no option takes so large a number")
 
 
 def _number(word: str) -> float:
@@ -269,6 +278,8 @@ def _number(word: str) -> float:
 
 def _pair(word: str) -> tuple[int, int]:
     parts = word.split(",")
+    for part in parts:
+        _refuse_many_digits(part)
     try:
         left, right = (int(part) for part in parts)
     except ValueError:

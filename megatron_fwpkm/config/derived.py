@@ -198,7 +198,7 @@ def stage_parameters(config: PretrainConfig, vocab_size: int, stage: int) -> Par
     model, last = config.model, config.parallel.pipeline_model_parallel_size - 1
     layers = stage_layers(config, stage)
     parts = parameters_by_part(config, vocab_size)
-    memories = sum(number in layers for number in config.fwpkm.layer_numbers)
+    memories = len(frozenset(layers).intersection(config.fwpkm.layer_numbers))
     found = (attention_parameters(model) + mlp_parameters(model)) * len(layers)
     found += memory_parameters(model, config.fwpkm) * memories
     if stage == 0:

@@ -152,7 +152,7 @@ def values_out_of_range(config: PretrainConfig) -> Iterator[str]:
 
 def _range_left(place: tuple[str, str], value: float) -> str | None:
     """`be at least 1`, where a number is not."""
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return "be a finite number"
     if place in _AT_LEAST and value < _AT_LEAST[place]:
         return f"be at least {_AT_LEAST[place]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from .activation_rules import activation_problems
@@ -17,6 +18,9 @@ from .ranges import values_out_of_range
 from .schedule_rules import schedule_problems
 from .size_rules import size_problems
 from .training_rules import training_problems
+
+_MOST_WINDOW = 2**31 - 1
+_MOST_WORDS = 10
 
 
 def validate(config: PretrainConfig, world_size: int | None = None) -> None:
@@ -88,6 +92,8 @@ def _windows(config: PretrainConfig) -> Iterator[str]:
             )
         elif left < -1:
             yield f"--window-size {left},0 has no meaning: LEFT is the number of tokens before a token, or -1 for all"
+        elif left > _MOST_WINDOW:
+            yield f"--window-size {left},0 must be at most {_MOST_WINDOW},0; -1,0 sees all tokens before a token"
 
 
 def _tables(fwpkm: FwPKMConfig) -> Iterator[str]:
@@ -107,7 +113,7 @@ def _memory(config: PretrainConfig) -> Iterator[str]:
             f"--fwpkm-layer-numbers {_words(wrong)}: the model has layers 1 to {model.num_layers} "
             f"(--num-layers){hint}; take numbers among them"
         )
-    twice = sorted({number for number in fwpkm.layer_numbers if fwpkm.layer_numbers.count(number) > 1})
+    twice = sorted(number for number, times in Counter(fwpkm.layer_numbers).items() if times > 1)
     if twice:
         yield f"--fwpkm-layer-numbers names {_words(twice)} more than once; a layer has one memory at most"
     if not fwpkm.layer_numbers:
@@ -238,4 +244,6 @@ def _context_factor(config: PretrainConfig) -> str:
 
 
 def _words(numbers: list[int]) -> str:
-    return " ".join(str(number) for number in numbers)
+    """`3 7 11`; of many the first few and how many more."""
+    shown = " ".join(str(number) for number in numbers[:_MOST_WORDS])
+    return shown if len(numbers) <= _MOST_WORDS else f"{shown} and {len(numbers) - _MOST_WORDS:,} more"

@@ -115,6 +115,7 @@ def layers_table(config: PretrainConfig) -> Table:
 def _layers(config: PretrainConfig) -> Iterator[tuple[int, int, str, str]]:
     """(number, stage, memory, attention) of every layer."""
     fwpkm, windows = config.fwpkm, layer_windows(config.model)
+    with_memory = frozenset(fwpkm.layer_numbers)
     memory = (
         f"FwPKM {num_slots(fwpkm):,} slots x {fwpkm.value_dim}, {_count(fwpkm.num_heads, 'head')} top-{fwpkm.topk}, "
         f"chunk {fwpkm.chunk_size}"
@@ -123,7 +124,7 @@ def _layers(config: PretrainConfig) -> Iterator[tuple[int, int, str, str]]:
         for number in stage_layers(config, stage):
             window = windows[number - 1]
             sees = "all tokens before" if window is None else f"itself and {_count(window, 'token')} before"
-            yield number, stage, memory if number in fwpkm.layer_numbers else "-", sees
+            yield number, stage, memory if number in with_memory else "-", sees
 
 
 def parameters_table(config: PretrainConfig, vocab_size: int) -> Table:

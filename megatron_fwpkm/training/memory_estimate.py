@@ -261,8 +261,7 @@ def _own_tokens(config: PretrainConfig) -> int:
 
 
 def _memories(config: PretrainConfig, stage: int) -> int:
-    layers = stage_layers(config, stage)
-    return sum(number in layers for number in config.fwpkm.layer_numbers)
+    return len(frozenset(stage_layers(config, stage)).intersection(config.fwpkm.layer_numbers))
 
 
 def _row_bytes(config: PretrainConfig, number: int | None = None) -> int:

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from megatron_fwpkm.config.arguments import Option
 from megatron_fwpkm.config.loading import option_groups, parse_pretrain
 from megatron_fwpkm.config.neighbours import near_divisors
 from megatron_fwpkm.config.validation import problems
 from megatron_fwpkm.training.dry_run import dry_run
 
-NUMBERS = [option for _, _, found in option_groups() for option in found if option.kind == "whole number"]
+KINDS = ("whole number", "LEFT,RIGHT")
+NUMBERS = [option for _, _, found in option_groups() for option in found if option.kind in KINDS]
 SINGLE = [option.flag for option in NUMBERS if not option.is_list]
 START = ["--dry-run", "--tokenizer-type", "NullTokenizer", "--vocab-size", "1000", "--fwpkm-layer-numbers", "1"]
 
@@ -36,6 +38,37 @@ def test_a_huge_number_is_refused_by_its_flag(flag: str, capsys: pytest.CaptureF
     said, seconds = outcome([flag, str(10**20)], capsys)
     assert re.search(rf"{flag} {10**20} must (be at most|lie between)", said), said
     assert seconds < 2
+
+
+@pytest.mark.parametrize("option", NUMBERS, ids=lambda option: option.flag)
+def test_numbers_that_no_float_holds_are_usage_errors(option: Option, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hundreds of digits ended in an OverflowError, thousands in a page of them."""
+    for digits in (400, 5000):
+        with pytest.raises(SystemExit, match="2"):
+            parse_pretrain([*START, option.flag, "1" * digits + (",0" if option.kind == "LEFT,RIGHT" else "")])
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.endswith(
+            f"argument {option.flag}: 111111111... has {digits} digits, and no option takes so large a number"
+        )
+
+
+def test_lists_are_looked_at_once_and_told_in_short(capsys: pytest.CaptureFixture[str]) -> None:
+    every = [str(number) for number in range(1, 10_001)]
+    said, _ = outcome(["--num-layers", "12", "--fwpkm-layer-numbers", *every], capsys)
+    assert said.startswith("--fwpkm-layer-numbers 13 14 15 16 17 18 19 20 21 22 and 9,978 more: the model has layers 1")
+    said, _ = outcome(["--num-layers", "12", "--fwpkm-layer-numbers", "1", "2", "1", "3", "3"], capsys)
+    assert said == "--fwpkm-layer-numbers names 1 3 more than once; a layer has one memory at most"
+    sizes = ["--num-layers", "10000", "--fwpkm-num-subkeys", "16", "--fwpkm-value-dim", "16"]
+    said, seconds = outcome([*sizes, "--fwpkm-layer-numbers", *every], capsys)
+    assert said == "" and seconds < 1.5
+
+
+def test_windows_have_a_bound() -> None:
+    config = parse_pretrain([*START, "--window-size", f"{2**31},0"]).config
+    assert problems(config) == [
+        f"--window-size {2**31},0 must be at most {2**31 - 1},0; -1,0 sees all tokens before a token"
+    ]
+    assert problems(parse_pretrain([*START, "--window-size", f"{2**31 - 1},0"]).config) == []
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
