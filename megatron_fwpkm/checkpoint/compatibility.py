@@ -44,7 +44,7 @@ SAME_RUN = {
     "fwpkm": {"gate_bias_init"},
     "data": {"split", "eod_mask_loss", "reset_position_ids", "reset_attention_mask"},
     "needle": {"fraction", "facts", "template", "key_words", "value_words", "answer_weight"},
-    "training": {"seed", "bf16"},
+    "training": {"seed", "bf16", "rampup_batch_size"},
     "parallel": {"use_distributed_optimizer"},
 }
 """A run goes on with these values only; another run may start from its weights with others."""

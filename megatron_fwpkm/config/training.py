@@ -14,6 +14,9 @@ class TrainingConfig:
     """Sequences per forward pass and rank; they share one memory, as in the paper."""
     global_batch_size: int | None = None
     """Sequences per step over all ranks; default micro-batch size times data-parallel size."""
+    rampup_batch_size: tuple[int, ...] = ()
+    """START INCREMENT SAMPLES: begin with steps of START sequences and add INCREMENT at a time, spread evenly over
+    SAMPLES sequences, up to --global-batch-size; iterations are counted as ever; default none."""
     train_iters: int = 1000
     """Optimizer steps of the whole run."""
     skip_train: bool = False

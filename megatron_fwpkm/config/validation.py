@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from .activation_rules import activation_problems
+from .batch_schedule import rampup_problems
 from .checkpoint_rules import checkpoint_problems
 from .chunk_rules import chunk_problems
 from .data_rules import data_problems
@@ -227,8 +228,9 @@ def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:
             shared += f" times {replicas} data-parallel replicas"
         yield f"--global-batch-size {batch} is not a multiple of {shared}: take {near_multiples(batch, unit)}"
         return
-    micro_batches, stages = (batch or unit) // unit, parallel.pipeline_model_parallel_size
-    interleaved = parallel.num_virtual_stages_per_pipeline_rank > 1
+    stages, interleaved = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank > 1
+    yield from rampup_problems(training, unit, stages if interleaved else 1, replicas)
+    micro_batches = (batch or unit) // unit
     if interleaved and micro_batches % stages and world_size is not None:
         yield (
             f"an interleaved pipeline needs a multiple of {stages} (--pipeline-model-parallel-size) micro-batches per "

@@ -17,6 +17,7 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_fwpkm.config import DataConfig, PretrainConfig
+from megatron_fwpkm.config.batch_schedule import samples_ahead
 from megatron_fwpkm.config.derived import data_parallel_size
 
 from .index_cache import DOCUMENT_ORDERS, MappedTokens, WholeBlend, whole_orders
@@ -117,7 +118,11 @@ def build_datasets(
     if data.eod_mask_loss:
         _check_eods(infos)
     batch = global_batch_size or training.global_batch_size or training.micro_batch_size * _data_parallel_size(config)
-    sizes = [training.train_iters * batch, training.eval_iters * batch, training.eval_iters * batch]
+    sizes = [
+        samples_ahead(training, batch, 0, training.train_iters),
+        training.eval_iters * batch,
+        training.eval_iters * batch,
+    ]
     shared = not data.train_data_path
     shares = _split_shares(data.split) if shared else [(0.0, 1.0)] * 3
     needed = [

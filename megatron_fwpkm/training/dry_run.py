@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config import TOKENIZERS_WITHOUT_FILE, PretrainConfig
+from ..config.batch_schedule import samples_ahead
 from ..config.chunk_rules import notes_on_writing
 from ..config.derived import (
     Parameters,
@@ -189,6 +190,7 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     tensor, replicas = parallel.tensor_model_parallel_size, data_parallel_size(config, world_size)
     batch = global_batch_size(config, replicas)
     tokens = batch * model.seq_length
+    in_all = samples_ahead(training, batch, 0, training.train_iters) * model.seq_length
     yield ""
     yield (
         f"Layout: {_count(world_size, 'process', 'processes')} = TP {tensor} x "
@@ -200,8 +202,11 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     yield (
         f"Step: {batch} sequences x {model.seq_length} tokens = {tokens:,} tokens in "
         f"{_count(micro_batches(config, replicas), 'micro-batch', 'micro-batches')} per replica; "
-        f"{training.train_iters:,} steps = {tokens * training.train_iters:,} tokens"
+        f"{training.train_iters:,} steps = {in_all:,} tokens"
     )
+    if training.rampup_batch_size:
+        start, increment, samples = training.rampup_batch_size
+        yield f"Ramp-up: from {start} sequences per step by {increment} each to {batch}, within {samples:,} sequences"
     padded = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by, tensor)
     yield f"Vocabulary: {vocab_size} pieces, padded to {padded}"
     if config.fwpkm.layer_numbers:

@@ -50,8 +50,8 @@ class StepResult:
 class Engine(Protocol):
     """What the loop needs of the machinery that trains a model."""
 
-    def train_step(self, batches: Iterator[Batch]) -> StepResult:
-        """One optimizer step over the next micro-batches."""
+    def train_step(self, batches: Iterator[Batch], samples: int | None = None) -> StepResult:
+        """One optimizer step over the next micro-batches, `samples` sequences of all replicas (a global batch)."""
 
     def evaluate(
         self, batches: Iterable[Batch], iterations: int, stop: Callable[[], bool] | None = None
@@ -105,8 +105,10 @@ class MegatronEngine:
             no_sync = [chunk.no_sync for chunk in self.chunks]
             model_config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
-    def train_step(self, batches: Iterator[Batch]) -> StepResult:
+    def train_step(self, batches: Iterator[Batch], samples: int | None = None) -> StepResult:
         """Forward and backward over the step's micro-batches, then the optimizer and the schedule.
+
+        `samples` are the step's sequences on all replicas together, by default those of a global batch.
 
         With --fwpkm-reset step the initial memory is put back first.
         """
@@ -117,7 +119,11 @@ class MegatronEngine:
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        sums = self._run_micro_batches(batches, forward_only=False)
+        training = self._config.training
+        number = self._num_microbatches
+        if samples is not None:
+            number = samples // (training.micro_batch_size * parallel_state.get_data_parallel_world_size())
+        sums = self._run_micro_batches(batches, number, forward_only=False)
         lr = self.optimizer.param_groups[0]["lr"]
         succeeded, grad_norm, _ = self.optimizer.step()
         assert succeeded, "only loss scaling (fp16) skips steps"
@@ -150,7 +156,7 @@ class MegatronEngine:
                 if self._config.fwpkm.reset == "step":
                     for memory in self.memories:
                         memory.reset()
-                sums = self._run_micro_batches(source, forward_only=True)
+                sums = self._run_micro_batches(source, self._num_microbatches, forward_only=True)
                 if sums is not None:
                     collected.append(sums)
         self._set_training(True)
@@ -162,20 +168,20 @@ class MegatronEngine:
         for chunk in self.chunks:
             chunk.train(training)
 
-    def _run_micro_batches(self, batches: Iterator[Batch], *, forward_only: bool) -> Tensor | None:
+    def _run_micro_batches(self, batches: Iterator[Batch], number: int, *, forward_only: bool) -> Tensor | None:
         """[m, 3] sums of this rank's micro-batches on the last pipeline stage, None elsewhere.
 
         Every stage reads its own copy of the data, and of a stage's chunks each walks through all micro-batches.
         """
         source: Iterator[Batch] | list[Iterator[Batch]] = batches
         if len(self.chunks) > 1:
-            step = list(islice(batches, self._num_microbatches))
+            step = list(islice(batches, number))
             source = [iter(step) for _ in self.chunks]
         outputs = get_forward_backward_func()(
             forward_step_func=self._forward_step,
             data_iterator=source,
             model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
-            num_microbatches=self._num_microbatches,
+            num_microbatches=number,
             seq_length=self._config.model.seq_length,
             micro_batch_size=self._config.training.micro_batch_size,
             forward_only=forward_only,

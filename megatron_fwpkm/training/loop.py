@@ -12,6 +12,7 @@ from typing import Protocol
 
 from ..checkpoint.agreement import any_rank
 from ..config import PretrainConfig
+from ..config.batch_schedule import step_samples
 from .checkpointing import Progress
 from .engine import Batch, Engine, StepResult
 from .garbage import GarbageCollection
@@ -62,7 +63,7 @@ class TrainingLoop:
         progress: Progress,
         samples_per_step: int,
     ) -> None:
-        """`samples_per_step` is the global batch; `metrics` writes on rank 0 and has no sinks elsewhere."""
+        """`samples_per_step` is the full global batch; `metrics` writes on rank 0 and has no sinks elsewhere."""
         self._config = config
         self._world = world
         self._engine = engine
@@ -70,11 +71,13 @@ class TrainingLoop:
         self._metrics = metrics
         self.progress = progress
         self._samples_per_step = samples_per_step
-        self._tokens_per_step = samples_per_step * config.model.seq_length
+        self._interval_tokens = 0
+        """Tokens since the last progress line."""
         self._guard = MemoryGuard(config)
         self._guard.load_state_dict(progress.guard)
         self._started = time.monotonic()
         self._first_iteration = progress.iteration
+        self._first_tokens = progress.consumed_tokens
         self._step_seconds: list[float] = []
         self._speeds: list[float] = []
         self._last: StepResult | None = None
@@ -120,13 +123,16 @@ class TrainingLoop:
     def _step(self, batches: Iterator[Batch]) -> None:
         begin = time.monotonic()
         self._world.mark(f"iteration {self.progress.iteration + 1}")
-        result = self._engine.train_step(batches)
+        samples = step_samples(self._config.training, self._samples_per_step, self.progress.consumed_samples)
+        result = self._engine.train_step(batches, samples)
         self._step_seconds.append(time.monotonic() - begin)
         self._last = result
         progress = self.progress
         progress.iteration += 1
-        progress.consumed_samples += self._samples_per_step
-        progress.consumed_tokens += self._tokens_per_step
+        tokens = samples * self._config.model.seq_length
+        progress.consumed_samples += samples
+        progress.consumed_tokens += tokens
+        self._interval_tokens += tokens
         self._check_step(result)
         progress.window.append((result.losses.loss, result.losses.lm_loss))
         if progress.best_loss is None or result.losses.loss < progress.best_loss:
@@ -147,7 +153,7 @@ class TrainingLoop:
         report = self._look_at_memories()
         assert self._last is not None
         seconds = sum(self._step_seconds)
-        speed = len(self._step_seconds) * self._tokens_per_step / max(seconds, 1e-9)
+        speed = self._interval_tokens / max(seconds, 1e-9)
         self._speeds.append(speed)
         record: JsonRecord = {
             "iteration": progress.iteration,
@@ -166,6 +172,7 @@ class TrainingLoop:
         remaining = config.training.train_iters - progress.iteration
         logger.info("%s", progress_line(record, config.training.train_iters, remaining * self._seconds_per_iteration()))
         self._step_seconds.clear()
+        self._interval_tokens = 0
         progress.window.clear()
         return report
 
@@ -284,12 +291,11 @@ class TrainingLoop:
     def _finish(self, reason: str | None, places: dict[str, str | None]) -> None:
         """Write the `end` record and say the summary."""
         progress = self.progress
-        trained = progress.iteration - self._first_iteration
         summary: JsonRecord = {
             "iteration": progress.iteration,
             "reason": reason,
             "seconds": time.monotonic() - self._started,
-            "tokens": trained * self._tokens_per_step,
+            "tokens": progress.consumed_tokens - self._first_tokens,
             "tokens_per_second": median_or_zero(self._speeds),
             "peak_memory_gib": peak_memory_gib(self._engine.peak_device_memory()),
             "last_loss": self._last.losses.loss if self._last is not None else None,

@@ -15,6 +15,7 @@ from ..checkpoint.agreement import on_rank_zero
 from ..checkpoint.lock import run_lock
 from ..checkpoint.manager import CheckpointManager
 from ..config import PretrainConfig
+from ..config.batch_schedule import samples_ahead
 from ..config.chunk_rules import notes_on_writing
 from ..config.derived import padded_vocab_size
 from ..config.loading import Resolved
@@ -116,7 +117,9 @@ def check_data_position(config: PretrainConfig, progress: Progress, windows: int
     Megatron deals all epochs at once, so another number of windows is another order: that is said, not refused.
     Raises ValueError when the windows that are left do not suffice.
     """
-    left = (config.training.train_iters - progress.iteration) * global_batch
+    training = config.training
+    ahead = training.train_iters - progress.iteration
+    left = samples_ahead(training, global_batch, progress.consumed_samples, ahead)
     if progress.consumed_samples + left > windows:
         raise ValueError(
             f"{progress.consumed_samples} samples are consumed and {left} more are needed to reach --train-iters "

@@ -36,7 +36,7 @@ class CountingEngine:
         self.evaluations: list[int] = []
         self.evaluated_batches = 0
 
-    def train_step(self, batches: Iterator[Batch]) -> StepResult:
+    def train_step(self, batches: Iterator[Batch], samples: int | None = None) -> StepResult:
         next(batches)
         self.steps += 1
         event = self.events.get(self.steps)
