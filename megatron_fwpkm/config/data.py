@@ -53,6 +53,8 @@ class DataConfig:
 
 TOKENIZERS_WITHOUT_FILE = ("ByteLevelTokenizer", "NullTokenizer")
 """Tokenizer types that need no --tokenizer-model."""
+MOST_NUMBERS = 2**31 - 2
+"""The largest --vocab-size of NullTokenizer, which has one id more: ids are int32."""
 
 
 @dataclass(frozen=True)

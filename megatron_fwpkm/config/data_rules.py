@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from .data import TOKENIZERS_WITHOUT_FILE
+from .data import MOST_NUMBERS, TOKENIZERS_WITHOUT_FILE, DataConfig
 from .pretrain import PretrainConfig
 
 
@@ -60,8 +60,24 @@ def _tokenizer(config: PretrainConfig) -> Iterator[str]:
     if data.tokenizer_type == "NullTokenizer":
         if data.vocab_size is None:
             yield "--tokenizer-type NullTokenizer needs --vocab-size"
+        elif data.vocab_size > MOST_NUMBERS:
+            yield f"--vocab-size {data.vocab_size} must be at most {MOST_NUMBERS}: ids have 32 bits"
     elif data.tokenizer_type not in TOKENIZERS_WITHOUT_FILE and not (data.tokenizer_model or config.training.dry_run):
         yield f"--tokenizer-type {data.tokenizer_type} needs --tokenizer-model"
+    yield from idle_tiktoken_options(data)
+
+
+def idle_tiktoken_options(data: DataConfig) -> Iterator[str]:
+    """Options that do nothing with the type of tokenizer, a sentence each."""
+    kind = data.tokenizer_type
+    for name in ("tiktoken_pattern", "tiktoken_num_special_tokens", "tiktoken_special_tokens"):
+        value = getattr(data, name)
+        if kind != "TikTokenizer" and value != getattr(DataConfig(), name):
+            told = " ".join(value) if isinstance(value, tuple) else value
+            yield (
+                f"--{name.replace('_', '-')} {told} does nothing with --tokenizer-type {kind}: leave it out, or take "
+                "--tokenizer-type TikTokenizer"
+            )
 
 
 def _blend(flag: str, paths: tuple[str, ...]) -> Iterator[str]:

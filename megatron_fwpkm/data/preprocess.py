@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from .tokenizers import Tokenizer, build_tokenizer
 from .verification import DocumentSample, check_sample
 
 _SHOWN_BAD_RECORDS = 10
-TOOL_VERSION = 1
+TOOL_VERSION = 2
 """Rises when the same inputs and options would give other tokens."""
 
 OnError = Literal["fail", "skip", "quarantine"]
@@ -99,6 +100,8 @@ def preprocess(options: PreprocessOptions, progress: Progress | None = None) -> 
     files = open_corpus(options.inputs, options.txt_documents, shard_id=options.shard_id, num_shards=options.num_shards)
     if options.resume and any(file.path == STDIN for file in files):
         raise ValueError("--resume cannot read --input - again from its middle; write it to a file first")
+    for idle in _idle_options(options, files):
+        print(f"note: {idle}", file=sys.stderr)
     run_signature = _signature(options, tokenizer, files)
     journal = Journal(options.journal_path, run_signature)
     if journal.path.exists() and not (options.resume or options.overwrite):
@@ -325,6 +328,16 @@ def _check(options: PreprocessOptions, tokenizer: Tokenizer) -> None:
         )
     if options.verify < 0:
         raise ValueError(f"--verify {options.verify} must be at least 0")
+
+
+def _idle_options(options: PreprocessOptions, files: list[CorpusFile]) -> Iterator[str]:
+    """What was asked for and does nothing with these inputs, or something else than it seems."""
+    texts = [file.path for file in files if file.kind in ("file", "paragraph", "line")]
+    if options.txt_documents != "file" and not texts and options.num_shards == 1:
+        yield f"--txt-documents {options.txt_documents} does nothing: no input is a text file"
+    if len(options.json_keys) > 1 and texts:
+        keys = " ".join(options.json_keys)
+        yield f"--json-keys {keys}: text files such as {texts[0]} give their text under every key"
 
 
 def _signature(options: PreprocessOptions, tokenizer: Tokenizer, files: list[CorpusFile]) -> str:

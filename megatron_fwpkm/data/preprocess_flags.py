@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Sequence
 
 from megatron_fwpkm.config import DataConfig
+from megatron_fwpkm.config.data import TOKENIZERS_WITHOUT_FILE
+from megatron_fwpkm.config.data_rules import idle_tiktoken_options
 from megatron_fwpkm.config.usage import is_flag
 
 _KINDS = ("SentencePieceTokenizer", "HuggingFaceTokenizer", "TikTokenizer", "ByteLevelTokenizer", "NullTokenizer")
@@ -42,12 +44,20 @@ def add_json_keys(parser: argparse.ArgumentParser, meaning: str) -> None:
 
 
 def tokenizer_config(args: argparse.Namespace) -> DataConfig:
-    """The configuration of the tokenizer that the flags name."""
-    return DataConfig(
+    """The configuration of the tokenizer that the flags name. Raises ValueError for a flag that would do nothing."""
+    data = DataConfig(
         tokenizer_type=args.tokenizer_type, tokenizer_model=args.tokenizer_model, vocab_size=args.vocab_size,
         tiktoken_pattern=args.tiktoken_pattern, tiktoken_num_special_tokens=args.tiktoken_num_special_tokens,
         tiktoken_special_tokens=tuple(args.tiktoken_special_tokens),
     )  # fmt: skip
+    if data.tokenizer_model is not None and data.tokenizer_type in TOKENIZERS_WITHOUT_FILE:
+        raise ValueError(
+            f"--tokenizer-model {data.tokenizer_model} does nothing with --tokenizer-type {data.tokenizer_type}, which "
+            f"reads no file: leave it out, or name the type of the file"
+        )
+    for problem in idle_tiktoken_options(data):
+        raise ValueError(problem)
+    return data
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +84,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--on-error", choices=["fail", "skip", "quarantine"], default="fail", help=on_error)
     txt = "what a document is in txt files; blank lines part paragraphs (default: file)"
     add("--txt-documents", choices=["file", "paragraph", "line"], default="file", help=txt)
-    bad_bytes = "bytes that are not UTF-8 make the record bad, become U+FFFD, or are left out (default: reject)"
+    bad_bytes = "what is no UTF-8, and NUL, makes the record bad, becomes U+FFFD, or is left out (default: reject)"
     add("--bad-bytes", choices=["reject", "replace", "drop"], default="reject", help=bad_bytes)
     faster = "a faster way to the same tokens, checked on every run; auto takes the fastest there is (default: auto)"
     add("--accelerator", choices=["auto", "gigatoken", "segments", "none"], default="auto", help=faster)

@@ -107,8 +107,8 @@ def records(block: Block, json_keys: Sequence[str], bad_bytes: BadBytes = "rejec
     jsonl and line: one record per line (a trailing carriage return is not text). paragraph: lines between blank lines.
     file: everything. A text without any character but white space is an empty document. A key with dots is looked up
     as it stands first, then level by level; of `text|body` the first key counts that holds more than null or white
-    space. `bad_bytes`: bytes that are not UTF-8 make a bad record, become U+FFFD, or
-    are left out.
+    space. `bad_bytes`: bytes that are not UTF-8, and NUL (of binary files, or of blocks that a full disk
+    left empty), make a bad record, become U+FFFD, or are left out.
     """
     keys = tuple(map(alternatives, json_keys))
     if block.kind == "parquet":
@@ -127,14 +127,22 @@ def records(block: Block, json_keys: Sequence[str], bad_bytes: BadBytes = "rejec
             yield BadRecord(block.path, line, "blank line", "", raw)
             continue
         try:
-            text = raw.decode("utf-8", _ERRORS[bad_bytes])
-        except UnicodeDecodeError as error:
-            yield BadRecord(block.path, line, "bad UTF-8", _where(error), raw)
-            continue
-        if text.strip():
-            yield Record(line, (text,) * len(json_keys), is_unicode=True)
-        else:
-            yield BadRecord(block.path, line, "empty document", "", raw)
+            yield Record(line, (_text(raw, bad_bytes),) * len(json_keys), is_unicode=True)
+        except _NoText as problem:
+            yield BadRecord(block.path, line, problem.reason, problem.detail, raw)
+
+
+def _text(raw: bytes, bad_bytes: BadBytes) -> str:
+    """The document that these bytes are. Raises _NoText where they are none."""
+    try:
+        text = raw.decode("utf-8", _ERRORS[bad_bytes])
+    except UnicodeDecodeError as error:
+        raise _NoText("bad UTF-8", _where(error)) from error
+    if "\0" in text:
+        text = _without_nul(text, bad_bytes)
+    if not text.strip():
+        raise _NoText("empty document", "")
+    return text
 
 
 def _good_record(line: int, raw: bytes, keys: Sequence[tuple[str, ...]]) -> Record | None:
@@ -150,7 +158,7 @@ def _good_record(line: int, raw: bytes, keys: Sequence[tuple[str, ...]]) -> Reco
         return None
     around = len(raw)  # no fewer bytes than what is not these texts
     for text in texts:
-        if not isinstance(text, str) or not text or text.isspace():
+        if not isinstance(text, str) or not text or text.isspace() or "\0" in text:
             return None
         around -= len(text)
     if around > 2 * _DEEPEST and raw.count(b"[") + raw.count(b"{") > _DEEPEST:
@@ -227,10 +235,19 @@ def _text_under(value: dict[str, Any], names: tuple[str, ...], bad_bytes: BadByt
                 raise _NoText("bad UTF-8", f"{key!r}, {_where(error)}", text) from error
         if text is not None and not isinstance(text, str):
             raise _NoText("not a string", f"{key!r} is a {type(text).__name__}")
+        if text and "\0" in text:
+            text = _without_nul(text, bad_bytes, f"{key!r}, ")
         if text and not text.isspace():
             return text
         problem = _NoText("null" if text is None else "empty document", repr(key))
     raise problem
+
+
+def _without_nul(text: str, bad_bytes: BadBytes, where: str = "") -> str:
+    """A text that has NULs with something else for them. Raises _NoText where they make a record bad."""
+    if bad_bytes == "reject":
+        raise _NoText("NUL", f"{where}character {text.index(chr(0))}: is it a binary file?")
+    return text.replace("\0", "\ufffd" if bad_bytes == "replace" else "")
 
 
 def _look_up(value: dict[str, Any], key: str) -> tuple[bool, Any]:

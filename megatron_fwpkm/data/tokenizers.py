@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_fwpkm.config import DataConfig
+from megatron_fwpkm.config.data import MOST_NUMBERS
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
 
@@ -200,6 +201,8 @@ class NullTokenizer(Tokenizer):
     def __init__(self, numbers: int) -> None:
         if numbers < 1:
             raise ValueError(f"--vocab-size {numbers} must be at least 1")
+        if numbers > MOST_NUMBERS:
+            raise ValueError(f"--vocab-size {numbers} must be at most {MOST_NUMBERS}: ids have 32 bits")
         super().__init__("NullTokenizer", None, numbers + 1, numbers, None, [str(numbers).encode()])
 
     def encode(self, text: str) -> list[int]:
@@ -275,6 +278,8 @@ def _existing_path(data: DataConfig) -> Path:
         if data.tokenizer_type == "HuggingFaceTokenizer":
             advice = "give a folder with a tokenizer.json (nothing is downloaded)"
         raise ValueError(f"--tokenizer-model {path} does not exist; {advice}")
+    if path.is_file() and not path.stat().st_size:
+        raise ValueError(f"--tokenizer-model {path} is empty; get or train it again")
     return path
 
 

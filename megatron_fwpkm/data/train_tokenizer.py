@@ -29,6 +29,8 @@ MAX_SENTENCE = 4000
 """Bytes of the longest piece of text handed to SentencePiece, which drops longer ones silently."""
 REPORT_BYTES = 8 << 20
 """Text that the closing report is measured on."""
+_MOST_PIECES = 1 << 24
+"""More than any tokenizer has; SentencePiece sets a place aside for each before it looks at the text."""
 
 Normalization = Literal["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"]
 
@@ -197,6 +199,8 @@ def _check(options: TokenizerOptions) -> None:
         raise ValueError(f"--character-coverage {options.character_coverage} must be above 0 and at most 1")
     if not 0 < options.sample_fraction <= 1:
         raise ValueError(f"--sample-fraction {options.sample_fraction} must be above 0 and at most 1")
+    if options.vocab_size > _MOST_PIECES:
+        raise ValueError(f"--vocab-size {options.vocab_size} must be at most {_MOST_PIECES}; usual are 1000 to 300000")
     control = options.control_pieces
     smallest = len(control) + 256 + len(options.extra_pieces)
     if options.vocab_size <= smallest:
@@ -217,11 +221,12 @@ def _train(options: TokenizerOptions, reader: _Reader) -> bytes:
     failure: list[ValueError | OSError] = []
 
     def guarded() -> Iterator[str]:
-        # an exception of the iterator would come back out of the C++ code as an unreadable RuntimeError
+        # an exception of the iterator ends the training and comes out of the C++ code as an unreadable RuntimeError
         try:
             yield from reader
         except (ValueError, OSError) as error:
             failure.append(error)
+            raise
 
     try:
         sentencepiece.SentencePieceTrainer.train(
