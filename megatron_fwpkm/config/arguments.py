@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any, Literal, Protocol, TypeVar, Union
 
-_MOST_DIGITS = 30
+_MOST_DIGITS = 100
 """More than any whole number has that makes sense; longer ones fit no float, and Python reads none of thousands."""
 BOOLEAN_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """Spellings of a boolean in YAML."""
