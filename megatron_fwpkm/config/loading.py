@@ -130,9 +130,9 @@ def parse_pretrain(argv: Sequence[str] | None = None) -> Resolved:
         if hasattr(namespace, _dest(option)):
             merged[_dest(option)] = getattr(namespace, _dest(option))
             origins[option.flag] = COMMAND_LINE
-    for name, (words, path) in blends_from_files(merged).items():
-        merged |= {name: words, "data_args_path": None, "per_split_data_args_path": None}
-        origins["--" + name.replace("_", "-")] = path
+    for name, (blend, source) in blends_from_files(merged).items():
+        merged |= {name: blend, "data_args_path": None, "per_split_data_args_path": None}
+        origins["--" + name.replace("_", "-")] = source
     whole = argparse.Namespace(**merged)
     groups: dict[str, Any] = {
         group: from_namespace(cls, whole, PREFIXES.get(group, "")) for group, cls, _ in option_groups()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ LENGTH = 12
 
 
 def configured(
-    chunk: int, lookahead: int = 1, boundary: str = "drop", reset: str = "never", length: int = LENGTH,
+    chunk: int, lookahead: int = 1, boundary: Any = "drop", reset: Any = "never", length: int = LENGTH,
     batch: int | None = None, inner_lr: float = 1.0,
 ) -> PretrainConfig:  # fmt: skip
     base = PretrainConfig()
