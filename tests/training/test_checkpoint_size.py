@@ -132,6 +132,7 @@ def test_dry_run_prints_them() -> None:
 def _shown(argv: list[str]) -> str:
     from megatron_fwpkm.training.dry_run import dry_run
 
-    console = Console(file=io.StringIO(), width=200, highlight=False)
+    text = io.StringIO()
+    console = Console(file=text, width=200, highlight=False)
     assert dry_run(parse_pretrain([*argv, "--dry-run"]), console) == 0
-    return console.file.getvalue()
+    return text.getvalue()

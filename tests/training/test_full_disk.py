@@ -17,6 +17,7 @@ from torch.distributed.checkpoint import CheckpointException
 from megatron_fwpkm.checkpoint import failure
 from megatron_fwpkm.checkpoint.failure import CheckpointError, explained
 from megatron_fwpkm.checkpoint.manager import CheckpointManager, published
+from tests.distributed import run_distributed
 from tests.test_pretrain import flags, start, write_dataset
 
 SIZE = 4 << 20
@@ -106,6 +107,29 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(
     assert [path.name for path in published(save)] == ["iter_0000002", "iter_0000004"]
 
 
+def fail_on_a_small_disk(rank: int, world_size: int, argv: list[str]) -> None:
+    """Rank 1's writer meets the full disk while rank 0 is done."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    if rank == 1:
+
+        def write(*arguments: Any, results_queue: Any, count_queue: Any, **named: Any) -> None:
+            results_queue.put((0, OSError(errno.ENOSPC, "No space left on device")))
+            count_queue.get()
+            count_queue.task_done()
+
+        FileSystemWriterAsync.write_preloaded_data = staticmethod(write)
+    assert start(argv) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("async_save", [None, True])
+def test_a_full_disk_under_one_of_two_ranks(dataset: str, tmp_path: Path, async_save: bool | None) -> None:
+    argv = run_of(dataset, tmp_path / "run", train_iters=4, tensor_model_parallel_size=2, async_save=async_save)
+    run_distributed(fail_on_a_small_disk, 2, argv, timeout=120)
+    assert os.listdir(tmp_path / "run") == []
+
+
 def wrapped(error: Exception) -> CheckpointException:
     return CheckpointException("write", {3: (error, None)})  # type: ignore[dict-item]
 
@@ -141,7 +165,7 @@ def test_another_failure_is_not_called_a_full_disk(tmp_path: Path, error: Except
 
 
 def test_a_file_system_without_numbers_is_not_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda root: shutil._ntuple_diskusage(0, 0, 0))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda root: shutil._ntuple_diskusage(0, 0, 0))
     assert failure.check_room("iter_7", tmp_path, 10**18) is None
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="iter_7 was not written to .* the disk is full"):

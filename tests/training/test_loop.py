@@ -30,7 +30,7 @@ from megatron_fwpkm.training.startup import World
 class CountingEngine:
     """Loss 1 / step; events happen at chosen steps."""
 
-    def __init__(self, events: dict[int, Any] | None = None) -> None:
+    def __init__(self, events: dict[Any, Any] | None = None) -> None:
         self.steps = 0
         self.events = events or {}
         self.evaluations: list[int] = []
