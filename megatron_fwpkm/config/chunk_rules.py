@@ -43,30 +43,41 @@ def chunk_problems(config: PretrainConfig, world_size: int | None = None) -> Ite
 def longest_chunk(config: PretrainConfig, world_size: int | None = None) -> int:
     """The longest chunk with which something that is written is read, and which is whole within a sequence."""
     fwpkm, length = config.fwpkm, config.model.seq_length
-    if fwpkm.reset == "never" or (fwpkm.reset == "step" and not _one_micro_batch(config, world_size)):
+    if not fwpkm.inner_lr or fwpkm.reset == "never":
+        return length
+    if fwpkm.reset == "step" and not _one_micro_batch(config, world_size):
         return length
     return length - 1 - (fwpkm.lookahead if fwpkm.boundary == "carry" else 0)
 
 
 def notes_on_writing(config: PretrainConfig) -> Iterator[str]:
-    """What to know of a memory that is never written, or whose sequences never read what they write themselves."""
+    """What to know of a memory that is never written, or whose sequences or documents never read their own writes."""
     fwpkm, length = config.fwpkm, config.model.seq_length
     if not fwpkm.layer_numbers:
         return
     if not fwpkm.inner_lr:
         yield "The memory is never written (--fwpkm-inner-lr 0)"
-    elif fwpkm.chunk_size + (fwpkm.lookahead if fwpkm.boundary == "carry" else 0) >= length:
+        return
+    before = fwpkm.chunk_size + (fwpkm.lookahead if fwpkm.boundary == "carry" else 0)
+    if before >= length:
+        readers = "later micro-batches of its step" if fwpkm.reset == "step" else "later sequences"
         yield (
             f"A sequence never reads what it has written itself, for its only write (--fwpkm-chunk-size "
-            f"{fwpkm.chunk_size}) comes at its end (--seq-length {length}); later sequences read it"
+            f"{fwpkm.chunk_size}) comes at its end (--seq-length {length}); {readers} read it, and no gradient reaches "
+            "what is written"
         )
+    elif fwpkm.reset == "document":
+        yield f"Documents of at most {before:,} tokens never read what they write (--fwpkm-reset document)"
 
 
 def _one_micro_batch(config: PretrainConfig, world_size: int | None) -> bool:
     """Whether a replica's steps are known to have one micro-batch each."""
     if config.training.global_batch_size is None:
         return True
-    if world_size is None or world_size % replica_size(config):
+    if world_size is None:
+        replicas = 1  # makes the most micro-batches
+    elif world_size % replica_size(config):
         return False
-    replicas = data_parallel_size(config, world_size)
+    else:
+        replicas = data_parallel_size(config, world_size)
     return global_batch_size(config, replicas) <= config.training.micro_batch_size * replicas

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from megatron_fwpkm.config import PretrainConfig
 from megatron_fwpkm.config.chunk_rules import chunk_problems, longest_chunk, notes_on_writing
@@ -29,19 +30,32 @@ def configured(
     return replace(base, fwpkm=fwpkm, model=replace(base.model, seq_length=length), training=training)
 
 
-def reads_own_writes(chunk: int, lookahead: int, boundary: str) -> bool:
-    """Whether what a sequence reads depends on what it has written."""
+def read(chunk: int, lookahead: int, boundary: str, length: int, inner_lr: float = 1.0) -> tuple[Tensor, Tensor]:
+    """What a sequence reads, and the targets of what it writes."""
     generator = torch.Generator().manual_seed(chunk)
     keys, values = torch.randn(1, 2, 4, 2, generator=generator), torch.randn(16, 3, generator=generator)
-    queries, targets = torch.randn(1, LENGTH, 1, 4, generator=generator), torch.randn(1, LENGTH, 3, generator=generator)
-    read = [
-        fast_weight_memory(
-            queries, targets, None, FastWeightState(keys, values), topk=2, chunk_size=chunk, lookahead=lookahead,
-            inner_lr=inner_lr, boundary=boundary, implementation="reference",
-        ).retrieved
-        for inner_lr in (0.0, 1.0)
-    ]  # fmt: skip
-    return not torch.equal(*read)
+    queries, targets = torch.randn(1, length, 1, 4, generator=generator), torch.randn(1, length, 3, generator=generator)
+    targets.requires_grad_()
+    output = fast_weight_memory(
+        queries, targets, None, FastWeightState(keys, values), topk=2, chunk_size=chunk, lookahead=lookahead,
+        inner_lr=inner_lr, boundary=boundary, implementation="reference",
+    )  # fmt: skip
+    return output.retrieved, targets
+
+
+def reads_own_writes(chunk: int, lookahead: int, boundary: str, length: int = LENGTH) -> bool:
+    """Whether what a sequence reads depends on what it has written."""
+    frozen, written = (read(chunk, lookahead, boundary, length, inner_lr)[0] for inner_lr in (0.0, 1.0))
+    return not torch.equal(frozen, written)
+
+
+def reaches_targets(chunk: int, lookahead: int, boundary: str, length: int) -> bool:
+    """Whether what a sequence reads has a gradient in what it has written."""
+    retrieved, targets = read(chunk, lookahead, boundary, length)
+    if not retrieved.requires_grad:
+        return False
+    retrieved.sum().backward()
+    return targets.grad is not None and bool(targets.grad.any())
 
 
 @pytest.mark.parametrize("boundary", ["drop", "carry"])
@@ -76,9 +90,37 @@ def test_what_is_read_by_later_sequences_is_fine() -> None:
     assert "forgets it before anything is read" in next(chunk_problems(configured(LENGTH, reset="step"), 1))
     assert list(notes_on_writing(configured(LENGTH))) == [
         "A sequence never reads what it has written itself, for its only write (--fwpkm-chunk-size 12) comes at its "
-        "end (--seq-length 12); later sequences read it"
+        "end (--seq-length 12); later sequences read it, and no gradient reaches what is written"
     ]
+    (said,) = notes_on_writing(configured(LENGTH, reset="step", batch=4))
+    assert said.endswith("; later micro-batches of its step read it, and no gradient reaches what is written")
     assert not list(notes_on_writing(configured(LENGTH - 1)))
+
+
+@pytest.mark.parametrize(("boundary", "before"), [("drop", 6), ("carry", 8)])
+def test_documents_that_never_read_their_writes_are_told(boundary: str, before: int) -> None:
+    config = configured(6, 2, boundary, "document", length=64)
+    assert list(notes_on_writing(config)) == [
+        f"Documents of at most {before} tokens never read what they write (--fwpkm-reset document)"
+    ]
+    assert reads_own_writes(6, 2, boundary, before + 1) and not reads_own_writes(6, 2, boundary, before)
+
+
+@pytest.mark.parametrize("boundary", ["drop", "carry"])
+def test_no_gradient_reaches_writes_that_are_not_read(boundary: str) -> None:
+    last = {"drop": 6, "carry": 8}[boundary]
+    assert not reaches_targets(6, 2, boundary, last) and reaches_targets(6, 2, boundary, last + 4)
+
+
+def test_one_micro_batch_is_known_without_the_number_of_processes() -> None:
+    """A dry run said that later sequences read it, and the run was refused."""
+    assert len(list(chunk_problems(configured(LENGTH, reset="step", batch=1)))) == 1
+    assert not list(chunk_problems(configured(LENGTH, reset="step", batch=2)))
+
+
+@pytest.mark.parametrize("reset", ["step", "document"])
+def test_a_frozen_memory_forgets_nothing(reset: str) -> None:
+    assert not list(chunk_problems(configured(LENGTH, reset=reset, inner_lr=0.0), 1))
 
 
 def test_the_issue_s_case() -> None:
