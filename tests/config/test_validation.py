@@ -113,7 +113,7 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--split 100,0,0", "--split 100,0,0 leaves no validation documents for --eval-iters 100: give them a share or take --eval-iters 0"),
         ("--tokenizer-type NullTokenizer", "--tokenizer-type NullTokenizer needs --vocab-size"),
         ("--tiktoken-pattern v1", "--tiktoken-pattern v1 does nothing with --tokenizer-type SentencePieceTokenizer: leave it out"),
-        ("--tokenizer-type NullTokenizer --vocab-size 100000000000000000000", "--vocab-size 100000000000000000000 must be at most 2147483646: ids have 32 bits"),
+        ("--tokenizer-type NullTokenizer --vocab-size 2147483647", "--vocab-size 2147483647 must be at most 2147483646: ids have 32 bits"),
         ("--tokenizer-model none --tokenizer-type TikTokenizer", "--tokenizer-type TikTokenizer needs --tokenizer-model"),
         ("--tokenizer-model none", "--tokenizer-type SentencePieceTokenizer needs --tokenizer-model"),
         ("--needle-fraction 0.5 --needle-template {key}", "--needle-template '{key}' must hold {key} once and {value} once behind it"),
