@@ -200,7 +200,7 @@ def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"save": "{trained}", "resume": True, "seed": 5}, "--seed is 1234 there and 5 here.*--finetune"),
         ({"load": "{tmp}/file"}, "file is not a folder"),
         ({"load": "{tmp}"}, "is not a checkpoint: it has no run.json"),
-        ({"fwpkm_num_subkeys": 1_000_000}, r"need \S+ TiB on each rank.*lower --fwpkm-num-subkeys 1000000"),
+        ({"fwpkm_num_subkeys": 120_000}, r"need \S+ GiB on each rank.*lower --fwpkm-num-subkeys 120000"),
         ({"lr_warmup_iters": 20}, "--lr-warmup-iters 20"),
     ],
 )  # fmt: skip
