@@ -51,6 +51,13 @@ check_master() { # check_master ADDRESS NODES
   esac
 }
 
+# torchrun itself would end in a traceback of forty lines.
+check_port_is_free() { # check_port_is_free PORT
+  if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then
+    fail "port $1 is in use by another program on this node: choose a free MASTER_PORT, or end that program"
+  fi
+}
+
 find_python() {
   if [ -n "${PYTHON:-}" ]; then
     echo "$PYTHON"

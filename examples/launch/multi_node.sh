@@ -27,6 +27,7 @@ else
   require_number NODE_RANK 0 "the number of this node, counted from 0"
   [ "$NODE_RANK" -lt "$NNODES" ] || fail "NODE_RANK=$NODE_RANK, but with NNODES=$NNODES the nodes are numbered 0 to $((NNODES - 1))"
   check_master "$MASTER_ADDR" "$NNODES"
+  [ "$NODE_RANK" != 0 ] || [ "$dry_run" = 1 ] || check_port_is_free "$MASTER_PORT"
   rendezvous=(--node-rank="$NODE_RANK" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT")
 fi
 gpus=$(gpus_per_node)

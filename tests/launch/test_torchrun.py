@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import socket
 
 import pytest
 
@@ -121,6 +122,20 @@ def test_static_rendezvous_refuses(launch, environment, change, said):
 )
 def test_c10d_rendezvous_refuses(launch, environment, change, said):
     check_refused(launch("multi_node.sh", environment | C10D | change, "--dry-run", "--lr", "1"), said)
+
+
+def test_a_port_that_another_program_uses_is_refused(launch, environment, record):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        first = environment | STATIC | {"NODE_RANK": "0", "MASTER_PORT": port}
+        process = launch("multi_node.sh", first, "--lr", "1")
+        check_refused(process, f"port {port} is in use by another program on this node", "MASTER_PORT")
+        assert not (record / "ranks").exists()
+        # The port is one of node 0: other nodes may use it for something else.
+        assert launch("multi_node.sh", first | {"NODE_RANK": "1"}, "--lr", "1").returncode == 0
+    assert launch("multi_node.sh", first, "--lr", "1").returncode == 0
 
 
 def test_nothing_to_train_is_refused(launch, environment):
