@@ -21,7 +21,7 @@ _VOCABULARY = "remove it: the vocabulary is padded to a multiple of --make-vocab
 _WITHOUT_TOKENIZER_FILE = "remove it: NullTokenizer takes --vocab-size numbers, and the next one ends documents"
 
 MEGATRON_FLAGS = {
-    "accumulate-allreduce-grads-in-fp32": "remove it: gradients are summed and reduced in float32 here",
+    "accumulate-allreduce-grads-in-fp32": "remove it: so they are here, unless --grad-reduce-in-bf16 is given",
     "add-qkv-bias": "there are no biases on queries, keys and values alone: give --add-bias-linear for all linears",
     "allow-ambiguous-pad-tokens": "remove it: nothing is padded in training",
     "apply-query-key-layer-scaling": _ATTENTION,
