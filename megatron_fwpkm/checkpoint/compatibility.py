@@ -20,6 +20,8 @@ ARCHITECTURE = {
         "window_size",
         "rotary_base",
         "rotary_percent",
+        "use_rope_scaling",
+        "rope_scaling_factor",
         "norm_epsilon",
         "qk_layernorm",
         "add_bias_linear",

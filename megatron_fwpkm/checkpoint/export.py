@@ -205,6 +205,7 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
         hidden_dropout=model.hidden_dropout,
         rope_theta=float(int(model.rotary_base)),
         partial_rotary_factor=model.rotary_percent,
+        rope_scaling_factor=model.rope_scaling_factor if model.use_rope_scaling else None,
         max_position_embeddings=model.max_position_embeddings,
         training_length=model.seq_length,
         rms_norm_eps=model.norm_epsilon,

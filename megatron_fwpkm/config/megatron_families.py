@@ -119,7 +119,5 @@ FAMILIES: dict[str, str] = {
     "remove it: norms are RMSNorm before attention and MLP, and --qk-layernorm on queries and keys": """
         apply-layernorm-1p normalization fused-residual-rmsnorm apply-residual-connection-post-layernorm qk-l2-norm
         qk-clip qk-clip-* fp32-residual-connection persist-layer-norm""",
-    "remove it: rotary frequencies are not scaled here; --rotary-base, given from the start, stretches them": """
-        use-rope-scaling rope-scaling-factor""",
 }
 """What to do, a sentence without its full stop -> names, `*` at the end for all that begin so."""

@@ -32,6 +32,10 @@ class ModelConfig:
     """Base of the rotary position embedding."""
     rotary_percent: float = 1.0
     """Fraction of each attention head's width that is rotated."""
+    use_rope_scaling: bool = False
+    """Divide low rotary frequencies by --rope-scaling-factor, as Llama 3.1 does, for texts longer than 8,192 tokens."""
+    rope_scaling_factor: float = 8.0
+    """What --use-rope-scaling divides frequencies with wavelengths above 8,192 tokens by; those below 2,048 stay."""
     norm_epsilon: float = 1e-5
     """Epsilon of every RMSNorm."""
     qk_layernorm: bool = True

@@ -23,6 +23,7 @@ _AT_LEAST: dict[tuple[str, str], float] = {
             "seq_length",
             "max_position_embeddings",
             "make_vocab_size_divisible_by",
+            "rope_scaling_factor",
         )  # fmt: skip
     },
     **{
@@ -94,6 +95,7 @@ _ABOVE: dict[tuple[str, str], float] = {
 }
 _AT_MOST: dict[tuple[str, str], float] = {
     ("model", "rotary_percent"): 1,
+    ("model", "rope_scaling_factor"): 1_000_000,
     ("needle", "fraction"): 1,
     ("training", "seed"): 2**32 - 1,
 }

@@ -13,6 +13,7 @@ from .chunk_rules import chunk_problems
 from .data_rules import data_problems
 from .derived import ffn_hidden_size, kv_channels, num_query_groups, replica_size, rotary_dim
 from .fwpkm import FwPKMConfig
+from .model import ModelConfig
 from .neighbours import near_divisors, near_multiples
 from .pretrain import PretrainConfig
 from .ranges import values_out_of_range
@@ -72,6 +73,11 @@ def _attention(config: PretrainConfig) -> Iterator[str]:
         yield (
             f"--rotary-percent {model.rotary_percent} of a head of {kv_channels(model)} rotates {rotated} channels, "
             "which must be an even number of at least 2; change it or --kv-channels"
+        )
+    if not model.use_rope_scaling and model.rope_scaling_factor != ModelConfig().rope_scaling_factor:
+        yield (
+            f"--rope-scaling-factor {model.rope_scaling_factor:g} does nothing without --use-rope-scaling: give both, "
+            "or none"
         )
     if model.rotary_base != int(model.rotary_base):
         yield f"--rotary-base {model.rotary_base} must be a whole number; take {round(model.rotary_base)}"

@@ -6,6 +6,8 @@ square of the text. Shapes: q [B, heads, T, head_dim]; k and v [B, key/value hea
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +22,14 @@ MASK_ELEMENTS = 1 << 22
 """Most elements of one mask per sequence: bounds the block where attention is full and the past is long."""
 
 
-def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+SCALED_FROM, SCALED_WHOLLY = 8192 / 4, 8192
+"""Wavelengths in tokens: from the first on a rotary frequency is scaled in part, from the second on wholly. Llama 3.1's
+numbers, which Megatron does not let one change either."""
+
+
+def rotary_angles(
+    positions: Tensor, rotary_dim: int, theta: float, scaling_factor: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines [B, 1, T, rotary_dim] of integer positions [B, T], computed in float32.
 
     Frequencies and angles are rounded exactly as in Megatron: at position 4096 another order of the same operations
@@ -28,9 +37,20 @@ def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> tuple[Ten
     """
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device) / rotary_dim
     frequencies = 1.0 / theta**exponents
+    if scaling_factor is not None:
+        frequencies = scaled_frequencies(frequencies, scaling_factor)
     angles = positions.to(torch.float32).unsqueeze(-1) * frequencies
     angles = torch.cat([angles, angles], -1).unsqueeze(1)
     return angles.cos(), angles.sin()
+
+
+def scaled_frequencies(frequencies: Tensor, factor: float) -> Tensor:
+    """Rotary frequencies with the low ones divided by ``factor``, and a smooth passage to the high ones, which stay."""
+    wavelengths = 2 * math.pi / frequencies
+    kept = (SCALED_WHOLLY / wavelengths - 1) / (SCALED_WHOLLY / SCALED_FROM - 1)  # 1 at SCALED_FROM, 0 at SCALED_WHOLLY
+    between = (1 - kept) * frequencies / factor + kept * frequencies
+    scaled = torch.where(wavelengths > SCALED_WHOLLY, frequencies / factor, between)
+    return torch.where(wavelengths < SCALED_FROM, frequencies, scaled)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ NUMBERS: dict[str, Number] = {
     "hidden_dropout": _SHARE,
     "rope_theta": Number(1, 1e15, whole=False, above=True),
     "partial_rotary_factor": Number(0, 1, whole=False, above=True),
+    "rope_scaling_factor": Number(1, 1e6, whole=False, optional=True),
     "max_position_embeddings": Number(1, optional=True),
     "training_length": Number(1, optional=True),
     "rms_norm_eps": Number(0, 1, whole=False, above=True),
@@ -119,7 +120,9 @@ def check_given(config: FwPKMHFConfig, others: Mapping[str, object]) -> None:
         if name.startswith("fwpkm_"):
             raise ValueError(f"{name} is not a field of this configuration: is it misspelt, or of a newer version?")
         if name in ("rope_scaling", "rope_parameters") and value is not None:
-            raise ValueError(f"{name}={value!r}: this model does not scale its positions; leave the field out")
+            raise ValueError(
+                f"{name}={value!r} is not read by this model, whose field is rope_scaling_factor; leave {name} out"
+            )
     _check_dtype(others.get("torch_dtype"))
     check_fields(config, may_be_none=_MADE_UP)
     if config.head_dim is None and config.hidden_size % config.num_attention_heads:

@@ -31,6 +31,7 @@ class FwPKMHFConfig(PreTrainedConfig):
         hidden_dropout: dropout of the residual branches in training.
         rope_theta: base of the rotary embedding.
         partial_rotary_factor: fraction of a head's width that is rotated.
+        rope_scaling_factor: divides low rotary frequencies, as in Llama 3.1; None for none.
         max_position_embeddings: longest text that generation accepts without a remark; None for no limit.
         training_length: tokens of a training sequence, for information.
         rms_norm_eps: epsilon of every RMSNorm.
@@ -79,6 +80,7 @@ class FwPKMHFConfig(PreTrainedConfig):
     hidden_dropout: float = 0.0
     rope_theta: float = 10000.0
     partial_rotary_factor: float = 1.0
+    rope_scaling_factor: float | None = None
     max_position_embeddings: int | None = None
     training_length: int | None = None
     rms_norm_eps: float = 1e-5

@@ -262,7 +262,8 @@ class FwPKMModel(FwPKMPreTrainedModel):
         states: list[Tensor] | None,
     ) -> Tensor:
         text, tokens, device = ReadText() if cache is None else cache.text, hidden.shape[1], hidden.device
-        rotary = rotary_angles(text.positions(tokens, device), self.rotary_dim, self.config.rope_theta)
+        config, positions = self.config, text.positions(tokens, device)
+        rotary = rotary_angles(positions, self.rotary_dim, config.rope_theta, config.rope_scaling_factor)
         key_mask = text.key_mask(tokens, device)
         if cache is not None:
             cache.shift = None if min(counts) == tokens else tokens - torch.tensor(counts, device=device)

@@ -92,6 +92,8 @@ def build_model(
             position_embedding_type="rope",
             rotary_percent=model.rotary_percent,
             rotary_base=int(model.rotary_base),
+            rope_scaling=model.use_rope_scaling,
+            rope_scaling_factor=model.rope_scaling_factor,
             vp_stage=vp_stage,
         )
     built.positions_restart = config.data.reset_position_ids

@@ -29,6 +29,7 @@ VARIANTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"reset": "step", "boundary": "carry", "lookahead": 2}, {"untie_embeddings_and_output_weights": True}),
     ({"reset": "document", "gate": False, "normalize_targets": False}, {"add_bias_linear": True, "window_size": ()}),
     ({"score": "dot_product", "num_heads": 2, "layer_numbers": (1,)}, {"qk_layernorm": False, "rotary_percent": 0.5}),
+    ({}, {"use_rope_scaling": True, "rope_scaling_factor": 32.0, "rotary_base": 500000.0, "kv_channels": 32}),
     ({"table_dtype": "bf16"}, {}),
     ({"table_dtype": "bf16", "reset": "step"}, {}),
     ({"layer_numbers": ()}, {"num_query_groups": None, "window_size": ((0, 0),)}),
@@ -60,11 +61,13 @@ def test_logits_equal_megatrons(fwpkm: dict[str, Any], model: dict[str, Any]) ->
         torch.testing.assert_close(logits, forward(ids[:, :length]), rtol=1e-10, atol=1e-10)
 
 
-def test_rotary_angles_are_rounded_as_megatrons() -> None:
+@pytest.mark.parametrize("factor", [None, 8.0, 32.0])
+def test_rotary_angles_are_rounded_as_megatrons(factor: float | None) -> None:
     """Bit for bit, far beyond the training length."""
-    built = build_model(tiny(model={"rotary_percent": 0.5}), 64)
+    scaling = {} if factor is None else {"use_rope_scaling": True, "rope_scaling_factor": factor, "kv_channels": 128}
+    built = build_model(tiny(model={"rotary_percent": 0.5, **scaling}), 64)
     freqs = built.rotary_pos_emb(5000)[:, 0, 0]
-    cos, sin = rotary_angles(torch.arange(5000).unsqueeze(0), freqs.shape[-1], 10000.0)
+    cos, sin = rotary_angles(torch.arange(5000).unsqueeze(0), freqs.shape[-1], 10000.0, factor)
     assert torch.equal(cos[0, 0], freqs.cos()) and torch.equal(sin[0, 0], freqs.sin())
 
 
@@ -121,7 +124,8 @@ def test_sizes_are_translated() -> None:
 
 EXPORTED = {
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
-    "seq_length", "max_position_embeddings", "window_size", "rotary_base", "rotary_percent", "norm_epsilon",
+    "seq_length", "max_position_embeddings", "window_size", "rotary_base", "rotary_percent", "use_rope_scaling",
+    "rope_scaling_factor", "norm_epsilon",
     "qk_layernorm", "add_bias_linear", "untie_embeddings_and_output_weights", "init_method_std", "attention_dropout",
     "hidden_dropout", "layer_numbers", "num_heads", "num_subkeys", "key_dim", "value_dim", "topk", "chunk_size",
     "lookahead", "inner_lr", "addressing_weight", "score", "gate", "normalize_targets", "boundary", "reset",

@@ -48,6 +48,7 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--hidden-size 100", "--hidden-size 100 is not a multiple of --num-attention-heads 12: take --hidden-size 96 or 108, or give --kv-channels"),
         ("--num-query-groups 5", "--num-query-groups 5 must divide --num-attention-heads 12: take 4 or 6"),
         ("--rotary-percent 0.05", "--rotary-percent 0.05 of a head of 64 rotates 3 channels, which must be an even number of at least 2"),
+        ("--rope-scaling-factor 32", "--rope-scaling-factor 32 does nothing without --use-rope-scaling: give both, or none"),
         ("--rotary-base 10000.5", "--rotary-base 10000.5 must be a whole number; take 10000"),
         ("--window-size 1,0 1,0 1,0", "--window-size has 3 windows for --num-layers 4: give one for all layers or 4"),
         ("--window-size 127,3", "--window-size 127,3 would see tokens to come: RIGHT must be 0, as in 127,0"),
