@@ -201,6 +201,10 @@ def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"load": "{tmp}/file"}, "file is not a folder"),
         ({"load": "{tmp}"}, "is not a checkpoint: it has no run.json"),
         ({"fwpkm_num_subkeys": 120_000}, r"need \S+ GiB on each rank.*lower --fwpkm-num-subkeys 120000"),
+        (
+            {"micro_batch_size": 10**9, "global_batch_size": None},
+            r"--micro-batch-size 1000000000 and --seq-length 32 need \S+ TiB on a rank for activations and undo log",
+        ),
         ({"lr_warmup_iters": 20}, "--lr-warmup-iters 20"),
     ],
 )  # fmt: skip

@@ -32,7 +32,7 @@ from ..config.loading import DEFAULT, Resolved, option_groups
 from ..config.validation import validate
 from ..data.tokenizers import build_tokenizer
 from .checkpoint_size import checkpoint_bytes, checkpoints_on_disk
-from .memory_estimate import document_start_bytes, estimate_memory, format_bytes, micro_batches
+from .memory_estimate import check_step_fits, document_start_bytes, estimate_memory, format_bytes, micro_batches
 
 _PLAIN_WIDTH = 120
 _MOST_STAGES = 8
@@ -49,9 +49,10 @@ def dry_run(resolved: Resolved, console: Console | None = None) -> int:
     known = os.environ.get("WORLD_SIZE")
     validate(config, None if known is None else int(known))
     vocab_size = vocabulary_size(config)
+    world_size = replica_size(config) if known is None else int(known)
+    check_step_fits(config, vocab_size, world_size)
     if os.environ.get("RANK", "0") != "0":
         return 0
-    world_size = replica_size(config) if known is None else int(known)
     if console is None:
         console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
     console.print(options_table(resolved))

@@ -29,6 +29,9 @@ _INDEX_BYTES = 8
 _PAIR_BYTES = 64
 """Per token, head and slot read: index, weight, score and what the key update's second derivative keeps."""
 
+_MOST_BYTES = 2**44
+"""More than any machine holds for one rank."""
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -91,12 +94,28 @@ def check_tables_fit(config: PretrainConfig, stage: int, room: int) -> None:
         )
 
 
+def check_step_fits(config: PretrainConfig, vocab_size: int, world_size: int) -> None:
+    """Raise ValueError where what a step keeps for its backward pass is more than any machine holds.
+
+    Whether the device at hand holds it is seen in the first step: the figure is about right only.
+    """
+    first_and_last = sorted({0, config.parallel.pipeline_model_parallel_size - 1})
+    found = [estimate_memory(config, vocab_size, world_size, stage) for stage in first_and_last]
+    wanted = max(one.activations + one.offloaded + one.undo_log for one in found)
+    if wanted > _MOST_BYTES:
+        raise ValueError(
+            f"--micro-batch-size {config.training.micro_batch_size} and --seq-length {config.model.seq_length} need "
+            f"{format_bytes(wanted)} on a rank for activations and undo log, and no machine holds more than "
+            f"{format_bytes(_MOST_BYTES)}: lower them, or raise --context-parallel-size"
+        )
+
+
 def format_bytes(count: int) -> str:
     """`512 B`, `1.5 MiB`."""
     value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
-    return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+    return f"{count} B" if units[0] == "B" else f"{value:,.1f} {units[0]}"
 
 
 def _in_flight(config: PretrainConfig, replicas: int, stage: int) -> float:

@@ -27,7 +27,7 @@ from ..data.tokenizers import build_tokenizer
 from .checkpointing import Progress, RunCheckpoints, prepare_save_folder
 from .engine import Batch, MegatronEngine, num_microbatches
 from .loop import TrainingLoop
-from .memory_estimate import check_tables_fit
+from .memory_estimate import check_step_fits, check_tables_fit
 from .metrics import JsonLines, MetricsLog, Sink, TensorBoard
 from .same_start import describe_start
 from .startup import World, distributed_run, memory_bytes
@@ -72,6 +72,7 @@ def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | 
     replicas = parallel_state.get_data_parallel_world_size()
     check_tables_fit(config, parallel_state.get_pipeline_model_parallel_rank(), memory_bytes(world.device))
     tokenizer = build_tokenizer(config.data)
+    check_step_fits(config, tokenizer.vocab_size, world.size)
     train, validation, test = build_datasets(config, tokenizer, global_batch_size=global_batch)
     rows = padded_vocab_size(
         tokenizer.vocab_size, config.model.make_vocab_size_divisible_by, config.parallel.tensor_model_parallel_size

@@ -88,6 +88,11 @@ def test_any_sizes_are_answered_soon(capsys: pytest.CaptureFixture[str], sizes: 
          "device holds more than 1.0 TiB"),
         (["--hidden-size", "1048576", "--num-attention-heads", "8192", "--num-layers", "10000"],
          "--num-layers 10000, --hidden-size 1048576 and what follows from them make slow weights of 480,0"),
+        (["--micro-batch-size", "1000000000"],
+         "--micro-batch-size 1000000000 and --seq-length 4096 need 4,192,352.3 TiB on a rank for activations "
+         "and undo log, and no machine holds more than 16.0 TiB: lower them"),
+        (["--seq-length", str(2**24)],
+         f"--micro-batch-size 1 and --seq-length {2**24} need 17.5 TiB on a rank for activations"),
     ],
 )  # fmt: skip
 def test_what_no_device_holds_is_said_with_its_bytes(
@@ -110,7 +115,7 @@ def test_the_longest_plans_are_short(capsys: pytest.CaptureFixture[str]) -> None
     for flags in (
         ["--num-layers", "10000"],
         ["--num-layers", "9216", "--pipeline-model-parallel-size", "1024"],
-        ["--seq-length", str(2**24), "--fwpkm-chunk-size", "2"],
+        ["--seq-length", str(2**22), "--fwpkm-chunk-size", "2"],
     ):
         said, seconds = outcome(flags, capsys)
         assert said == "" and seconds < 4, (flags, said, seconds)

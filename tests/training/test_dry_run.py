@@ -150,7 +150,7 @@ def test_it_needs_no_torch_and_no_time():
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**30, "3.0 GiB"), (2**52, "4096.0 TiB")]
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**30, "3.0 GiB"), (2**52, "4,096.0 TiB")]
 )
 def test_bytes(count, text):
     assert format_bytes(count) == text
