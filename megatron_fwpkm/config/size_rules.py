@@ -17,10 +17,15 @@ def size_problems(config: PretrainConfig) -> Iterator[str]:
     ranks = parallel.tensor_model_parallel_size * parallel.context_parallel_size
     table = table_bytes(config, ranks) if fwpkm.layer_numbers else 0
     if table > _DEVICE_BYTES:
+        if fwpkm.num_heads * fwpkm.key_dim > fwpkm.num_subkeys * fwpkm.value_dim:
+            made = f"--fwpkm-num-heads {fwpkm.num_heads} and --fwpkm-key-dim {fwpkm.key_dim} make"
+            why = "every head has its own sub-keys"
+        else:
+            made = f"--fwpkm-num-subkeys {fwpkm.num_subkeys} and --fwpkm-value-dim {fwpkm.value_dim} make"
+            why = "a table has the square of the sub-keys as rows"
         yield (
-            f"--fwpkm-num-subkeys {fwpkm.num_subkeys} and --fwpkm-value-dim {fwpkm.value_dim} make one memory of "
-            f"{_bytes(table)} on each rank, and no device holds more than {_bytes(_DEVICE_BYTES)}: lower them (a table "
-            "has the square of the sub-keys as rows)"
+            f"{made} one memory of {_bytes(table)} on each rank, and no device holds more than "
+            f"{_bytes(_DEVICE_BYTES)}: lower them ({why})"
         )
     parameters = stage_parameters(config, config.data.vocab_size or 1, 0).on_rank(parallel.tensor_model_parallel_size)
     weights = parameters * (2 if config.training.bf16 else 4)

@@ -88,6 +88,8 @@ def test_any_sizes_are_answered_soon(capsys: pytest.CaptureFixture[str], sizes: 
          "device holds more than 1.0 TiB"),
         (["--hidden-size", "1048576", "--num-attention-heads", "8192", "--num-layers", "10000"],
          "--num-layers 10000, --hidden-size 1048576 and what follows from them make slow weights of 480,0"),
+        (["--fwpkm-num-heads", "1048576", "--num-layers", "1", "--hidden-size", "24"],
+         "--fwpkm-num-heads 1048576 and --fwpkm-key-dim 512 make one memory of 1.0 TiB on each rank, and no device"),
         (["--micro-batch-size", "1000000000"],
          "--micro-batch-size 1000000000 and --seq-length 4096 need 4,192,352.3 TiB on a rank for activations "
          "and undo log, and no machine holds more than 16.0 TiB: lower them"),
