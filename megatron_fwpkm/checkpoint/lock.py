@@ -61,6 +61,7 @@ class _Found:
 
     @property
     def owner(self) -> dict[str, Any]:
+        """What it says about its owner; empty where it is not readable."""
         try:
             owner = json.loads(self.text)
         except ValueError:
@@ -69,6 +70,7 @@ class _Found:
 
     @property
     def token(self) -> str:
+        """The name of this holding of the lock; made from the text for locks of earlier versions."""
         token = self.owner.get("token")
         if isinstance(token, str) and re.fullmatch("[0-9a-f]{16}", token):
             return token
