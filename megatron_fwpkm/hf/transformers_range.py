@@ -25,15 +25,16 @@ def check_transformers(installed: str) -> None:
     """
     found = _release(installed)
     if found < _release(OLDEST):
+        major, minor = _release(NEWEST)
         raise ImportError(
             f"this model needs transformers {OLDEST} or newer and finds {installed}: pip install "
-            f"'transformers>={OLDEST},<={NEWEST}.*'"
+            f"'transformers>={OLDEST},<{major}.{minor + 1}'"
         )
     if found > _release(NEWEST):
         warnings.warn(
             f"transformers {installed} is newer than {NEWEST}, the last release that this FwPKM model was tested with; "
-            "what it cannot answer rightly it refuses, but compare a text with an earlier release before you rely on "
-            "this one, or export the model again with a newer megatron_fwpkm",
+            "it refuses the calls that it does not understand, but compare a text with an earlier release before you "
+            "rely on this one, or export the model again with a newer megatron_fwpkm",
             stacklevel=2,
         )
 

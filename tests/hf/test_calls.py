@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from packaging.specifiers import SpecifierSet
 from transformers import DynamicCache, GenerationMixin
 
 from megatron_fwpkm.hf import FwPKMForCausalLM
@@ -172,8 +173,11 @@ def test_releases_outside_the_tested_range() -> None:
     with pytest.warns(UserWarning, match="transformers 6.0.0 is newer"):
         check_transformers("6.0.0")
     for old in ("4.57.6", "5.16.1"):
-        with pytest.raises(ImportError, match=f"this model needs transformers {OLDEST} or newer and finds {old}"):
+        told = f"this model needs transformers {OLDEST} or newer and finds {old}"
+        with pytest.raises(ImportError, match=told) as refusal:
             check_transformers(old)
+        named = SpecifierSet(str(refusal.value).partition("'transformers")[2].rstrip("'"))
+        assert f"{OLDEST}.0" in named and f"{NEWEST}.9" in named and old not in named and "5.25.0" not in named
 
 
 def test_the_range_is_the_same_everywhere() -> None:
