@@ -37,8 +37,8 @@ def find_source(chosen: CheckpointConfig) -> Source | None:
         return Source(_named(Path(chosen.load), chosen.ckpt_step), resumed=False)
     if chosen.resume and chosen.exit_on_missing_checkpoint:
         raise ValueError(
-            f"--save {chosen.save} holds no checkpoint to --resume from, and --exit-on-missing-checkpoint forbids to "
-            "start anew: name another folder, or remove it"
+            f"--save {chosen.save} holds no checkpoint to --resume from, and --exit-on-missing-checkpoint forbids a "
+            "new run: name another folder, or remove that flag"
         )
     return None
 

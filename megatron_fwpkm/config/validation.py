@@ -220,7 +220,7 @@ def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:
     if world_size is not None:
         if world_size % replica:
             yield (
-                f"{world_size} processes cannot be divided by --tensor-model-parallel-size "
+                f"{world_size} process{'es' * (world_size != 1)} cannot be divided by --tensor-model-parallel-size "
                 f"{parallel.tensor_model_parallel_size} times --pipeline-model-parallel-size "
                 f"{parallel.pipeline_model_parallel_size}{_context_factor(config)}: start "
                 f"{near_multiples(world_size, replica)}"

@@ -137,4 +137,6 @@ def _complaint(folder: Path, error: OSError) -> str:
             f"the disk is full while the index cache in {folder} is written ({error.strerror}): free space there, or "
             "give --data-cache-path a folder on another disk"
         )
-    return f"the index cache in {folder} cannot be written ({error}); give --data-cache-path a folder that can"
+    return (
+        f"the index cache in {folder} cannot be written ({error}); give --data-cache-path a folder that can be written"
+    )

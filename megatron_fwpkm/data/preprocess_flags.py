@@ -107,7 +107,7 @@ _NULL = "remove it: NullTokenizer takes --vocab-size numbers, and the next one e
 
 MEGATRON_PREPROCESS_FLAGS = {
     "append-bos": "write --prepend-bos, which begins every document with BOS",
-    "chat-template": "remove it: a corpus is plain text; write dialogues into the text as they shall be read",
+    "chat-template": "remove it: a corpus is plain text; write dialogues out in the text",
     "dataset-impl": "remove it: datasets are memory-mapped .bin and .idx files",
     "find-optimal-num-workers": _WORKERS,
     "keep-newlines": _SENTENCES,

@@ -256,7 +256,8 @@ def _make_model_parallel(parallel: ParallelConfig, world: World) -> None:
     if world.size % math.prod(sizes):
         context = f" times --context-parallel-size {sizes[2]}" if sizes[2] > 1 else ""
         raise ValueError(
-            f"{world.size} processes cannot be divided by --tensor-model-parallel-size {sizes[0]} times "
+            f"{world.size} process{'es' * (world.size != 1)} cannot be divided by "
+            f"--tensor-model-parallel-size {sizes[0]} times "
             f"--pipeline-model-parallel-size {sizes[1]}{context}; start a multiple of {math.prod(sizes)}"
         )
     virtual = parallel.num_virtual_stages_per_pipeline_rank

@@ -222,7 +222,7 @@ def test_global_batch_must_divide() -> None:
 def test_layout_errors_name_the_flags() -> None:
     parallel = ParallelConfig(tensor_model_parallel_size=2)
     with (
-        pytest.raises(ValueError, match="1 processes cannot be divided by --tensor-model-parallel-size 2 times"),
+        pytest.raises(ValueError, match="1 process cannot be divided by --tensor-model-parallel-size 2 times"),
         distributed_run(parallel, BASE.training),
     ):
         pass
