@@ -41,7 +41,7 @@ def _splits(config: PretrainConfig) -> Iterator[str]:
     if shares is None:
         yield (
             f"--split {data.split} is malformed: write the shares of training, validation and test as three numbers "
-            "like 969,30,1, at least one for training"
+            "like 969,30,1, the first above 0"
         )
     elif data.data_path and training.eval_iters and not shares[1]:
         yield (

@@ -220,8 +220,9 @@ def _checked(prefix: str, tokenizer: Tokenizer) -> DatasetInfo:
         if made["identity"] != tokenizer.identity:
             raise ValueError(
                 f"dataset {prefix} was made with another tokenizer ({made['type']}, {made['vocab_size']} pieces, "
-                f"identity {made['identity'][:12]}) than --tokenizer-model ({tokenizer.kind}, {tokenizer.vocab_size} "
-                f"pieces, identity {tokenizer.identity[:12]}); use that one, or prepare the corpus again"
+                f"identity {made['identity'][:12]}) than this run's ({tokenizer.kind}, {tokenizer.vocab_size} pieces, "
+                f"identity {tokenizer.identity[:12]}): name the dataset's tokenizer with --tokenizer-type, "
+                "--tokenizer-model and --vocab-size, or prepare the corpus again"
             )
         return info
     logger.warning(

@@ -109,7 +109,7 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--data-path 0 a 1 b", "--data-path 0 a 1 b: several corpora are a blend, written as pairs WEIGHT PREFIX with weights above 0"),
         ("--split 90,10", "--split 90,10 is malformed: write the shares of training, validation and test as three numbers like 969,30,1"),
         ("--split a,b,c", "--split a,b,c is malformed"),
-        ("--split 0,1,1", "--split 0,1,1 is malformed: write the shares of training, validation and test as three numbers like 969,30,1, at least one for training"),
+        ("--split 0,1,1", "--split 0,1,1 is malformed: write the shares of training, validation and test as three numbers like 969,30,1, the first above 0"),
         ("--split 9,-1,1", "--split 9,-1,1 is malformed"),
         ("--split 100,0,0", "--split 100,0,0 leaves no validation documents for --eval-iters 100: give them a share or take --eval-iters 0"),
         ("--tokenizer-type NullTokenizer", "--tokenizer-type NullTokenizer needs --vocab-size"),
