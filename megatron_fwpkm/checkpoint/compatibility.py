@@ -68,6 +68,16 @@ SCHEDULE = (
 )
 """The options of the schedule, in the group `optimizer`."""
 
+TOKENIZER = {
+    "tokenizer_type",
+    "tokenizer_model",
+    "vocab_size",
+    "tiktoken_pattern",
+    "tiktoken_num_special_tokens",
+    "tiktoken_special_tokens",
+}
+"""Whatever says which tokenizer it is, in the group `data`: its identity is compared instead."""
+
 MAY_CHANGE = {
     "model": {"attention_dropout", "hidden_dropout", "make_vocab_size_divisible_by"},
     "fwpkm": {
@@ -123,13 +133,7 @@ NO_MATTER = {
         "data_args_path",  # what the files hold stands in data_path and its like
         "per_split_data_args_path",
         "num_workers",
-        # Whatever says which tokenizer it is: its identity is compared.
-        "tokenizer_type",
-        "tokenizer_model",
-        "vocab_size",
-        "tiktoken_pattern",
-        "tiktoken_num_special_tokens",
-        "tiktoken_special_tokens",
+        *TOKENIZER,
     },
     "training": {
         "skip_train",

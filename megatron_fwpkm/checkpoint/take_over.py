@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import PretrainConfig
 from ..config.loading import CHECKPOINT, DEFAULT, Resolved, option_groups
-from .compatibility import ARCHITECTURE, SCHEDULE
+from .compatibility import ARCHITECTURE, SCHEDULE, TOKENIZER
 from .record import read_record
 from .saved_config import read_saved_config
 from .source import find_source
@@ -26,14 +26,7 @@ _UNLESS_GIVEN = {
         "seq_length",
         "max_position_embeddings",
     },
-    "data": {
-        "tokenizer_type",
-        "tokenizer_model",
-        "vocab_size",
-        "tiktoken_pattern",
-        "tiktoken_num_special_tokens",
-        "tiktoken_special_tokens",
-    },
+    "data": TOKENIZER,
 }
 """Taken where neither command line nor file says anything: Megatron-LM leaves these sizes as they are given."""
 _ALWAYS = {
