@@ -13,11 +13,9 @@ import threading
 from contextlib import suppress
 from types import FrameType
 
-from .parent import AT_START
+from . import parent  # noqa: F401  (remembers the parent process before the long imports)
 
 STATUS = 130
-PARENT = AT_START
-"""The process that started this one, remembered before the long imports."""
 
 
 def on_interrupt(number: int, frame: FrameType | None) -> None:
