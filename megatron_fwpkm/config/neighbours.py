@@ -1,4 +1,4 @@
-"""Numbers that a message can offer instead of one that does not go up."""
+"""Numbers that a message can offer instead of one that does not divide another."""
 
 from __future__ import annotations
 

@@ -202,8 +202,8 @@ def _context(config: PretrainConfig) -> Iterator[str]:
     pieces = 2 * context * (tensor if parallel.sequence_parallel else 1)
     if model.seq_length % pieces:
         yield (
-            f"--context-parallel-size {context} cuts --seq-length {model.seq_length} into {pieces} pieces, which does "
-            f"not go up: take --seq-length {near_multiples(model.seq_length, pieces)}"
+            f"--seq-length {model.seq_length} is not divisible by the {pieces} pieces that --context-parallel-size "
+            f"{context} cuts it into: take --seq-length {near_multiples(model.seq_length, pieces)}"
         )
     ranks = tensor * context
     for flag, value in {"--fwpkm-num-subkeys": fwpkm.num_subkeys, "--fwpkm-value-dim": fwpkm.value_dim}.items():

@@ -78,7 +78,7 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--pipeline-model-parallel-size 3", "--pipeline-model-parallel-size 3 does not divide --num-layers 4: take 2 or 4 stages"),
         ("--num-virtual-stages-per-pipeline-rank 2", "--num-virtual-stages-per-pipeline-rank 2 interleaves a pipeline: give --pipeline-model-parallel-size of at least 2"),
         ("--num-virtual-stages-per-pipeline-rank 3 --pipeline-model-parallel-size 2", "--num-virtual-stages-per-pipeline-rank 3 does not divide the 2 layers of a stage (--num-layers 4 over 2 stages): take 2"),
-        ("--context-parallel-size 2 --seq-length 1022", "--context-parallel-size 2 cuts --seq-length 1022 into 4 pieces, which does not go up: take --seq-length 1020 or 1024"),
+        ("--context-parallel-size 2 --seq-length 1022", "--seq-length 1022 is not divisible by the 4 pieces that --context-parallel-size 2 cuts it into: take --seq-length 1020 or 1024"),
         ("--context-parallel-size 3 --tensor-model-parallel-size 2 --fwpkm-value-dim 516 --seq-length 4092", "--fwpkm-num-subkeys 512 is spread over --tensor-model-parallel-size 2 times --context-parallel-size 3 ranks: take 510 or 516"),
         ("--context-parallel-size 2 --fwpkm-value-dim 513", "--fwpkm-value-dim 513 is spread over --tensor-model-parallel-size 1 times --context-parallel-size 2 ranks: take 512 or 514"),
         ("--recompute-granularity full --recompute-method block", "--recompute-granularity full needs --recompute-num-layers, like uniform and 1"),
