@@ -58,8 +58,8 @@ def build_corpus(folder: Path, path: Path, size: int) -> tuple[int, int]:
 def measure_side(side: str, corpus: str, model: str, prefix: str, workers: int) -> dict[str, Any]:
     """Prepare the corpus one way in this process and hash the result."""
     from megatron_fwpkm.config import DataConfig
-    from megatron_fwpkm.data.indexed_format import dataset_paths
-    from megatron_fwpkm.data.preprocess import PreprocessOptions, preprocess
+    from megatron_fwpkm.data.indexed.indexed_format import dataset_paths
+    from megatron_fwpkm.data.preprocess.run import PreprocessOptions, preprocess
 
     start = time.monotonic()
     output = f"{prefix}_text_document"
@@ -96,7 +96,7 @@ def _library_alone(corpus: str, model: str, output: str) -> None:
     import numpy as np
     import sentencepiece
 
-    from megatron_fwpkm.data.indexed_format import token_dtype, write_index
+    from megatron_fwpkm.data.indexed.indexed_format import token_dtype, write_index
 
     processor = sentencepiece.SentencePieceProcessor(model_file=model)
     dtype, end, lengths = token_dtype(processor.get_piece_size()), processor.eos_id(), array("i")

@@ -22,7 +22,7 @@ import pretrain
 from megatron_fwpkm.checkpoint.reading import CheckpointContents, read_checkpoint
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.config.cli import run_cli
-from megatron_fwpkm.data.indexed_format import IndexedWriter, token_dtype
+from megatron_fwpkm.data.indexed.indexed_format import IndexedWriter, token_dtype
 from megatron_fwpkm.data.tokenizers import build_tokenizer
 from megatron_fwpkm.training.metrics import read_records
 from tests.distributed import run_distributed

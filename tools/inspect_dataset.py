@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_fwpkm.config.cli import run_cli, tool_parser
-from megatron_fwpkm.data.preprocess_flags import add_tokenizer_flags, tokenizer_config
+from megatron_fwpkm.data.preprocess.preprocess_flags import add_tokenizer_flags, tokenizer_config
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,7 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print counts, histogram, samples and problems."""
     args = build_parser().parse_args(argv)
-    from megatron_fwpkm.data.inspection import check_tokenizer, inspect_dataset, sample_documents, write_histogram
+    from megatron_fwpkm.data.indexed.inspection import (
+        check_tokenizer,
+        inspect_dataset,
+        sample_documents,
+        write_histogram,
+    )
     from megatron_fwpkm.data.progress import table
     from megatron_fwpkm.data.tokenizers import build_tokenizer
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from megatron_fwpkm.config.cli import run_cli, tool_parser
 from megatron_fwpkm.config.usage import is_flag, together
-from megatron_fwpkm.data.preprocess_flags import add_flags, complaint_of_unknown, tokenizer_config
+from megatron_fwpkm.data.preprocess.preprocess_flags import add_flags, complaint_of_unknown, tokenizer_config
 
 _PASSED_ON = (
     "accelerator", "append_eod", "bad_bytes",
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.num_shards > 1 and args.shard_id is None:
         parser.error(f"--num-shards {args.num_shards}: which of them? --shard-id goes from 0 to {args.num_shards - 1}")
     args.shard_id = args.shard_id or 0
-    from megatron_fwpkm.data.preprocess import PreprocessOptions, preprocess
+    from megatron_fwpkm.data.preprocess.run import PreprocessOptions, preprocess
     from megatron_fwpkm.data.progress import table
 
     options = PreprocessOptions(

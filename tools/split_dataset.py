@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Split and print what came out."""
     args = build_parser().parse_args(argv)
-    from megatron_fwpkm.data.dataset_tools import split
+    from megatron_fwpkm.data.indexed.merge_and_split import split
     from megatron_fwpkm.data.progress import table
 
     report = split(

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from megatron_fwpkm.config.cli import run_cli, tool_parser
-from megatron_fwpkm.data.preprocess_flags import add_json_keys
+from megatron_fwpkm.data.preprocess.preprocess_flags import add_json_keys
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train and print what came out."""
     args = build_parser().parse_args(argv)
     from megatron_fwpkm.data.progress import table
-    from megatron_fwpkm.data.train_tokenizer import TokenizerOptions, train_tokenizer
+    from megatron_fwpkm.data.tokenizers.train_tokenizer import TokenizerOptions, train_tokenizer
 
     report = train_tokenizer(
         TokenizerOptions(

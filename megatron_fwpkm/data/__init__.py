@@ -1,5 +1,5 @@
 """Tokenizers, corpus preprocessing, datasets and samplers.
 
-Nothing is imported here: the tools behind `tokenizers`, `corpus`, `preprocess` and `train_tokenizer` must start without
-torch, while `datasets` and `sampler` need it.
+Nothing is imported here: the tools behind `corpus`, `tokenizers`, `encoders`, `indexed` and `preprocess` must start
+without torch, while the datasets and the sampler of `training` need it.
 """

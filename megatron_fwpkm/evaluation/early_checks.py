@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from megatron_fwpkm.data.needles import NeedleSpec
+from megatron_fwpkm.data.training.needles import NeedleSpec
 
 from .haystack import Haystack, check_haystack_files
 from .needle_samples import shortest_context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from megatron_fwpkm.data.needles import NeedleSpec
+from megatron_fwpkm.data.training.needles import NeedleSpec
 
 from .haystack import Haystack
 from .loading import LoadedModel

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_fwpkm.data.needles import NeedleSpec
+from megatron_fwpkm.data.training.needles import NeedleSpec
 
 from .early_checks import check_facts, check_places, check_text
 from .evaluator import Evaluator, Loader, make_evaluator

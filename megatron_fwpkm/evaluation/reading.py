@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from megatron_fwpkm.data.needles import EncodedFact
+from megatron_fwpkm.data.training.needles import EncodedFact
 from megatron_fwpkm.hf.cache import FwPKMCache
 from megatron_fwpkm.hf.modeling_fwpkm import FwPKMForCausalLM
 

@@ -20,10 +20,10 @@ from ..config.chunk_rules import notes_on_writing
 from ..config.derived import padded_vocab_size
 from ..config.loading import Resolved
 from ..config.validation import validate
-from ..data.datasets import build_datasets
-from ..data.document_marks import bos_doubt, document_marks
-from ..data.sampler import build_loader
 from ..data.tokenizers import build_tokenizer
+from ..data.training.datasets import build_datasets
+from ..data.training.document_marks import bos_doubt, document_marks
+from ..data.training.sampler import build_loader
 from .checkpointing import Progress, RunCheckpoints, prepare_save_folder
 from .engine import Batch, MegatronEngine, num_microbatches
 from .loop import TrainingLoop

@@ -13,8 +13,8 @@ from matplotlib.colors import to_hex
 
 from benchmarks.report import Figure
 from megatron_fwpkm.config.plot_style import INK, SERIES, STYLE
-from megatron_fwpkm.data.indexed_format import DatasetInfo
-from megatron_fwpkm.data.inspection import Inspection, draw_histogram
+from megatron_fwpkm.data.indexed.indexed_format import DatasetInfo
+from megatron_fwpkm.data.indexed.inspection import Inspection, draw_histogram
 
 PANELS: dict[str, dict[str, list[float | None]]] = {
     "training": {"reference": [400.0, None], "sparse": [25.0, 30.0]},

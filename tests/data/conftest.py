@@ -13,7 +13,7 @@ import pytest
 import sentencepiece
 
 from megatron_fwpkm.config import DataConfig
-from megatron_fwpkm.data.indexed_format import IndexedWriter, token_dtype
+from megatron_fwpkm.data.indexed.indexed_format import IndexedWriter, token_dtype
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

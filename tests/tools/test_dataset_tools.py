@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fwpkm.data.train_tokenizer import TokenizerOptions, train_tokenizer
+from megatron_fwpkm.data.tokenizers.train_tokenizer import TokenizerOptions, train_tokenizer
 
 from .test_preprocess_data import tool
 

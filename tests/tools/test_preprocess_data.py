@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fwpkm.data.train_tokenizer import TokenizerOptions, train_tokenizer
+from megatron_fwpkm.data.tokenizers.train_tokenizer import TokenizerOptions, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fwpkm.data.preprocess_flags import MEGATRON_PREPROCESS_FLAGS, add_flags, complaint_of_unknown
+from megatron_fwpkm.data.preprocess.preprocess_flags import MEGATRON_PREPROCESS_FLAGS, add_flags, complaint_of_unknown
 from tests.tools.in_process import run_tool
 
 THEIRS = (Path(__file__).parent / "megatron_preprocess_flags.txt").read_text().splitlines()[1:]

@@ -1,0 +1,375 @@
+"""Text files to Megatron datasets: tokenized in order, every bad record accounted for, published whole or not at all.
+
+The work of tools/preprocess_data.py. Free of torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ...config import DataConfig
+from ..corpus.input_files import STDIN, CorpusFile, corpus_blocks, open_corpus
+from ..corpus.json_keys import check_json_keys, dataset_name
+from ..corpus.records import BadBytes, BadRecord, Cursor, TxtDocuments
+from ..encoders.acceleration import Accelerator, AcceleratorMismatch, DocumentsEncoder, choose_accelerator
+from ..indexed.indexed_format import IndexedWriter, dataset_paths, read_dataset_info, rename_all, token_dtype
+from ..output_prefix import check_output_prefix
+from ..progress import Progress
+from ..tokenizers import Tokenizer, build_tokenizer
+from .document_sample import DocumentSample
+from .encoding import BlockEncoder, ControlTokens, EncodedBlock, EncodingOptions, encode_blocks
+from .journal import BadRecordsFile, Journal, signature
+from .preprocess_report import PreprocessReport
+from .verification import check_sample
+
+_SHOWN_BAD_RECORDS = 10
+TOOL_VERSION = 2
+"""Rises when the same inputs and options would give other tokens."""
+
+OnError = Literal["fail", "skip", "quarantine"]
+
+
+@dataclass(frozen=True)
+class PreprocessOptions:
+    """What tools/preprocess_data.py is asked for; names as its flags."""
+
+    inputs: tuple[str, ...]
+    output_prefix: str
+    data: DataConfig
+    json_keys: tuple[str, ...] = ("text",)
+    append_eod: bool = False
+    workers: int = 1
+    on_error: OnError = "fail"
+    txt_documents: TxtDocuments = "file"
+    overwrite: bool = False
+    prepend_bos: bool = False
+    control_tokens: ControlTokens = "text"
+    bad_bytes: BadBytes = "reject"
+    blend_keys: bool = False
+    accelerator: Accelerator = "auto"
+    verify: int = 0
+    resume: bool = False
+    shard_id: int = 0
+    num_shards: int = 1
+
+    @property
+    def shard_prefix(self) -> str:
+        """The output prefix of this shard."""
+        shard = f"-{self.shard_id:05d}-of-{self.num_shards:05d}" if self.num_shards > 1 else ""
+        return self.output_prefix + shard
+
+    def prefix(self, name: str) -> str:
+        """Prefix of the dataset of one key, named as Megatron-LM names it."""
+        return f"{self.shard_prefix}_{name}_document"
+
+    @property
+    def prefixes(self) -> list[str]:
+        """Prefixes of all datasets."""
+        names = list(map(dataset_name, self.json_keys))
+        return [self.prefix("_".join(names))] if self.blend_keys else [*map(self.prefix, names)]
+
+    @property
+    def quarantine_path(self) -> Path:
+        """Where --on-error quarantine puts bad records."""
+        return Path(f"{self.shard_prefix}_quarantine.jsonl")
+
+    @property
+    def journal_path(self) -> Path:
+        """What --resume goes by."""
+        return Path(f"{self.shard_prefix}_journal.json")
+
+
+def preprocess(options: PreprocessOptions, progress: Progress | None = None) -> PreprocessReport:
+    """Tokenize all inputs into one dataset per key. The output does not depend on the number of workers, nor on how
+    often the run was killed and resumed.
+
+    Raises:
+        ValueError: wrong options, inputs or tokenizer; existing output; with on_error "fail" the first bad record; no
+            document at all; a worker that died; an input that changed meanwhile. Nothing is published then.
+        OSError: a file that cannot be read or written.
+    """
+    tokenizer = build_tokenizer(options.data)
+    _check(options, tokenizer)
+    files = open_corpus(options.inputs, options.txt_documents, shard_id=options.shard_id, num_shards=options.num_shards)
+    if options.resume and any(file.path == STDIN for file in files):
+        raise ValueError("--resume cannot read --input - again from its middle; write it to a file first")
+    for idle in _idle_options(options, files):
+        print(f"note: {idle}", file=sys.stderr)
+    run_signature = _signature(options, tokenizer, files)
+    journal = Journal(options.journal_path, run_signature)
+    if journal.path.exists() and not (options.resume or options.overwrite):
+        raise ValueError(
+            f"{journal.path} is of a run that was stopped: --resume goes on with it, --overwrite starts over"
+        )
+    state = journal.read() if options.resume else None
+    if state is not None and "renames" in state:
+        rename_all([(Path(partial), Path(final)) for partial, final in state["renames"]])
+        journal.remove()
+        state = None
+    if options.resume and state is None and (done := _finished(options, run_signature)) is not None:
+        return done
+    wanted: Accelerator = "none" if options.control_tokens == "parse" else options.accelerator
+    accelerator, encode, notice = choose_accelerator(tokenizer, wanted)
+    if notice:
+        print(f"note: --accelerator {options.accelerator}: {notice}", file=sys.stderr)
+    try:
+        with _Run(replace(options, accelerator=accelerator), tokenizer, encode, files, journal, progress) as run:
+            return run.work(state, run_signature)
+    except AcceleratorMismatch as error:
+        if any(file.path == STDIN for file in files):
+            raise ValueError(f"{error}; nothing was written; give --accelerator none with --input -") from error
+        print(f"note: --accelerator {accelerator}: {error}; starting over with the plain tokenizer", file=sys.stderr)
+        journal.remove()
+        return preprocess(replace(options, accelerator="none", resume=False))
+
+
+class _Run:
+    """One run from its first block to publishing."""
+
+    def __init__(
+        self,
+        options: PreprocessOptions,
+        tokenizer: Tokenizer,
+        encode: DocumentsEncoder,
+        files: list[CorpusFile],
+        journal: Journal,
+        progress: Progress | None,
+    ) -> None:
+        self.options, self.tokenizer, self.files, self.journal = options, tokenizer, files, journal
+        self.progress = progress or Progress(sum(file.end - file.begin for file in files))
+        self.report = PreprocessReport(options.prefixes)
+        encoding = EncodingOptions(
+            options.data, options.json_keys, options.append_eod, options.on_error == "fail", options.prepend_bos,
+            options.control_tokens, options.bad_bytes, options.blend_keys, options.accelerator,
+            options.verify,
+        )  # fmt: skip
+        self.encoder = BlockEncoder(encoding, tokenizer, encode)
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self.sample = DocumentSample(options.verify)
+        self.writers: list[IndexedWriter] = []
+        self.quarantine: BadRecordsFile | None = None
+        self.text_bytes = [0] * len(self.report.prefixes)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        keep = self.journal.path.exists()  # there is something to go on from
+        for writer in self.writers:
+            writer.keep = keep
+        if self.quarantine is not None:
+            self.quarantine.keep = keep
+        self._stack.close()
+
+    def work(self, state: dict[str, Any] | None, run_signature: str) -> PreprocessReport:
+        """Encode, write and publish everything behind `state`."""
+        options, report = self.options, self.report
+        self._open_outputs(state is not None)
+        start = self._restore(state) if state is not None else (0, Cursor())
+        if state is None:
+            self.journal.remove()  # of a run that is not gone on with
+        cut = corpus_blocks(self.files, options.json_keys, start)
+        blocks = (replace(block, sample_below=self.sample.below) for block in cut)
+        for block in encode_blocks(blocks, self.encoder, options.workers):
+            self._take(block)
+            if self.journal.due:
+                self._checkpoint(block)
+        writers = self.writers
+        if writers[0].documents == 0 and options.num_shards == 1:
+            found = ", ".join(f"{count} x {reason}" for reason, count in report.skipped.items()) or "the input is empty"
+            self.journal.remove()
+            raise ValueError(f"--input holds no document ({found}); nothing was written")
+        for file in self.files:
+            file.check_unchanged()
+        if options.verify:
+            report.verified = check_sample(self.sample, self.encoder, writers)
+        names = [" ".join(options.json_keys)] if options.blend_keys else list(options.json_keys)
+        renames = []
+        for key, writer in enumerate(writers):
+            renames += writer.prepare(self._sidecar(names[key], self.text_bytes[key], writer, run_signature))
+        if self.quarantine is not None:
+            renames += self.quarantine.prepare()
+        self.journal.write({"renames": [[str(partial), str(final)] for partial, final in renames]})
+        rename_all(renames)
+        self.journal.remove()
+        report.documents, report.tokens = writers[0].documents, [writer.tokens for writer in writers]
+        report.text_bytes, report.append_eod = self.text_bytes, options.append_eod
+        report.inputs = Counter(file.kind for file in self.files)
+        if options.on_error == "quarantine" and report.skipped:
+            report.quarantine = str(options.quarantine_path)
+        report.accelerator = {"none": "the plain tokenizer"}.get(options.accelerator, options.accelerator)
+        report.dtype, report.seconds = self.dtype.name, self.progress.seconds
+        return report
+
+    def _open_outputs(self, resume: bool) -> None:
+        options = self.options
+        for prefix in self.report.prefixes:
+            writer = IndexedWriter(prefix, self.dtype, overwrite=options.overwrite, resume=resume)
+            self.writers.append(self._stack.enter_context(writer))
+        if options.on_error == "quarantine":
+            opened = BadRecordsFile(options.quarantine_path, overwrite=options.overwrite, resume=resume)
+            self.quarantine = self._stack.enter_context(opened)
+        self._stack.callback(self.progress.close)
+
+    def _take(self, block: EncodedBlock) -> None:
+        file = self.files[block.file_number]
+        for bad in block.bad:
+            self._note(replace(bad, line=bad.line + file.lines_before) if file.begin else bad)
+        self.sample.offer(block.file_number, block.sample, [writer.documents for writer in self.writers])
+        for key, writer in enumerate(self.writers):
+            writer.append(block.tokens[key], block.lengths[key])
+            self.text_bytes[key] += block.text_bytes[key]
+        self.progress.update(block.consumed, self.text_bytes[0], self.writers[0].tokens)
+
+    def _note(self, bad: BadRecord) -> None:
+        if self.options.on_error == "fail":
+            raise ValueError(f"{bad}; nothing was written. --on-error skip or quarantine goes on without such records")
+        self.report.skipped[bad.reason] += 1
+        if len(self.report.bad_records) < _SHOWN_BAD_RECORDS:
+            self.report.bad_records.append(str(bad))
+        if self.quarantine is not None:
+            self.quarantine.add(_quarantine_row(bad))
+
+    def _checkpoint(self, block: EncodedBlock) -> None:
+        self.journal.write(
+            {
+                "place": [block.file_number, block.end.position, block.end.line],
+                "writers": [writer.checkpoint() for writer in self.writers],
+                "quarantine": self.quarantine.checkpoint() if self.quarantine else 0,
+                "text_bytes": self.text_bytes,
+                "skipped": dict(self.report.skipped),
+                "bad_records": self.report.bad_records,
+                "sample": self.sample.state(),
+                "modified": [file.modified for file in self.files],
+                "sha256": [file.sha256 for file in self.files[: block.file_number]],
+            }
+        )
+
+    def _restore(self, state: dict[str, Any]) -> tuple[int, Cursor]:
+        for file, modified in zip(self.files, state["modified"], strict=True):
+            if file.modified != modified:
+                raise ValueError(f"{file.path} was changed since the run to go on with; start over with --overwrite")
+        for writer, written in zip(self.writers, state["writers"], strict=True):
+            writer.restore(written)
+        if self.quarantine is not None:
+            self.quarantine.restore(state["quarantine"])
+        self.text_bytes = list(state["text_bytes"])
+        self.report.skipped.update(state["skipped"])
+        self.report.bad_records += state["bad_records"]
+        self.sample.restore(state["sample"])
+        for file, sha256 in zip(self.files, state["sha256"], strict=False):
+            file.sha256 = sha256
+        number, position, line = state["place"]
+        return number, Cursor(position, line)
+
+    def _sidecar(self, key: str, text_bytes: int, writer: IndexedWriter, run_signature: str) -> dict[str, Any]:
+        """What training checks and a reader wants to know; nothing in it depends on when, with how many workers or how
+        fast it was made."""
+        options, tokenizer = self.options, self.tokenizer
+        sidecar = {
+            "tokenizer": {
+                "type": tokenizer.kind,
+                "identity": tokenizer.identity,
+                "vocab_size": tokenizer.vocab_size,
+                "eod": tokenizer.eod,
+            },
+            "tool_version": TOOL_VERSION,
+            "options": {
+                "json_key": key,
+                "append_eod": options.append_eod,
+                "prepend_bos": options.prepend_bos,
+                "control_tokens": options.control_tokens,
+                "bad_bytes": options.bad_bytes,
+                "on_error": options.on_error,
+                "txt_documents": options.txt_documents,
+            },
+            "dtype_reason": f"{tokenizer.vocab_size} ids; uint16 holds fewer than 65,500, int32 all others",
+            "inputs": [file.description() for file in self.files],
+            "text_bytes": text_bytes,
+            "eods": writer.documents if options.append_eod else 0,
+            "skipped": dict(self.report.skipped),
+            "run": run_signature,
+        }
+        shard = {"shard": [options.shard_id, options.num_shards]} if options.num_shards > 1 else {}
+        return sidecar | shard
+
+
+def _check(options: PreprocessOptions, tokenizer: Tokenizer) -> None:
+    check_output_prefix(options.output_prefix)
+    folder = Path(options.output_prefix).resolve().parent
+    for path in options.inputs:
+        if path != STDIN and Path(path).is_dir() and folder.is_relative_to(Path(path).resolve()):
+            raise ValueError(
+                f"--output-prefix {options.output_prefix} lies in the folder --input {path}, all of which is read: the "
+                f"next run would take this one's datasets for text; write to another folder"
+            )
+    if options.workers < 1:
+        raise ValueError(f"--workers {options.workers} must be at least 1")
+    check_json_keys(options.json_keys)
+    if not 0 <= options.shard_id < options.num_shards:
+        raise ValueError(
+            f"--shard-id {options.shard_id} of --num-shards {options.num_shards}: ids go from 0 to --num-shards - 1"
+        )
+    if options.prepend_bos and tokenizer.bos is None:
+        name = tokenizer.path or tokenizer.kind
+        raise ValueError(f"--prepend-bos: {name} has no beginning-of-sequence token; leave the flag out")
+    if options.control_tokens != "text" and not tokenizer.control_tokens():
+        raise ValueError(
+            f"--control-tokens {options.control_tokens}: {tokenizer.kind} has no control token that text could spell; "
+            "leave the flag out"
+        )
+    if options.verify < 0:
+        raise ValueError(f"--verify {options.verify} must be at least 0")
+
+
+def _idle_options(options: PreprocessOptions, files: list[CorpusFile]) -> Iterator[str]:
+    """What was asked for and does nothing with these inputs, or something else than it seems."""
+    texts = [file.path for file in files if file.kind in ("file", "paragraph", "line")]
+    if options.txt_documents != "file" and not texts and options.num_shards == 1:
+        yield f"--txt-documents {options.txt_documents} does nothing: no input is a text file"
+    if len(options.json_keys) > 1 and texts:
+        keys = " ".join(options.json_keys)
+        yield f"--json-keys {keys}: text files such as {texts[0]} give their text under every key"
+
+
+def _signature(options: PreprocessOptions, tokenizer: Tokenizer, files: list[CorpusFile]) -> str:
+    """Of all that decides the output; on_error only where it would have left something else by now."""
+    return signature(
+        [
+            TOOL_VERSION, tokenizer.identity, options.json_keys, options.append_eod, options.prepend_bos,
+            options.control_tokens, options.bad_bytes, options.blend_keys, options.on_error, options.txt_documents,
+            [[file.path, file.size, file.begin, file.end] for file in files],
+        ]
+    )  # fmt: skip
+
+
+def _finished(options: PreprocessOptions, run_signature: str) -> PreprocessReport | None:
+    """The report of datasets that an earlier run with the same options has published, None when there are none."""
+    if not all(path.exists() for prefix in options.prefixes for path in dataset_paths(prefix)):
+        return None
+    sidecars = [read_dataset_info(prefix).sidecar or {} for prefix in options.prefixes]
+    if any(sidecar.get("run") != run_signature for sidecar in sidecars):
+        return None
+    first = sidecars[0]
+    return PreprocessReport(
+        options.prefixes, first["documents"], [sidecar["tokens"] for sidecar in sidecars],
+        [sidecar["text_bytes"] for sidecar in sidecars], options.append_eod, first["dtype"],
+        skipped=Counter(first["skipped"]), verified="nothing now: complete since an earlier run", finished_before=True,
+    )  # fmt: skip
+
+
+def _quarantine_row(bad: BadRecord) -> dict[str, Any]:
+    """As text where it is text, in base64 where not."""
+    row: dict[str, Any] = {"file": bad.path, "line": bad.line, "reason": bad.reason, "detail": bad.detail}
+    try:
+        return row | {"record": bad.raw.decode("utf-8")}
+    except UnicodeDecodeError:
+        return row | {"record_base64": base64.b64encode(bad.raw).decode("ascii")}

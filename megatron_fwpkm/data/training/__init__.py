@@ -1,0 +1,1 @@
+"""What training reads: datasets, their samplers and mixtures, facts in the text."""
