@@ -1,15 +1,15 @@
 """Pure functions on tensors: no Megatron, no communication. Everything is [B, T, ...]."""
 
-from megatron_fwpkm.ops.fast_weight_memory import (
+from .fast_weight_memory import (
     fast_weight_memory,
     fast_weight_memory_,
     flush_pending,
     flush_pending_,
 )
-from megatron_fwpkm.ops.fast_weight_memory.rounding import make_rounding
-from megatron_fwpkm.ops.sharding import TableSharding
-from megatron_fwpkm.ops.state import FastWeightOutput, FastWeightState, PendingTokens
-from megatron_fwpkm.ops.undo_log import ResetJournal, UndoLog
+from .fast_weight_memory.rounding import make_rounding
+from .sharding import TableSharding
+from .state import FastWeightOutput, FastWeightState, PendingTokens
+from .undo_log import ResetJournal, UndoLog
 
 __all__ = [
     "FastWeightOutput",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from megatron_fwpkm.ops.undo_log import UndoLog
+    from .undo_log import UndoLog
 
 
 @dataclass(frozen=True)

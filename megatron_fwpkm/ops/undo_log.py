@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from megatron_fwpkm.ops.state import FastWeightState
+from .state import FastWeightState
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 from megatron_fwpkm.ops import FastWeightState
 from megatron_fwpkm.ops.fast_weight_memory import flush_pending, flush_pending_
 from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, make_stream
-from megatron_fwpkm.ops.fast_weight_memory.schedule import carry_schedule, drop_schedule
-from megatron_fwpkm.ops.fast_weight_memory.sparse import run_chains
+from megatron_fwpkm.ops.fast_weight_memory.chunk_pieces import carry_schedule, drop_schedule
+from megatron_fwpkm.ops.fast_weight_memory.touched_rows import run_chains
 from tests.ops.cases import Case, distance, gradients, make_case
 from tests.ops.shards import ThreadShards, part_of, run_part, run_ranks
 

@@ -1,6 +1,6 @@
 """The fast-weight memory: read by product keys, written by gradient descent after every chunk."""
 
-from megatron_fwpkm.ops.fast_weight_memory.api import (
+from .api import (
     fast_weight_memory,
     fast_weight_memory_,
     flush_pending,

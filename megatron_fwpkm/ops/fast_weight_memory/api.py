@@ -10,21 +10,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream, check_tables, make_stream
-from megatron_fwpkm.ops.fast_weight_memory.chain import ChainResult
-from megatron_fwpkm.ops.fast_weight_memory.choice import choose_implementation
-from megatron_fwpkm.ops.fast_weight_memory.precision import full_precision
-from megatron_fwpkm.ops.fast_weight_memory.reference import run_reference
-from megatron_fwpkm.ops.fast_weight_memory.schedule import (
+from ..sharding import TableSharding
+from ..state import FastWeightOutput, FastWeightState
+from .arguments import MemoryOptions, Stream, check_tables, make_stream
+from .chain import ChainResult
+from .chunk_pieces import (
     Piece,
     carry_schedule,
     drop_schedule,
     flush_schedule,
     official_schedule,
 )
-from megatron_fwpkm.ops.fast_weight_memory.sparse import run_chains
-from megatron_fwpkm.ops.sharding import TableSharding
-from megatron_fwpkm.ops.state import FastWeightOutput, FastWeightState
+from .implementation_choice import choose_implementation
+from .precision import full_precision
+from .reference import run_reference
+from .touched_rows import TORCH_CHAINS, run_chains
 
 
 def fast_weight_memory(
@@ -297,14 +297,13 @@ def _run_touched_rows(
     *,
     in_place: bool,
 ) -> ChainResult:
-    tables = state.sub_keys, state.values
     rounding = state.rounding if state.values.dtype == torch.bfloat16 else None
-    if implementation == "sparse":
-        return run_chains(stream, *tables, pieces, options, sharding, in_place=in_place, rounding=rounding)
-    # Imported where it runs: triton is missing on most machines without a GPU.
-    from megatron_fwpkm.ops.fast_weight_memory.triton import run_triton
-
-    return run_triton(stream, *tables, pieces, options, sharding, in_place=in_place, rounding=rounding)
+    chains = TORCH_CHAINS
+    if implementation == "triton":
+        # Imported where it runs: triton is missing on most machines without a GPU.
+        from .triton.chains import TRITON_CHAINS as chains
+    tables = state.sub_keys, state.values
+    return run_chains(stream, *tables, pieces, options, sharding, chains, in_place=in_place, rounding=rounding)
 
 
 def _nothing(stream: Stream, state: FastWeightState, options: MemoryOptions) -> FastWeightOutput:

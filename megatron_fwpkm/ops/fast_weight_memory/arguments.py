@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_fwpkm.ops.state import FastWeightState, PendingTokens
+from ..state import FastWeightState, PendingTokens
 
 SCORES = ("idw", "dot_product")
 BOUNDARIES = ("drop", "carry")

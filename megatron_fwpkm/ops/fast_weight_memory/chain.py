@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream
-from megatron_fwpkm.ops.fast_weight_memory.schedule import Piece
-from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece
-from megatron_fwpkm.ops.sharding import TableSharding
-from megatron_fwpkm.ops.undo_log import UndoLog
+from ..sharding import TableSharding
+from ..undo_log import UndoLog
+from .arguments import MemoryOptions, Stream
+from .chunk_pieces import Piece
+from .write_plan import ValuePiece
 
 
 class ChainResult(NamedTuple):

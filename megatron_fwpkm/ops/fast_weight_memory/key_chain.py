@@ -23,17 +23,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_fwpkm.ops.fast_weight_memory.key_rows import KeyRows, only_owned
-from megatron_fwpkm.ops.fast_weight_memory.precision import full_precision
-from megatron_fwpkm.ops.fast_weight_memory.rows import sum_rows
-from megatron_fwpkm.ops.product_key.reference import ENTROPY_EPSILON, IDW_EPSILON
-from megatron_fwpkm.ops.product_key.selection import (
+from ..product_key.reference import ENTROPY_EPSILON, IDW_EPSILON
+from ..product_key.selection import (
     KeptSubKeys,
     PairCandidates,
     gather_sub_keys,
     scores_of,
     select_slots,
 )
+from .key_rows import KeyRows, only_owned
+from .precision import full_precision
+from .sparse.row_sums import sum_rows
 
 
 class KeyPiece(NamedTuple):

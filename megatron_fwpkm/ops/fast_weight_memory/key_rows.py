@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_fwpkm.ops.fast_weight_memory.rows import segment_starts
-from megatron_fwpkm.ops.product_key.selection import KeptSubKeys, select_sub_keys
-from megatron_fwpkm.ops.sharding import TableSharding
+from ..product_key.selection import KeptSubKeys, select_sub_keys
+from ..sharding import TableSharding
+from .sparse.row_sums import segment_starts
 
 _BITS = {4: torch.int32, 8: torch.int64}
 """Whole numbers as wide as a cost, by bytes: a cost and an index travel in one tensor."""

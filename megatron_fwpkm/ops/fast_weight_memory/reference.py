@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream
-from megatron_fwpkm.ops.fast_weight_memory.chain import ChainResult, mean_over_columns, write_scales, write_weights
-from megatron_fwpkm.ops.fast_weight_memory.schedule import Piece
-from megatron_fwpkm.ops.product_key.reference import addressing_loss, read_slots
-from megatron_fwpkm.ops.sharding import TableSharding
-from megatron_fwpkm.ops.undo_log import UndoLog
+from ..product_key.reference import addressing_loss, read_slots
+from ..sharding import TableSharding
+from ..undo_log import UndoLog
+from .arguments import MemoryOptions, Stream
+from .chain import ChainResult, mean_over_columns, write_scales, write_weights
+from .chunk_pieces import Piece
 
 
 def run_reference(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece
+from .write_plan import ValuePiece
 
 
 class TritonWritePlan(NamedTuple):

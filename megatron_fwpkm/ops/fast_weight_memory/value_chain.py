@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_fwpkm.ops.fast_weight_memory.precision import full_precision
-from megatron_fwpkm.ops.fast_weight_memory.rounding import round_rows
-from megatron_fwpkm.ops.fast_weight_memory.rows import gather_rows, paired_dots, sum_rows
-from megatron_fwpkm.ops.fast_weight_memory.triton_write_plan import TritonWritePlan
-from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, WritePlan
+from .precision import full_precision
+from .rounding import round_rows
+from .sparse.row_sums import gather_rows, paired_dots, sum_rows
+from .triton_write_plan import TritonWritePlan
+from .write_plan import ValuePiece, WritePlan
 
 
 class ValueOptions(NamedTuple):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_fwpkm.ops.product_key.reference import IDW_EPSILON
+from .reference import IDW_EPSILON
 
 _BLOCK_ELEMENTS = 1 << 24
 """Largest number of scores that exist at once; longer inputs are done in blocks of tokens."""

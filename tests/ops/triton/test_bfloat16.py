@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from megatron_fwpkm.ops import FastWeightState, UndoLog, make_rounding
-from megatron_fwpkm.ops.fast_weight_memory.triton_value_chain import TritonValueChain, read_rows
+from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import TritonValueChain, read_rows
 from megatron_fwpkm.ops.fast_weight_memory.triton_write_plan import make_triton_write_plan
 from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueLog, ValueOptions
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import make_write_plan

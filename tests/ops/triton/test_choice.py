@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from megatron_fwpkm.ops import FastWeightState
-from megatron_fwpkm.ops.fast_weight_memory import choice
+from megatron_fwpkm.ops.fast_weight_memory import implementation_choice as choice
 from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions
-from megatron_fwpkm.ops.fast_weight_memory.choice import choose_implementation
+from megatron_fwpkm.ops.fast_weight_memory.implementation_choice import choose_implementation
 from tests.ops.cases import make_case
 
 OBSTACLES = [

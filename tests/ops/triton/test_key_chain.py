@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_fwpkm.ops.fast_weight_memory import triton_key_steps
 from megatron_fwpkm.ops.fast_weight_memory.key_chain import KeyChain, KeyOptions, KeyPiece
 from megatron_fwpkm.ops.fast_weight_memory.key_rows import KeyRows
-from megatron_fwpkm.ops.fast_weight_memory.triton_key_chain import TritonKeyChain
-from megatron_fwpkm.ops.product_key import triton as product_key
+from megatron_fwpkm.ops.fast_weight_memory.triton import key_steps as triton_key_steps
+from megatron_fwpkm.ops.fast_weight_memory.triton.key_chain import TritonKeyChain
+from megatron_fwpkm.ops.product_key.triton import select as product_key
 from tests.ops.cases import distance
 from tests.ops.shards import ThreadShards, run_ranks
 from tests.ops.triton.harness import one_at_a_time, poisoned, shuffled

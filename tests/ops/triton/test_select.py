@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_fwpkm.ops.product_key import triton as product_key
 from megatron_fwpkm.ops.product_key.selection import (
     KeptSubKeys,
     PairCandidates,
     scores_of,
     select_slots,
 )
+from megatron_fwpkm.ops.product_key.triton import select as product_key
 from tests.ops.cases import distance
 from tests.ops.triton.harness import DEVICE, poisoned, shuffled
 from tests.ops.triton.keys import TOLERANCE, draw, draw_integers, rank_all

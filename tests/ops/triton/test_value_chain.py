@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from megatron_fwpkm.ops import FastWeightState, UndoLog
-from megatron_fwpkm.ops.fast_weight_memory.triton_kernels import TILE
-from megatron_fwpkm.ops.fast_weight_memory.triton_value_chain import column_blocks, read_rows
+from megatron_fwpkm.ops.fast_weight_memory.triton.value_kernels import TILE
+from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import column_blocks, read_rows
 from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueLog
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece
 from tests.ops.cases import distance

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_fwpkm.ops.fast_weight_memory.triton_value_chain import TritonValueChain
+from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import TritonValueChain
 from megatron_fwpkm.ops.fast_weight_memory.triton_write_plan import make_triton_write_plan
 from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueLog, ValueOptions
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece

@@ -7,8 +7,8 @@ import warnings
 from functools import cache
 from importlib import import_module
 
-from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions
-from megatron_fwpkm.ops.state import FastWeightState
+from ..state import FastWeightState
+from .arguments import MemoryOptions
 
 MAX_TOPK = 32
 """Most slots per head that the kernels take."""

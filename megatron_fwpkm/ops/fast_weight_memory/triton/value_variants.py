@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_fwpkm.ops.fast_weight_memory.triton_kernels import (
+from ...kernel_variants import KernelVariant
+from .value_kernels import (
     TILE,
     adjoint_rows_kernel,
     backward_rows_kernel,
@@ -13,7 +14,6 @@ from megatron_fwpkm.ops.fast_weight_memory.triton_kernels import (
     read_rows_kernel,
     write_rows_kernel,
 )
-from megatron_fwpkm.ops.kernel_variants import KernelVariant
 
 _INDICES = {"SLOTS", "NAMES", "HEADS", "LENGTHS", "COUNTS", "ORDER", "PLACES", "SOURCES", "SINKS", "ROUNDING"}
 
@@ -38,7 +38,7 @@ def _variant(name: str, kernel: Any, columns: int, block: int, row: str = "*fp32
 
 
 def _variants(columns: int, block: int, pairs: int) -> tuple[KernelVariant, ...]:
-    """All kernels as ``triton_value_chain.py`` launches them for ``pairs`` slots per row."""
+    """All kernels as `value_steps.py` launches them for ``pairs`` slots per row."""
     sizes, held = (columns, block), min(8, pairs)
     return (
         *_variants_of_tables(columns, block, pairs, "*fp32"),

@@ -14,9 +14,9 @@ import torch
 import triton
 from torch import Tensor
 
-from megatron_fwpkm.ops.product_key.reference import IDW_EPSILON
-from megatron_fwpkm.ops.product_key.selection import KeptSubKeys
-from megatron_fwpkm.ops.product_key.triton_kernels import select_kernel, slots_kernel
+from ..reference import IDW_EPSILON
+from ..selection import KeptSubKeys
+from .select_kernels import select_kernel, slots_kernel
 
 MAX_SUBKEYS = 4096
 """Longest list of sub-keys whose proposals one warp can hold."""

@@ -8,22 +8,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, Stream
-from megatron_fwpkm.ops.fast_weight_memory.chain import (
+from ..sharding import TableSharding
+from ..undo_log import UndoLog
+from .arguments import MemoryOptions, Stream
+from .chain import (
     ChainResult,
     Chains,
     mean_over_columns,
     write_scales,
     write_weights,
 )
-from megatron_fwpkm.ops.fast_weight_memory.key_chain import KeyChain, KeyOptions, KeyPiece
-from megatron_fwpkm.ops.fast_weight_memory.key_rows import KeyRows
-from megatron_fwpkm.ops.fast_weight_memory.rows import gather_rows, sum_rows
-from megatron_fwpkm.ops.fast_weight_memory.schedule import Piece
-from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueLog, ValueOptions
-from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, make_write_plan
-from megatron_fwpkm.ops.sharding import TableSharding
-from megatron_fwpkm.ops.undo_log import UndoLog
+from .chunk_pieces import Piece
+from .key_chain import KeyChain, KeyOptions, KeyPiece
+from .key_rows import KeyRows
+from .sparse.row_sums import gather_rows, sum_rows
+from .value_chain import ValueChain, ValueLog, ValueOptions
+from .write_plan import ValuePiece, make_write_plan
 
 
 def _read_rows(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_fwpkm.ops.fast_weight_memory.key_chain import KeyOptions, KeyPiece
-from megatron_fwpkm.ops.fast_weight_memory.triton_key_steps import (
+from ...product_key.reference import ENTROPY_EPSILON
+from ...product_key.selection import KeptSubKeys
+from ...product_key.triton.select import rows_of, select_slots, select_sub_keys
+from ..key_chain import KeyOptions, KeyPiece
+from .key_steps import (
     KeyShape,
     Movement,
     Readers,
@@ -30,9 +33,6 @@ from megatron_fwpkm.ops.fast_weight_memory.triton_key_steps import (
     sum_per_sub_key,
     token_backward,
 )
-from megatron_fwpkm.ops.product_key.reference import ENTROPY_EPSILON
-from megatron_fwpkm.ops.product_key.selection import KeptSubKeys
-from megatron_fwpkm.ops.product_key.triton import rows_of, select_slots, select_sub_keys
 
 
 class _Saved(NamedTuple):

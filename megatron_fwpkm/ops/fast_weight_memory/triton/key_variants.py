@@ -2,7 +2,7 @@
 
 The paper's shape, one with top 32, and short lists, of which a program takes several tokens or sub-keys.
 
-The constants of each launch are those that ``triton_key_steps.py`` and ``product_key/triton.py`` pass.
+The constants of each launch are those that `key_steps.py` and `product_key/triton/select.py` pass.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from megatron_fwpkm.ops.fast_weight_memory import triton_key_kernels as keys
-from megatron_fwpkm.ops.fast_weight_memory.triton_key_steps import KeyShape, launch, reader_sum_constants
-from megatron_fwpkm.ops.kernel_variants import KernelVariant
-from megatron_fwpkm.ops.product_key import triton_kernels as choice
-from megatron_fwpkm.ops.product_key.reference import ENTROPY_EPSILON, IDW_EPSILON
-from megatron_fwpkm.ops.product_key.triton import select_constants, slots_constants
+from ...kernel_variants import KernelVariant
+from ...product_key.reference import ENTROPY_EPSILON, IDW_EPSILON
+from ...product_key.triton import select_kernels as choice
+from ...product_key.triton.select import select_constants, slots_constants
+from . import key_kernels as keys
+from .key_steps import KeyShape, launch, reader_sum_constants
 
 _TYPES = {"INDICES": "*i32", "POSITIONS": "*i32", "SLOTS": "*i64", "ORDER": "*i64", "STARTS": "*i64"}
 _EPSILONS = {"EPSILON": IDW_EPSILON, "ENTROPY_EPSILON": ENTROPY_EPSILON}

@@ -15,7 +15,10 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_fwpkm.ops.fast_weight_memory.triton_kernels import (
+from ..triton_write_plan import TritonWritePlan, make_adjoint_plan
+from ..value_chain import ValueLog, ValueOptions
+from ..write_plan import ValuePiece
+from .value_kernels import (
     TILE,
     adjoint_rows_kernel,
     backward_rows_kernel,
@@ -24,9 +27,6 @@ from megatron_fwpkm.ops.fast_weight_memory.triton_kernels import (
     read_rows_kernel,
     write_rows_kernel,
 )
-from megatron_fwpkm.ops.fast_weight_memory.triton_write_plan import TritonWritePlan, make_adjoint_plan
-from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueLog, ValueOptions
-from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece
 
 _PAIRS_AT_ONCE = 8
 """Rows of table and log that a backward program holds in registers."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from megatron_fwpkm.ops.fast_weight_memory.triton_rounding import narrow, widen
+from .row_bits import narrow, widen
 
 TILE = 32
 """Most pairs that one program sums."""

@@ -1,4 +1,4 @@
-"""The steps of the sub-keys' chain as launches of ``triton_key_kernels.py``; every shape is known without the device.
+"""The steps of the sub-keys' chain as launches of `key_kernels.py`; every shape is known without the device.
 
 Shapes: G = heads * 2 groups, M tokens of a piece, n sub-keys of a whole list, n' of them here, k = topk,
 h = key_dim / 2.
@@ -13,7 +13,9 @@ import torch
 import triton
 from torch import Tensor
 
-from megatron_fwpkm.ops.fast_weight_memory.triton_key_kernels import (
+from ...product_key.reference import ENTROPY_EPSILON, IDW_EPSILON
+from ...product_key.triton.select import rows_of
+from .key_kernels import (
     finish_kernel,
     pull_gradient_kernel,
     pull_kernel,
@@ -22,8 +24,6 @@ from megatron_fwpkm.ops.fast_weight_memory.triton_key_kernels import (
     tile_kernel,
     token_backward_kernel,
 )
-from megatron_fwpkm.ops.product_key.reference import ENTROPY_EPSILON, IDW_EPSILON
-from megatron_fwpkm.ops.product_key.triton import rows_of
 
 TILE = 64
 """Most readers of a sub-key that one program sums."""

@@ -1,0 +1,1 @@
+"""The steps of both chains in torch, on any device: `implementation="sparse"`."""

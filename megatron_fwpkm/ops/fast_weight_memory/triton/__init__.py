@@ -1,0 +1,1 @@
+"""The steps of both chains in Triton kernels: `implementation="triton"`."""

@@ -1,0 +1,1 @@
+"""The selection of sub-keys and slots in Triton kernels."""
