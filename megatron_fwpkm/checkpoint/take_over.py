@@ -9,30 +9,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ..config import PretrainConfig
+from ..config import OptimizerConfig, PretrainConfig
+from ..config.field_metadata import (
+    ARCHITECTURE,
+    SCHEDULE,
+    TAKEN_UNLESS_GIVEN,
+    TAKEN_WITH_SHAPE,
+    TOKENIZER,
+    field_metadata,
+    marked,
+)
 from ..config.loading import CHECKPOINT, DEFAULT, Resolved, option_groups
-from .compatibility import ARCHITECTURE, SCHEDULE, TOKENIZER
 from .record import read_record
 from .saved_config import read_saved_config
 from .source import find_source
-
-_UNLESS_GIVEN = {
-    "model": {
-        "num_layers",
-        "hidden_size",
-        "ffn_hidden_size",
-        "num_attention_heads",
-        "kv_channels",
-        "seq_length",
-        "max_position_embeddings",
-    },
-    "data": TOKENIZER,
-}
-"""Taken where neither command line nor file says anything: Megatron-LM leaves these sizes as they are given."""
-_ALWAYS = {
-    **ARCHITECTURE,
-    "model": ARCHITECTURE["model"] - _UNLESS_GIVEN["model"] | {"attention_dropout", "hidden_dropout"},
-}
 
 
 def with_checkpoint_values(resolved: Resolved) -> Resolved:
@@ -59,17 +49,21 @@ def with_checkpoint_values(resolved: Resolved) -> Resolved:
 def _shape(resolved: Resolved, saved: PretrainConfig) -> dict[str, dict[str, Any]]:
     """The model's shape and tokenizer, by group and field."""
     taken: dict[str, dict[str, Any]] = {}
-    for group, _, found in option_groups():
+    for group, cls, found in option_groups():
         for option in found:
-            unless = option.field_name in _UNLESS_GIVEN.get(group, ()) and resolved.origins[option.flag] == DEFAULT
-            if unless or option.field_name in _ALWAYS.get(group, ()):
+            metadata = field_metadata(cls)[option.field_name]
+            if TOKENIZER in metadata or TAKEN_UNLESS_GIVEN in metadata:
+                wanted = resolved.origins[option.flag] == DEFAULT
+            else:
+                wanted = ARCHITECTURE in metadata or TAKEN_WITH_SHAPE in metadata
+            if wanted:
                 taken.setdefault(group, {})[option.field_name] = getattr(getattr(saved, group), option.field_name)
     return taken
 
 
 def _schedule(saved: PretrainConfig) -> dict[str, Any]:
     """The schedule, whose decay ends where the saved run would have ended it."""
-    taken = {name: getattr(saved.optimizer, name) for name in SCHEDULE}
+    taken = {name: getattr(saved.optimizer, name) for name in marked(OptimizerConfig, SCHEDULE)}
     if taken["lr_decay_iters"] is None:
         taken["lr_decay_iters"] = saved.training.train_iters
     return taken

@@ -3,44 +3,49 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from .field_metadata import MAY_CHANGE, SCHEDULE, Above, AtLeast, BelowOne
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW on the slow weights; the fast weights are outside every optimizer."""
 
-    lr: float = 1e-3
+    lr: Annotated[float, Above(0), MAY_CHANGE, SCHEDULE] = 1e-3
     """Peak learning rate."""
-    min_lr: float = 0.0
+    min_lr: Annotated[float, AtLeast(0), MAY_CHANGE, SCHEDULE] = 0.0
     """Learning rate at the end of the decay."""
-    lr_decay_style: Literal["constant", "linear", "cosine", "WSD"] = "cosine"
+    lr_decay_style: Annotated[Literal["constant", "linear", "cosine", "WSD"], MAY_CHANGE, SCHEDULE] = "cosine"
     """Shape of the decay after warm-up."""
-    lr_warmup_iters: int = 0
+    lr_warmup_iters: Annotated[int, AtLeast(0), MAY_CHANGE, SCHEDULE] = 0
     """Iterations of linear warm-up from 0."""
-    lr_decay_iters: int | None = None
+    lr_decay_iters: Annotated[int | None, AtLeast(1), MAY_CHANGE, SCHEDULE] = None
     """Iteration at which the decay ends; default the last training iteration."""
-    lr_wsd_decay_iters: int | None = None
+    lr_wsd_decay_iters: Annotated[int | None, AtLeast(1), MAY_CHANGE, SCHEDULE] = None
     """Length of the final decay of the WSD schedule; default a fifth of the decay iterations."""
-    lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = "minus_sqrt"
+    lr_wsd_decay_style: Annotated[
+        Literal["exponential", "linear", "cosine", "minus_sqrt"],
+        MAY_CHANGE, SCHEDULE,
+    ] = "minus_sqrt"
     """Shape of the final decay of the WSD schedule."""
-    decoupled_lr: float | None = None
+    decoupled_lr: Annotated[float | None, Above(0), MAY_CHANGE, SCHEDULE] = None
     """Peak learning rate of the token embedding and the output layer; default --lr, as for all other weights."""
-    decoupled_min_lr: float | None = None
+    decoupled_min_lr: Annotated[float | None, AtLeast(0), MAY_CHANGE, SCHEDULE] = None
     """With --decoupled-lr: their learning rate at the end of the decay; default --min-lr."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, AtLeast(0), MAY_CHANGE, SCHEDULE] = 0.1
     """Decoupled weight decay (not applied to biases and norms), with --weight-decay-incr-style constant."""
-    start_weight_decay: float | None = None
+    start_weight_decay: Annotated[float | None, AtLeast(0), MAY_CHANGE, SCHEDULE] = None
     """With --weight-decay-incr-style linear or cosine: weight decay at the first iteration; default none."""
-    end_weight_decay: float | None = None
+    end_weight_decay: Annotated[float | None, AtLeast(0), MAY_CHANGE, SCHEDULE] = None
     """With --weight-decay-incr-style linear or cosine: weight decay at the last training iteration; default none."""
-    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay_incr_style: Annotated[Literal["constant", "linear", "cosine"], MAY_CHANGE, SCHEDULE] = "constant"
     """How weight decay grows over the run: not at all, or from --start-weight-decay to --end-weight-decay."""
-    adam_beta1: float = 0.9
+    adam_beta1: Annotated[float, BelowOne(), MAY_CHANGE] = 0.9
     """AdamW's first-moment decay."""
-    adam_beta2: float = 0.95
+    adam_beta2: Annotated[float, BelowOne(), MAY_CHANGE] = 0.95
     """AdamW's second-moment decay."""
-    adam_eps: float = 1e-8
+    adam_eps: Annotated[float, Above(0), MAY_CHANGE] = 1e-8
     """AdamW's epsilon."""
-    clip_grad: float = 1.0
+    clip_grad: Annotated[float, AtLeast(0), MAY_CHANGE] = 1.0
     """Clip the global gradient norm to this; 0 turns clipping off."""

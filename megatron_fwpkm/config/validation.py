@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 
 from .activation_rules import activation_problems
 from .batch_schedule import rampup_problems
@@ -12,11 +13,12 @@ from .checkpoint_rules import checkpoint_problems
 from .chunk_rules import chunk_problems
 from .data_rules import data_problems
 from .derived import ffn_hidden_size, kv_channels, num_query_groups, replica_size, rotary_dim
+from .field_metadata import values_out_of_range
 from .fwpkm import FwPKMConfig
+from .loading import PREFIXES
 from .model import ModelConfig
 from .neighbours import near_divisors, near_multiples
 from .pretrain import PretrainConfig
-from .ranges import values_out_of_range
 from .schedule_rules import schedule_problems
 from .size_rules import size_problems
 from .training_rules import training_problems
@@ -40,7 +42,11 @@ def validate(config: PretrainConfig, world_size: int | None = None) -> None:
 
 def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]:
     """Every violated rule in a sentence; rules between options are looked at once each value alone is in its range."""
-    alone = list(values_out_of_range(config))
+    alone = [
+        line
+        for group in fields(config)
+        for line in values_out_of_range(getattr(config, group.name), PREFIXES.get(group.name, ""))
+    ]
     if alone:
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (

@@ -11,11 +11,12 @@ import torch
 
 from megatron_fwpkm.checkpoint import export as export_module
 from megatron_fwpkm.checkpoint import verify as verify_module
-from megatron_fwpkm.checkpoint.export import export, hf_config, hf_model, hf_model_from_checkpoint
+from megatron_fwpkm.checkpoint.export import default_memory, export, hf_config, hf_model, hf_model_from_checkpoint
 from megatron_fwpkm.checkpoint.near_ties import first_near_tie, near_ties
 from megatron_fwpkm.checkpoint.reading import CheckpointContents
 from megatron_fwpkm.checkpoint.verify import Check, megatron_forward, verify
 from megatron_fwpkm.config import FwPKMConfig, ModelConfig
+from megatron_fwpkm.config.field_metadata import TRAINING_ONLY, marked
 from megatron_fwpkm.hf.attention import rotary_angles
 from megatron_fwpkm.hf.memory import MemorySettings
 from megatron_fwpkm.layers.fast_weight_tables import initial_sub_keys, initial_values
@@ -122,24 +123,29 @@ def test_sizes_are_translated() -> None:
     assert (config.vocab_size, config.intermediate_size, config.head_dim) == (60, 48, 8)
 
 
-EXPORTED = {
-    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
-    "seq_length", "max_position_embeddings", "window_size", "rotary_base", "rotary_percent", "use_rope_scaling",
-    "rope_scaling_factor", "norm_epsilon",
-    "qk_layernorm", "add_bias_linear", "untie_embeddings_and_output_weights", "init_method_std", "attention_dropout",
-    "hidden_dropout", "layer_numbers", "num_heads", "num_subkeys", "key_dim", "value_dim", "topk", "chunk_size",
-    "lookahead", "inner_lr", "addressing_weight", "score", "gate", "normalize_targets", "boundary", "reset",
-}  # fmt: skip
-OF_TRAINING_ONLY = {
-    "embedding_init_method_std", "make_vocab_size_divisible_by", "gate_bias_init", "dp_sync", "dp_sync_interval",
-    "load_dp_rule", "check_consistency_interval", "implementation", "table_dtype", "undo_log",
-}  # fmt: skip
+def watched(group: Any, read: set[str]) -> Any:
+    """A copy of a group of options that notes which of them are read."""
+
+    class Watched(type(group)):  # type: ignore[misc]
+        def __getattribute__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getattribute__(name)
+
+    copy = object.__new__(Watched)
+    vars(copy).update(vars(group))
+    return copy
 
 
 def test_no_option_of_the_model_is_forgotten() -> None:
-    """A new field must either reach the exported configuration or be of no use after training: say which here."""
-    names = {field.name for group in (ModelConfig, FwPKMConfig) for field in fields(group)}
-    assert names == EXPORTED | OF_TRAINING_ONLY
+    """A new option must either reach the exported configuration or be marked TRAINING_ONLY."""
+    source = contents({}, {"use_rope_scaling": True, "kv_channels": 32})
+    read: set[str] = set()
+    groups = {name: watched(getattr(source.config, name), read) for name in ("model", "fwpkm")}
+    watching = replace(source, config=replace(source.config, **groups))
+    hf_config(watching, default_memory(watching.config))
+    for group in (ModelConfig, FwPKMConfig):
+        names = {field.name for field in fields(group)}
+        assert read & names == names - {*marked(group, TRAINING_ONLY)}
 
 
 @pytest.fixture

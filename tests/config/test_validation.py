@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from megatron_fwpkm.config import PretrainConfig
-from megatron_fwpkm.config.loading import parse_pretrain
-from megatron_fwpkm.config.ranges import values_out_of_range
+from megatron_fwpkm.config.field_metadata import values_out_of_range
+from megatron_fwpkm.config.loading import option_groups, parse_pretrain
 from megatron_fwpkm.config.validation import problems, validate
 
 SOUND = ["--data-path", "corpus", "--tokenizer-model", "t.model", "--num-layers", "4", "--fwpkm-layer-numbers", "2"]
@@ -202,14 +202,15 @@ def test_numbers_made_in_python_are_checked_for_nan():
 
 def test_every_number_has_a_range():
     """A very negative value of any number is refused, but for the one that may be negative."""
-    start = PretrainConfig()
-    for group in ("model", "fwpkm", "parallel", "optimizer", "data", "needle", "training", "checkpoint", "logging"):
-        part = getattr(start, group)
-        for name, hint in type(part).__annotations__.items():
-            if hint.split(" | ")[0] not in ("int", "float") or name == "gate_bias_init":
-                continue
-            changed = replace(start, **{group: replace(part, **{name: -7})})
-            assert list(values_out_of_range(changed)), (group, name)
+    numbers = [
+        (cls, option.field_name)
+        for _, cls, found in option_groups()
+        for option in found
+        if option.kind in ("whole number", "number") and not option.is_list and option.field_name != "gate_bias_init"
+    ]
+    assert len(numbers) > 60
+    for cls, name in numbers:
+        assert list(values_out_of_range(cls(**{name: -7}))), (cls.__name__, name)
 
 
 def test_several_problems_are_told_together():

@@ -12,16 +12,19 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_fwpkm.checkpoint.compatibility import MAY_CHANGE, check_resumable
+from megatron_fwpkm.checkpoint.compatibility import check_resumable
 from megatron_fwpkm.checkpoint.slow_weights import unwrap
 from megatron_fwpkm.config import PretrainConfig
 from megatron_fwpkm.config.derived import padded_vocab_size
+from megatron_fwpkm.config.field_metadata import MAY_CHANGE, marked
+from megatron_fwpkm.config.loading import option_groups
 from megatron_fwpkm.training.engine import MegatronEngine
 from megatron_fwpkm.training.startup import distributed_run
 from tests.training import test_moving_layouts
 from tests.training.test_engine import BASE, VOCABULARY, batches, change, state_of
 
 STEPS = 5
+CHANGEABLE = {(group, name) for group, cls, _ in option_groups() for name in marked(cls, MAY_CHANGE)}
 GROWS = {"start_weight_decay": 0.01, "end_weight_decay": 0.1, "weight_decay_incr_style": "linear"}
 WSD = {"lr_decay_style": "WSD", "lr_wsd_decay_iters": 4}
 
@@ -74,14 +77,14 @@ ENGINE: dict[tuple[str, str], dict[str, Any]] = {
     ("training", "deterministic"): {"deterministic": False},
 }
 # What the process layout is: loaded exactly at any other (test_moving_layouts, whose layouts have all of these).
-LAYOUT = {("parallel", name) for name in MAY_CHANGE["parallel"]} - ENGINE.keys()
+LAYOUT = {place for place in CHANGEABLE if place[0] == "parallel"} - ENGINE.keys()
 # What is made from the configuration behind the engine: tests/test_pretrain_resume.py.
-RUN = {("data", name) for name in MAY_CHANGE["data"]} | {("training", "divergence_factor")}
+RUN = {place for place in CHANGEABLE if place[0] == "data"} | {("training", "divergence_factor")}
 
 
 def test_every_option_that_may_change_is_looked_at() -> None:
     named = {("optimizer", name) for name in SCHEDULE} | ENGINE.keys() | LAYOUT | RUN
-    assert named == {(group, name) for group, names in MAY_CHANGE.items() for name in names}
+    assert named == CHANGEABLE
     default = PretrainConfig()
     layouts = [layout.config("float32", "never") for layout in test_moving_layouts.LAYOUTS.values()]
     for group, name in LAYOUT:
