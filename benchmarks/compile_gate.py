@@ -2,7 +2,7 @@
 
 `python -m benchmarks.compile_gate` compares with the recorded table (benchmarks/results/kernels.json), `--write`
 records it anew. Rules that hold for any version of Triton: a kernel that moves table rows loads and stores 16 bytes at
-a time and spills no register; every kernel is declared (megatron_fwpkm/ops/kernel_variants.py). Registers and shared
+a time and spills no register; every kernel is declared (megatron_fwpkm/ops/kernel_forms.py). Registers and shared
 memory are compared exactly with those recorded, for the version of Triton that made them.
 """
 
@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from benchmarks.report import ROOT
-from megatron_fwpkm.ops.kernel_variants import KernelVariant
+from megatron_fwpkm.ops.kernel_forms import KernelVariant
 
 ARCHITECTURES = (80, 90, 100)
 """A100, H100 and H200, B200."""

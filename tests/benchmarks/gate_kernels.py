@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from megatron_fwpkm.ops.kernel_variants import KernelVariant
+from megatron_fwpkm.ops.kernel_forms import KernelVariant
 
 
 @triton.jit

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from ..sharding import TableSharding
 from ..undo_log import UndoLog
 from .arguments import MemoryOptions, Stream
 from .chunk_pieces import Piece
-from .write_plan import ValuePiece
+from .value_chain import ValueSteps
 
 
 class ChainResult(NamedTuple):
@@ -34,15 +33,11 @@ class Chains(NamedTuple):
 
     Attributes:
         key_chain: an autograd function like :class:`KeyChain`.
-        value_chain: an autograd function like :class:`ValueChain`.
-        make_plan: (slot_indices [R, J], pieces, num_slots) -> the sorted pairs, in the form that ``value_chain`` takes.
-        read_rows: (table [N, D], slots [R, J], slot_weights [R, J]) -> reads [R, D], without gradient.
+        value_steps: what :class:`ValueChain` drives.
     """
 
     key_chain: type[torch.autograd.Function]
-    value_chain: type[torch.autograd.Function]
-    make_plan: Callable[[Tensor, list[ValuePiece], int], Any]
-    read_rows: Callable[[Tensor, Tensor, Tensor], Tensor]
+    value_steps: ValueSteps
 
 
 def write_weights(stream: Stream) -> Tensor:

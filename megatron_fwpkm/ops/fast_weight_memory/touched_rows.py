@@ -21,20 +21,11 @@ from .chain import (
 from .chunk_pieces import Piece
 from .key_chain import KeyChain, KeyOptions, KeyPiece
 from .key_rows import KeyRows
-from .sparse.row_sums import gather_rows, sum_rows
+from .sparse.value_steps import VALUE_STEPS
 from .value_chain import ValueChain, ValueLog, ValueOptions
 from .write_plan import ValuePiece, make_write_plan
 
-
-def _read_rows(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
-    starts = torch.arange(0, slots.numel(), slots.shape[1], device=slots.device)
-    if table.dtype == slot_weights.dtype:
-        return sum_rows(table, slots.flatten(), starts, slot_weights.flatten())
-    rows = gather_rows(table, slots.flatten()).to(slot_weights.dtype)
-    return sum_rows(rows, torch.arange(slots.numel(), device=slots.device), starts, slot_weights.flatten())
-
-
-TORCH_CHAINS = Chains(KeyChain, ValueChain, make_write_plan, _read_rows)
+TORCH_CHAINS = Chains(KeyChain, VALUE_STEPS)
 """What ``implementation="sparse"`` is made of."""
 
 
@@ -89,19 +80,20 @@ def run_chains(
     if writes or torch.is_grad_enabled():
         scales = write_scales(stream, pieces, options)
         shift = options.lookahead * batch
-        plan = chains.make_plan(slots, value_pieces, values.shape[0])
-        reads, squared_errors = chains.value_chain.apply(
+        plan = make_write_plan(slots, value_pieces, values.shape[0])
+        steps, frozen = chains.value_steps, not options.inner_lr
+        reads, squared_errors = ValueChain.apply(
             values,
             shared_weights,
             weights.transpose(0, 1).reshape(-1),
             stream.targets.transpose(0, 1).flatten(0, 1),
             table,
-            ValueOptions(value_pieces, plan, scales, shift, not options.inner_lr, options.undo_log, rounding),
+            ValueOptions(steps, value_pieces, plan, scales, shift, frozen, options.undo_log, rounding),
             log,
         )
     else:
         # As most calls of a decoding loop: nothing is kept.
-        reads, squared_errors = chains.read_rows(table, slots, slot_weights), slot_weights.new_zeros(0)
+        reads, squared_errors = chains.value_steps.read_rows(table, slots, slot_weights), slot_weights.new_zeros(0)
     moved = moved.view_as(sub_keys) if moves_keys else sub_keys.detach()
     if in_place and moves_keys:
         sub_keys.copy_(moved)

@@ -1,7 +1,9 @@
 """Which slots every piece touches, and how its (token, slot) pairs sort by slot: one sort for a whole call.
 
-Shapes: R rows read by all pieces, S segments (a segment is one slot touched by one piece), J = heads * topk pairs per
-row, pairs counted row by row.
+Shapes are static: no number of a plan reaches the host, which never waits for a GPU. A segment (one slot touched by one
+piece) is known by the position of its first pair in the sorted list; there is room for as many segments as pairs.
+
+Shapes: R rows read by all pieces, J = heads * topk pairs per row, P = R * J pairs, counted row by row.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ class ValuePiece(NamedTuple):
         write_stop: rows [start, write_stop) are written.
         count_start: the first row that counts as a reader of its slots.
         count_stop: one past the last that counts.
-        token: row ``start``'s position in the stream (token * B + sequence).
+        token: row `start`'s position in the stream (token * B + sequence).
     """
 
     start: int
@@ -35,25 +37,62 @@ class ValuePiece(NamedTuple):
 
 
 class WritePlan(NamedTuple):
-    """The sorted pairs of all pieces.
+    """The pairs of all pieces, sorted by piece and slot. A piece of rows [start, stop) has positions [start*J, stop*J).
 
     Attributes:
-        slots: [S] the slot of every segment; distinct within a piece.
-        bounds: segments of piece p are [bounds[p], bounds[p + 1]).
-        places: [R * J] segment of every pair, counted from the piece's first.
-        order: [R * J] the pairs, sorted by piece and slot, rows ascending within a slot.
-        segments: [R * J] segment of every pair, counted over all pieces.
-        starts: [S] first sorted pair of every segment.
-        counts: [S] readers of every segment that count, at least 1.
+        pair_slots: [R, J] int64, the slot of every pair, unsorted.
+        order: [P] int64, the pair at every position; rows ascend within a segment, which fixes the order of summation.
+        slots: [P] int64, its slot.
+        heads: [P] int64, the first position of its segment.
+        lengths: [P] int64, the number of pairs of its segment.
+        counts: [P] int64, the readers of its segment that count, at least 1.
+        places: [P] int64, for every *pair* the first position of its segment.
+        is_head: [P] bool, whether a position is the first of its segment.
     """
 
-    slots: Tensor
-    bounds: list[int]
-    places: Tensor
+    pair_slots: Tensor
     order: Tensor
-    segments: Tensor
-    starts: Tensor
+    slots: Tensor
+    heads: Tensor
+    lengths: Tensor
     counts: Tensor
+    places: Tensor
+    is_head: Tensor
+
+
+class AdjointPlan(NamedTuple):
+    """Where the gradient of the table is kept in backward: a row for each distinct slot of the whole call.
+
+    Attributes:
+        rows: [P] int64, for every pair the row of its slot.
+        sources: [P] int64, for every pair the row that holds its slot's gradient after its piece, or -1 where no later
+            piece reads the slot and the gradient is zero.
+        sinks: [P] int64, for every pair the row to which its piece adds, or -1 where nobody asks for the sum: no
+            earlier piece reads the slot and the table itself needs no gradient.
+        slots: [min(P, num_slots)] int64, the slot of every row, ascending; `num_slots` for rows that are not in use.
+    """
+
+    rows: Tensor
+    sources: Tensor
+    sinks: Tensor
+    slots: Tensor
+
+    def on_rows(self, plan: WritePlan) -> WritePlan:
+        """The plan for a table that has only these rows, in this order."""
+        return plan._replace(pair_slots=self.rows.view_as(plan.pair_slots), slots=self.rows[plan.order])
+
+
+def _segments(ordered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """First position and length of the segment of every position of a sorted list, and whether it is the first."""
+    total = ordered.shape[0]
+    positions = torch.arange(total, device=ordered.device)
+    is_head = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=is_head[1:])
+    heads = positions.masked_fill(~is_head, 0).cummax(0).values
+    # A segment ends where the next one begins: a running minimum from the right.
+    is_last = is_head.roll(-1)
+    ends = (positions + 1).masked_fill(~is_last, total).flip(0).cummin(0).values.flip(0)
+    return heads, ends - heads, is_head
 
 
 def make_write_plan(slot_indices: Tensor, pieces: list[ValuePiece], num_slots: int) -> WritePlan:
@@ -65,24 +104,48 @@ def make_write_plan(slot_indices: Tensor, pieces: list[ValuePiece], num_slots: i
         num_slots: rows of the table.
 
     Returns:
-        The plan. The order of summation it defines is fixed: rows ascending.
+        The plan.
     """
-    width, device = slot_indices.shape[1], slot_indices.device
-    lengths = torch.tensor([piece.stop - piece.start for piece in pieces], device=device)
-    piece_of_row = torch.arange(len(pieces), device=device).repeat_interleave(lengths)
-    pairs = (slot_indices + (piece_of_row * num_slots).unsqueeze(1)).flatten()
-    ordered, order = pairs.sort(stable=True)
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[1:], ordered[:-1], out=is_first[1:])
-    starts = is_first.nonzero().squeeze(1)
-    segments = torch.empty_like(order)
-    segments[order] = is_first.cumsum(0) - 1
-    heads = ordered[starts]
-    edges = torch.arange(len(pieces) + 1, device=device) * num_slots
-    bounds = torch.searchsorted(heads, edges)
-    counted = torch.zeros(slot_indices.shape[0], dtype=torch.long, device=device)
-    for piece in pieces:
+    keys = slot_indices.clone()
+    counted = torch.zeros_like(slot_indices)
+    for number, piece in enumerate(pieces):
+        keys[piece.start : piece.stop] += number * num_slots
         counted[piece.count_start : piece.count_stop] = 1
-    counts = torch.zeros_like(starts).index_add_(0, segments, counted.repeat_interleave(width)).clamp_(min=1)
-    places = segments - bounds[piece_of_row].repeat_interleave(width)
-    return WritePlan(heads % num_slots, bounds.tolist(), places, order, segments, starts, counts)
+    ordered, order = keys.flatten().sort(stable=True)
+    heads, lengths, is_head = _segments(ordered)
+    running = counted.flatten()[order].cumsum(0)
+    before = torch.cat([running.new_zeros(1), running])
+    counts = (before[heads + lengths] - before[heads]).clamp_(min=1)
+    places = torch.empty_like(heads).scatter_(0, order, heads)
+    return WritePlan(slot_indices, order, ordered % num_slots, heads, lengths, counts, places, is_head)
+
+
+def make_adjoint_plan(plan: WritePlan, pieces: list[ValuePiece], num_slots: int, wants_table: bool) -> AdjointPlan:
+    """Number the distinct slots of a call, and find for every pair whether other pieces touch its slot.
+
+    Args:
+        plan: of the same pieces.
+        pieces: consecutive.
+        num_slots: rows of the table.
+        wants_table: the gradient of the initial table is asked for.
+
+    Returns:
+        The plan.
+    """
+    total = plan.order.shape[0]
+    width = total // pieces[-1].stop
+    piece_of = torch.empty_like(plan.order)
+    for number, piece in enumerate(pieces):
+        piece_of[piece.start * width : piece.stop * width] = number
+    # Stable, so that the pieces of a slot ascend.
+    ordered, order = plan.slots.sort(stable=True)
+    heads, lengths, is_head = _segments(ordered)
+    touched_by = piece_of[order]
+    rows = is_head.cumsum(0) - 1
+    nowhere = rows.new_full((), -1)
+    sources = torch.where(touched_by < touched_by[heads + lengths - 1], rows, nowhere)
+    sinks = rows if wants_table else torch.where(touched_by > touched_by[heads], rows, nowhere)
+    pairs = plan.order[order]
+    slots = plan.slots.new_full((min(total, num_slots),), num_slots).scatter_(0, rows, ordered)
+    per_pair = [torch.empty_like(rows).scatter_(0, pairs, x) for x in (rows, sources, sinks)]
+    return AdjointPlan(per_pair[0], per_pair[1], per_pair[2], slots)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from megatron_fwpkm.ops import FastWeightState, UndoLog, make_rounding
-from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import TritonValueChain, read_rows
-from megatron_fwpkm.ops.fast_weight_memory.triton_write_plan import make_triton_write_plan
-from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueLog, ValueOptions
+from megatron_fwpkm.ops.fast_weight_memory.sparse.value_steps import VALUE_STEPS as TORCH
+from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import VALUE_STEPS as TRITON
+from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import read_rows
+from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueLog, ValueOptions, ValueSteps
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import make_write_plan
 from tests.ops.cases import distance
 from tests.ops.triton.harness import DEVICE, poisoned
@@ -18,15 +18,15 @@ from tests.ops.triton.test_value_chain import hot_slot
 from tests.ops.triton.values import LEAVES, Values, gradients_of, make_values, random_slots
 
 
-def run(chain: Any, make_plan: Any, call: Values, rounding: torch.Tensor) -> tuple[dict[str, torch.Tensor], ValueLog]:
-    """Everything one call of a chain gives on a bfloat16 table."""
+def run(steps: ValueSteps, call: Values, rounding: torch.Tensor) -> tuple[dict[str, torch.Tensor], ValueLog]:
+    """Everything one call gives on a bfloat16 table."""
     table = call.values.bfloat16()
     leaves = {name: getattr(call, name).clone().requires_grad_() for name in LEAVES}
     leaves["values"] = table.clone().requires_grad_()
     log = ValueLog()
-    plan = make_plan(call.slots, call.pieces, table.shape[0])
-    options = ValueOptions(call.pieces, plan, call.scales, call.shift, call.frozen, "fp32", rounding)
-    reads, squares = chain.apply(*leaves.values(), table, options, log)
+    plan = make_write_plan(call.slots, call.pieces, table.shape[0])
+    options = ValueOptions(steps, call.pieces, plan, call.scales, call.shift, call.frozen, "fp32", rounding)
+    reads, squares = ValueChain.apply(*leaves.values(), table, options, log)
     return {"reads": reads.detach(), "squares": squares, "table": table, **gradients_of(reads, leaves)}, log
 
 
@@ -34,9 +34,9 @@ def test_the_chain_is_that_of_torch() -> None:
     call = make_values(hot_slot(), chunk=15, columns=132).to(torch.float32)
     rounding = make_rounding(5, 64, DEVICE)
     rounding[1] = 2**33 + 7
-    expected, _ = run(ValueChain, make_write_plan, call, rounding)
+    expected, _ = run(TORCH, call, rounding)
     with poisoned():
-        actual, log = run(TritonValueChain, make_triton_write_plan, call, rounding)
+        actual, log = run(TRITON, call, rounding)
     for name, tensor in expected.items():
         assert actual[name].dtype == tensor.dtype
         if name == "table":
@@ -61,10 +61,10 @@ def test_where_the_arithmetic_is_exact_tables_are_the_same_bits() -> None:
     exact.write_weights.fill_(2.0**-7)
     exact.scales.fill_(1.0)
     rounding = make_rounding(1, 4, DEVICE)
-    expected, _ = run(ValueChain, make_write_plan, exact, rounding)
-    actual, _ = run(TritonValueChain, make_triton_write_plan, exact, rounding)
+    expected, _ = run(TORCH, exact, rounding)
+    actual, _ = run(TRITON, exact, rounding)
     assert torch.equal(actual["table"], expected["table"])
-    other, _ = run(TritonValueChain, make_triton_write_plan, exact, make_rounding(2, 4, DEVICE))
+    other, _ = run(TRITON, exact, make_rounding(2, 4, DEVICE))
     assert 0.05 < (other["table"] != expected["table"]).double().mean() < 0.7
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from megatron_fwpkm.ops import FastWeightState, UndoLog
+from megatron_fwpkm.ops.fast_weight_memory.triton.value_forms import column_blocks
 from megatron_fwpkm.ops.fast_weight_memory.triton.value_kernels import TILE
-from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import column_blocks, read_rows
+from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import read_rows
 from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueLog
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece
 from tests.ops.cases import distance

@@ -1,38 +1,49 @@
-"""The plan of the Triton kernels: what it says, and that no number of it is needed on the host."""
+"""The plan of the writes: what it says, and that no number of it is needed on the host."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from megatron_fwpkm.ops.fast_weight_memory.triton_write_plan import make_adjoint_plan, make_triton_write_plan
-from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, make_write_plan
+from megatron_fwpkm.ops.fast_weight_memory.sparse.segments import find_segments
+from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, make_adjoint_plan, make_write_plan
 from tests.ops.triton.values import DEVICE, drop_pieces, random_slots
 
 PIECES = [ValuePiece(0, 9, 0, 7, 0, 9, 0), ValuePiece(9, 14, 9, 13, 11, 14, 9), ValuePiece(14, 17, 14, 14, 14, 14, 14)]
 
 
 @pytest.mark.parametrize(("num_slots", "width"), [(5, 3), (1, 1), (300, 2)])
-def test_says_the_same_as_the_plan_of_sparse(num_slots: int, width: int) -> None:
+def test_pairs_are_sorted_by_piece_and_slot(num_slots: int, width: int) -> None:
     slots = random_slots(17, width, num_slots).to(DEVICE)
-    expected, plan = make_write_plan(slots, PIECES, num_slots), make_triton_write_plan(slots, PIECES, num_slots)
-    assert torch.equal(plan.order, expected.order)
-    positions = plan.is_head.nonzero().squeeze(1)
-    assert torch.equal(positions, expected.starts)
-    assert torch.equal(plan.slots[positions], expected.slots)
-    assert torch.equal(plan.counts[positions], expected.counts)
-    assert torch.equal(plan.places, expected.starts[expected.segments])
-    assert torch.equal(plan.slots, slots.flatten()[plan.order])
-    ends = torch.cat([positions[1:], positions.new_tensor([slots.numel()])])
-    assert torch.equal(plan.lengths[positions], ends - positions)
-    assert torch.equal(plan.heads, positions.repeat_interleave(ends - positions))
+    plan = make_write_plan(slots, PIECES, num_slots)
+    segments = find_segments(plan, PIECES)
+    expected: list[list[int]] = []
+    position = 0
+    for number, piece in enumerate(PIECES):
+        assert segments.bounds[number] == len(expected)
+        for slot in sorted(set(slots[piece.start : piece.stop].flatten().tolist())):
+            pairs = [row * width + j for row in range(piece.start, piece.stop) for j in range(width)]
+            pairs = [pair for pair in pairs if slots.flatten()[pair] == slot]
+            here = slice(position, position + len(pairs))
+            assert plan.order[here].tolist() == pairs, "rows ascend"
+            assert set(plan.slots[here].tolist()) == {slot} and set(plan.heads[here].tolist()) == {position}
+            assert set(plan.lengths[here].tolist()) == {len(pairs)}
+            counted = sum(piece.count_start <= pair // width < piece.count_stop for pair in pairs)
+            assert set(plan.counts[here].tolist()) == {max(1, counted)}
+            assert plan.is_head[here].tolist() == [True] + [False] * (len(pairs) - 1)
+            assert set(plan.places[pairs].tolist()) == {position}
+            assert segments.starts[len(expected)] == position
+            assert set(segments.places[pairs].tolist()) == {len(expected) - segments.bounds[number]}
+            expected.append(pairs)
+            position += len(pairs)
+    assert segments.bounds[-1] == len(expected) == len(segments.starts)
 
 
 @pytest.mark.parametrize("wants_table", [False, True])
 def test_adjoint_rows_are_the_distinct_slots_of_a_call(wants_table: bool) -> None:
     slots = random_slots(17, 3, 20).to(DEVICE)
-    plan = make_triton_write_plan(slots, PIECES, 20)
+    plan = make_write_plan(slots, PIECES, 20)
     adjoint = make_adjoint_plan(plan, PIECES, 20, wants_table)
     distinct = slots.unique()
     assert torch.equal(adjoint.slots[: distinct.numel()], distinct)
@@ -52,9 +63,9 @@ def test_nothing_waits_for_a_number() -> None:
     pieces = drop_pieces(8 * 4096, 8 * 512, 8)
     with FakeTensorMode():
         slots = torch.empty(8 * 4096, 8, dtype=torch.int64)
-        with pytest.raises(DynamicOutputShapeException, match="repeat_interleave"):
-            make_write_plan(slots, pieces, 512 * 512)
-        plan = make_triton_write_plan(slots, pieces, 512 * 512)
+        plan = make_write_plan(slots, pieces, 512 * 512)
+        with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):
+            find_segments(plan, pieces)
         adjoint = make_adjoint_plan(plan, pieces, 512 * 512, False)
     assert plan.order.shape == plan.counts.shape == adjoint.sources.shape == (8 * 4096 * 8,)
     assert adjoint.slots.shape == (min(8 * 4096 * 8, 512 * 512),)

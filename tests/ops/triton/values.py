@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import TritonValueChain
-from megatron_fwpkm.ops.fast_weight_memory.triton_write_plan import make_triton_write_plan
-from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueLog, ValueOptions
-from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece
+from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import VALUE_STEPS
+from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueLog, ValueOptions
+from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, make_write_plan
 from tests.ops.triton.harness import DEVICE
 
 LEAVES = ("values", "slot_weights", "write_weights", "targets")
@@ -124,9 +123,9 @@ def run_triton(call: Values, needs: tuple[str, ...] = LEAVES) -> tuple[dict[str,
 
 def apply_triton(call: Values, leaves: dict[str, Tensor], table: Tensor, log: ValueLog) -> tuple[Tensor, Tensor]:
     """Run the chain on `table` in place."""
-    plan = make_triton_write_plan(call.slots, call.pieces, table.shape[0])
-    options = ValueOptions(call.pieces, plan, call.scales, call.shift, call.frozen, call.undo_log)
-    return TritonValueChain.apply(*leaves.values(), table, options, log)
+    plan = make_write_plan(call.slots, call.pieces, table.shape[0])
+    options = ValueOptions(VALUE_STEPS, call.pieces, plan, call.scales, call.shift, call.frozen, call.undo_log)
+    return ValueChain.apply(*leaves.values(), table, options, log)
 
 
 def gradients_of(reads: Tensor, leaves: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ...kernel_variants import KernelVariant
+from ...kernel_forms import KernelVariant
 from ...product_key.reference import ENTROPY_EPSILON, IDW_EPSILON
 from ...product_key.triton import select_kernels as choice
 from ...product_key.triton.select import select_constants, slots_constants

@@ -11,7 +11,7 @@ import triton.language as tl
 
 
 @triton.jit
-def widen(row):
+def row_to_float(row):
     """A row as it was loaded, in the dtype of arithmetic: bits of bfloat16 become float32, others stay."""
     if row.dtype == tl.int16:
         row = (row.to(tl.int32) << 16).to(tl.float32, bitcast=True)
@@ -19,7 +19,7 @@ def widen(row):
 
 
 @triton.jit
-def narrow(row, TABLE, ROUNDING, slot, write, BLOCK: tl.constexpr):
+def float_to_row(row, TABLE, ROUNDING, slot, write, BLOCK: tl.constexpr):
     """This program's columns of a row in the form of TABLE; see ``round_rows`` for the rounding.
 
     Columns of the table begin at a multiple of 4 on every process, so four neighbours share a counter.

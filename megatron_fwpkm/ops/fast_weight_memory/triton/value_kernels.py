@@ -3,7 +3,7 @@
 
 Shapes: N slots, D columns, R rows read by all pieces of a call, J = heads * topk pairs per row, P = R * J pairs,
 S stream rows, W rows written by all pieces. A launch handles one piece; ``first_row`` and ``first_pair`` say where its
-rows and pairs begin. Plans are those of ``triton_write_plan.py``; all index tensors are int64, so addresses are 64-bit.
+rows and pairs begin. Plans are those of `write_plan.py`; all index tensors are int64, so addresses are 64-bit.
 
 Grids are worst cases: a program that has nothing to do leaves at once. Columns are cut into blocks of BLOCK, over
 ``program_id(1)``. No atomics: a segment is summed in tiles of at most TILE pairs, in the order of its rows, and the
@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .row_bits import narrow, widen
+from .row_bits import float_to_row, row_to_float
 
 TILE = 32
 """Most pairs that one program sums."""
@@ -40,7 +40,7 @@ def partial_row(position, first_pair, head, TILE: tl.constexpr):
 )
 def read_rows_kernel(
     TABLE,  # [N, D]
-    SLOTS,  # [R, J] slot of every pair
+    PAIR_SLOTS,  # [R, J] slot of every pair
     WEIGHTS,  # [R, J] slot weights a
     TARGETS,  # [S, D] targets v
     WRITE_WEIGHTS,  # [S] write weights w
@@ -66,8 +66,8 @@ def read_rows_kernel(
     pair = (first_row + row) * J
     read = tl.zeros([BLOCK], WEIGHTS.dtype.element_ty)
     for j in tl.range(0, J, loop_unroll_factor=8):
-        slot = tl.load(SLOTS + pair + j)
-        read += tl.load(WEIGHTS + pair + j) * widen(tl.load(TABLE + slot * D + columns, mask=inside, other=0))
+        slot = tl.load(PAIR_SLOTS + pair + j)
+        read += tl.load(WEIGHTS + pair + j) * row_to_float(tl.load(TABLE + slot * D + columns, mask=inside, other=0))
     if row >= first_kept:
         tl.store(READS + (first_read + row - first_kept) * D + columns, read, mask=inside)
     if row < written:
@@ -139,8 +139,8 @@ def write_rows_kernel(
             if UPDATE:
                 if length <= TILE:
                     step = tl.load(SCALES + piece) / tl.load(COUNTS + position).to(SCALES.dtype.element_ty)
-                    new = widen(old) - step * total
-                    new = narrow(new, TABLE, ROUNDING, tl.load(NAMES + position), write, BLOCK)
+                    new = row_to_float(old) - step * total
+                    new = float_to_row(new, TABLE, ROUNDING, tl.load(NAMES + position), write, BLOCK)
                     tl.store(TABLE + slot * D + columns, new, mask=inside)
         if UPDATE:
             if length > TILE:
@@ -198,8 +198,8 @@ def finish_write_kernel(
         slot = tl.load(SLOTS + position)
         step = tl.load(SCALES + piece) / tl.load(COUNTS + position).to(SCALES.dtype.element_ty)
         address = TABLE + slot * D + columns
-        new = widen(tl.load(address, mask=inside, other=0)) - step * total
-        tl.store(address, narrow(new, TABLE, ROUNDING, tl.load(NAMES + position), write, BLOCK), mask=inside)
+        new = row_to_float(tl.load(address, mask=inside, other=0)) - step * total
+        tl.store(address, float_to_row(new, TABLE, ROUNDING, tl.load(NAMES + position), write, BLOCK), mask=inside)
 
 
 @triton.jit(
@@ -234,12 +234,12 @@ def backward_rows_kernel(
     J: tl.constexpr,
     BLOCK: tl.constexpr,
     PAIRS: tl.constexpr,
-    PULL: tl.constexpr,
+    WRITTEN: tl.constexpr,
 ):
     """Gradients of one row, each row of table and log loaded once. Grid: (rows of the piece, blocks).
 
     With alpha = scale / c_s: u = sum_j alpha a_j A[s_j], dw = -<u, e>, dv = w u, dr = dO - w u and
-    da_j = <V[s_j], dr> - alpha w <A[s_j], e>. Without PULL (nothing is written, or nobody reads it later) u is 0.
+    da_j = <V[s_j], dr> - alpha w <A[s_j], e>. Without WRITTEN (nothing is written, or nobody reads it later) u is 0.
     PAIRS pairs are in registers at a time.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -252,12 +252,12 @@ def backward_rows_kernel(
     width = tl.where(row >= first_kept, D, 0)
     address = GRAD_READS + (first_read + row - first_kept) * D + columns
     grad_read = tl.load(address, mask=columns < width, other=0.0)
-    if PULL:
+    if WRITTEN:
         if row < written:
             error = tl.load(ERRORS + (first_error + row) * D + columns, mask=inside, other=0.0)
             weight = tl.load(WRITE_WEIGHTS + first_token + row)
             scale = tl.load(SCALES + piece)
-            pull = tl.zeros([BLOCK], WEIGHTS.dtype.element_ty)
+            grad_written = tl.zeros([BLOCK], WEIGHTS.dtype.element_ty)
             for j in tl.range(0, J, PAIRS):
                 exists = j + some < J
                 source = tl.load(SOURCES + first + j + some, mask=exists, other=-1)
@@ -267,20 +267,22 @@ def backward_rows_kernel(
                 strength = step * tl.load(WEIGHTS + first + j + some, mask=exists, other=0.0)
                 loaded = (source >= 0)[:, None] & inside[None, :]
                 pushed = tl.load(ADJOINT + source[:, None] * D + columns[None, :], mask=loaded, other=0.0)
-                pull += tl.sum(strength[:, None] * pushed, 0)
+                grad_written += tl.sum(strength[:, None] * pushed, 0)
                 dots = tl.sum(pushed * error[None, :], 1)
                 # Apart from the part below: other threads than those that store would have to read it back.
                 tl.store(gradients + tl.num_programs(1) * J + j + some, -step * weight * dots, mask=exists)
-            tl.store(GRAD_WRITE_WEIGHTS + (first_token + row) * tl.num_programs(1) + block, -tl.sum(pull * error, 0))
-            pull *= weight
-            tl.store(GRAD_TARGETS + (first_token + shift + row) * D + columns, pull, mask=inside)
-            grad_read -= pull
+            tl.store(
+                GRAD_WRITE_WEIGHTS + (first_token + row) * tl.num_programs(1) + block, -tl.sum(grad_written * error, 0)
+            )
+            grad_written *= weight
+            tl.store(GRAD_TARGETS + (first_token + shift + row) * D + columns, grad_written, mask=inside)
+            grad_read -= grad_written
     tl.store(GRAD_ROWS + row * D + columns, grad_read, mask=inside)
     for j in tl.range(0, J, PAIRS):
         exists = j + some < J
         place = tl.load(PLACES + first + j + some, mask=exists, other=0)
         loaded = exists[:, None] & inside[None, :]
-        old = widen(tl.load(LOG + place[:, None] * D + columns[None, :], mask=loaded, other=0))
+        old = row_to_float(tl.load(LOG + place[:, None] * D + columns[None, :], mask=loaded, other=0))
         tl.store(gradients + j + some, tl.sum(old * grad_read[None, :], 1), mask=exists)
 
 
