@@ -25,7 +25,7 @@ from megatron_fwpkm.layers.table_sharding import (
     rms_normalize_columns,
     standardize,
 )
-from megatron_fwpkm.ops import FastWeightOutput, FastWeightState, fast_weight_memory_, flush_pending_
+from megatron_fwpkm.ops import FastWeightOutput, FastWeightState, MemoryOptions, fast_weight_memory_, flush_pending_
 
 # Which dimension of a parameter is spread over tensor-parallel ranks; all others are replicated.
 _SHARDED_DIMENSIONS = {"value_proj.weight": 0, "value_proj.bias": 0, "output_norm.weight": 0, "output_proj.weight": 1}
@@ -40,8 +40,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
     lasts until a reset (``--fwpkm-reset``).
 
     Attributes:
-        chunk_size: tokens between two writes; from the configuration, may be changed between two forwards.
-        boundary: ``drop`` or ``carry``; likewise.
+        options: numbers and choices of the memory, from the configuration; may be changed between two forwards.
         streaming: with ``carry``, keep the tokens that wait at the end of a forward for the next one, which continues
             the same texts. Otherwise the complete pairs among them are written at the end, and the rest is forgotten.
         document_starts: [b, whole sequence] bool for ``--fwpkm-reset document``, best on the CPU, True at the first
@@ -67,8 +66,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
         super().__init__(config, layer_number, table_sharding.rows, table_sharding.columns)
         self.tp_group, self.sharding = pg_collection.tp, ColumnSharding(pg_collection.tp, fwpkm.value_dim)
         self.context, self.table_sharding = context, table_sharding
-        self.chunk_size: int = fwpkm.chunk_size
-        self.boundary: str = fwpkm.boundary
+        self.options = MemoryOptions.of(fwpkm)
         self.streaming = False
         self.document_starts: Tensor | None = None
         self._last: ForwardRecord | None = None
@@ -159,31 +157,20 @@ class FastWeightProductKeyMemory(FastWeightTables):
             outputs = [self._call(per_sequence, targets, token_gates, mask)]
             retrieved = outputs[0].retrieved
             self._finish(outputs[0].state)
-        self._last = ForwardRecord(queries, gates, outputs, self.chunk_size)
+        self._last = ForwardRecord(queries, gates, outputs, self.options.chunk_size)
         return self.context.columns_to_tokens(retrieved.transpose(0, 1))
 
     def _call(self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None) -> FastWeightOutput:
-        fwpkm = self.config.fwpkm
+        state = self.fast_weights()
         output = fast_weight_memory_(
-            queries,
-            targets,
-            gates,
-            self.fast_weights(),
-            topk=fwpkm.topk,
-            chunk_size=self.chunk_size,
-            lookahead=fwpkm.lookahead,
-            inner_lr=fwpkm.inner_lr,
-            addressing_weight=fwpkm.addressing_weight,
-            score=fwpkm.score,
-            mask=mask,
-            boundary=self.boundary,
-            implementation=fwpkm.implementation,
-            undo_log=fwpkm.undo_log,
-            sharding=self.table_sharding if self.table_sharding.size > 1 else None,
+            queries, targets, gates, state, self.options, mask=mask, sharding=self._table_sharding()
         )
-        if fwpkm.reset != "document" and output.undo_log is not None:
+        if self.config.fwpkm.reset != "document" and output.undo_log is not None:
             self._record(output.undo_log)
         return output
+
+    def _table_sharding(self) -> MemorySharding | None:
+        return self.table_sharding if self.table_sharding.size > 1 else None
 
     def _finish(self, state: FastWeightState) -> None:
         """Keep the waiting tokens of a stream; otherwise write those whose targets are known and forget the rest."""
@@ -192,19 +179,8 @@ class FastWeightProductKeyMemory(FastWeightTables):
             return
         if state.pending is None:
             return
-        fwpkm = self.config.fwpkm
         with torch.no_grad():
-            flushed = flush_pending_(
-                state,
-                topk=fwpkm.topk,
-                chunk_size=self.chunk_size,
-                lookahead=fwpkm.lookahead,
-                inner_lr=fwpkm.inner_lr,
-                addressing_weight=fwpkm.addressing_weight,
-                score=fwpkm.score,
-                implementation=fwpkm.implementation,
-                sharding=self.table_sharding if self.table_sharding.size > 1 else None,
-            )
+            flushed = flush_pending_(state, self.options, sharding=self._table_sharding())
         if flushed.undo_log is not None:
             self._record(flushed.undo_log)
 

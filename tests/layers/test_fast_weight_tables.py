@@ -97,7 +97,7 @@ def test_bfloat16_tables_stay_what_they_are_and_count_their_writes() -> None:
     out.square().sum().backward()
     assert block.query_proj.weight.grad is not None and block.query_proj.weight.grad.abs().sum() > 0
     writes = block.rounding[1].item()
-    assert writes == 48 // block.chunk_size and torch.equal(block.rounding[[0, 2]], seed[[0, 2]])
+    assert writes == 48 // block.options.chunk_size and torch.equal(block.rounding[[0, 2]], seed[[0, 2]])
     after = snapshot(block)
     with block.preserve_fast_weights():
         block(hidden(2))

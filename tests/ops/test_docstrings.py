@@ -5,11 +5,18 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
-from megatron_fwpkm.ops import fast_weight_memory, fast_weight_memory_, flush_pending, flush_pending_
+from megatron_fwpkm.ops import (
+    MemoryOptions,
+    fast_weight_memory,
+    fast_weight_memory_,
+    flush_pending,
+    flush_pending_,
+)
 
 REFERS_TO: dict[Callable[..., Any], Callable[..., Any] | None] = {
     fast_weight_memory: None,
@@ -26,7 +33,7 @@ def described(function: Callable[..., Any]) -> set[str]:
     other = REFERS_TO[function]
     if other is None:
         return names
-    assert f"not named here are those of :func:`{other.__name__}`" in " ".join(text.split())
+    assert f"not named here are those of `{other.__name__}`" in " ".join(text.split())
     return names | described(other)
 
 
@@ -37,3 +44,9 @@ def test_every_argument_is_described(function: Callable[..., Any]) -> None:
 
 def test_the_first_one_describes_no_others() -> None:
     assert set(inspect.signature(fast_weight_memory).parameters) == described(fast_weight_memory)
+
+
+def test_every_option_is_described_where_it_is_defined() -> None:
+    text = inspect.getdoc(MemoryOptions) or ""
+    names = re.findall(r"^    (\w+): ", text.partition("Attributes:\n")[2].partition("\n\n")[0], re.MULTILINE)
+    assert names == [field.name for field in fields(MemoryOptions)]

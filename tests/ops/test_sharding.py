@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megatron_fwpkm.ops import FastWeightState
+from megatron_fwpkm.ops import FastWeightState, MemoryOptions
 from megatron_fwpkm.ops.fast_weight_memory import flush_pending, flush_pending_
-from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions, make_stream
+from megatron_fwpkm.ops.fast_weight_memory.arguments import make_stream
 from megatron_fwpkm.ops.fast_weight_memory.chunk_pieces import carry_schedule, drop_schedule
 from megatron_fwpkm.ops.fast_weight_memory.touched_rows import run_chains
 from tests.ops.cases import Case, distance, gradients, make_case
@@ -21,10 +21,6 @@ from tests.ops.shards import ThreadShards, part_of, run_part, run_ranks
 pytestmark = pytest.mark.layouts
 
 IMPLEMENTATIONS = ["reference", "sparse"]
-_DEFAULTS = {
-    "lookahead": 1, "inner_lr": 1.0, "addressing_weight": 1.0, "score": "idw", "boundary": "drop",
-    "write_scale": "consistent", "implementation": "sparse",
-}  # fmt: skip
 
 
 @st.composite
@@ -60,7 +56,7 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
 def part_gradients(case: Case, shards: ThreadShards) -> tuple[Any, dict[str, Tensor]]:
     """As `cases.gradients` for one rank, gradients of its rows and columns of the tables among them."""
     part = part_of(case, shards).requires_grad()
-    options = MemoryOptions(**{**_DEFAULTS, **part.options})
+    options = MemoryOptions(**part.options)
     state = part.state
     stream = make_stream(part.queries, part.targets, part.gates, part.mask, state, options.boundary)
     if options.boundary == "drop":

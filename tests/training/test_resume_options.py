@@ -118,7 +118,7 @@ def trained_with(engine: MegatronEngine) -> dict[str, Any]:
         "reduced in float32": engine.chunks[0].ddp_config.grad_reduce_in_fp32,
         "offloaded": core.offloaded_layers,
         "memory": asdict(memory.config.fwpkm),
-        "chunk": (memory.chunk_size, memory.boundary),
+        "chunk": (memory.options.chunk_size, memory.options.boundary),
         "table": memory.fast_weights().values.dtype,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }

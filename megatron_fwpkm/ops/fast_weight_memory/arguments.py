@@ -8,67 +8,7 @@ import torch
 from torch import Tensor
 
 from ..state import FastWeightState, PendingTokens
-
-SCORES = ("idw", "dot_product")
-BOUNDARIES = ("drop", "carry")
-WRITE_SCALES = ("consistent", "official")
-IMPLEMENTATIONS = ("auto", "reference", "sparse", "triton")
-UNDO_LOGS = ("fp32", "bf16", "recompute")
-
-
-@dataclass(frozen=True)
-class MemoryOptions:
-    """The keyword options of :func:`fast_weight_memory`, checked on construction.
-
-    Raises:
-        ValueError: an option is out of its range, or two do not go together.
-    """
-
-    topk: int
-    chunk_size: int
-    lookahead: int
-    inner_lr: float
-    addressing_weight: float
-    score: str
-    boundary: str
-    write_scale: str
-    implementation: str
-    undo_log: str = "fp32"
-
-    def __post_init__(self) -> None:
-        for name, smallest in (("topk", 1), ("chunk_size", 1), ("lookahead", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
-                raise ValueError(f"{name}={value!r} must be a whole number >= {smallest}")
-        for name, largest in (("inner_lr", 100), ("addressing_weight", 1000)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= largest:
-                raise ValueError(f"{name}={value!r} must be a finite number >= 0 (0 switches it off) and <= {largest}")
-        for name, valid in (
-            ("score", SCORES),
-            ("boundary", BOUNDARIES),
-            ("write_scale", WRITE_SCALES),
-            ("implementation", IMPLEMENTATIONS),
-            ("undo_log", UNDO_LOGS),
-        ):
-            if getattr(self, name) not in valid:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of: {', '.join(valid)}")
-        if self.write_scale == "official" and self.boundary == "drop":
-            raise ValueError(
-                "write_scale='official' reproduces the authors' streaming and needs boundary='carry'; "
-                "with boundary='drop' use write_scale='consistent'"
-            )
-        writes_nothing = self.boundary == "drop" or self.write_scale == "official"
-        if writes_nothing and self.lookahead >= self.chunk_size:
-            raise ValueError(
-                f"lookahead={self.lookahead} leaves nothing to write of chunks of chunk_size={self.chunk_size} tokens: "
-                f"raise chunk_size above {self.lookahead}, or use boundary='carry' with write_scale='consistent'"
-            )
-
-    @property
-    def key_lr(self) -> float:
-        """Step size of the sub-keys."""
-        return self.inner_lr * self.addressing_weight
+from .options import MemoryOptions
 
 
 @dataclass(frozen=True)
@@ -94,8 +34,14 @@ class Stream:
         """Tokens per sequence, pending ones included."""
         return self.queries.shape[1]
 
+    def write_weights(self) -> Tensor:
+        """Weight of every token's write, gate * mask, [B, S]; differentiable towards the gates."""
+        if self.gates is None:
+            return self.queries.new_ones(self.queries.shape[:2]) if self.mask is None else self.mask
+        return self.gates if self.mask is None else self.gates * self.mask
+
     def tail(self, start: int) -> PendingTokens | None:
-        """The tokens from ``start`` on, detached, as the next call's pending tokens; None when there are none."""
+        """The tokens from `start` on, detached, as the next call's pending tokens; None when there are none."""
         if start >= self.num_tokens:
             return None
         # Cloned, so that a few waiting tokens do not keep a whole batch alive.
@@ -108,7 +54,7 @@ class Stream:
 
 
 def check_tables(state: FastWeightState, options: MemoryOptions, processes: int = 1) -> None:
-    """Check the tables of ``state``, spread over ``processes``, against each other and against ``topk``.
+    """Check the tables of `state`, spread over `processes`, against each other and against `topk`.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit.
@@ -240,3 +186,13 @@ def make_stream(
         mask,
         pending.num_tokens,
     )
+
+
+def pending_stream(state: FastWeightState) -> Stream:
+    """All pending tokens as the stream of a call without new ones."""
+    pending = state.pending
+    if pending is None:
+        heads, _, _, half_dim = state.sub_keys.shape
+        queries = state.sub_keys.new_zeros(1, 0, heads, 2 * half_dim)
+        return Stream(queries, state.sub_keys.new_zeros(1, 0, state.values.shape[1]), None, None, 0)
+    return Stream(pending.queries, pending.targets, pending.gates, pending.mask, pending.num_tokens)

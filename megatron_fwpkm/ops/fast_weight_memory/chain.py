@@ -9,23 +9,10 @@ import torch
 from torch import Tensor
 
 from ..sharding import TableSharding
-from ..undo_log import UndoLog
-from .arguments import MemoryOptions, Stream
+from .arguments import Stream
 from .chunk_pieces import Piece
+from .options import MemoryOptions
 from .value_chain import ValueSteps
-
-
-class ChainResult(NamedTuple):
-    """Outputs of one call; fields as in :class:`FastWeightOutput`, and the tables after the call (detached)."""
-
-    retrieved: Tensor
-    slot_indices: Tensor
-    slot_weights: Tensor
-    memorization_loss: Tensor
-    addressing_loss: Tensor
-    sub_keys: Tensor
-    values: Tensor
-    undo_log: UndoLog | None
 
 
 class Chains(NamedTuple):
@@ -38,13 +25,6 @@ class Chains(NamedTuple):
 
     key_chain: type[torch.autograd.Function]
     value_steps: ValueSteps
-
-
-def write_weights(stream: Stream) -> Tensor:
-    """Weight of every token's write, gate * mask, [B, S]; differentiable towards the gates."""
-    if stream.gates is None:
-        return stream.queries.new_ones(stream.queries.shape[:2]) if stream.mask is None else stream.mask
-    return stream.gates if stream.mask is None else stream.gates * stream.mask
 
 
 def write_scales(stream: Stream, pieces: list[Piece], options: MemoryOptions) -> Tensor:

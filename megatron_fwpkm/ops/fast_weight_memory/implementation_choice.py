@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 
 from ..state import FastWeightState
-from .arguments import MemoryOptions
+from .options import MemoryOptions
 
 MAX_TOPK = 32
 """Most slots per head that the kernels take."""

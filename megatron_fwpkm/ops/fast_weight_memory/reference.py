@@ -1,7 +1,7 @@
 """The memory as its equations say, in dense torch autograd: the oracle, and the honest baseline of the benchmark.
 
-Both inner updates are literal gradient descent: the loss is written down and ``torch.autograd.grad`` differentiates it
-for the whole table. With ``create_graph`` the outer gradient flows through reads, writes and key updates (DESIGN 2).
+Both inner updates are literal gradient descent: the loss is written down and `torch.autograd.grad` differentiates it
+for the whole table. With `create_graph` the outer gradient flows through reads, writes and key updates (DESIGN 2).
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from ..product_key.reference import addressing_loss, read_slots
 from ..sharding import TableSharding
 from ..undo_log import UndoLog
-from .arguments import MemoryOptions, Stream
-from .chain import ChainResult, mean_over_columns, write_scales, write_weights
+from .arguments import Stream
+from .calls import ChainResult
+from .chain import mean_over_columns, write_scales
 from .chunk_pieces import Piece
+from .options import MemoryOptions
 
 
 def run_reference(
@@ -38,7 +40,7 @@ def run_reference(
         sharding: collectives for tables spread over processes, or None.
 
     Returns:
-        The outputs, in which ``sub_keys`` and ``values`` are new tensors unless nothing was written.
+        The outputs, in which `sub_keys` and `values` are new tensors unless nothing was written.
     """
     outer = torch.is_grad_enabled()
     outputs: list[Tensor] = []
@@ -46,7 +48,7 @@ def run_reference(
     squared_errors: list[Tensor] = []
     addressing_losses: list[Tensor] = []
     log = UndoLog([], [], sub_keys.detach() if options.key_lr and any(p.key_stop > p.start for p in pieces) else None)
-    weights = write_weights(stream)
+    weights = stream.write_weights()
     own_rows = slice(None)
     if sharding is not None:
         weights = sharding.copy_to_shards(weights)
@@ -97,6 +99,6 @@ def run_reference(
 
 
 def _descend(loss: Tensor, table: Tensor, step: Tensor | float, outer: bool) -> Tensor:
-    """One step of gradient descent on a whole table; with ``outer`` it can itself be differentiated."""
+    """One step of gradient descent on a whole table; with `outer` it can itself be differentiated."""
     (gradient,) = torch.autograd.grad(loss, table, create_graph=outer, retain_graph=True)
     return table - step * gradient

@@ -10,17 +10,13 @@ from torch import Tensor
 
 from ..sharding import TableSharding
 from ..undo_log import UndoLog
-from .arguments import MemoryOptions, Stream
-from .chain import (
-    ChainResult,
-    Chains,
-    mean_over_columns,
-    write_scales,
-    write_weights,
-)
+from .arguments import Stream
+from .calls import ChainResult
+from .chain import Chains, mean_over_columns, write_scales
 from .chunk_pieces import Piece
 from .key_chain import KeyChain, KeyOptions, KeyPiece
 from .key_rows import KeyRows
+from .options import MemoryOptions
 from .sparse.value_steps import VALUE_STEPS
 from .value_chain import ValueChain, ValueLog, ValueOptions
 from .write_plan import ValuePiece, make_write_plan
@@ -69,7 +65,7 @@ def run_chains(
     )
     scores, slots, moved, addressing_loss = chains.key_chain.apply(halves, initial_keys.flatten(0, 1), key_options)
     slot_weights = scores.softmax(-1)
-    weights = write_weights(stream)
+    weights = stream.write_weights()
     shared_weights = slot_weights
     if sharding is not None:
         shared_weights, weights = sharding.copy_to_shards(slot_weights), sharding.copy_to_shards(weights)

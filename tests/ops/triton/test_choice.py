@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_fwpkm.ops import FastWeightState
-from megatron_fwpkm.ops.fast_weight_memory import implementation_choice as choice
-from megatron_fwpkm.ops.fast_weight_memory.arguments import MemoryOptions
+from megatron_fwpkm.ops import FastWeightState, MemoryOptions
+from megatron_fwpkm.ops.fast_weight_memory import implementation_choice
 from megatron_fwpkm.ops.fast_weight_memory.implementation_choice import choose_implementation
 from tests.ops.cases import make_case
 
@@ -24,13 +23,13 @@ OBSTACLES = [
 
 def options_of(topk: int = 2, implementation: str = "auto") -> MemoryOptions:
     """Options of a call that Triton can run."""
-    return MemoryOptions(topk, 8, 1, 1.0, 1.0, "idw", "drop", "consistent", implementation)
+    return MemoryOptions(topk, chunk_size=8, implementation=implementation)
 
 
 def forget() -> None:
     """Let everything be said anew, and Triton be looked for again."""
-    choice._warn_once.cache_clear()
-    choice._triton_failure.cache_clear()
+    implementation_choice._warn_once.cache_clear()
+    implementation_choice._triton_failure.cache_clear()
 
 
 class OnCuda(torch.Tensor):
@@ -75,7 +74,7 @@ def test_tables_that_are_not_contiguous_are_refused() -> None:
 
 
 def test_without_a_gpu_kernels_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_is_interpreted", lambda: False)
+    monkeypatch.setattr(implementation_choice, "_is_interpreted", lambda: False)
     with pytest.raises(ValueError, match="the tables are on cpu: move them to a CUDA device, or set TRITON_"):
         make_case().run(implementation="triton")
 
@@ -84,7 +83,7 @@ def test_without_triton_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(name: str) -> None:
         raise ModuleNotFoundError("No module named 'triton'")
 
-    monkeypatch.setattr(choice, "import_module", fail)
+    monkeypatch.setattr(implementation_choice, "import_module", fail)
     forget()
     try:
         with pytest.raises(ValueError, match=r"triton does not import \(ModuleNotFoundError: No module named"):
