@@ -5,7 +5,7 @@ Start it alone, or on several processes with torchrun. See docs/options.md or --
 
 from __future__ import annotations
 
-import megatron_fwpkm.interruption  # noqa: F401
+import megatron_fwpkm.processes.interruption  # noqa: F401
 
 import os
 import sys
@@ -43,7 +43,7 @@ def _start(resolved: Resolved) -> int:
         from megatron_fwpkm.training.dry_run import dry_run
 
         return dry_run(resolved)
-    from megatron_fwpkm.training.startup import silence_known_warnings
+    from megatron_fwpkm.distributed.startup import silence_known_warnings
 
     silence_known_warnings()
     from megatron_fwpkm.training.pretrain import run

@@ -47,9 +47,9 @@ def measure_side(side: str, folder: str, memories: int, num_subkeys: int, repeat
     from megatron_fwpkm.config.derived import padded_vocab_size
     from megatron_fwpkm.config.loading import parse_pretrain
     from megatron_fwpkm.data.tokenizers import build_tokenizer
+    from megatron_fwpkm.distributed.startup import distributed_run
+    from megatron_fwpkm.engines.megatron import MegatronEngine
     from megatron_fwpkm.training.checkpointing import Progress, RunCheckpoints, prepare_save_folder
-    from megatron_fwpkm.training.engine import MegatronEngine
-    from megatron_fwpkm.training.startup import distributed_run
 
     resolved = parse_pretrain(flags(folder, side, memories, num_subkeys))
     config = resolved.config

@@ -86,7 +86,7 @@ def _run(
     measure: Callable[[PretrainConfig, torch.device, int], Measured],
 ) -> Report:
     from megatron_fwpkm.config.loading import parse_pretrain
-    from megatron_fwpkm.training.startup import distributed_run, silence_known_warnings
+    from megatron_fwpkm.distributed.startup import distributed_run, silence_known_warnings
 
     device = hardware.resolve("auto")
     tests = green.require_green(arguments, device)
@@ -151,7 +151,7 @@ def _measure_model(config: PretrainConfig, device: torch.device, repeats: int) -
 def _time_training(config: PretrainConfig, device: torch.device, repeats: int) -> tuple[float, int, int]:
     """(median milliseconds of a training step, peak bytes, parameters); the model is gone afterwards."""
     from megatron_fwpkm.config.derived import padded_vocab_size
-    from megatron_fwpkm.training.engine import MegatronEngine
+    from megatron_fwpkm.engines.megatron import MegatronEngine
 
     assert config.data.vocab_size is not None
     rows = padded_vocab_size(config.data.vocab_size, config.model.make_vocab_size_divisible_by, 1)

@@ -72,9 +72,9 @@ def goldens() -> Callable[[str], Golden]:
 @pytest.fixture(scope="session")
 def cpu_compat() -> None:
     """Lets megatron.core run without CUDA; tests of the Megatron rooms get it without asking."""
-    from megatron_fwpkm.training import cpu_compat
+    from megatron_fwpkm.distributed import megatron_on_cpu
 
-    cpu_compat.install()
+    megatron_on_cpu.install()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

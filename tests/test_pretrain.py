@@ -19,13 +19,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 import pretrain
-from megatron_fwpkm.checkpoint.reading import CheckpointContents, read_checkpoint
+from megatron_fwpkm.checkpoint.checkpoint_reader import CheckpointContents, read_checkpoint
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.config.cli import run_cli
 from megatron_fwpkm.data.indexed.indexed_format import IndexedWriter, token_dtype
 from megatron_fwpkm.data.tokenizers import build_tokenizer
 from megatron_fwpkm.training.metrics import read_records
-from tests.distributed import run_distributed
+from tests.spawned_ranks import run_distributed
 from tests.training.double_precision import double_precision
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -314,7 +314,7 @@ def test_torchrun_says_an_error_of_all_ranks_once(dataset: str, tmp_path: Path) 
 
 def train_tp2_dp2(rank: int, world_size: int, argv: list[str], folder: str) -> dict[str, Any]:
     """A whole run over 4 processes, and the resumed halves of the engine in the same processes."""
-    from tests.training.test_engine import BASE, change, halves_equal_the_whole
+    from tests.engines.test_engine import BASE, change, halves_equal_the_whole
 
     parallel = {"tensor_model_parallel_size": 2, "use_distributed_optimizer": True}
     config = change(change(BASE, "parallel", **parallel), "training", bf16=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from megatron_fwpkm.checkpoint.reading import read_checkpoint
-from megatron_fwpkm.training import engine
+from megatron_fwpkm.checkpoint.checkpoint_reader import read_checkpoint
+from megatron_fwpkm.engines import megatron as engine
 from megatron_fwpkm.training.metrics import read_records
 from tests.test_pretrain import assert_same_checkpoint, flags, start, write_dataset
 

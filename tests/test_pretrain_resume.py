@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_fwpkm.engines.megatron import MegatronEngine
 from megatron_fwpkm.training import pretrain as training
-from megatron_fwpkm.training.engine import MegatronEngine
 from megatron_fwpkm.training.loop import TrainingLoop
 from tests.test_pretrain import flags, start, write_dataset
 

@@ -8,7 +8,7 @@ A checkpoint is a run's --save folder (its latest is taken) or one iteration's f
 
 from __future__ import annotations
 
-import megatron_fwpkm.interruption  # noqa: F401
+import megatron_fwpkm.processes.interruption  # noqa: F401
 
 import argparse
 import sys
@@ -54,17 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Convert or compare; 1 when a comparison fails."""
     args = build_parser().parse_args(argv)
     if args.command == "export":
-        from megatron_fwpkm.checkpoint.export import export
+        from megatron_fwpkm.conversion.export import export
 
         folder = export(args.checkpoint, args.output, dtype=args.dtype, memory=args.memory,
                         tokenizer=not args.no_tokenizer, overwrite=args.overwrite)  # fmt: skip
         print(f"exported to {folder}")
         return 0
-    from megatron_fwpkm.checkpoint.quiet import quiet_libraries
-    from megatron_fwpkm.checkpoint.verify import verify
     from megatron_fwpkm.config import ParallelConfig, TrainingConfig
+    from megatron_fwpkm.conversion.library_messages import quiet_libraries
+    from megatron_fwpkm.conversion.verify import verify
+    from megatron_fwpkm.distributed.startup import distributed_run
     from megatron_fwpkm.hf.generation import read_text
-    from megatron_fwpkm.training.startup import distributed_run
 
     text = None if args.text is None else read_text(args.text)
     with quiet_libraries(), distributed_run(ParallelConfig(), TrainingConfig()):

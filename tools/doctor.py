@@ -7,7 +7,7 @@ exits 1 when training cannot run here.
 
 from __future__ import annotations
 
-import megatron_fwpkm.interruption  # noqa: F401
+import megatron_fwpkm.processes.interruption  # noqa: F401
 
 import argparse
 import sys

@@ -8,7 +8,7 @@ writes results.json, results.csv, heatmap.png, report.html, samples.jsonl. Given
 
 from __future__ import annotations
 
-import megatron_fwpkm.interruption  # noqa: F401
+import megatron_fwpkm.processes.interruption  # noqa: F401
 
 import argparse
 import sys

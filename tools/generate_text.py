@@ -9,7 +9,7 @@ after another. Documents, prompt and answer share one memory, which no other tex
 
 from __future__ import annotations
 
-import megatron_fwpkm.interruption  # noqa: F401
+import megatron_fwpkm.processes.interruption  # noqa: F401
 
 import argparse
 import sys
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
     from transformers import TextStreamer
 
-    from megatron_fwpkm.checkpoint.export import load_for_text
+    from megatron_fwpkm.conversion.export import load_for_text
     from megatron_fwpkm.hf.generation import Sampling, continue_text, read_text, remember
 
     documents = [(file, read_text(file)) for file in args.remember]

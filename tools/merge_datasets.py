@@ -6,7 +6,7 @@ python tools/merge_datasets.py --input 'data/web-*-of-00016_text_document' --out
 
 from __future__ import annotations
 
-import megatron_fwpkm.interruption  # noqa: F401
+import megatron_fwpkm.processes.interruption  # noqa: F401
 
 import argparse
 import sys

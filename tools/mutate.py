@@ -11,7 +11,7 @@ is never touched; the same command goes on where it stopped, and a larger --coun
 
 from __future__ import annotations
 
-import megatron_fwpkm.interruption  # noqa: F401
+import megatron_fwpkm.processes.interruption  # noqa: F401
 
 import argparse
 import signal

@@ -8,7 +8,7 @@ writes data/books_text_document.bin, .idx and .json, to be given to pretrain.py 
 
 from __future__ import annotations
 
-import megatron_fwpkm.interruption  # noqa: F401
+import megatron_fwpkm.processes.interruption  # noqa: F401
 
 import argparse
 import sys

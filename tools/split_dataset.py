@@ -7,7 +7,7 @@ writes data/all_train, data/all_valid and data/all_test, for --train-data-path, 
 
 from __future__ import annotations
 
-import megatron_fwpkm.interruption  # noqa: F401
+import megatron_fwpkm.processes.interruption  # noqa: F401
 
 import argparse
 import sys

@@ -7,7 +7,7 @@ writes data/tokenizer.model and data/tokenizer.vocab.
 
 from __future__ import annotations
 
-import megatron_fwpkm.interruption  # noqa: F401
+import megatron_fwpkm.processes.interruption  # noqa: F401
 
 import argparse
 import sys

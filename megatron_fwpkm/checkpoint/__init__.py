@@ -1,1 +1,1 @@
-"""Checkpoints: the manager, slow and fast weights, resuming, reading, and conversion."""
+"""Checkpoints: the manager, slow and fast weights on disk, resuming and reading."""

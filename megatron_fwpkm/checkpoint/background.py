@@ -24,7 +24,7 @@ from megatron.core.dist_checkpointing.strategies.state_dict_saver import (
 from torch import Tensor
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 
-from .parent_death import end_with_parent
+from ..processes.parent_death import end_with_parent
 from .results_queue import new_results_queue
 
 

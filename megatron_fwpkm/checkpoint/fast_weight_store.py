@@ -24,8 +24,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ..config import FwPKMConfig
+from ..distributed.ranks import barrier, rank
 from ..ops import FastWeightState, PendingTokens
-from .agreement import barrier, rank
 from .background import request_to_save
 from .store_layout import PENDING_FIELDS, key_of, replica_count, stored_tensors
 

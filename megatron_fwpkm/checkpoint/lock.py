@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .process_identity import process_space, process_start
+from ..processes.process_identity import process_space, process_start
 
 logger = logging.getLogger("megatron_fwpkm")
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .agreement import barrier, on_rank_zero
-from .failure import check_room
+from ..distributed.ranks import barrier, on_rank_zero
+from .checkpoint_errors import check_room
 from .record import RECORD_NAME, RunRecord, write_record
 
 LATEST = "latest"

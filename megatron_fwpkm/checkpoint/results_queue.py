@@ -13,7 +13,7 @@ from multiprocessing.managers import SyncManager
 from queue import Queue
 from typing import Any
 
-from ..parent import end_with_parent, shielded
+from ..processes.parent import end_with_parent, shielded
 
 
 def new_results_queue() -> Queue[Any]:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..parent import end_with_parent, shielded
+from ..processes.parent import end_with_parent, shielded
 
 _POLL_SECONDS = 1.0
 

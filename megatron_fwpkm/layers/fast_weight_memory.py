@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from megatron_fwpkm.layers.documents import document_lengths
 from megatron_fwpkm.layers.fast_weight_tables import FastWeightTables
+from megatron_fwpkm.layers.memory_statistics import ForwardRecord, MemoryStatistics, hash_bits
 from megatron_fwpkm.layers.norm import RMSNorm, rms_normalize
-from megatron_fwpkm.layers.statistics import ForwardRecord, MemoryStatistics, hash_bits
 from megatron_fwpkm.layers.table_sharding import (
     ColumnSharding,
     ContextSharding,

@@ -1,1 +1,1 @@
-"""Training: start-up, engine, loop, schedules, logs and guards."""
+"""Training: the run, its loop, schedules, logs, guards and the dry run."""

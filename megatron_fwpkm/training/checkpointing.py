@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from ..checkpoint.agreement import on_rank_zero
 from ..checkpoint.background import BackgroundWriter
+from ..checkpoint.checkpoint_errors import explained
 from ..checkpoint.compatibility import check_resumable, check_same_schedule
-from ..checkpoint.failure import explained
 from ..checkpoint.manager import CheckpointManager, folder_name
 from ..checkpoint.record import CONFIG_NAME, Layout, RunRecord, read_record
 from ..checkpoint.rng import load_rng_state, save_rng_state
@@ -26,9 +25,10 @@ from ..checkpoint.source import find_source
 from ..config import PretrainConfig
 from ..config.loading import Resolved
 from ..data.tokenizers import Tokenizer
+from ..distributed.ranks import on_rank_zero
+from ..distributed.startup import World
+from ..engines.megatron import Engine
 from .checkpoint_size import checkpoint_bytes
-from .engine import Engine
-from .startup import World
 
 logger = logging.getLogger("megatron_fwpkm")
 

@@ -10,17 +10,17 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Protocol
 
-from ..checkpoint.agreement import any_rank
 from ..config import PretrainConfig
 from ..config.batch_schedule import step_samples
+from ..distributed.ranks import any_rank
+from ..distributed.startup import World
+from ..engines.megatron import Batch, Engine, StepResult
+from ..engines.memory_report import MemoryReport
 from .checkpointing import Progress
-from .engine import Batch, Engine, StepResult
 from .garbage import GarbageCollection
 from .guards import MemoryGuard, check_finite
-from .memory_report import MemoryReport
 from .metrics import JsonRecord, MetricsLog, median_or_zero, peak_memory_gib, progress_line, summary_lines
 from .signals import StopSignals
-from .startup import World
 
 SKIPPED = "evaluated without training"
 """Why a run with --skip-train ends; nothing is left to do then."""

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from megatron.core import parallel_state
 
-from ..checkpoint.agreement import on_rank_zero
 from ..checkpoint.lock import run_lock
 from ..checkpoint.manager import CheckpointManager
 from ..config import PretrainConfig
@@ -24,13 +23,14 @@ from ..data.tokenizers import build_tokenizer
 from ..data.training.datasets import build_datasets
 from ..data.training.document_marks import bos_doubt, document_marks
 from ..data.training.sampler import build_loader
+from ..distributed.ranks import on_rank_zero
+from ..distributed.same_start import describe_start
+from ..distributed.startup import World, distributed_run, memory_bytes
+from ..engines.megatron import Batch, MegatronEngine, num_microbatches
 from .checkpointing import Progress, RunCheckpoints, prepare_save_folder
-from .engine import Batch, MegatronEngine, num_microbatches
 from .loop import TrainingLoop
 from .memory_estimate import check_step_fits, check_tables_fit
 from .metrics import JsonLines, MetricsLog, Sink, TensorBoard
-from .same_start import describe_start
-from .startup import World, distributed_run, memory_bytes
 
 logger = logging.getLogger("megatron_fwpkm")
 

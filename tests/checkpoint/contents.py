@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 
+from megatron_fwpkm.checkpoint.checkpoint_reader import CheckpointContents
 from megatron_fwpkm.checkpoint.manager import CheckpointManager
-from megatron_fwpkm.checkpoint.reading import CheckpointContents
 from megatron_fwpkm.checkpoint.record import Layout, RunRecord
 from megatron_fwpkm.config import PretrainConfig
 from megatron_fwpkm.config.loading import parse_pretrain

@@ -13,8 +13,8 @@ from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore
 from megatron_fwpkm.checkpoint.store_layout import stored_tensors
 from megatron_fwpkm.config import FwPKMConfig
 from megatron_fwpkm.ops import FastWeightState, PendingTokens
-from tests.distributed import run_distributed
 from tests.layers.megatron import initialize
+from tests.spawned_ranks import run_distributed
 
 MEMORY = FwPKMConfig(layer_numbers=(2, 3), num_heads=2, num_subkeys=4, key_dim=6, value_dim=8)
 
@@ -98,9 +98,9 @@ def by_other_rules(folder: Path) -> None:
 
 def save_and_load_elsewhere(rank: int, world_size: int, folder: Path) -> list[str | None]:
     """TP2 to two replicas and back, in one set of processes."""
-    from megatron_fwpkm.training import cpu_compat
+    from megatron_fwpkm.distributed import megatron_on_cpu
 
-    cpu_compat.install()
+    megatron_on_cpu.install()
     save(folder / "tp2", 2)
     save(folder / "dp2", 1)
     by_other_rules(folder / "dp2")

@@ -8,7 +8,7 @@ import torch
 
 from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore
 from tests.checkpoint.test_fast_weight_store import MEMORY, Layer, whole
-from tests.distributed import run_distributed
+from tests.spawned_ranks import run_distributed
 
 
 def _parts(tensor_parallel: int, context_parallel: int) -> tuple[slice, slice]:
@@ -31,9 +31,9 @@ def _part(parts: tuple[slice, slice], layer: int, replica: int) -> Layer:
 
 
 def _save_and_load(rank: int, world_size: int, folder: Path) -> list[tuple[slice, slice]]:
-    from megatron_fwpkm.training import cpu_compat
+    from megatron_fwpkm.distributed import megatron_on_cpu
 
-    cpu_compat.install()
+    megatron_on_cpu.install()
     store = FastWeightStore(MEMORY, seed=5)
     saved = _parts(2, 2)
     store.save(folder, [_part(saved, 2, 0)])

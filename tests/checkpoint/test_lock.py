@@ -16,7 +16,7 @@ import pytest
 
 from megatron_fwpkm.checkpoint import lock
 from megatron_fwpkm.checkpoint.lock import LOCK_NAME, RunLock, owner_of_this_process, run_lock
-from megatron_fwpkm.checkpoint.process_identity import process_space, process_start
+from megatron_fwpkm.processes.process_identity import process_space, process_start
 
 UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 HOLD = (

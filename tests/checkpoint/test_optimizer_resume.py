@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from megatron_fwpkm.checkpoint import optimizer_resume, slow_weights
-from megatron_fwpkm.training.startup import distributed_run
-from tests.training.test_engine import BASE, VOCABULARY, batches, change, halves_equal_the_whole
+from megatron_fwpkm.distributed.startup import distributed_run
+from tests.engines.test_engine import BASE, VOCABULARY, batches, change, halves_equal_the_whole
 
 SHARDED = change(BASE, "parallel", use_distributed_optimizer=True)
 BUCKETS = change(SHARDED, "parallel", overlap_grad_reduce=True)
@@ -23,7 +23,7 @@ BUCKETS = change(SHARDED, "parallel", overlap_grad_reduce=True)
 @pytest.fixture
 def small_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several buckets for the gradients of a small model."""
-    from megatron_fwpkm.training import engine
+    from megatron_fwpkm.engines import megatron as engine
 
     small = partial(engine.DistributedDataParallelConfig, bucket_size=300)
     monkeypatch.setattr(engine, "DistributedDataParallelConfig", small)
@@ -70,7 +70,7 @@ def test_padding_is_taken_out_of_positions() -> None:
 
 
 def test_every_parameter_gets_a_step_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_fwpkm.training.engine import MegatronEngine
+    from megatron_fwpkm.engines.megatron import MegatronEngine
 
     different: list[int] = []
 

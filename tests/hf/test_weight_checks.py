@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, dynamic_module_utils
 
-from megatron_fwpkm.checkpoint.export import AUTO_MAP, MODELING_FILES, MODELING_FOLDER
+from megatron_fwpkm.conversion.export import AUTO_MAP, MODELING_FILES, MODELING_FOLDER
 from megatron_fwpkm.hf import FwPKMForCausalLM
 
 from .builders import small_model, token_ids

@@ -10,13 +10,13 @@ import torch
 from transformers import AutoTokenizer
 
 import pretrain
-from megatron_fwpkm.checkpoint.reading import read_checkpoint
-from megatron_fwpkm.checkpoint.tokenizer_export import save_tokenizer
+from megatron_fwpkm.checkpoint.checkpoint_reader import read_checkpoint
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.config.cli import run_cli
+from megatron_fwpkm.conversion.tokenizer_export import save_tokenizer
 from megatron_fwpkm.evaluation.loading import load_model
 from tests.checkpoint.contents import TINY_FLAGS
-from tests.checkpoint.test_export_folder import IDENTITY, novel, train
+from tests.conversion.test_export_folder import IDENTITY, novel, train
 from tests.layers.megatron import initialize
 from tests.tools.in_process import run_tool
 

@@ -10,7 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_fwpkm.config import FwPKMConfig, ModelConfig, ParallelConfig, PretrainConfig, TrainingConfig
-from megatron_fwpkm.training import cpu_compat
+from megatron_fwpkm.distributed import megatron_on_cpu
 
 VOCABULARY = 64
 
@@ -31,7 +31,7 @@ TINY = PretrainConfig(
 
 def initialize(tensor_parallel: int = 1, context_parallel: int = 1) -> None:
     """Megatron's parallel state over the processes there are, or over this one alone; may be called again."""
-    cpu_compat.install()
+    megatron_on_cpu.install()
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     if not parallel_state.model_parallel_is_initialized():

@@ -10,8 +10,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from tests.distributed import run_distributed
 from tests.layers.megatron import initialize, tiny
+from tests.spawned_ranks import run_distributed
 
 BATCH, LENGTH, HIDDEN = 2, 48, 32
 _COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single")

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_fwpkm.layers.statistics import ForwardRecord, MemoryStatistics
+from megatron_fwpkm.layers.memory_statistics import ForwardRecord, MemoryStatistics
 from megatron_fwpkm.ops import FastWeightOutput, fast_weight_memory
 from tests.layers.test_fast_weight_tables import equal, hidden, memory, snapshot
 from tests.training.double_precision import double_precision

@@ -10,9 +10,9 @@ import torch
 from megatron_fwpkm.layers.fast_weight_tables import initial_sub_keys
 from megatron_fwpkm.layers.table_sharding import ContextSharding, MemorySharding
 from megatron_fwpkm.ops import FastWeightState, fast_weight_memory, fast_weight_memory_
-from tests.distributed import run_distributed
 from tests.layers.megatron import initialize, tiny
 from tests.ops.cases import Case, distance, make_case
+from tests.spawned_ranks import run_distributed
 
 pytestmark = pytest.mark.layouts
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed import run_distributed
 from tests.layers.megatron import VOCABULARY, initialize, tiny
+from tests.spawned_ranks import run_distributed
 
 pytestmark = pytest.mark.layouts
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.distributed import run_distributed
 from tests.models.layouts import assert_same_training, train, train_all
+from tests.spawned_ranks import run_distributed
 
 pytestmark = pytest.mark.layouts
 

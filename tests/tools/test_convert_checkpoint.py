@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_fwpkm.checkpoint.export import hf_model_from_checkpoint
+from megatron_fwpkm.conversion.export import hf_model_from_checkpoint
 from tests.checkpoint.contents import write_checkpoint
 from tests.layers.megatron import initialize
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fwpkm.training import cpu_compat
+from megatron_fwpkm.distributed import megatron_on_cpu
 from megatron_fwpkm.training.doctor import Diagnosis, examine, render
 from megatron_fwpkm.training.probes import SUPPORTED_MEGATRON, Environment, import_quietly, numbers
 
@@ -216,7 +216,7 @@ def test_numbers_of_a_version(version, found):
 def test_the_supported_megatron_is_the_pinned_one():
     pin = f"megatron-core=={SUPPORTED_MEGATRON}"
     assert pin in (ROOT / "pyproject.toml").read_text() and pin in (ROOT / "constraints.txt").read_text()
-    assert cpu_compat.SUPPORTED_VERSION == SUPPORTED_MEGATRON
+    assert megatron_on_cpu.SUPPORTED_VERSION == SUPPORTED_MEGATRON
 
 
 def test_json_on_this_machine():

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_fwpkm.checkpoint import export
+from megatron_fwpkm.conversion import export
 from megatron_fwpkm.hf.generation import Sampling, continue_text, read_text, remember
 from tests.hf.builders import VOCABULARY, small_model
 

@@ -21,9 +21,10 @@ def double_precision() -> Iterator[None]:
 
     Not for what was chosen before: default arguments, and tensors that exist.
     """
-    from megatron_fwpkm.training import cpu_compat, optimizer
+    from megatron_fwpkm.distributed import megatron_on_cpu
+    from megatron_fwpkm.engines import optimizer
 
-    cpu_compat.install()
+    megatron_on_cpu.install()
     torch.storage._dtype_to_storage_type_map()  # torch.save and torch.load remember these tables of types for good:
     torch.storage._storage_type_to_dtype_map()  # they are made while the names still mean what they say
     wide, name_of_type = torch.float64, torch.Tensor.type

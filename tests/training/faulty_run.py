@@ -112,7 +112,7 @@ def main() -> int:
     import pretrain
     from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore
     from megatron_fwpkm.config.cli import run_cli
-    from megatron_fwpkm.training.engine import MegatronEngine
+    from megatron_fwpkm.engines.megatron import MegatronEngine
 
     fault = json.loads(sys.argv[1])
     if fault and str(fault["rank"]) == os.environ.get("RANK", "0"):

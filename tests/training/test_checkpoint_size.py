@@ -14,7 +14,7 @@ from rich.console import Console
 from megatron_fwpkm.config import PretrainConfig
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.training.checkpoint_size import checkpoint_bytes, checkpoints_on_disk
-from tests.distributed import run_distributed
+from tests.spawned_ranks import run_distributed
 from tests.test_pretrain import flags, start, write_dataset
 
 SIZES = {

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
+from megatron_fwpkm.checkpoint.checkpoint_reader import read_checkpoint
 from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore
 from megatron_fwpkm.checkpoint.lock import LOCK_NAME, owner_of_this_process
 from megatron_fwpkm.checkpoint.manager import published
-from megatron_fwpkm.checkpoint.process_identity import process_start
-from megatron_fwpkm.checkpoint.reading import read_checkpoint
+from megatron_fwpkm.processes.process_identity import process_start
 from tests.test_pretrain import ROOT, assert_same_checkpoint, environment, flags, start, write_dataset
 from tests.training.faulty_run import ranks, strike
 

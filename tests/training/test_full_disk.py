@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from torch.distributed.checkpoint import CheckpointException
 
-from megatron_fwpkm.checkpoint import failure
-from megatron_fwpkm.checkpoint.failure import CheckpointError, explained
+from megatron_fwpkm.checkpoint import checkpoint_errors
+from megatron_fwpkm.checkpoint.checkpoint_errors import CheckpointError, explained
 from megatron_fwpkm.checkpoint.manager import CheckpointManager, published
-from tests.distributed import run_distributed
+from tests.spawned_ranks import run_distributed
 from tests.test_pretrain import flags, start, write_dataset
 
 SIZE = 4 << 20
@@ -148,7 +148,7 @@ FORMS = [
 def test_every_form_of_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str
 ) -> None:
-    monkeypatch.setattr(failure, "free_bytes", lambda root: 5 << 20)
+    monkeypatch.setattr(checkpoint_errors, "free_bytes", lambda root: 5 << 20)
     message = (
         rf"iter_7 could not .*: the disk is full. A checkpoint needs about 9,000,000 bytes, and 5.0 MiB .*\({cause}"
     )
@@ -166,8 +166,8 @@ def test_another_failure_is_not_called_a_full_disk(tmp_path: Path, error: Except
 
 def test_a_file_system_without_numbers_is_not_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda root: shutil._ntuple_diskusage(0, 0, 0))
-    assert failure.check_room("iter_7", tmp_path, 10**18) is None
+    assert checkpoint_errors.check_room("iter_7", tmp_path, 10**18) is None
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="iter_7 was not written to .* the disk is full"):
-        failure.check_room("iter_7", tmp_path, 10**18)
+        checkpoint_errors.check_room("iter_7", tmp_path, 10**18)
     assert os.listdir(tmp_path) == []

@@ -16,15 +16,15 @@ import pytest
 import torch
 
 from megatron_fwpkm.config import PretrainConfig
+from megatron_fwpkm.distributed.startup import World
+from megatron_fwpkm.engines.losses import Losses
+from megatron_fwpkm.engines.megatron import Batch, StepResult
+from megatron_fwpkm.engines.memory_report import LayerStatistics, MemoryReport
 from megatron_fwpkm.training import loop as loop_module
 from megatron_fwpkm.training.checkpointing import Progress
-from megatron_fwpkm.training.engine import Batch, StepResult
 from megatron_fwpkm.training.guards import TrainingDivergedError
 from megatron_fwpkm.training.loop import TrainingLoop
-from megatron_fwpkm.training.losses import Losses
-from megatron_fwpkm.training.memory_report import LayerStatistics, MemoryReport
 from megatron_fwpkm.training.metrics import JsonLines, MetricsLog, read_records
-from megatron_fwpkm.training.startup import World
 
 
 class CountingEngine:

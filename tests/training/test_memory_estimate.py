@@ -19,7 +19,7 @@ from megatron_fwpkm.training.memory_estimate import (
     passing_log_bytes,
     undo_log_bytes,
 )
-from tests.distributed import run_distributed
+from tests.spawned_ranks import run_distributed
 
 BASE = PretrainConfig(
     model=ModelConfig(
@@ -217,7 +217,7 @@ def build(config: PretrainConfig, vocabulary: int):
 
 @pytest.fixture(scope="module")
 def single_process():
-    from megatron_fwpkm.training.startup import distributed_run
+    from megatron_fwpkm.distributed.startup import distributed_run
 
     with distributed_run(ParallelConfig(), TrainingConfig(deterministic=False, num_threads=1)):
         yield
@@ -339,10 +339,10 @@ def count_on_rank(rank: int, world_size: int, config: PretrainConfig) -> list[in
     """Parameters and table bytes that this rank really holds."""
     from megatron.core import parallel_state
 
+    from megatron_fwpkm.distributed import megatron_on_cpu
     from megatron_fwpkm.models.builder import memory_layers
-    from megatron_fwpkm.training import cpu_compat
 
-    cpu_compat.install()
+    megatron_on_cpu.install()
     parallel_state.initialize_model_parallel(config.parallel.tensor_model_parallel_size)
     model = build(config, 500)
     state = memory_layers(model)[0].fast_weights()

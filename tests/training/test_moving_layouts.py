@@ -13,8 +13,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from megatron_fwpkm.checkpoint.store_layout import stored_tensors
-from tests.distributed import run_distributed
-from tests.training.test_engine import VOCABULARY, batches
+from tests.engines.test_engine import VOCABULARY, batches
+from tests.spawned_ranks import run_distributed
 from tests.training.test_parallel_layouts import ROWS, SP, ZERO, Layout
 
 pytestmark = pytest.mark.layouts
@@ -32,8 +32,8 @@ LAYOUTS = ROWS | {layout.name: layout for layout in MORE}
 
 def pass_on(rank: int, world_size: int, names: list[str], root: Path) -> list[list[str]]:
     """The first layout trains and saves; the others load that and save it again. Returns the notices of each load."""
-    from megatron_fwpkm.training.engine import MegatronEngine
-    from megatron_fwpkm.training.startup import distributed_run
+    from megatron_fwpkm.distributed.startup import distributed_run
+    from megatron_fwpkm.engines.megatron import MegatronEngine
 
     notices = []
     for number, name in enumerate(names):

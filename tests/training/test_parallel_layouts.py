@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from megatron_fwpkm.config import FwPKMConfig, ModelConfig, OptimizerConfig, ParallelConfig, PretrainConfig
-from tests.distributed import run_distributed
+from tests.engines.test_engine import BASE, VOCABULARY, batches, change
+from tests.spawned_ranks import run_distributed
 from tests.training.double_precision import double_precision
-from tests.training.test_engine import BASE, VOCABULARY, batches, change
 
 pytestmark = pytest.mark.layouts
 
@@ -157,8 +157,8 @@ WHOLE: dict[Precision, tuple[str, ...]] = {
 
 def numbers(layout: Layout, precision: Precision, reset: str) -> dict[str, Any]:
     """Losses, norms, evaluation and whole tables of this rank's layers, in the running processes."""
-    from megatron_fwpkm.training.engine import MegatronEngine
-    from megatron_fwpkm.training.startup import distributed_run
+    from megatron_fwpkm.distributed.startup import distributed_run
+    from megatron_fwpkm.engines.megatron import MegatronEngine
 
     config = layout.config(precision, reset)
     reader = packed_batches if layout.packed else batches

@@ -18,10 +18,10 @@ from megatron_fwpkm.config import PretrainConfig
 from megatron_fwpkm.config.derived import padded_vocab_size
 from megatron_fwpkm.config.field_metadata import MAY_CHANGE, marked
 from megatron_fwpkm.config.loading import option_groups
-from megatron_fwpkm.training.engine import MegatronEngine
-from megatron_fwpkm.training.startup import distributed_run
+from megatron_fwpkm.distributed.startup import distributed_run
+from megatron_fwpkm.engines.megatron import MegatronEngine
+from tests.engines.test_engine import BASE, VOCABULARY, batches, change, state_of
 from tests.training import test_moving_layouts
-from tests.training.test_engine import BASE, VOCABULARY, batches, change, state_of
 
 STEPS = 5
 CHANGEABLE = {(group, name) for group, cls, _ in option_groups() for name in marked(cls, MAY_CHANGE)}

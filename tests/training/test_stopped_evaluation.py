@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_fwpkm.checkpoint.checkpoint_reader import read_checkpoint
 from megatron_fwpkm.checkpoint.manager import published
-from megatron_fwpkm.checkpoint.reading import read_checkpoint
-from megatron_fwpkm.training.engine import MegatronEngine
+from megatron_fwpkm.engines.megatron import MegatronEngine
 from megatron_fwpkm.training.metrics import read_records
 from tests.test_pretrain import assert_same_checkpoint, flags, start, write_dataset
 from tests.training.faulty_run import strike

@@ -13,8 +13,8 @@ import torch
 
 from megatron_fwpkm.config import PretrainConfig
 from megatron_fwpkm.config.derived import kv_channels, num_query_groups
-from tests.distributed import run_distributed
-from tests.training.test_engine import VOCABULARY, batches, change
+from tests.engines.test_engine import VOCABULARY, batches, change
+from tests.spawned_ranks import run_distributed
 from tests.training.test_parallel_layouts import ROWS, SP, ZERO
 
 _NAMES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "isend", "irecv")
@@ -54,8 +54,8 @@ def one_step(rank: int, world_size: int, names: list[str]) -> list[tuple[Sent, i
     """What this rank sends in a step of every layout, and its parameters."""
     from megatron.core import parallel_state
 
-    from megatron_fwpkm.training.engine import MegatronEngine
-    from megatron_fwpkm.training.startup import distributed_run
+    from megatron_fwpkm.distributed.startup import distributed_run
+    from megatron_fwpkm.engines.megatron import MegatronEngine
 
     found = []
     for name in names:

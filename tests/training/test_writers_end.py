@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from megatron_fwpkm.checkpoint.process_identity import process_start
+from megatron_fwpkm.processes.process_identity import process_start
 from tests.test_pretrain import environment, flags, write_dataset
 
 LIMIT = 120

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from ...config import DataConfig
-from ...parent import end_with_parent, shielded
+from ...processes.parent import end_with_parent, shielded
 from ..corpus.records import BadBytes, BadRecord, Block, Cursor, Record, records
 from ..encoders.acceleration import Accelerator, DocumentsEncoder, build_encoder
 from ..indexed.indexed_format import token_dtype

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from megatron_fwpkm.checkpoint.special_tokens import sentencepiece_ids
 from megatron_fwpkm.config import DataConfig
+from megatron_fwpkm.conversion.special_tokens import sentencepiece_ids
 from megatron_fwpkm.data.progress import Progress
 from megatron_fwpkm.data.tokenizers import SentencePieceTokenizer, build_tokenizer
 from megatron_fwpkm.data.tokenizers import train_tokenizer as module

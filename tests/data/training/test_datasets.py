@@ -20,7 +20,7 @@ from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
 from megatron_fwpkm.data.training.datasets import ITEM_KEYS, build_datasets, parse_blend
 from megatron_fwpkm.data.training.needle_dataset import NeedleDataset, overlay_facts
 from megatron_fwpkm.data.training.needles import EncodedFact, NeedleSpec
-from tests.distributed import run_distributed
+from tests.spawned_ranks import run_distributed
 
 from ..conftest import WriteDataset, novel
 

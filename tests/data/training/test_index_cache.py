@@ -21,7 +21,7 @@ from megatron_fwpkm.data.indexed.mapped_files import map_array, map_file, withou
 from megatron_fwpkm.data.indexed.merge_and_split import merge
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
 from megatron_fwpkm.data.training.datasets import ITEM_KEYS, build_datasets
-from tests.distributed import run_distributed
+from tests.spawned_ranks import run_distributed
 
 from ..conftest import WriteDataset
 from .test_datasets import NULL, configuration, numbered

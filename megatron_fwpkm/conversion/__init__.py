@@ -1,0 +1,1 @@
+"""Conversion: a Megatron checkpoint to a Hugging Face folder with its tokenizer and card, and its verification."""

@@ -1,0 +1,320 @@
+"""From a Megatron checkpoint to a Hugging Face model, in memory or as a folder that needs nothing of this package.
+
+megatron.core is imported only where a checkpoint is read: an export is used on machines without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ..config import PretrainConfig
+from ..config.derived import ffn_hidden_size, kv_channels, layer_windows, num_query_groups
+from ..hf import FwPKMForCausalLM, FwPKMHFConfig
+from ..hf.weight_checks import check_finite
+from .export_reading import read_export_config, read_export_tokenizer
+from .library_messages import quiet_libraries
+from .model_card import model_card
+from .special_tokens import SpecialIds, begins_with_bos, bos_doubt, sentencepiece_ids, tiktoken_ids
+from .tokenizer_export import convert_tokenizer, save_tokenizer
+from .weight_mapping import WeightShapes, megatron_to_hf
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from ..checkpoint.checkpoint_reader import CheckpointContents
+
+logger = logging.getLogger("megatron_fwpkm")
+
+Memory = Literal["initial", "trained"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TABLES = ("sub_keys", "values")
+MODELING_FOLDER = Path(__file__).parent.parent / "hf"
+MODELING_FILES = (
+    "attention",
+    "cache",
+    "calls",
+    "config_checks",
+    "configuration_fwpkm",
+    "generation_mixin",
+    "memory",
+    "memory_block",
+    "modeling_fwpkm",
+    "precision",
+    "rows",
+    "transformers_range",
+    "weight_checks",
+)
+"""Files of the room `hf` that an export carries."""
+AUTO_MAP = {
+    "AutoConfig": "configuration_fwpkm.FwPKMHFConfig",
+    "AutoModel": "modeling_fwpkm.FwPKMModel",
+    "AutoModelForCausalLM": "modeling_fwpkm.FwPKMForCausalLM",
+}
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    dtype: str = "float32",
+    memory: Memory | None = None,
+    tokenizer: bool = True,
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint as a Hugging Face folder; it appears whole or not at all.
+
+    Args:
+        checkpoint: checkpoint folder, or a run's --save folder for its latest.
+        output: folder to write.
+        dtype: of the slow weights: float32, bfloat16 or float16. The memory's tables stay float32.
+        memory: `initial`: every text starts from the memory before any write. `trained`: from the memory as training
+            left it (replica 0). Default: what the run's --fwpkm-reset means, `trained` for never, else `initial`.
+        tokenizer: write the tokenizer too.
+        overwrite: replace an existing folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: no checkpoint there, the folder exists, a tokenizer that cannot be written, or weights that do not
+            map (all are listed).
+    """
+    target = Path(output)
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target} exists already; give another --output, or --overwrite to replace it")
+    contents = checkpoint_contents(checkpoint)
+    with quiet_libraries(), _published(target) as folder:
+        model = hf_model(contents, memory=memory, dtype=dtype)
+        model.config.auto_map = dict(AUTO_MAP)
+        model.save_pretrained(folder)
+        for weights in folder.glob("*.safetensors"):  # written for their owner alone, unlike the rest
+            shutil.copymode(folder / "config.json", weights)
+        for name in MODELING_FILES:
+            shutil.copyfile(MODELING_FOLDER / f"{name}.py", folder / f"{name}.py")
+        if tokenizer:
+            data, add_bos = contents.config.data, begins_with_bos(contents)
+            written = save_tokenizer(contents.tokenizer_path, data, folder, add_bos=add_bos)
+            if doubt := bos_doubt(contents, written):
+                logger.warning("%s", doubt)
+        (folder / "README.md").write_text(model_card(contents, model), encoding="utf-8")
+    return target
+
+
+def checkpoint_contents(path: str | Path) -> CheckpointContents:
+    """`checkpoint_reader.read_checkpoint`, imported when it is needed and without remarks."""
+    with quiet_libraries():
+        from ..checkpoint.checkpoint_reader import read_checkpoint
+
+        return read_checkpoint(path)
+
+
+def hf_model(contents: CheckpointContents, *, memory: Memory | None = None, dtype: str = "float32") -> FwPKMForCausalLM:
+    """The Hugging Face model of a checkpoint's contents, in evaluation mode; arguments as in :func:`export`."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not known; choose one of: {', '.join(DTYPES)}")
+    chosen = default_memory(contents.config) if memory is None else memory
+    config = hf_config(contents, chosen)
+    with torch.device("meta"):
+        model = FwPKMForCausalLM(config)
+    names = set(model.state_dict())
+    if config.tie_word_embeddings:
+        names.discard("lm_head.weight")
+    slow_names = {name for name in names if name.rpartition(".")[2] not in TABLES}
+    state = megatron_to_hf(contents.slow, weight_shapes(contents), slow_names)
+    state = {name: tensor.to(DTYPES[dtype], copy=True) for name, tensor in state.items()}
+    for index in config.fwpkm_layers:
+        for table, tensor in zip(TABLES, fast_weights(contents, index + 1, chosen), strict=True):
+            state[f"model.layers.{index}.memory.{table}"] = tensor.to(torch.float32, copy=True)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    unfilled = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    assert not unfilled, f"weights without a value: {unfilled}"
+    check_finite(model, str(contents.path))
+    model.generation_config.update(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )
+    return model.eval()
+
+
+def default_memory(config: PretrainConfig) -> Memory:
+    """The memory a stream starts from under the run's --fwpkm-reset."""
+    return "trained" if config.fwpkm.reset == "never" else "initial"
+
+
+def fast_weights(contents: CheckpointContents, layer_number: int, memory: Memory) -> tuple[Tensor, Tensor]:
+    """Whole sub-keys and values of a layer (counted from 1).
+
+    Raises:
+        ValueError: the checkpoint holds no memory for the layer.
+    """
+    if memory == "trained":
+        if layer_number not in contents.fast:
+            raise ValueError(f"{contents.path} holds no memory for layer {layer_number}; use --memory initial")
+        state = contents.fast[layer_number]
+        return state.sub_keys, state.values
+    from ..layers.fast_weight_tables import initial_sub_keys, initial_values
+
+    fwpkm, seed = contents.config.fwpkm, contents.config.training.seed
+    return initial_sub_keys(fwpkm, seed, layer_number), initial_values(fwpkm, seed, layer_number)
+
+
+def weight_shapes(contents: CheckpointContents) -> WeightShapes:
+    """What the weight table needs to know of the model."""
+    model = contents.config.model
+    groups = num_query_groups(model)
+    return WeightShapes(
+        groups,
+        model.num_attention_heads // groups,
+        kv_channels(model),
+        contents.vocab_size,
+        contents.padded_vocab_size,
+    )
+
+
+def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
+    """The Transformers configuration of a checkpoint's model."""
+    model, fwpkm = contents.config.model, contents.config.fwpkm
+    special = _special_ids(contents)
+    return FwPKMHFConfig(
+        vocab_size=contents.vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=ffn_hidden_size(model),
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=num_query_groups(model),
+        head_dim=kv_channels(model),
+        # Megatron counts the tokens to the left, Transformers the token itself too.
+        attention_windows=[None if window is None else window + 1 for window in layer_windows(model)],
+        qk_norm=model.qk_layernorm,
+        linear_bias=model.add_bias_linear,
+        attention_dropout=model.attention_dropout,
+        hidden_dropout=model.hidden_dropout,
+        rope_theta=float(int(model.rotary_base)),
+        partial_rotary_factor=model.rotary_percent,
+        rope_scaling_factor=model.rope_scaling_factor if model.use_rope_scaling else None,
+        max_position_embeddings=model.max_position_embeddings,
+        training_length=model.seq_length,
+        rms_norm_eps=model.norm_epsilon,
+        initializer_range=model.init_method_std,
+        tie_word_embeddings=not model.untie_embeddings_and_output_weights,
+        pad_token_id=special.pad,
+        bos_token_id=special.bos,
+        eos_token_id=special.eos,
+        fwpkm_layers=[number - 1 for number in fwpkm.layer_numbers],
+        fwpkm_num_heads=fwpkm.num_heads,
+        fwpkm_num_subkeys=fwpkm.num_subkeys,
+        fwpkm_key_dim=fwpkm.key_dim,
+        fwpkm_value_dim=fwpkm.value_dim,
+        fwpkm_topk=fwpkm.topk,
+        fwpkm_chunk_size=fwpkm.chunk_size,
+        fwpkm_lookahead=fwpkm.lookahead,
+        fwpkm_inner_lr=fwpkm.inner_lr,
+        fwpkm_addressing_weight=fwpkm.addressing_weight,
+        fwpkm_score=fwpkm.score,
+        fwpkm_gate=fwpkm.gate,
+        fwpkm_normalize_targets=fwpkm.normalize_targets,
+        fwpkm_boundary=fwpkm.boundary,
+        fwpkm_memory=memory,
+        fwpkm_iteration=contents.iteration,
+        architectures=["FwPKMForCausalLM"],
+    )
+
+
+def hf_model_from_checkpoint(
+    path: str | Path, *, tokenizer: bool = True
+) -> tuple[FwPKMForCausalLM, PreTrainedTokenizerFast | None]:
+    """Load an export or a Megatron checkpoint (folder, or a run's --save folder) alike.
+
+    Returns:
+        The model in evaluation mode and float32, and its tokenizer, None when there is none or it is not asked for.
+
+    Raises:
+        ValueError: the path is neither, or damaged, or its tokenizer cannot be converted, with the reason.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        contents = checkpoint_contents(folder)
+        if not tokenizer:
+            return hf_model(contents), None
+        data, add_bos = contents.config.data, begins_with_bos(contents)
+        return hf_model(contents), convert_tokenizer(contents.tokenizer_path, data, add_bos=add_bos)
+    with quiet_libraries():
+        config = read_export_config(folder)
+        model = FwPKMForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+        if not tokenizer or not (folder / "tokenizer_config.json").is_file():
+            return model, None
+        return model, read_export_tokenizer(folder, model.config.vocab_size)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device that --device names; `auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        device = torch.device(chosen)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def load_for_text(path: str | Path, device: str = "auto") -> tuple[FwPKMForCausalLM, PreTrainedTokenizerFast]:
+    """:func:`hf_model_from_checkpoint` on a device (`auto`: CUDA where there is one), for work that needs a tokenizer.
+
+    Raises:
+        ValueError: as there; an unknown device; or no tokenizer.
+    """
+    target = usable_device(device)
+    model, tokenizer = hf_model_from_checkpoint(path)
+    if tokenizer is None:
+        raise ValueError(f"{path} holds no tokenizer, so there is no text to read or write")
+    model.to(target)
+    return model, tokenizer
+
+
+def _special_ids(contents: CheckpointContents) -> SpecialIds:
+    """Special tokens, without a conversion where there is a shorter way: it takes seconds, or may be refused."""
+    data, path, bos_occurs = contents.config.data, contents.tokenizer_path, begins_with_bos(contents)
+    if data.tokenizer_type == "NullTokenizer":
+        return SpecialIds(eos=contents.vocab_size - 1, pad=contents.vocab_size - 1)
+    if data.tokenizer_type == "TikTokenizer":
+        return tiktoken_ids(data, bos_occurs)
+    if path is not None and data.tokenizer_type == "SentencePieceTokenizer":
+        return sentencepiece_ids(path, bos_occurs)
+    tokenizer = convert_tokenizer(path, data, add_bos=bos_occurs)
+    if tokenizer is None:
+        return SpecialIds()
+    return SpecialIds(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+
+@contextmanager
+def _published(target: Path) -> Iterator[Path]:
+    """A folder to fill; it takes its name when the body has ended well, and vanishes otherwise."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if target.exists():
+            previous = target.with_name(f".{target.name}.previous")
+            shutil.rmtree(previous, ignore_errors=True)
+            os.replace(target, previous)
+            os.replace(partial, target)
+            shutil.rmtree(previous)
+        else:
+            os.replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -1,0 +1,308 @@
+"""From one started process to one rank of a run: threads, process groups, Megatron's parallel state, seeds, logging."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import hashlib
+import logging
+import math
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ..config import ParallelConfig, TrainingConfig
+from ..processes import parent
+from . import megatron_on_cpu
+from .launch_variables import Launch, read_launch
+from .launcher_loss import LauncherLoss
+from .liveness import RollCall, within
+from .rendezvous import meet
+from .same_start import check_same_start
+
+logger = logging.getLogger("megatron_fwpkm")
+
+_STORE_SECONDS = 10.0
+_LAST_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among all."""
+
+    rank: int
+    size: int
+    device: torch.device
+    roll_call: RollCall | None = None
+    """Where ranks of a run with several leave word of what they are doing."""
+
+    def mark(self, doing: str) -> None:
+        """Leave word that this rank now does something new."""
+        if self.roll_call is not None:
+            self.roll_call.mark(doing)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which talks and writes for all."""
+        return self.rank == 0
+
+
+class RankFailedError(ValueError):
+    """An error of one rank of several; the message begins with the rank."""
+
+
+@contextmanager
+def distributed_run(
+    parallel: ParallelConfig, training: TrainingConfig, described: Mapping[str, str] | None = None
+) -> Iterator[World]:
+    """Everything between an ordinary process and a rank that can train, and its orderly end.
+
+    torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, ...) are used where they are set; without them the run has one
+    process. A process group that exists already is used and left alone. An error leaves the groups as they are, because
+    taking them down would wait for ranks that will not come; it ends the run with the rank named, and an error that
+    all ranks share is said once.
+
+    Args:
+        parallel: the layout.
+        training: threads, determinism, seed.
+        described: what must be the same on all ranks (`same_start.describe_start`); compared before anything is built.
+
+    Raises:
+        ValueError: variables of a launcher that do not fit together, ranks that do not come or were started with
+            something else, a world size that the layout does not divide, or nccl without CUDA.
+    """
+    if parallel.tensor_model_parallel_size > 1:
+        # Megatron orders communication before computation by there being one queue; must be set before CUDA starts.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    owned = not dist.is_initialized()
+    launch = read_launch(os.environ) if owned else None
+    parent.end_forks_with_parent()
+    loss = LauncherLoss(launch) if launch is not None and launch.by_torchrun else None
+    megatron_on_cpu.install()
+    set_threads(training)
+    set_determinism(training)
+    world = _join(parallel, launch)
+    set_up_logging(world)
+    assert world.roll_call is not None
+    if loss is not None:
+        loss.tell = world.roll_call.leave_error
+    try:
+        world.mark("starting")
+        if described is not None and world.size > 1:
+            store = dist.distributed_c10d._get_default_store()
+            check_same_start(store, world.rank, world.size, described)
+        _make_model_parallel(parallel, world)
+        set_seeds(training.seed)
+        yield world
+    except BaseException as error:
+        if loss is not None:
+            loss.end_if_gone()  # what fails then fails for that reason
+        _fail(world, error, owned)
+        raise
+    _leave(world, owned)
+
+
+def _fail(world: World, error: BaseException, owned: bool) -> None:
+    """Say which rank fails and why; raises what says it, and returns where `error` itself is to be raised."""
+    assert world.roll_call is not None
+    if world.size == 1:
+        _leave(world, owned)
+        return
+    _end_soon(owned)
+    who = f"rank {world.rank} of {world.size}"
+    if isinstance(error, (ValueError, OSError)):
+        if _already_said(str(error)):
+            raise SystemExit(1) from None
+        _leave_error(world.roll_call, error)
+        raise RankFailedError(f"{who}: {error}") from error
+    if (explanation := world.roll_call.explain(error)) is not None:
+        raise RankFailedError(f"{who} cannot go on: {explanation}") from error
+    _leave_error(world.roll_call, error)
+    if not isinstance(error, (SystemExit, KeyboardInterrupt)):
+        print(f"{who} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+def _end_soon(owned: bool) -> None:
+    """Let the kernel end this failing process in a minute, whatever it still waits for.
+
+    Without its network a rank can hang in what Python and the communication libraries do at exit.
+    """
+    if owned and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_LAST_SECONDS)
+
+
+def _leave_error(roll_call: RollCall, error: BaseException) -> None:
+    """Tell the other ranks, if the store still stands, why this one ends."""
+    with suppress(RuntimeError, ValueError):
+        roll_call.leave_error(f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error))
+
+
+def silence_known_warnings() -> None:
+    """Leave out what megatron-core says at every start about optional packages, and its own deprecations."""
+    for text in (
+        "Transformer Engine and Apex",
+        "Apex is not installed",
+        "full scope is deprecated",
+        "`load_state_dict` is deprecated",
+        "`torch.distributed.*` is deprecated",
+        "The .grad attribute of a Tensor that is not a leaf",
+    ):
+        warnings.filterwarnings("ignore", message=text)
+
+
+def set_threads(training: TrainingConfig) -> None:
+    """CPU threads of this process: --num-threads, else the cores that this process may use over the local processes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(share if training.num_threads is None else training.num_threads)
+
+
+def set_determinism(training: TrainingConfig) -> None:
+    """Make torch refuse nondeterministic kernels, or not (--deterministic)."""
+    if training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Filling new tensors costs time and decides nothing here.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # Only a warning where torch has no deterministic kernel to offer, such as cumulative sums on CUDA.
+    torch.use_deterministic_algorithms(training.deterministic, warn_only=True)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a GPU, or of this machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def set_seeds(seed: int) -> None:
+    """Seed python, numpy, torch and Megatron's tracker; pipeline stages differ, data-parallel replicas are equal."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    own = seed + 100 * parallel_state.get_pipeline_model_parallel_rank()
+    random.seed(own)
+    np.random.seed(own % 2**32)
+    torch.manual_seed(own)
+    model_parallel_cuda_manual_seed(own, force_reset_rng=True)
+
+
+def set_up_logging(world: World) -> None:
+    """Plain lines on standard output from rank 0; warnings of the other ranks with their rank."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    handler = logging.StreamHandler(sys.stdout)
+    prefix = "" if world.is_main else f"[rank {world.rank}] "
+    handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if world.is_main else logging.WARNING)
+    logger.propagate = False
+
+
+def _join(parallel: ParallelConfig, launch: Launch | None) -> World:
+    """Join the process group (or make one of one process) and choose the device."""
+    backend = parallel.distributed_backend
+    if backend == "auto":
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "nccl" and not torch.cuda.is_available():
+        raise ValueError("--distributed-backend nccl needs CUDA, which is not available here; use gloo or auto")
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} are visible; start at most that many "
+                "processes per node"
+            )
+        torch.cuda.set_device(local_rank)
+        device = torch.device("cuda", local_rank)
+    if not dist.is_initialized():
+        timeout = datetime.timedelta(minutes=parallel.distributed_timeout_minutes)
+        if backend == "nccl":  # a collective that fails or times out must end the process, not wait for ever
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+        store: dist.Store = dist.HashStore()
+        rank, size = 0, 1
+        if launch is not None:
+            rank, size = launch.rank, launch.world_size
+            try:
+                store = meet(launch, parallel.rendezvous_timeout_minutes * 60)
+            except ValueError as error:
+                raise RankFailedError(f"rank {rank} of {size}: {error}") from None
+            store.set_timeout(timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return World(rank, size, device, RollCall(rank, size))
+
+
+def _make_model_parallel(parallel: ParallelConfig, world: World) -> None:
+    """Megatron's parallel state for the layout; a fitting one that exists is kept."""
+    from megatron.core import parallel_state
+
+    sizes = (
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.context_parallel_size,
+    )
+    if world.size % math.prod(sizes):
+        context = f" times --context-parallel-size {sizes[2]}" if sizes[2] > 1 else ""
+        raise ValueError(
+            f"{world.size} process{'es' * (world.size != 1)} cannot be divided by "
+            f"--tensor-model-parallel-size {sizes[0]} times "
+            f"--pipeline-model-parallel-size {sizes[1]}{context}; start a multiple of {math.prod(sizes)}"
+        )
+    virtual = parallel.num_virtual_stages_per_pipeline_rank
+    gc.collect()  # an earlier run's engine is full of cycles, and holds its memory and the threads of its groups
+    if parallel_state.model_parallel_is_initialized():
+        _take_down_groups()
+    parallel_state.initialize_model_parallel(
+        sizes[0],
+        sizes[1],
+        virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+        context_parallel_size=sizes[2],
+        distributed_timeout_minutes=parallel.distributed_timeout_minutes,
+    )
+
+
+def _already_said(message: str) -> bool:
+    """Whether another rank has reported the same error; the ranks meet in the process group's store."""
+    key = "error/" + hashlib.sha256(message.encode()).hexdigest()[:16]
+    try:
+        return within(_STORE_SECONDS, lambda: dist.distributed_c10d._get_default_store().add(key, 1)) > 1
+    except RuntimeError:  # the store lived in a rank that is gone, or behind a network that is
+        return False
+
+
+def _leave(world: World, owned: bool) -> None:
+    """Take down what this run has made."""
+    from megatron.core import parallel_state
+
+    if world.roll_call is not None:
+        world.roll_call.close()
+    if owned:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+    else:
+        _take_down_groups()
+
+
+def _take_down_groups() -> None:
+    """End the groups of Megatron's parallel state, which only forgets them: their threads would go on for ever."""
+    from megatron.core import parallel_state
+
+    groups = parallel_state._global_process_group_list or ()
+    parallel_state.destroy_model_parallel()
+    if dist.get_world_size() > 1:
+        dist.barrier()  # nobody leaves while others still talk to it
+    for group in groups:
+        if group in dist.distributed_c10d._world.pg_map:
+            dist.destroy_process_group(group)

@@ -1,0 +1,95 @@
+"""The weight table: both directions, layouts by hand, and what it says of names it cannot place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_fwpkm.conversion.weight_mapping import TABLE, GroupedHeads, WeightShapes, hf_to_megatron, megatron_to_hf
+
+SHAPES = WeightShapes(num_query_groups=2, queries_per_group=3, head_dim=4, vocab_size=10, padded_vocab_size=16)
+
+
+def megatron_tensors(layers: int = 2) -> dict[str, Tensor]:
+    """A random tensor for every row of the table."""
+    rows = {"embedding.word_embeddings": 16, "output_layer": 16, "linear_qkv": 2 * 5 * 4, "linear_fc1": 12}
+    tensors = {}
+    for rule in TABLE:
+        for layer in range(layers):
+            for kind in ("weight", "bias"):
+                name = rule.megatron.format(layer=layer, kind=kind)
+                size = next((count for part, count in rows.items() if part in name), 7)
+                tensors[name] = torch.randn(size) if name.endswith("bias") else torch.randn(size, 3)
+    for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        tensors[name][10:] = 0
+    return tensors
+
+
+def hf_names(tensors: dict[str, Tensor]) -> set[str]:
+    return {
+        hf.format(layer=layer, kind=kind)
+        for rule in TABLE for layer in range(2) for kind in ("weight", "bias") for hf in rule.hf
+        if rule.megatron.format(layer=layer, kind=kind) in tensors
+    }  # fmt: skip
+
+
+def test_there_and_back_again() -> None:
+    tensors = megatron_tensors()
+    out = megatron_to_hf(tensors, SHAPES, hf_names(tensors))
+    back = hf_to_megatron(out, SHAPES, tensors)
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(back[name], tensor), name
+
+
+def test_heads_are_taken_out_of_their_groups() -> None:
+    """Two groups of three query heads: Megatron stacks q q q k v, q q q k v."""
+    names = [f"{kind}{group}{head}" for group in range(2) for kind, heads in (("q", 3), ("k", 1), ("v", 1))
+             for head in range(heads)]  # fmt: skip
+    blocks = {name: torch.full((4, 3), float(index)) for index, name in enumerate(names)}
+    q, k, v = GroupedHeads().to_hf(torch.cat(list(blocks.values())), SHAPES)
+    assert torch.equal(q, torch.cat([blocks[f"q{group}{head}"] for group in range(2) for head in range(3)]))
+    assert torch.equal(k, torch.cat([blocks["k00"], blocks["k10"]]))
+    assert torch.equal(v, torch.cat([blocks["v00"], blocks["v10"]]))
+
+
+def test_halves_vocabulary_and_extra_state() -> None:
+    tensors = megatron_tensors()
+    out = megatron_to_hf(tensors | {"decoder.final_layernorm._extra_state": torch.zeros(1)}, SHAPES, hf_names(tensors))
+    fc1 = tensors["decoder.layers.1.mlp.linear_fc1.weight"]
+    assert torch.equal(out["model.layers.1.mlp.gate_proj.weight"], fc1[:6])
+    assert torch.equal(out["model.layers.1.mlp.up_proj.weight"], fc1[6:])
+    assert out["lm_head.weight"].shape == out["model.embed_tokens.weight"].shape == (10, 3)
+
+
+def test_all_names_that_do_not_fit_are_listed() -> None:
+    tensors = megatron_tensors()
+    wanted = hf_names(tensors)
+    surplus = tensors | {"decoder.layers.0.mixer.weight": torch.zeros(1), "rotary.inv_freq": torch.zeros(1)}
+    with pytest.raises(
+        ValueError, match=r"no rule of the weight table fits: decoder.layers.0.mixer.weight, rotary.inv"
+    ):
+        megatron_to_hf(surplus, SHAPES, wanted)
+    fewer = {name: tensor for name, tensor in tensors.items() if "linear_fc1" not in name and "final" not in name}
+    with pytest.raises(
+        ValueError, match=r"nothing gives the Hugging Face tensors: .*gate_proj.bias.*model.norm.weight"
+    ):
+        megatron_to_hf(fewer, SHAPES, wanted)
+    with pytest.raises(ValueError, match="the Hugging Face model has no place for: lm_head.weight"):
+        megatron_to_hf(tensors, SHAPES, wanted - {"lm_head.weight"})
+    wrong = tensors | {"decoder.layers.1.self_attention.linear_qkv.weight": torch.zeros(39, 3)}
+    with pytest.raises(ValueError, match="linear_qkv.weight: has 39 rows where query, key and value heads make 40"):
+        megatron_to_hf(wrong, SHAPES, wanted)
+    with pytest.raises(ValueError, match="word_embeddings.weight: has 10 rows where the padded vocabulary make 16"):
+        megatron_to_hf(tensors | {"embedding.word_embeddings.weight": torch.zeros(10, 3)}, SHAPES, wanted)
+
+
+def test_a_half_set_of_hf_tensors_is_refused() -> None:
+    tensors = megatron_tensors()
+    out = megatron_to_hf(tensors, SHAPES, hf_names(tensors))
+    del out["model.layers.0.self_attn.k_proj.weight"]
+    with pytest.raises(ValueError, match="tensors are missing: model.layers.0.self_attn.k_proj.weight"):
+        hf_to_megatron(out, SHAPES, tensors)
+    with pytest.raises(ValueError, match="no rule of the weight table fits: vision.weight"):
+        hf_to_megatron({"vision.weight": torch.zeros(1)}, SHAPES, [])
