@@ -45,7 +45,7 @@ def run(
     return output, list(torch.autograd.grad((output.retrieved * weights).sum(), wanted))
 
 
-@pytest.mark.parametrize("implementation", ["sparse", "reference", "triton"])
+@pytest.mark.parametrize("implementation", ["plain", "sparse", "reference", "triton"])
 @pytest.mark.parametrize("boundary", ["drop", "carry"])
 @pytest.mark.parametrize("score", ["idw", "dot_product"])
 def test_float64_on_cuda_equals_the_oracle(implementation, boundary, score):

@@ -34,7 +34,7 @@ OPTIONS = [
     ({"score": "cosine"}, "score='cosine' is not known; choose one of: idw, dot_product"),
     ({"boundary": "cut"}, "boundary='cut' is not known; choose one of: drop, carry"),
     ({"write_scale": "paper"}, "write_scale='paper' is not known; choose one of: consistent, official"),
-    ({"implementation": "cuda"}, "implementation='cuda' is not known; choose one of: auto, reference, sparse, triton"),
+    ({"implementation": "cuda"}, "='cuda' is not known; choose one of: auto, reference, plain, sparse, triton"),
     ({"undo_log": "fp16"}, "undo_log='fp16' is not known; choose one of: fp32, bf16, recompute"),
     ({"write_scale": "official"}, "needs boundary='carry'"),
     (

@@ -15,7 +15,7 @@ from tests.ops.cases import distance
 TOLERANCE = {"f64": 1e-12, "f32": 2e-6}
 DTYPE = {"f64": torch.float64, "f32": torch.float32}
 NOT_TARGETS = ("official", "allgrad_dropped")
-RUNS = [("reference", "f64"), ("sparse", "f64"), ("sparse", "f32"), ("triton", "f64"), ("triton", "f32")]
+RUNS = [("reference", "f64"), *((name, bits) for name in ("plain", "sparse", "triton") for bits in ("f64", "f32"))]
 # Triton's interpreter takes seconds for what the GPU does in no time: on the CPU, the small cases of this repository.
 QUICK_IN_TRITON = {"train_tiny_h1k2", "train_look2_mask_nogate", "train_tail1_T65_c32", "stream_token_by_token_mask"}
 TRAIN = [name for name in golden_names("train_") if not any(word in name for word in NOT_TARGETS)]

@@ -13,7 +13,7 @@ from megatron_fwpkm.ops import FastWeightState, fast_weight_memory
 from tests.ops.cases import assert_same, distance, gradients, make_case
 from tests.ops.simulation import Simulation
 
-IMPLEMENTATIONS = ["reference", "sparse", "triton"]
+IMPLEMENTATIONS = ["reference", "plain", "sparse", "triton"]
 
 
 @st.composite
@@ -51,6 +51,12 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
 @given(configurations())
 def test_sparse_equals_reference(configuration: dict[str, Any]) -> None:
     assert_equals_reference("sparse", configuration)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(configurations())
+def test_plain_equals_reference(configuration: dict[str, Any]) -> None:
+    assert_equals_reference("plain", configuration)
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
@@ -105,6 +111,8 @@ def test_auto_is_sparse() -> None:
         ("sparse", "drop", "idw"),
         ("sparse", "carry", "idw"),
         ("sparse", "carry", "dot_product"),
+        ("plain", "carry", "idw"),
+        ("plain", "drop", "dot_product"),
         ("reference", "drop", "idw"),
     ],
 )
@@ -124,7 +132,7 @@ def test_gradients_are_those_of_the_function(implementation: str, boundary: str,
     assert torch.autograd.gradcheck(function, leaves, eps=1e-6, atol=1e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "sparse"])
+@pytest.mark.parametrize("implementation", ["reference", "plain", "sparse"])
 def test_no_token_depends_on_a_later_one(implementation: str) -> None:
     """Change token t and everything after: reads before t stay the same bits."""
     case = make_case(7, tokens=24, implementation=implementation)

@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_fwpkm.ops import FastWeightOutput, FastWeightState, ResetJournal, UndoLog, fast_weight_memory_
 from tests.ops.cases import Case, assert_same, distance, make_case
 
-IMPLEMENTATIONS = ["reference", "sparse", "triton"]
+IMPLEMENTATIONS = ["reference", "plain", "sparse", "triton"]
 
 
 def copy_of(state: FastWeightState) -> FastWeightState:
@@ -83,7 +83,7 @@ def test_forward_forward_backward_backward_is_the_functional_chain(implementatio
     assert distance(tables.values, state.values) <= 1e-12
 
 
-@pytest.mark.parametrize("implementation", ["sparse", "triton"])
+@pytest.mark.parametrize("implementation", ["plain", "sparse", "triton"])
 def test_backward_does_not_look_at_the_table(implementation: str) -> None:
     case = make_case(implementation=implementation).requires_grad()
     state = FastWeightState(case.state.sub_keys.detach().clone(), case.state.values.detach().clone())
@@ -105,7 +105,7 @@ def test_backward_does_not_modify_the_gradient_it_is_given(implementation: str) 
     assert torch.equal(given, torch.ones_like(given))
 
 
-@pytest.mark.parametrize("implementation", ["sparse", "triton"])
+@pytest.mark.parametrize("implementation", ["plain", "sparse", "triton"])
 def test_rows_that_are_never_read_do_not_leak(implementation: str) -> None:
     """Untouched rows are NaN; everything that is returned is finite, and they stay NaN."""
     case = make_case(tokens=12, num_subkeys=12, topk=2, implementation=implementation).requires_grad()
@@ -137,7 +137,7 @@ def test_undo_logs_restore_bit_for_bit(implementation: str) -> None:
         assert torch.equal(state.sub_keys, snapshot.sub_keys)
 
 
-@pytest.mark.parametrize("implementation", ["sparse", "triton"])
+@pytest.mark.parametrize("implementation", ["plain", "sparse", "triton"])
 def test_undo_restores_negative_zero_and_nan(implementation: str) -> None:
     case = make_case(tokens=8, implementation=implementation)
     state = copy_of(case.state)

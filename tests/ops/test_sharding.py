@@ -203,6 +203,12 @@ def test_what_a_call_asks_for(options: dict[str, Any], gathers: int, sums: int) 
     assert run_ranks(2, run) == [(gathers, sums)] * 2
 
 
+def test_plain_needs_whole_tables() -> None:
+    case = make_case(num_subkeys=6, implementation="plain")
+    with pytest.raises(ValueError, match="implementation='plain' needs whole tables but these are spread over proc"):
+        run_ranks(2, lambda shards: run_part(part_of(case, shards), shards))
+
+
 def test_tables_of_another_number_of_processes_are_refused() -> None:
     case = make_case(num_subkeys=8)
 

@@ -58,7 +58,7 @@ def run_in_pieces(case: Case, cuts: list[int], *, in_place: bool = False, **chan
     lookahead=st.integers(0, 3),
     masked=st.booleans(),
     gated=st.booleans(),
-    implementation=st.sampled_from(["reference", "sparse"]),
+    implementation=st.sampled_from(["reference", "plain", "sparse"]),
 )
 def test_any_cut_gives_the_same_result(
     cuts: list[int], chunk_size: int, lookahead: int, masked: bool, gated: bool, implementation: str
@@ -109,7 +109,7 @@ def test_a_mask_that_starts_later_counts_earlier_tokens_as_unmasked() -> None:
     assert distance(rest.state.values, expected.state.values) <= 1e-12
 
 
-@pytest.mark.parametrize("implementation", ["reference", "sparse"])
+@pytest.mark.parametrize("implementation", ["reference", "plain", "sparse"])
 def test_pending_tokens_of_a_longer_chunk_are_written_when_the_chunk_shrinks(implementation: str) -> None:
     """Tokens that wait for a chunk of 20 form chunks of 4 when the next call says so."""
     case = make_case(tokens=18, boundary="carry", chunk_size=20, implementation=implementation)
@@ -121,7 +121,7 @@ def test_pending_tokens_of_a_longer_chunk_are_written_when_the_chunk_shrinks(imp
     assert output.addressing_loss.shape == (4,)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "sparse"])
+@pytest.mark.parametrize("implementation", ["reference", "plain", "sparse"])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_flush_writes_the_complete_pairs_as_a_smaller_chunk(implementation: str, in_place: bool) -> None:
     case = make_case(

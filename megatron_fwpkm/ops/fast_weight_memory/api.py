@@ -17,6 +17,7 @@ from ..state import FastWeightOutput, FastWeightState
 from .calls import Call, ChainResult
 from .implementation_choice import choose_implementation
 from .options import MemoryOptions
+from .plain import run_plain
 from .reference import run_reference
 from .touched_rows import TORCH_CHAINS, run_chains
 
@@ -162,8 +163,14 @@ def _check_writable(state: FastWeightState, functional_name: str) -> None:
 def _computed_by(call: Call, sharding: TableSharding | None) -> Callable[[Call, bool], ChainResult]:
     """What computes a call: (call, in place) to its results."""
     implementation = choose_implementation(call.state, call.options) if call.pieces else "sparse"
+    if implementation == "plain" and sharding is not None:
+        raise ValueError(
+            "implementation='plain' needs whole tables but these are spread over processes: use 'sparse' or 'triton'"
+        )
 
     def run(call: Call, in_place: bool) -> ChainResult:
+        if implementation == "plain":
+            return run_plain(call, in_place)
         if implementation == "reference":
             return _run_reference(call, sharding, in_place)
         chains = TORCH_CHAINS

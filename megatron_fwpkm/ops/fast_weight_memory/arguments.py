@@ -84,10 +84,10 @@ def check_tables(state: FastWeightState, options: MemoryOptions, processes: int 
 
 
 def _check_rounding(state: FastWeightState, options: MemoryOptions) -> None:
-    if options.implementation == "reference":
+    if options.implementation in ("reference", "plain"):
         raise ValueError(
-            "implementation='reference' computes in one dtype but values are torch.bfloat16: use 'sparse' or 'triton', "
-            "or pass values.float()"
+            f"implementation={options.implementation!r} computes in one dtype but values are torch.bfloat16: use "
+            "'sparse' or 'triton', or pass values.float()"
         )
     rounding, device = state.rounding, state.values.device
     if rounding is None or rounding.shape != (3,) or rounding.dtype != torch.int64 or rounding.device != device:

@@ -70,7 +70,7 @@ def _warn_once(obstacle: str) -> None:
 
 
 def choose_implementation(state: FastWeightState, options: MemoryOptions) -> str:
-    """``reference``, ``sparse`` or ``triton`` for a call. ``auto`` takes Triton on CUDA, and ``sparse`` elsewhere.
+    """The implementation of a call by its name. ``auto`` takes Triton on CUDA, and ``sparse`` elsewhere.
 
     Where ``auto`` cannot take Triton on CUDA it says so once.
 

@@ -13,7 +13,7 @@ CHOICES = {
     "score": ("idw", "dot_product"),
     "boundary": ("drop", "carry"),
     "write_scale": ("consistent", "official"),
-    "implementation": ("auto", "reference", "sparse", "triton"),
+    "implementation": ("auto", "reference", "plain", "sparse", "triton"),
     "undo_log": ("fp32", "bf16", "recompute"),
 }
 """Options that are words, and the words each may be."""
@@ -34,11 +34,13 @@ class MemoryOptions:
         boundary: `drop`: the last `lookahead` tokens of a chunk are never written. `carry`: they wait in
             `state.pending` and the result does not depend on how a text is cut into calls.
         write_scale: `consistent`, or `official` for the authors' streaming arithmetic (`carry` only).
-        implementation: `reference` (dense autograd), `sparse` (touched rows only), `triton` (the same in GPU kernels)
-            or `auto` (`triton` on CUDA, `sparse` elsewhere).
+        implementation: `reference` (dense autograd, the oracle), `plain` (short and readable, dense under autograd,
+            what an export carries), `sparse` (touched rows only), `triton` (the same in GPU kernels) or `auto`
+            (`triton` on CUDA, `sparse` elsewhere).
         undo_log: what is kept of overwritten rows until backward. `fp32`: all of them, as they were. `bf16`: the same,
             rounded: half the memory, and slot weights get an approximate gradient. `recompute`: every slot's first
-            value, from which backward repeats all reads and writes exactly. Nothing to `reference`.
+            value, from which backward repeats all reads and writes exactly. Nothing to `reference` and
+            `plain`.
 
     Raises:
         ValueError: an option is out of its range, or two do not go together.

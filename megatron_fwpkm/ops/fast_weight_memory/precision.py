@@ -10,18 +10,11 @@ import torch
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Run the body without autocast and, on CUDA, without tf32: scores near a key need all of float32 (DESIGN 2.1).
+    """Run the body without autocast and tf32: scores near a key need all of float32 (DESIGN 2.1).
 
     Args:
         device: where the tensors of the body live.
     """
-    if device.type == "cpu":
-        if not torch.is_autocast_enabled("cpu"):
-            yield
-            return
-        with torch.autocast("cpu", enabled=False):
-            yield
-        return
     allowed = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -7,10 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-IDW_EPSILON = 1e-3
-"""Added to the squared distance inside the logarithm of the inverse-distance score."""
-ENTROPY_EPSILON = 1e-8
-"""Added to a probability inside the logarithm of the addressing loss."""
+from .epsilons import ENTROPY_EPSILON, IDW_EPSILON
 
 
 class HalfScores(NamedTuple):
