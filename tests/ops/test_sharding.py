@@ -12,8 +12,7 @@ from torch import Tensor
 
 from megatron_fwpkm.ops import FastWeightState, MemoryOptions
 from megatron_fwpkm.ops.fast_weight_memory import flush_pending, flush_pending_
-from megatron_fwpkm.ops.fast_weight_memory.arguments import make_stream
-from megatron_fwpkm.ops.fast_weight_memory.chunk_pieces import carry_schedule, drop_schedule
+from megatron_fwpkm.ops.fast_weight_memory.calls import Call
 from megatron_fwpkm.ops.fast_weight_memory.touched_rows import run_chains
 from tests.ops.cases import Case, distance, gradients, make_case
 from tests.ops.shards import ThreadShards, part_of, run_part, run_ranks
@@ -56,15 +55,9 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
 def part_gradients(case: Case, shards: ThreadShards) -> tuple[Any, dict[str, Tensor]]:
     """As `cases.gradients` for one rank, gradients of its rows and columns of the tables among them."""
     part = part_of(case, shards).requires_grad()
-    options = MemoryOptions(**part.options)
-    state = part.state
-    stream = make_stream(part.queries, part.targets, part.gates, part.mask, state, options.boundary)
-    if options.boundary == "drop":
-        pieces = drop_schedule(stream.num_tokens, options.chunk_size, options.lookahead)
-    else:
-        new = stream.num_tokens - stream.num_pending
-        pieces, _ = carry_schedule(stream.num_pending, new, options.chunk_size, options.lookahead)
-    result = run_chains(stream, state.sub_keys, state.values, pieces, options, shards, in_place=False)
+    tokens = part.queries, part.targets, part.gates, part.mask
+    call = Call.of_tokens(*tokens, part.state, MemoryOptions(**part.options), shards.size)
+    result = run_chains(call, False, shards)
     generator = torch.Generator().manual_seed(99)
     shape = (*result.retrieved.shape[:-1], case.targets.shape[-1])
     weight = torch.randn(shape, generator=generator, dtype=torch.float64).chunk(shards.size, -1)[shards.rank]

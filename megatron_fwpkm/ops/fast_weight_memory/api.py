@@ -19,7 +19,7 @@ from .implementation_choice import choose_implementation
 from .options import MemoryOptions
 from .plain import run_plain
 from .reference import run_reference
-from .touched_rows import TORCH_CHAINS, run_chains
+from .touched_rows import SPARSE_STEPS, run_chains
 
 
 def fast_weight_memory(
@@ -173,22 +173,11 @@ def _computed_by(call: Call, sharding: TableSharding | None) -> Callable[[Call, 
             return run_plain(call, in_place)
         if implementation == "reference":
             return _run_reference(call, sharding, in_place)
-        chains = TORCH_CHAINS
+        steps = SPARSE_STEPS
         if implementation == "triton":
             # Imported where it runs: triton is missing on most machines without a GPU.
-            from .triton.chains import TRITON_CHAINS as chains
-        state = call.state
-        return run_chains(
-            call.stream,
-            state.sub_keys,
-            state.values,
-            call.pieces,
-            call.options,
-            sharding,
-            chains,
-            in_place=in_place,
-            rounding=state.rounding if state.values.dtype == torch.bfloat16 else None,
-        )
+            from .triton.steps import TRITON_STEPS as steps
+        return run_chains(call, in_place, sharding, steps)
 
     return run
 

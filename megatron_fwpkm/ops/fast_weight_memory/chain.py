@@ -1,9 +1,8 @@
-"""What every implementation of the chain of reads and writes is given and gives back."""
+"""Step sizes of the writes, and means of squared errors over the columns of all processes."""
 
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,19 +11,6 @@ from ..sharding import TableSharding
 from .arguments import Stream
 from .chunk_pieces import Piece
 from .options import MemoryOptions
-from .value_chain import ValueSteps
-
-
-class Chains(NamedTuple):
-    """The parts of a call that exist more than once: in torch and in Triton.
-
-    Attributes:
-        key_chain: an autograd function like :class:`KeyChain`.
-        value_steps: what :class:`ValueChain` drives.
-    """
-
-    key_chain: type[torch.autograd.Function]
-    value_steps: ValueSteps
 
 
 def write_scales(stream: Stream, pieces: list[Piece], options: MemoryOptions) -> Tensor:

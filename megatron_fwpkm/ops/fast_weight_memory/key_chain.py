@@ -6,10 +6,12 @@ addressing loss in closed form; the derivation is in the README of this folder. 
     delta = q - K[j]    d = |delta|^2    rho = 1 / (1e-3 + d)    s = -log(1e-3 + d)    P = softmax of the kept s
     y = (step / R) * P * (u - sum P u)    c = 2 * rho * y    K'[j] = K[j] - sum over readers of c * delta
 
-With ``dot_product``: s = <q, K[j]>, c = y, K'[j] = K[j] - sum of c * q.
+With `dot_product`: s = <q, K[j]>, c = y, K'[j] = K[j] - sum of c * q.
 
-Where processes share the sub-keys by rows, all of them know what was chosen and how strongly it is pulled; each moves
-its own rows, and has the part of the queries' gradients that comes from them.
+This is the driver: the order of the pieces, what is kept for backward, and what processes that share the sub-keys by
+rows tell each other. All of them know what was chosen and how strongly it moves its sub-key; each moves its own rows,
+and has the part of the queries' gradients that comes from them. What is computed for one piece is done by its *steps*,
+which exist in torch (`sparse/key_steps.py`) and in Triton (`triton/key_steps.py`).
 
 Shapes: G = heads * 2 groups, M tokens (all sequences, time first), k = topk, n sub-keys of a whole list, n' of them
 here (all of them without sharding), h = key_dim / 2.
@@ -17,23 +19,18 @@ here (all of them without sharding), h = key_dim / 2.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..product_key.reference import ENTROPY_EPSILON, IDW_EPSILON
-from ..product_key.selection import (
-    KeptSubKeys,
-    PairCandidates,
-    gather_sub_keys,
-    scores_of,
-    select_slots,
-)
-from .key_rows import KeyRows, only_owned
+from ..product_key.epsilons import ENTROPY_EPSILON
+from ..product_key.selection import KeptSubKeys, SlotChoice
+from .key_rows import KeyRows, Readers, sort_readers
 from .precision import full_precision
-from .sparse.row_sums import sum_rows
 
 
 class KeyPiece(NamedTuple):
@@ -45,82 +42,128 @@ class KeyPiece(NamedTuple):
 
 
 class KeyOptions(NamedTuple):
-    """What the chain needs to know besides its tensors."""
+    """What the chain needs to know besides its tensors.
 
+    Attributes:
+        steps: (queries, options) -> the steps of one call, in torch or in Triton.
+        topk: k.
+        score: `idw` or `dot_product`.
+        key_lr: step size of the sub-keys; 0 keeps them still.
+        pieces: the rows of every piece.
+        rows: the sub-keys that are here.
+    """
+
+    steps: Callable[[Tensor, KeyOptions], KeySteps]
     topk: int
     score: str
     key_lr: float
     pieces: list[KeyPiece]
     rows: KeyRows
 
-
-class _Saved(NamedTuple):
-    """What backward needs of one piece; the last six are empty where the sub-keys did not move."""
-
-    sub_keys: Tensor  # [G, n', h], before the piece moved them
-    indices: Tensor  # [G, M, k], counted over whole lists
-    costs: Tensor  # [G, M, k]
-    first: Tensor  # [heads, M, k]
-    second: Tensor  # [heads, M, k]
-    probabilities: Tensor  # [G, R, k]
-    pull: Tensor  # [G, M, k]: c, zero for tokens that do not move keys
-    mean: Tensor  # [2, n]: mean probability
-    order: Tensor  # pairs of the rows here, sorted by sub-key
-    starts: Tensor  # [G * n']: first sorted pair of every sub-key
+    @property
+    def moves(self) -> bool:
+        """Whether the call moves the sub-keys at all."""
+        return bool(self.key_lr) and any(piece.moving > piece.start for piece in self.pieces)
 
 
-class _Movement(NamedTuple):
-    """One step of the addressing loss."""
+class SavedPiece(NamedTuple):
+    """What backward needs of one piece; the last five are empty where the sub-keys did not move.
 
-    loss: Tensor
+    Attributes:
+        sub_keys: [G, n', h], before the piece moved them.
+        indices: [G, M, k], counted over whole lists.
+        costs: [G, M, k].
+        positions: which kept sub-keys each slot pairs, as the steps gave them.
+        probabilities: [G, M, k], or only those of the tokens that move sub-keys.
+        strengths: [G, M, k]: c, 0 for tokens that do not move sub-keys.
+        means: [2, n], mean probability.
+        order: see :class:`Readers`.
+        starts: see :class:`Readers`.
+    """
+
+    sub_keys: Tensor
+    indices: Tensor
+    costs: Tensor
+    positions: Tensor
     probabilities: Tensor
-    pull: Tensor
-    mean: Tensor
+    strengths: Tensor
+    means: Tensor
+    order: Tensor
+    starts: Tensor
 
 
-def _per_half(indices: Tensor, num_subkeys: int) -> Tensor:
-    """[G, R, k] sub-key numbers as positions in [2 * n]: heads share the mean probability of a sub-key."""
-    return indices + (torch.arange(indices.shape[0], device=indices.device) % 2 * num_subkeys).view(-1, 1, 1)
+class PieceBackward(Protocol):
+    """Backward of one piece; made of its queries, what was saved, and the gradient of the sub-keys after it."""
+
+    def strength_gradients(self) -> Tensor:
+        """Gradient of c [G, M, k], for the sub-keys that are here; 0 for others."""
+        ...
+
+    def token_gradients(self, grad_scores: Tensor, grad_queries: Tensor, grad_strengths: Tensor | None) -> Tensor:
+        """Add the gradients of the queries [G, M, h], the part from the sub-keys here, to `grad_queries`.
+
+        Args:
+            grad_scores: [M, heads * k], of the slots' scores.
+            grad_queries: [G, M, h], a part of that of all queries.
+            grad_strengths: [G, M, k], of c; None if the sub-keys did not move or nothing depends on it.
+
+        Returns:
+            Weights [G, M, k]: the gradient of a sub-key is minus the sum of weight * direction over its readers.
+        """
+        ...
+
+    def sub_key_gradients(self, weights: Tensor, readers: Readers) -> Tensor:
+        """Gradient of the sub-keys before the piece [G, n', h]."""
+        ...
 
 
-def _slope(mean: Tensor) -> Tensor:
-    """u: derivative of mean * log(mean + eps)."""
-    shifted = mean + ENTROPY_EPSILON
-    return torch.log(shifted) + mean / shifted
+class KeySteps(Protocol):
+    """What one implementation computes for a piece of a call.
 
+    Attributes:
+        joins_still_pieces: pieces between which the sub-keys stand still are addressed and differentiated as one.
+    """
 
-def _move(scores: Tensor, costs: Tensor, indices: Tensor, num_subkeys: int, options: KeyOptions) -> _Movement:
-    """The addressing loss of R tokens and the pull of every kept pair towards or from its query."""
-    groups, tokens, _ = scores.shape
-    readers = groups // 2 * tokens
-    probabilities = scores.softmax(-1)
-    places = _per_half(indices, num_subkeys)
-    mean = scores.new_zeros(2 * num_subkeys).index_add_(0, places.flatten(), probabilities.flatten()).div_(readers)
-    loss = (mean * torch.log(mean + ENTROPY_EPSILON)).sum()
-    if not options.key_lr:
-        return _Movement(loss, probabilities, probabilities.new_zeros(0), mean)
-    slopes = _slope(mean)[places]
-    pull = (slopes - (probabilities * slopes).sum(-1, keepdim=True)).mul_(probabilities).mul_(options.key_lr / readers)
-    if options.score != "dot_product":
-        pull.mul_(2).div_(costs + IDW_EPSILON)
-    return _Movement(loss, probabilities, pull, mean)
+    joins_still_pieces: bool
 
+    def propose(self, queries: Tensor, sub_keys: Tensor) -> KeptSubKeys:
+        """The best of the sub-keys here for queries [G, M, h]; indices count over whole lists."""
+        ...
 
-def _directions(queries: Tensor, rows: Tensor, score: str) -> Tensor:
-    """[G, M, k, h]: what a pull moves a sub-key along: q - K, or q."""
-    return queries.unsqueeze(2).expand_as(rows) if score == "dot_product" else queries.unsqueeze(2) - rows
+    def choose_slots(self, kept: KeptSubKeys, moving: int) -> SlotChoice:
+        """The topk best slots, and the probabilities of the first `moving` tokens if there are any."""
+        ...
 
+    def mean_probability(
+        self, probabilities: Tensor, indices: Tensor, moving: int, readers: Readers | None = None
+    ) -> Tensor:
+        """[2, n]: mean over the readers of the probability of a sub-key, heads pooled.
 
-def _sum_per_sub_key(weights: Tensor, directions: Tensor, order: Tensor, starts: Tensor, like: Tensor) -> Tensor:
-    """Sum of weights [G, M, k] * directions [G, M, k, h] over every sub-key's readers, shaped ``like`` [G, n', h]."""
-    flat = directions.reshape(-1, directions.shape[-1])
-    return sum_rows(flat, order, starts, weights.flatten()[order]).view_as(like)
+        Args:
+            probabilities: [G, at least moving, k].
+            indices: [G, M, k].
+            moving: the first tokens, which are meant.
+            readers: these pairs by sub-key, if they are sorted already.
+        """
+        ...
+
+    def strengths(self, kept: KeptSubKeys, probabilities: Tensor, means: Tensor, moving: int) -> Tensor:
+        """c [G, M, k]: how strongly each kept pair of the first `moving` tokens moves its sub-key, 0 for the others."""
+        ...
+
+    def move(self, queries: Tensor, sub_keys: Tensor, kept: KeptSubKeys, strengths: Tensor, readers: Readers) -> Tensor:
+        """The sub-keys [G, n', h] less the sum of c * direction over their readers."""
+        ...
+
+    def backward(self, queries: Tensor, piece: KeyPiece, saved: SavedPiece, grad_moved: Tensor | None) -> PieceBackward:
+        """Begin the backward of a piece; `grad_moved` [G, n', h] is None if nothing depends on the moved sub-keys."""
+        ...
 
 
 class KeyChain(torch.autograd.Function):
     """queries [G, S, h], sub_keys [G, n', h] -> slot scores [rows, heads * k], slots, moved sub-keys, losses.
 
-    ``rows`` runs over the rows read by all pieces, one piece after the other. Gradients: queries and sub_keys.
+    `rows` runs over the rows read by all pieces, one piece after the other. Gradients: queries and sub_keys.
     """
 
     @staticmethod
@@ -128,149 +171,161 @@ class KeyChain(torch.autograd.Function):
         ctx: Any, queries: Tensor, sub_keys: Tensor, options: KeyOptions
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Address every piece with the sub-keys the piece before has left behind."""
-        heads, topk, rows = sub_keys.shape[0] // 2, options.topk, options.rows
-        keep = any(ctx.needs_input_grad)
-        candidates = PairCandidates(topk, queries.device)
-        scores_out, slots_out, losses, saved = [], [], [], []
-        none = queries.new_zeros(0)
-        moves = bool(options.key_lr) and any(piece.moving > piece.start for piece in options.pieces)
-        blocks = [queries[:, piece.start : piece.stop] for piece in options.pieces]
-        chosen: list[KeptSubKeys] = []
-        if not moves:
-            # With sub-keys that stand still, processes that share them meet once per call and not once per piece.
-            chosen = rows.choose([rows.propose(block, sub_keys, topk, options.score) for block in blocks], topk)
-        for number, (piece, block) in enumerate(zip(options.pieces, blocks, strict=True)):
-            if moves:
-                chosen += rows.choose([rows.propose(block, sub_keys, topk, options.score)], topk)
-            kept = chosen[number]
-            scores = scores_of(kept.costs, options.score)
-            halves = (heads, 2, *scores.shape[1:])
-            slots = select_slots(scores.view(halves), kept.indices.view(halves), rows.num_subkeys, candidates)
-            scores_out.append(slots.scores.transpose(0, 1).reshape(-1, heads * topk))
-            slots_out.append(slots.indices.transpose(0, 1).reshape(-1, heads * topk))
-            moving = piece.moving - piece.start
-            movement = _Movement(none, none, none, none)
-            order, starts, before = none, none, sub_keys
-            if moving:
-                movement = _move(
-                    scores[:, :moving], kept.costs[:, :moving], kept.indices[:, :moving], rows.num_subkeys, options
-                )
-                losses.append(movement.loss)
-            if keep or (moving and options.key_lr):
-                order, starts = rows.sort_pairs(kept.indices)
-            if moving and options.key_lr:
-                if moving < block.shape[1]:
-                    pull = scores.new_zeros(scores.shape)
-                    pull[:, :moving] = movement.pull
-                    movement = movement._replace(pull=pull)
-                directions = _directions(block, gather_sub_keys(sub_keys, rows.local(kept.indices)[0]), options.score)
-                sub_keys = sub_keys - _sum_per_sub_key(movement.pull, directions, order, starts, sub_keys)
-            if keep:
-                _, probabilities, pull, mean = movement
-                saved.append(_Saved(before, *kept, slots.first, slots.second, probabilities, pull, mean, order, starts))
-        ctx.options = options
-        ctx.save_for_backward(queries, *(tensor for piece_saved in saved for tensor in piece_saved))
-        loss_out = torch.stack(losses) if losses else none
-        slots_all = slots_out[0] if len(slots_out) == 1 else torch.cat(slots_out)
-        ctx.mark_non_differentiable(slots_all, sub_keys, loss_out)
+        sub_keys = sub_keys.contiguous()
+        steps = options.steps(queries, options)
+        joined = steps.joins_still_pieces and not options.moves
+        stretches = [_span(options.pieces)] if joined else [_alone(piece) for piece in options.pieces]
+        addressed = _address(queries, sub_keys, stretches, steps, options)
+        losses = queries.new_zeros(0)
+        if addressed.means:
+            means = torch.stack(addressed.means)
+            losses = (means * torch.log(means + ENTROPY_EPSILON)).sum((1, 2))
+        scores, slots = _join(addressed.scores), _join(addressed.slots)
+        if joined:
+            scores, slots = _rows_of_pieces(scores, options.pieces), _rows_of_pieces(slots, options.pieces)
+        ctx.options, ctx.steps, ctx.joined = options, steps, joined
+        ctx.pieces = [stretch.piece for stretch in stretches]
+        saved = addressed.saved if any(ctx.needs_input_grad) else []
+        ctx.save_for_backward(queries, *(tensor for piece in saved for tensor in piece))
+        ctx.mark_non_differentiable(slots, addressed.sub_keys, losses)
         ctx.set_materialize_grads(False)
-        return torch.cat(scores_out), slots_all, sub_keys, loss_out
+        return scores, slots, addressed.sub_keys, losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_scores: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None, None]:
-        """Last piece first; ``grad_keys`` is the gradient of the sub-keys after the piece at hand."""
+        """Last piece first; `grad_keys` is the gradient of the sub-keys after the piece at hand."""
         if grad_scores is None:
             return None, None, None
         options: KeyOptions = ctx.options
         queries, *tensors = ctx.saved_tensors
-        width = len(_Saved._fields)
-        grad_queries = torch.zeros_like(queries)
-        grad_keys: Tensor | None = None
-        stop = grad_scores.shape[0]
+        if ctx.joined:
+            grad_scores = _rows_of_span(grad_scores, options.pieces)
+        width = len(SavedPiece._fields)
+        saved = [SavedPiece(*tensors[first : first + width]) for first in range(0, len(tensors), width)]
         with full_precision(queries.device):
-            for number in reversed(range(len(options.pieces))):
-                piece, saved = options.pieces[number], _Saved(*tensors[number * width : (number + 1) * width])
-                start = stop - (piece.stop - piece.start)
-                block = queries[:, piece.start : piece.stop]
-                grad_block, grad_keys = _piece_backward(block, grad_scores[start:stop], grad_keys, saved, options)
-                grad_queries[:, piece.start : piece.stop] += grad_block
-                stop = start
+            grad_queries, grad_keys = _differentiate(ctx, queries, saved, grad_scores.contiguous())
         return options.rows.sum_shards(grad_queries), grad_keys, None
 
 
-def _kept_score_gradients(grad_scores: Tensor, saved: _Saved) -> Tensor:
-    """Gradient of slot scores [M, heads * k] spread to the kept scores of both halves [G, M, k]."""
-    heads, tokens, topk = saved.first.shape
-    per_head = grad_scores.view(tokens, heads, topk).transpose(0, 1)
-    gradients = grad_scores.new_zeros(heads, 2, tokens, topk)
-    gradients[:, 0].scatter_add_(-1, saved.first, per_head)
-    gradients[:, 1].scatter_add_(-1, saved.second, per_head)
-    return gradients.view(2 * heads, tokens, topk)
+class _Stretch(NamedTuple):
+    """Rows that are addressed together, and the parts of them that move the sub-keys, or would: one for each piece."""
+
+    piece: KeyPiece
+    parts: list[slice]
 
 
-def _pull_backward(grad_pull: Tensor, saved: _Saved, options: KeyOptions) -> Tensor:
-    """Gradient of c [G, R, k] (through y only) to the kept scores, through P, the mean P and u (second derivative)."""
-    probabilities = saved.probabilities
-    groups, tokens, _ = probabilities.shape
-    readers = groups // 2 * tokens
-    places = _per_half(saved.indices[:, :tokens], options.rows.num_subkeys)
-    slopes = _slope(saved.mean)[places]
-    expected = (probabilities * slopes).sum(-1, keepdim=True)
-    weighted = grad_pull * (options.key_lr / readers)
-    balance = -(weighted * probabilities).sum(-1, keepdim=True)
-    grad_probabilities = weighted * (slopes - expected) + balance * slopes
-    grad_slopes = torch.zeros_like(saved.mean)
-    grad_slopes.index_add_(0, places.flatten(), ((weighted + balance) * probabilities).flatten())
-    shifted = saved.mean + ENTROPY_EPSILON
-    grad_mean = grad_slopes * (1 / shifted + ENTROPY_EPSILON / shifted.square())
-    grad_probabilities += (grad_mean / readers)[places]
-    return probabilities * (grad_probabilities - (probabilities * grad_probabilities).sum(-1, keepdim=True))
+def _alone(piece: KeyPiece) -> _Stretch:
+    moving = piece.moving - piece.start
+    return _Stretch(piece, [slice(0, moving)] if moving else [])
 
 
-def _piece_backward(
-    queries: Tensor, grad_scores: Tensor, grad_moved: Tensor | None, saved: _Saved, options: KeyOptions
-) -> tuple[Tensor, Tensor]:
-    """Gradients of a piece's queries [G, M, h], the part of the rows here, and of the sub-keys before it [G, n', h]."""
-    idw = options.score != "dot_product"
-    positions, foreign = options.rows.local(saved.indices)
-    rows = gather_sub_keys(saved.sub_keys, positions)
-    directions = _directions(queries, rows, options.score)
-    grad_kept = _kept_score_gradients(grad_scores, saved)
-    density = 1 / (saved.costs + IDW_EPSILON) if idw else None
-    moves = grad_moved is not None and saved.pull.numel() > 0
-    grad_costs_of_pull, grad_rows, pull = None, None, saved.pull
-    if moves:
-        assert grad_moved is not None
-        tokens = saved.probabilities.shape[1]
-        grad_rows = gather_sub_keys(grad_moved, positions)
-        # Only the owner of a row knows it, and through the probabilities it concerns all kept scores of a token.
-        grad_pull = options.rows.sum_owned(-(directions * grad_rows).sum(-1), foreign)
-        grad_y = grad_pull if density is None else 2 * density * grad_pull
-        grad_kept[:, :tokens] += _pull_backward(grad_y[:, :tokens], saved, options)
-        if density is not None:
-            grad_costs_of_pull = -density * pull * grad_pull
-    if density is None:
-        weights, along = grad_kept, rows
-    else:
-        # s = -log(1e-3 + d) and d = |delta|^2
-        grad_costs = -density * grad_kept
-        weights = 2 * (grad_costs if grad_costs_of_pull is None else grad_costs + grad_costs_of_pull)
-        along = directions
-    weights = only_owned(weights, foreign)
-    grad_queries = (weights.unsqueeze(-2) @ along).squeeze(-2)
-    grad_keys = _sum_per_sub_key(weights, directions, saved.order, saved.starts, saved.sub_keys)
-    if idw:
-        grad_keys.neg_()
-    if grad_moved is not None:
-        grad_keys += grad_moved
-    if moves:
-        assert grad_moved is not None and grad_rows is not None
-        pull = only_owned(pull, foreign)
-        grad_queries -= (pull.unsqueeze(-2) @ grad_rows).squeeze(-2)
-        if idw:
-            # K' = K - c (q - K) contains K twice.
-            total = torch.zeros_like(saved.sub_keys[..., 0])
-            total.scatter_add_(1, positions.flatten(1), pull.flatten(1))
-            grad_keys += grad_moved * total.unsqueeze(-1)
+def _span(pieces: list[KeyPiece]) -> _Stretch:
+    """The rows of all pieces."""
+    start, stop = min(piece.start for piece in pieces), max(piece.stop for piece in pieces)
+    parts = [slice(p.start - start, p.moving - start) for p in pieces if p.moving > p.start]
+    return _Stretch(KeyPiece(start, stop, start + max((part.stop for part in parts), default=0)), parts)
+
+
+class _Addressed(NamedTuple):
+    """What was chosen for every stretch, and what became of the sub-keys."""
+
+    scores: list[Tensor]  # [M, heads * k]
+    slots: list[Tensor]  # [M, heads * k]
+    sub_keys: Tensor  # [G, n', h]
+    means: list[Tensor]  # [2, n] of every piece that has moving tokens
+    saved: list[SavedPiece]
+
+
+def _address(
+    queries: Tensor, sub_keys: Tensor, stretches: list[_Stretch], steps: KeySteps, options: KeyOptions
+) -> _Addressed:
+    rows, none = options.rows, queries.new_zeros(0)
+    scores, slots, means, saved = [], [], [], []
+    blocks = [queries[:, stretch.piece.start : stretch.piece.stop] for stretch in stretches]
+    chosen: list[KeptSubKeys] = []
+    if not options.moves:
+        # With sub-keys that stand still, processes that share them meet once per call and not once per piece.
+        chosen = rows.choose([steps.propose(block, sub_keys) for block in blocks], options.topk)
+    for number, ((piece, parts), block) in enumerate(zip(stretches, blocks, strict=True)):
+        if options.moves:
+            chosen += rows.choose([steps.propose(block, sub_keys)], options.topk)
+        kept, moving = chosen[number], piece.moving - piece.start
+        choice = steps.choose_slots(kept, moving)
+        scores.append(choice.scores.flatten(1))
+        slots.append(choice.slots.flatten(1))
+        before, movement = sub_keys, [none] * 5
+        if options.moves and moving:
+            assert choice.probabilities is not None
+            readers = sort_readers(kept.indices, rows.num_subkeys)
+            means.append(steps.mean_probability(choice.probabilities, kept.indices, moving, readers))
+            strengths = steps.strengths(kept, choice.probabilities, means[-1], moving)
+            sub_keys = steps.move(block, sub_keys, kept, strengths, readers)
+            movement = [choice.probabilities, strengths, means[-1], *readers]
+        else:
+            for part in parts:
+                assert choice.probabilities is not None
+                counted = choice.probabilities[:, part].contiguous(), kept.indices[:, part].contiguous()
+                means.append(steps.mean_probability(*counted, part.stop - part.start))
+        saved.append(SavedPiece(before, *kept, choice.positions, *movement))
+    return _Addressed(scores, slots, sub_keys, means, saved)
+
+
+def _differentiate(
+    ctx: Any, queries: Tensor, saved: list[SavedPiece], grad_scores: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the queries, the part from the sub-keys here, and of the sub-keys before the first piece."""
+    steps: KeySteps = ctx.steps
+    pieces: list[KeyPiece] = ctx.pieces
+    rows: KeyRows = ctx.options.rows
+    grad_queries = queries.new_zeros(queries.shape)
+    grad_keys: Tensor | None = None
+    # Before the first movement only the sub-keys themselves can ask for their gradient.
+    moving = [number for number, piece_saved in enumerate(saved) if piece_saved.strengths.numel()]
+    first_wanted = 0 if ctx.needs_input_grad[1] else min(moving, default=len(saved)) + 1
+    stop = grad_scores.shape[0]
+    for number in reversed(range(len(pieces))):
+        piece, start = pieces[number], stop - (pieces[number].stop - pieces[number].start)
+        block = slice(piece.start, piece.stop)
+        backward = steps.backward(queries[:, block], piece, saved[number], grad_keys)
+        grad_strengths = None
+        if grad_keys is not None and saved[number].strengths.numel():
+            # Only the owner of a row knows it, and through the probabilities it concerns all kept scores of a token.
+            grad_strengths = rows.sum_shards(backward.strength_gradients())
+        weights = backward.token_gradients(grad_scores[start:stop], grad_queries[:, block], grad_strengths)
+        if number >= first_wanted:
+            readers = Readers(saved[number].order, saved[number].starts)
+            if not readers.order.numel():
+                readers = sort_readers(saved[number].indices, rows.num_subkeys)
+            grad_keys = backward.sub_key_gradients(weights, readers)
+        stop = start
     return grad_queries, grad_keys
+
+
+def _join(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _overlap(pieces: list[KeyPiece]) -> bool:
+    """Whether rows are read again; a piece may then begin before the first one, where tokens waited."""
+    return any(piece.start != before.stop for before, piece in pairwise(pieces))
+
+
+def _rows_of_pieces(rows: Tensor, pieces: list[KeyPiece]) -> Tensor:
+    """Rows of a span as rows of its pieces, one piece after the other."""
+    if not _overlap(pieces):
+        return rows
+    first = _span(pieces).piece.start
+    return torch.cat([rows[piece.start - first : piece.stop - first] for piece in pieces])
+
+
+def _rows_of_span(grad_rows: Tensor, pieces: list[KeyPiece]) -> Tensor:
+    """Gradients of the rows of pieces as gradients of the rows of their span."""
+    if not _overlap(pieces):
+        return grad_rows
+    span = _span(pieces).piece
+    gradients = grad_rows.new_zeros(span.stop - span.start, grad_rows.shape[1])
+    lengths = [piece.stop - piece.start for piece in pieces]
+    for piece, part in zip(pieces, grad_rows.split(lengths), strict=True):
+        gradients[piece.start - span.start : piece.stop - span.start] += part
+    return gradients

@@ -8,12 +8,36 @@ Shapes: G = heads * 2 groups, M tokens, k = topk, n sub-keys of a whole list.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from ..product_key.selection import KeptSubKeys, select_sub_keys
+from ..product_key.selection import KeptSubKeys
 from ..sharding import TableSharding
-from .sparse.row_sums import segment_starts
+
+
+class Readers(NamedTuple):
+    """The (token, sub-key) pairs of a piece by sub-key.
+
+    Attributes:
+        order: [G * M * k] pairs sorted by group and sub-key, tokens ascending.
+        starts: [G * n + 1] where each sub-key's readers begin.
+    """
+
+    order: Tensor
+    starts: Tensor
+
+
+def sort_readers(indices: Tensor, num_subkeys: int) -> Readers:
+    """Sort the pairs with these sub-keys [G, M, k], counted over whole lists of n; nothing waits for a device."""
+    segments = indices.shape[0] * num_subkeys
+    # A radix sort's time is that of its digits.
+    dtype = torch.int16 if segments < torch.iinfo(torch.int16).max else torch.int32
+    edges = torch.arange(segments + 1, device=indices.device, dtype=dtype)
+    keys, order = (indices.to(dtype) + edges[:-1:num_subkeys].view(-1, 1, 1)).flatten().sort(stable=True)
+    return Readers(order, torch.searchsorted(keys, edges))
+
 
 _BITS = {4: torch.int32, 8: torch.int64}
 """Whole numbers as wide as a cost, by bytes: a cost and an index travel in one tensor."""
@@ -38,11 +62,6 @@ class KeyRows:
         self.first = 0 if sharding is None else sharding.rank * count
         self.num_subkeys = count if sharding is None else sharding.size * count
 
-    def propose(self, queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> KeptSubKeys:
-        """The best of the rows here for queries [G, M, h], at most ``topk``; indices count over the whole list."""
-        kept = select_sub_keys(queries, sub_keys, min(topk, self.count), score)
-        return kept._replace(indices=kept.indices + self.first) if self.first else kept
-
     def choose(self, proposals: list[KeptSubKeys], topk: int) -> list[KeptSubKeys]:
         """The ``topk`` best among the proposals of all processes, equal costs: lowest index first.
 
@@ -61,7 +80,7 @@ class KeyRows:
         # [size, 2, G, M, kept] -> [2, G, M, size * kept]: rows ascend with the process, so a stable sort breaks ties.
         all_indices, all_costs = gathered.permute(1, 2, 3, 0, 4).flatten(3)
         best, order = all_costs.view(costs.dtype).sort(dim=-1, stable=True)
-        chosen = all_indices.gather(-1, order[..., :topk]).long()
+        chosen = all_indices.gather(-1, order[..., :topk]).to(indices.dtype)
         lengths = [proposal.costs.shape[1] for proposal in proposals]
         parts = zip(chosen.split(lengths, 1), best[..., :topk].split(lengths, 1), strict=True)
         return [KeptSubKeys(*(part.contiguous() for part in both)) for both in parts]
@@ -81,29 +100,6 @@ class KeyRows:
         positions = indices - self.first
         foreign = (positions < 0) | (positions >= self.count)
         return positions.masked_fill(foreign, 0), foreign
-
-    def sort_pairs(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The (token, sub-key) pairs of the rows here, sorted by row, tokens ascending within a row.
-
-        Args:
-            indices: [G, M, k], counted over the whole list.
-
-        Returns:
-            Positions of the pairs in the flattened ``indices``, and the first pair of every row, [G * count].
-        """
-        groups, num_rows = indices.shape[0], indices.shape[0] * self.count
-        positions, foreign = self.local(indices)
-        rows = positions + torch.arange(0, num_rows, self.count, device=indices.device).view(groups, 1, 1)
-        if foreign is None:
-            ordered, order = rows.flatten().sort(stable=True)
-            return order, segment_starts(ordered, num_rows)
-        ordered, order = rows.masked_fill(foreign, num_rows).flatten().sort(stable=True)
-        starts = segment_starts(ordered, num_rows + 1)
-        return order[: int(starts[-1])], starts[:-1]
-
-    def sum_owned(self, x: Tensor, foreign: Tensor | None) -> Tensor:
-        """Figures of pairs [G, M, k], each known to the owner of its row, on all processes. One sum."""
-        return self.sum_shards(only_owned(x, foreign))
 
     def sum_shards(self, x: Tensor) -> Tensor:
         """Sum over the processes of what each has from its rows; without gradient."""

@@ -5,65 +5,67 @@ Inside, rows are (token, sequence) pairs with time first, so that every piece is
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..sharding import TableSharding
 from ..undo_log import UndoLog
-from .arguments import Stream
-from .calls import ChainResult
-from .chain import Chains, mean_over_columns, write_scales
+from .calls import Call, ChainResult
+from .chain import mean_over_columns, write_scales
 from .chunk_pieces import Piece
-from .key_chain import KeyChain, KeyOptions, KeyPiece
+from .key_chain import KeyChain, KeyOptions, KeyPiece, KeySteps
 from .key_rows import KeyRows
-from .options import MemoryOptions
+from .sparse.key_steps import SparseKeySteps
 from .sparse.value_steps import VALUE_STEPS
-from .value_chain import ValueChain, ValueLog, ValueOptions
+from .value_chain import ValueChain, ValueLog, ValueOptions, ValueSteps
 from .write_plan import ValuePiece, make_write_plan
 
-TORCH_CHAINS = Chains(KeyChain, VALUE_STEPS)
-"""What ``implementation="sparse"`` is made of."""
+
+class ChainSteps(NamedTuple):
+    """What exists more than once, in torch and in Triton, and is driven by :class:`KeyChain` and :class:`ValueChain`.
+
+    Attributes:
+        keys: makes the steps of a call of the sub-keys' chain.
+        values: the steps of the values' chain.
+    """
+
+    keys: Callable[[Tensor, KeyOptions], KeySteps]
+    values: ValueSteps
+
+
+SPARSE_STEPS = ChainSteps(SparseKeySteps, VALUE_STEPS)
+"""What `implementation="sparse"` is made of."""
 
 
 def run_chains(
-    stream: Stream,
-    sub_keys: Tensor,
-    values: Tensor,
-    pieces: list[Piece],
-    options: MemoryOptions,
-    sharding: TableSharding | None,
-    chains: Chains = TORCH_CHAINS,
-    *,
-    in_place: bool,
-    rounding: Tensor | None = None,
+    call: Call, in_place: bool, sharding: TableSharding | None, steps: ChainSteps = SPARSE_STEPS
 ) -> ChainResult:
     """Run all pieces of a call.
 
     Args:
-        stream: the tokens.
-        sub_keys: [heads, 2, num_subkeys, key_dim / 2] or this process's rows of every list.
-        values: [num_slots, value_dim] or this process's columns.
-        pieces: what is read and written when.
-        options: the caller's options.
+        call: its tables are those of this process: rows of every list of sub-keys and columns of the values.
+        in_place: write the tables; otherwise they are copied once.
         sharding: collectives for tables spread over processes, or None.
-        chains: what computes them, torch or Triton.
-        in_place: write ``sub_keys`` and ``values``; otherwise they are copied once.
-        rounding: [3] int64, what the rounding of bfloat16 values depends on; None for other values.
+        steps: what computes the pieces, torch or Triton.
 
     Returns:
         The outputs and the tables after the call.
     """
+    stream, pieces, options = call.stream, call.pieces, call.options
+    sub_keys, values = call.state.sub_keys, call.state.values
+    rounding = call.state.rounding if values.dtype == torch.bfloat16 else None
     batch, _, heads, _ = stream.queries.shape
     # [B, S, heads, 2, h] -> [heads * 2, S * B, h]
     halves = stream.queries.unflatten(-1, (2, -1)).permute(2, 3, 1, 0, 4).flatten(2, 3).flatten(0, 1)
     key_pieces = [KeyPiece(p.start * batch, p.stop * batch, p.key_stop * batch) for p in pieces]
-    moves_keys = bool(options.key_lr) and any(piece.key_stop > piece.start for piece in pieces)
+    key_rows = KeyRows(sub_keys.shape[2], sharding)
+    key_options = KeyOptions(steps.keys, options.topk, options.score, options.key_lr, key_pieces, key_rows)
     # Backward needs the sub-keys as they were; they are small.
-    initial_keys = sub_keys.clone() if in_place and moves_keys else sub_keys
-    key_options = KeyOptions(
-        options.topk, options.score, options.key_lr, key_pieces, KeyRows(sub_keys.shape[2], sharding)
-    )
-    scores, slots, moved, addressing_loss = chains.key_chain.apply(halves, initial_keys.flatten(0, 1), key_options)
+    initial_keys = sub_keys.clone() if in_place and key_options.moves else sub_keys
+    scores, slots, moved, addressing_loss = KeyChain.apply(halves, initial_keys.flatten(0, 1), key_options)
     slot_weights = scores.softmax(-1)
     weights = stream.write_weights()
     shared_weights = slot_weights
@@ -77,21 +79,22 @@ def run_chains(
         scales = write_scales(stream, pieces, options)
         shift = options.lookahead * batch
         plan = make_write_plan(slots, value_pieces, values.shape[0])
-        steps, frozen = chains.value_steps, not options.inner_lr
         reads, squared_errors = ValueChain.apply(
             values,
             shared_weights,
             weights.transpose(0, 1).reshape(-1),
             stream.targets.transpose(0, 1).flatten(0, 1),
             table,
-            ValueOptions(steps, value_pieces, plan, scales, shift, frozen, options.undo_log, rounding),
+            ValueOptions(
+                steps.values, value_pieces, plan, scales, shift, not options.inner_lr, options.undo_log, rounding
+            ),
             log,
         )
     else:
         # As most calls of a decoding loop: nothing is kept.
-        reads, squared_errors = chains.value_steps.read_rows(table, slots, slot_weights), slot_weights.new_zeros(0)
-    moved = moved.view_as(sub_keys) if moves_keys else sub_keys.detach()
-    if in_place and moves_keys:
+        reads, squared_errors = steps.values.read_rows(table, slots, slot_weights), slot_weights.new_zeros(0)
+    moved = moved.view_as(sub_keys) if key_options.moves else sub_keys.detach()
+    if in_place and key_options.moves:
         sub_keys.copy_(moved)
     return ChainResult(
         _batch_first(reads, batch),
@@ -101,7 +104,7 @@ def run_chains(
         addressing_loss,
         moved,
         table,
-        _undo_log(log, initial_keys.detach() if moves_keys else None),
+        _undo_log(log, initial_keys.detach() if key_options.moves else None),
     )
 
 

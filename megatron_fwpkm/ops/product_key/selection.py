@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .reference import IDW_EPSILON
+from .epsilons import IDW_EPSILON
 
 _BLOCK_ELEMENTS = 1 << 24
 """Largest number of scores that exist at once; longer inputs are done in blocks of tokens."""
@@ -47,6 +47,24 @@ class Slots(NamedTuple):
     scores: Tensor
     first: Tensor
     second: Tensor
+
+
+class SlotChoice(NamedTuple):
+    """The topk best pairs of sub-keys of every token, best first, as the memory goes on with them.
+
+    Attributes:
+        scores: [M, heads, k], sum of both halves' scores.
+        slots: [M, heads, k] int64, slot = first sub-key * n + second sub-key.
+        positions: where the pairs' sub-keys stand among the k kept ones of their halves; [2, M, heads, k] int32 from
+            the kernels, [2, heads, M, k] int64 from torch.
+        probabilities: [G, M, k] softmax of the kept scores, 0 for tokens that do not move sub-keys, who may also be
+            missing at the end; None if not asked for.
+    """
+
+    scores: Tensor
+    slots: Tensor
+    positions: Tensor
+    probabilities: Tensor | None
 
 
 def gather_sub_keys(sub_keys: Tensor, indices: Tensor) -> Tensor:
@@ -97,7 +115,7 @@ def _select_block(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> K
     costs, order = exact_costs(queries, gather_sub_keys(sub_keys, indices), score).sort(-1)
     indices = indices.gather(-1, order)
     tied = costs[..., 1:] == costs[..., :-1]
-    if int(torch.count_nonzero(close)) + int(torch.count_nonzero(tied)) > groups * tokens * topk:
+    if int(torch.count_nonzero(close) + torch.count_nonzero(tied)) > groups * tokens * topk:
         doubtful = (close.sum(-1) > topk) | tied.any(-1)
         group, token = doubtful.nonzero(as_tuple=True)
         step = max(1, _BLOCK_ELEMENTS // (sub_keys.shape[1] * half_dim))

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_fwpkm.ops.fast_weight_memory.key_chain import KeyChain, KeyOptions, KeyPiece
 from megatron_fwpkm.ops.fast_weight_memory.key_rows import KeyRows
-from megatron_fwpkm.ops.fast_weight_memory.triton import key_steps as triton_key_steps
-from megatron_fwpkm.ops.fast_weight_memory.triton.key_chain import TritonKeyChain
+from megatron_fwpkm.ops.fast_weight_memory.sparse.key_steps import SparseKeySteps
+from megatron_fwpkm.ops.fast_weight_memory.triton import key_forms
+from megatron_fwpkm.ops.fast_weight_memory.triton.key_steps import TritonKeySteps
 from megatron_fwpkm.ops.product_key.triton import select as product_key
 from tests.ops.cases import distance
 from tests.ops.shards import ThreadShards, run_ranks
@@ -39,14 +40,14 @@ def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make these few tokens and sub-keys the work of many programs, each with several passes over its dimensions."""
     monkeypatch.setattr(product_key, "_NUMBERS", 8)
     for name, value in (("TILE", 2), ("_LOADS", 2), ("_NUMBERS", 8), ("_READERS", 4)):
-        monkeypatch.setattr(triton_key_steps, name, value)
+        monkeypatch.setattr(key_forms, name, value)
 
 
-def run(chain: Any, queries: Tensor, sub_keys: Tensor, options: KeyOptions, needs: str = "both") -> dict[str, Tensor]:
+def run(steps: Any, queries: Tensor, sub_keys: Tensor, options: KeyOptions, needs: str = "both") -> dict[str, Tensor]:
     """All outputs, and the gradients of a fixed random function of the scores."""
     queries = queries.detach().clone().requires_grad_(needs in ("both", "queries"))
     sub_keys = sub_keys.detach().clone().requires_grad_(needs in ("both", "sub_keys"))
-    found = list(chain.apply(queries, sub_keys, options))
+    found = list(KeyChain.apply(queries, sub_keys, options._replace(steps=steps)))
     if needs != "nothing":
         (found[0] * draw(99, *found[0].shape, dtype=queries.dtype)).sum().backward()
     gradients = [leaf.grad for leaf in (queries, sub_keys)]
@@ -76,7 +77,7 @@ def make(
     """Inputs of one call."""
     queries = draw(seed, 2 * heads, rows, half_dim, dtype=dtype)
     sub_keys = draw(seed + 1, 2 * heads, num_subkeys, half_dim, dtype=dtype)
-    return queries, sub_keys, KeyOptions(topk, score, key_lr, pieces, KeyRows(num_subkeys, None))
+    return queries, sub_keys, KeyOptions(TritonKeySteps, topk, score, key_lr, pieces, KeyRows(num_subkeys, None))
 
 
 @st.composite
@@ -99,7 +100,7 @@ def calls(draw_from: st.DrawFn) -> dict[str, Any]:
 @given(calls())
 def test_it_is_the_chain_in_torch(call: dict[str, Any]) -> None:
     inputs = make(**call)
-    assert_close(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
+    assert_close(run(TritonKeySteps, *inputs), run(SparseKeySteps, *inputs), 1e-12)
 
 
 @pytest.mark.parametrize("score", ["idw", "dot_product"])
@@ -107,18 +108,18 @@ def test_it_is_the_chain_in_torch(call: dict[str, Any]) -> None:
 @pytest.mark.parametrize("pieces", [CHUNKS, STREAMING], ids=["chunks", "streaming"])
 def test_it_is_the_chain_in_torch_where_sub_keys_move(pieces: list[KeyPiece], dtype: torch.dtype, score: str) -> None:
     queries, sub_keys, options = make(3, heads=2, pieces=pieces, score=score)
-    expected = run(KeyChain, queries, sub_keys, options)
+    expected = run(SparseKeySteps, queries, sub_keys, options)
     assert distance(expected["sub_keys"], sub_keys) > 1e-3, "the case must move the sub-keys"
-    assert_close(run(TritonKeyChain, queries.to(dtype), sub_keys.to(dtype), options), expected, TOLERANCE[dtype])
+    assert_close(run(TritonKeySteps, queries.to(dtype), sub_keys.to(dtype), options), expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("score", ["idw", "dot_product"])
 def test_many_programs_give_the_same_bits_in_any_order(score: str, small_programs: None) -> None:
     inputs = make(4, num_subkeys=3, topk=2, half_dim=5, pieces=STREAMING, score=score)
-    in_order = run(TritonKeyChain, *inputs)
-    assert_close(in_order, run(KeyChain, *inputs), 1e-12)
+    in_order = run(TritonKeySteps, *inputs)
+    assert_close(in_order, run(SparseKeySteps, *inputs), 1e-12)
     with shuffled(1):
-        other = run(TritonKeyChain, *inputs)
+        other = run(TritonKeySteps, *inputs)
     assert all(torch.equal(other[name], in_order[name]) for name in NAMES)
 
 
@@ -126,39 +127,41 @@ def test_many_programs_give_the_same_bits_in_any_order(score: str, small_program
 def test_waiting_tokens_may_be_read_after_new_ones(key_lr: float) -> None:
     """As in the authors' streaming, where a piece that writes nothing comes first."""
     inputs = make(18, pieces=OFFICIAL, key_lr=key_lr)
-    assert_close(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
+    assert_close(run(TritonKeySteps, *inputs), run(SparseKeySteps, *inputs), 1e-12)
 
 
 def test_the_largest_topk() -> None:
     inputs = make(17, num_subkeys=40, topk=32)
-    assert_close(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
+    assert_close(run(TritonKeySteps, *inputs), run(SparseKeySteps, *inputs), 1e-12)
 
 
 def test_gradients_are_those_of_the_function() -> None:
     """Finite differences. Three pieces, so that the second derivative of the movement takes part."""
     queries, sub_keys, options = make(5, num_subkeys=3, topk=2, half_dim=2)
     leaves = (queries.requires_grad_(), sub_keys.requires_grad_())
-    chain = lambda *leaves: TritonKeyChain.apply(*leaves, options)[0]  # noqa: E731
+    chain = lambda *leaves: KeyChain.apply(*leaves, options)[0]  # noqa: E731
     assert torch.autograd.gradcheck(chain, leaves, eps=1e-6, atol=1e-7, rtol=1e-6, fast_mode=True)
 
 
 @pytest.mark.parametrize("key_lr", [0.0, 1.0])
 def test_sub_keys_that_many_read_are_summed_in_tiles(key_lr: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """All queries equal, so that two of five sub-keys have all the readers, several tiles of them."""
-    monkeypatch.setattr(triton_key_steps, "TILE", 4)
-    monkeypatch.setattr(triton_key_steps, "_READERS", 4)
+    monkeypatch.setattr(key_forms, "TILE", 4)
+    monkeypatch.setattr(key_forms, "_READERS", 4)
     pieces = [KeyPiece(0, 18, 17), KeyPiece(18, 20, 20)]
     queries, sub_keys, options = make(6, topk=2, rows=20, pieces=pieces, key_lr=key_lr)
     inputs = queries[:, :1].expand(-1, 20, -1), sub_keys, options
-    assert_close(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
+    assert_close(run(TritonKeySteps, *inputs), run(SparseKeySteps, *inputs), 1e-12)
 
 
 def test_a_tile_of_the_usual_size_and_one_reader_more() -> None:
-    rows = triton_key_steps.TILE + 1
+    rows = key_forms.TILE + 1
     queries, sub_keys, _ = make(7, num_subkeys=2, rows=rows)
-    options = KeyOptions(1, "idw", 1.0, [KeyPiece(0, rows, rows)], KeyRows(2, None))
+    options = KeyOptions(TritonKeySteps, 1, "idw", 1.0, [KeyPiece(0, rows, rows)], KeyRows(2, None))
     queries = queries[:, :1].expand(-1, rows, -1)
-    assert_close(run(TritonKeyChain, queries, sub_keys, options), run(KeyChain, queries, sub_keys, options), 1e-12)
+    assert_close(
+        run(TritonKeySteps, queries, sub_keys, options), run(SparseKeySteps, queries, sub_keys, options), 1e-12
+    )
 
 
 @pytest.mark.parametrize("score", ["idw", "dot_product"])
@@ -166,31 +169,31 @@ def test_equal_sub_keys_and_queries_on_them(score: str) -> None:
     """Every distance is 0 or a whole number, many are equal, and a query lies on every sub-key."""
     queries, sub_keys = draw_integers(8, -1, 1, 2, 8, 2), draw_integers(9, -1, 1, 2, 6, 2)
     queries[:, :6] = sub_keys
-    inputs = queries, sub_keys, KeyOptions(3, score, 1.0, [KeyPiece(0, 8, 8)], KeyRows(6, None))
-    assert_close(run(TritonKeyChain, *inputs), run(KeyChain, *inputs), 1e-12)
+    inputs = queries, sub_keys, KeyOptions(TritonKeySteps, 3, score, 1.0, [KeyPiece(0, 8, 8)], KeyRows(6, None))
+    assert_close(run(TritonKeySteps, *inputs), run(SparseKeySteps, *inputs), 1e-12)
 
 
 @pytest.mark.parametrize(("key_lr", "needs"), [(0.0, "queries"), (0.7, "queries"), (0.7, "sub_keys"), (0.7, "nothing")])
 def test_only_what_is_needed_is_differentiated(key_lr: float, needs: str) -> None:
     inputs = make(10, key_lr=key_lr)
-    assert_close(run(TritonKeyChain, *inputs, needs), run(KeyChain, *inputs, needs), 1e-12)
+    assert_close(run(TritonKeySteps, *inputs, needs), run(SparseKeySteps, *inputs, needs), 1e-12)
 
 
 def test_scores_that_nothing_depends_on_have_no_gradients() -> None:
     queries, sub_keys, options = make()
     queries.requires_grad_()
-    scores, *_ = TritonKeyChain.apply(queries, sub_keys, options)
-    assert TritonKeyChain.backward(scores.grad_fn, None) == (None, None, None)
+    scores, *_ = KeyChain.apply(queries, sub_keys, options)
+    assert KeyChain.backward(scores.grad_fn, None) == (None, None, None)
 
 
 @pytest.mark.parametrize("key_lr", [0.0, 1.0])
 def test_calls_may_be_cut_between_pieces(key_lr: float) -> None:
     queries, sub_keys, options = make(12, dtype=torch.float32, key_lr=key_lr)
-    expected = run(TritonKeyChain, queries, sub_keys, options, "nothing")
+    expected = run(TritonKeySteps, queries, sub_keys, options, "nothing")
     scores, slots, losses = [], [], []
     for start, stop, _ in CHUNKS:
         part = options._replace(pieces=[KeyPiece(0, stop - start, stop - start)])
-        found = run(TritonKeyChain, queries[:, start:stop], sub_keys, part, "nothing")
+        found = run(TritonKeySteps, queries[:, start:stop], sub_keys, part, "nothing")
         sub_keys = found["sub_keys"]
         scores.append(found["scores"])
         slots.append(found["slots"])
@@ -203,9 +206,9 @@ def test_calls_may_be_cut_between_pieces(key_lr: float) -> None:
 def test_tokens_may_come_one_by_one_while_sub_keys_rest() -> None:
     """A piece that reads again, as in streaming, gives the bits of the first reading."""
     queries, sub_keys, options = make(13, dtype=torch.float32, key_lr=0.0, pieces=STREAMING)
-    expected = run(TritonKeyChain, queries, sub_keys, options, "nothing")
+    expected = run(TritonKeySteps, queries, sub_keys, options, "nothing")
     alone = options._replace(pieces=[KeyPiece(0, 1, 0)])
-    one_by_one = [run(TritonKeyChain, queries[:, t : t + 1], sub_keys, alone, "nothing") for t in range(7)]
+    one_by_one = [run(TritonKeySteps, queries[:, t : t + 1], sub_keys, alone, "nothing") for t in range(7)]
     rows = [row for piece in STREAMING for row in range(piece.start, piece.stop)]
     for name in ("scores", "slots"):
         assert torch.equal(torch.cat([one_by_one[row][name] for row in rows]), expected[name])
@@ -213,8 +216,8 @@ def test_tokens_may_come_one_by_one_while_sub_keys_rest() -> None:
 
 def test_tokens_after_the_moving_ones_change_no_bit_of_the_movement() -> None:
     queries, sub_keys, options = make(14, dtype=torch.float32)
-    short = run(TritonKeyChain, queries[:, :5], sub_keys, options._replace(pieces=[KeyPiece(0, 5, 5)]), "nothing")
-    longer = run(TritonKeyChain, queries, sub_keys, options._replace(pieces=[KeyPiece(0, 7, 5)]), "nothing")
+    short = run(TritonKeySteps, queries[:, :5], sub_keys, options._replace(pieces=[KeyPiece(0, 5, 5)]), "nothing")
+    longer = run(TritonKeySteps, queries, sub_keys, options._replace(pieces=[KeyPiece(0, 7, 5)]), "nothing")
     assert torch.equal(short["sub_keys"], longer["sub_keys"]) and torch.equal(short["losses"], longer["losses"])
 
 
@@ -222,11 +225,11 @@ def test_tokens_after_the_moving_ones_change_no_bit_of_the_movement() -> None:
 def test_processes_may_share_the_sub_keys_by_rows(score: str, key_lr: float) -> None:
     """Two ranks with two rows of every list each and three kept: the bits of one process, but for sums of gradients."""
     queries, sub_keys, options = make(16, pieces=STREAMING, score=score, key_lr=key_lr)
-    expected = run(TritonKeyChain, queries, sub_keys, options)
+    expected = run(TritonKeySteps, queries, sub_keys, options)
 
     def run_rank(shards: ThreadShards) -> dict[str, Tensor]:
         part = sub_keys.chunk(2, 1)[shards.rank].contiguous()
-        return run(TritonKeyChain, queries, part, options._replace(rows=KeyRows(2, shards)))
+        return run(TritonKeySteps, queries, part, options._replace(rows=KeyRows(2, shards)))
 
     with one_at_a_time():
         ranks = run_ranks(2, run_rank)
@@ -262,6 +265,6 @@ class NoHostSync(TorchDispatchMode):
 def test_the_host_never_waits(key_lr: float) -> None:
     inputs = make(15, key_lr=key_lr, pieces=STREAMING)
     with NoHostSync():
-        run(TritonKeyChain, *inputs)
+        run(TritonKeySteps, *inputs)
         with pytest.raises(AssertionError, match="waits for the device"):
-            run(KeyChain, *inputs)
+            run(SparseKeySteps, *inputs)

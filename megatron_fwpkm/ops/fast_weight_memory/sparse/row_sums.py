@@ -38,9 +38,3 @@ def paired_dots(x: Tensor, table: Tensor, rows: Tensor, starts: Tensor, owners: 
     This is what the embedding bag's backward computes for its weights, called directly.
     """
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(x, table, rows, starts, owners, _SUM)
-
-
-def segment_starts(sorted_segments: Tensor, num_segments: int) -> Tensor:
-    """First position of every segment in an ascending list of segment numbers, [num_segments] int64."""
-    counts = torch.bincount(sorted_segments, minlength=num_segments)
-    return counts.cumsum(0) - counts

@@ -35,11 +35,11 @@ def density_of(cost, EPSILON: tl.constexpr, IDW: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["readers"])
-def reader_sum_kernel(
+def reader_mean_kernel(
     WEIGHTS,  # [G, M, k], one number per pair
     ORDER,
     STARTS,
-    SUMS,  # [2, n] out: sum over the readers of a sub-key, heads pooled, divided by R
+    MEANS,  # [2, n] out: sum over the readers of a sub-key, heads pooled, divided by R
     readers,  # R
     HEADS: tl.constexpr,
     N: tl.constexpr,
@@ -60,17 +60,17 @@ def reader_sum_kernel(
             inside = positions < stop[:, None]
             pair = tl.load(ORDER + positions, mask=inside, other=0)
             total += tl.load(WEIGHTS + pair, mask=inside, other=0.0)
-    tl.store(SUMS + half * N + sub_key, tl.sum(total, 1) / readers, mask=sub_key < N)
+    tl.store(MEANS + half * N + sub_key, tl.sum(total, 1) / readers, mask=sub_key < N)
 
 
 @triton.jit(do_not_specialize=["tokens", "readers"])
-def pull_kernel(
+def strength_kernel(
     INDICES,  # [G, M, k] int32
     COSTS,  # [G, M, k]
     PROBABILITIES,  # [G, M, k]: P, 0 for tokens that do not move keys
     MEANS,  # [2, n]: mean P
     STEP,  # [1]: beta, the step size
-    PULLS,  # [G, M, k] out: c
+    STRENGTHS,  # [G, M, k] out: c
     tokens,  # M
     readers,  # R
     EPSILON: tl.constexpr,
@@ -91,10 +91,10 @@ def pull_kernel(
     share = tl.load(PROBABILITIES + pairs, mask=inside, other=0.0)
     slope = slope_of(tl.load(MEANS + (group % 2) * N + index), ENTROPY_EPSILON)
     expected = tl.sum(share * slope, 1)
-    pull = tl.load(STEP) / readers * share * (slope - expected[:, None])
+    strength = tl.load(STEP) / readers * share * (slope - expected[:, None])
     if IDW:
-        pull *= 2 * density_of(tl.load(COSTS + pairs, mask=inside, other=0.0), EPSILON, IDW)
-    tl.store(PULLS + pairs, pull, mask=inside)
+        strength *= 2 * density_of(tl.load(COSTS + pairs, mask=inside, other=0.0), EPSILON, IDW)
+    tl.store(STRENGTHS + pairs, strength, mask=inside)
 
 
 @triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key"])
@@ -102,7 +102,7 @@ def tile_kernel(
     WEIGHTS,  # [G, M, k]
     QUERIES,  # rows of h numbers; the row of a token is group * group_rows + token * token_rows
     SUB_KEYS,  # [G, n', h]
-    PULLS,  # [G, M, k]: c; unused without TOTALS
+    STRENGTHS,  # [G, M, k]: c; unused without TOTALS
     ORDER,
     STARTS,
     PARTIALS,  # [tiles, h] out
@@ -145,7 +145,7 @@ def tile_kernel(
     dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     key = tl.load(SUB_KEYS + segment.to(tl.int64)[:, None] * H + dims[None, :], mask=(dims < H)[None, :], other=0.0)
     total = tl.full([ROWS, LOADS, BLOCK], 0, key.dtype)
-    pulls = tl.full([ROWS, LOADS], 0, key.dtype)
+    strengths = tl.full([ROWS, LOADS], 0, key.dtype)
     for first in range(0, tl.max(stop - begin, 0), LOADS):
         positions = begin[:, None] + first + tl.arange(0, LOADS)[None, :]
         inside = positions < stop[:, None]
@@ -161,11 +161,11 @@ def tile_kernel(
             direction -= key[:, None, :]
         total += weight[:, :, None] * direction
         if TOTALS:
-            pulls += tl.load(PULLS + pair, mask=inside, other=0.0)
+            strengths += tl.load(STRENGTHS + pair, mask=inside, other=0.0)
     real = begin < stop
     tl.store(PARTIALS + number[:, None] * H + dims[None, :], tl.sum(total, 1), mask=real[:, None] & (dims < H)[None, :])
     if TOTALS:
-        tl.store(PARTIAL_TOTALS + number, tl.sum(pulls, 1), mask=real)
+        tl.store(PARTIAL_TOTALS + number, tl.sum(strengths, 1), mask=real)
 
 
 @triton.jit(do_not_specialize=["first_key"])
@@ -220,12 +220,12 @@ def finish_kernel(
 
 
 @triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key"])
-def pull_gradient_kernel(
+def strength_gradient_kernel(
     QUERIES,
     SUB_KEYS,  # [G, n', h]
     GRAD_MOVED,  # [G, n', h]: gradient of the sub-keys after the piece
     INDICES,  # [G, M, k] int32
-    GRAD_PULLS,  # [G, M, k] out: gamma, 0 for sub-keys that are not here
+    GRAD_STRENGTHS,  # [G, M, k] out: gamma, 0 for sub-keys that are not here
     tokens,  # M
     group_rows,
     token_rows,
@@ -248,7 +248,7 @@ def pull_gradient_kernel(
     here = inside & (key >= 0) & (key < COUNT)
     query_row = (group * group_rows + token * token_rows)[:, None] * H
     row = ((group * COUNT + key) * H)[:, :, None]
-    total = tl.full([ROWS, K_PADDED], 0, GRAD_PULLS.dtype.element_ty)
+    total = tl.full([ROWS, K_PADDED], 0, GRAD_STRENGTHS.dtype.element_ty)
     for begin in range(0, H, BLOCK):
         dims = begin + tl.arange(0, BLOCK)
         real = here[:, :, None] & (dims < H)[None, None, :]
@@ -258,16 +258,16 @@ def pull_gradient_kernel(
             direction -= tl.load(SUB_KEYS + row + dims[None, None, :], mask=real, other=0.0)
         gradient = tl.load(GRAD_MOVED + row + dims[None, None, :], mask=real, other=0.0)
         total -= tl.sum(direction * gradient, 2)
-    tl.store(GRAD_PULLS + pairs, total, mask=inside)
+    tl.store(GRAD_STRENGTHS + pairs, total, mask=inside)
 
 
 @triton.jit(do_not_specialize=["tokens", "readers"])
-def spread_kernel(
+def slope_gradient_kernel(
     COSTS,  # [G, M, k]
     PROBABILITIES,  # [G, M, k]
-    GRAD_PULLS,  # [G, M, k]: gamma
+    GRAD_STRENGTHS,  # [G, M, k]: gamma
     STEP,  # [1]
-    SPREADS,  # [G, M, k] out
+    SLOPE_GRADIENTS,  # [G, M, k] out
     tokens,  # M
     readers,  # R
     EPSILON: tl.constexpr,
@@ -286,11 +286,11 @@ def spread_kernel(
     pairs = (group * tokens + token[:, None]) * K + places[None, :]
     inside = (token[:, None] < tokens) & (places[None, :] < K)
     share = tl.load(PROBABILITIES + pairs, mask=inside, other=0.0)
-    weighted = tl.load(GRAD_PULLS + pairs, mask=inside, other=0.0) * (tl.load(STEP) / readers)
+    weighted = tl.load(GRAD_STRENGTHS + pairs, mask=inside, other=0.0) * (tl.load(STEP) / readers)
     if IDW:
         weighted *= 2 * density_of(tl.load(COSTS + pairs, mask=inside, other=0.0), EPSILON, IDW)
     balance = -tl.sum(weighted * share, 1)
-    tl.store(SPREADS + pairs, (weighted + balance[:, None]) * share, mask=inside)
+    tl.store(SLOPE_GRADIENTS + pairs, (weighted + balance[:, None]) * share, mask=inside)
 
 
 @triton.jit
@@ -320,10 +320,10 @@ def token_backward_kernel(
     POSITIONS,  # [2, M, heads, k] int32: kept sub-key of each slot
     GRAD_SCORES,  # [M, heads, k]: gradient of the slots' scores
     PROBABILITIES,  # this and the next six are used if the sub-keys moved: [G, M, k]
-    PULLS,  # [G, M, k]: c
-    GRAD_PULLS,  # [G, M, k]: gamma
+    STRENGTHS,  # [G, M, k]: c
+    GRAD_STRENGTHS,  # [G, M, k]: gamma
     MEANS,  # [2, n]
-    GRAD_SLOPES,  # [2, n]: sum of the spreads of all readers, divided by R
+    GRAD_SLOPES,  # [2, n]: mean over all readers, divided by R
     STEP,  # [1]
     GRAD_MOVED,  # [G, n', h]
     GRAD_QUERIES,  # [G, stream, h] in and out; group stride in rows is grad_rows
@@ -362,14 +362,14 @@ def token_backward_kernel(
     grad_slot = tl.load(GRAD_SCORES + slots, mask=inside, other=0.0)
     grad_score = kept_score_gradient(grad_slot, position, places)
     grad_cost = tl.full([ROWS, K_PADDED], 0, grad_score.dtype)
-    pull = tl.full([ROWS, K_PADDED], 0, grad_score.dtype)
+    strength = tl.full([ROWS, K_PADDED], 0, grad_score.dtype)
     if MOVED:
-        pull = tl.load(PULLS + pairs, mask=inside, other=0.0)
-        grad_pull = tl.load(GRAD_PULLS + pairs, mask=inside, other=0.0)
-        weighted = grad_pull * (tl.load(STEP) / readers)
+        strength = tl.load(STRENGTHS + pairs, mask=inside, other=0.0)
+        grad_strength = tl.load(GRAD_STRENGTHS + pairs, mask=inside, other=0.0)
+        weighted = grad_strength * (tl.load(STEP) / readers)
         if IDW:
             weighted *= 2 * density
-            grad_cost = -density * pull * grad_pull
+            grad_cost = -density * strength * grad_strength
         share = tl.load(PROBABILITIES + pairs, mask=inside, other=0.0)
         mean = tl.load(MEANS + half * N + index)
         grad_slope = tl.load(GRAD_SLOPES + half * N + index)
@@ -395,6 +395,6 @@ def token_backward_kernel(
         gradient = tl.sum(weight[:, :, None] * along, 1)
         if MOVED:
             moved = tl.load(GRAD_MOVED + row + dims[None, None, :], mask=real, other=0.0)
-            gradient -= tl.sum(pull[:, :, None] * moved, 1)
+            gradient -= tl.sum(strength[:, :, None] * moved, 1)
         gradient += tl.load(GRAD_QUERIES + out_row + dims[None, :], mask=query_real, other=0.0)
         tl.store(GRAD_QUERIES + out_row + dims[None, :], gradient, mask=query_real)

@@ -8,14 +8,13 @@ result for a token does not depend on the tokens it is batched with, bit for bit
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import torch
 import triton
 from torch import Tensor
 
-from ..reference import IDW_EPSILON
-from ..selection import KeptSubKeys
+from ...kernel_forms import KernelForm
+from ..epsilons import IDW_EPSILON
+from ..selection import KeptSubKeys, SlotChoice
 from .select_kernels import select_kernel, slots_kernel
 
 MAX_SUBKEYS = 4096
@@ -26,30 +25,14 @@ MAX_TOPK = 32
 _BLOCK_ELEMENTS = 1 << 25
 """Largest number of proposals that exist at once; longer inputs are done in blocks of tokens."""
 
-WARP = {"num_warps": 1, "enable_fp_fusion": False}
-"""How they are launched: a warp a program; products are rounded before they are added, as in the interpreter."""
+_WARPS = 1
+"""Of a program."""
 
 _NUMBERS = 256
 """Numbers of all tokens of a program, 8 to a thread, unless one token has more."""
 
 _ROUNDING = 8
 """Roundings a cost may be off by, twice as many as in ``selection.py``: here a doubt costs next to nothing."""
-
-
-class SlotChoice(NamedTuple):
-    """The topk best pairs of sub-keys of every token, best first.
-
-    Attributes:
-        scores: [M, heads, k], sum of both halves' scores.
-        slots: [M, heads, k] int64, slot = first sub-key * n + second sub-key.
-        positions: [2, M, heads, k] int32, where the pair's sub-keys stand among the k kept ones of their half.
-        probabilities: [G, M, k] softmax of the kept scores, 0 for tokens that do not move keys; None if not asked for.
-    """
-
-    scores: Tensor
-    slots: Tensor
-    positions: Tensor
-    probabilities: Tensor | None
 
 
 def rows_of(queries: Tensor) -> tuple[Tensor, int, int]:
@@ -82,10 +65,10 @@ def propose_costs(queries: Tensor, sub_keys: Tensor, key_squares: Tensor, score:
     return torch.baddbmm(key_squares.unsqueeze(1), queries, transposed, alpha=-2)
 
 
-def select_constants(num_subkeys: int, half_dim: int, topk: int, score: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Constants with which :func:`select_kernel` is compiled for lists of n sub-keys of h numbers."""
+def select_form(num_subkeys: int, half_dim: int, topk: int, score: str, dtype: torch.dtype) -> KernelForm:
+    """How sub-keys are selected from lists of n sub-keys of h numbers."""
     padded = triton.next_power_of_2(num_subkeys)
-    return {
+    constants = {
         "ROUNDING": _ROUNDING * torch.finfo(dtype).eps,
         "N": num_subkeys,
         "N_PADDED": padded,
@@ -96,12 +79,13 @@ def select_constants(num_subkeys: int, half_dim: int, topk: int, score: str, dty
         "ROWS": max(1, _NUMBERS // padded),
         "IDW": score != "dot_product",
     }
+    return KernelForm(select_kernel, constants, _WARPS)
 
 
-def slots_constants(num_subkeys: int, topk: int, score: str) -> dict[str, Any]:
-    """Constants with which :func:`slots_kernel` is compiled, but for STATISTICS."""
+def slots_form(num_subkeys: int, topk: int, score: str, statistics: bool) -> KernelForm:
+    """How slots are selected; with `statistics` the probabilities are asked for."""
     pairs = triton.next_power_of_2(sum(topk // (i + 1) for i in range(topk)))
-    return {
+    constants = {
         "EPSILON": IDW_EPSILON,
         "N": num_subkeys,
         "K": topk,
@@ -109,7 +93,9 @@ def slots_constants(num_subkeys: int, topk: int, score: str) -> dict[str, Any]:
         "PAIRS_PADDED": pairs,
         "ROWS": max(1, _NUMBERS // pairs),
         "IDW": score != "dot_product",
+        "STATISTICS": statistics,
     }
+    return KernelForm(slots_kernel, constants if statistics else constants | {"PROBABILITIES": None}, _WARPS)
 
 
 def select_sub_keys(queries: Tensor, sub_keys: Tensor, topk: int, score: str, first_key: int = 0) -> KeptSubKeys:
@@ -144,21 +130,20 @@ def _select_block(
     queries, group_rows, token_rows = rows_of(queries)
     indices = torch.empty(groups, tokens, topk, dtype=torch.int32, device=queries.device)
     costs = queries.new_empty(groups, tokens, topk)
-    constants = select_constants(sub_keys.shape[1], half_dim, topk, score, queries.dtype)
-    select_kernel[(triton.cdiv(tokens, constants["ROWS"]), groups)](
-        propose_costs(queries, sub_keys, key_squares, score),
-        queries,
-        sub_keys,
-        key_squares.amax(-1),
-        indices,
-        costs,
-        tokens,
-        group_rows,
-        token_rows,
-        first_key,
-        **constants,
-        **WARP,
-    )
+    form = select_form(sub_keys.shape[1], half_dim, topk, score, queries.dtype)
+    arguments = {
+        "PROPOSALS": propose_costs(queries, sub_keys, key_squares, score),
+        "QUERIES": queries,
+        "SUB_KEYS": sub_keys,
+        "LARGEST": key_squares.amax(-1),
+        "INDICES": indices,
+        "COSTS": costs,
+        "tokens": tokens,
+        "group_rows": group_rows,
+        "token_rows": token_rows,
+        "first_key": first_key,
+    }
+    form.launch((triton.cdiv(tokens, form.constants["ROWS"]), groups), arguments)
     return KeptSubKeys(indices, costs)
 
 
@@ -184,18 +169,16 @@ def select_slots(
     slots = torch.empty(tokens, heads, topk, dtype=torch.int64, device=device)
     positions = torch.empty(2, tokens, heads, topk, dtype=torch.int32, device=device)
     probabilities = torch.empty_like(kept.costs) if statistics else None
-    constants = slots_constants(num_subkeys, topk, score)
-    slots_kernel[(triton.cdiv(tokens, constants["ROWS"]), heads)](
-        kept.indices,
-        kept.costs,
-        scores,
-        slots,
-        positions,
-        probabilities,
-        tokens,
-        moving,
-        **constants,
-        STATISTICS=statistics,
-        **WARP,
-    )
+    form = slots_form(num_subkeys, topk, score, statistics)
+    arguments = {
+        "INDICES": kept.indices,
+        "COSTS": kept.costs,
+        "SCORES": scores,
+        "SLOTS": slots,
+        "POSITIONS": positions,
+        "PROBABILITIES": probabilities,
+        "tokens": tokens,
+        "moving": moving,
+    }
+    form.launch((triton.cdiv(tokens, form.constants["ROWS"]), heads), arguments)
     return SlotChoice(scores, slots, positions, probabilities)

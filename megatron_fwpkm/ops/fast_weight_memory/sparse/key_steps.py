@@ -1,0 +1,195 @@
+"""The steps of the sub-keys' chain in torch; names of numbers are those of `key_chain.py`.
+
+Shapes: G = heads * 2 groups, M tokens of a piece, k = topk, n sub-keys of a whole list, n' of them here,
+h = key_dim / 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...product_key.epsilons import ENTROPY_EPSILON, IDW_EPSILON
+from ...product_key.selection import (
+    KeptSubKeys,
+    PairCandidates,
+    SlotChoice,
+    gather_sub_keys,
+    scores_of,
+    select_slots,
+    select_sub_keys,
+)
+from ..key_chain import KeyOptions, KeyPiece, SavedPiece
+from ..key_rows import KeyRows, Readers, only_owned
+from .row_sums import sum_rows
+
+
+def _per_half(indices: Tensor, num_subkeys: int) -> Tensor:
+    """[G, M, k] sub-key numbers as positions in [2 * n]: heads share the mean probability of a sub-key."""
+    return indices + (torch.arange(indices.shape[0], device=indices.device) % 2 * num_subkeys).view(-1, 1, 1)
+
+
+def _slope(mean: Tensor) -> Tensor:
+    """u: derivative of mean * log(mean + eps)."""
+    shifted = mean + ENTROPY_EPSILON
+    return torch.log(shifted) + mean / shifted
+
+
+def _directions(queries: Tensor, rows: Tensor, score: str) -> Tensor:
+    """[G, M, k, h]: what a pair moves its sub-key along: q - K, or q."""
+    return queries.unsqueeze(2).expand_as(rows) if score == "dot_product" else queries.unsqueeze(2) - rows
+
+
+def _sum_per_sub_key(weights: Tensor, directions: Tensor, readers: Readers, rows: KeyRows) -> Tensor:
+    """Sum of weights [G, M, k] * directions [G, M, k, h] over the readers of every sub-key here, [G, n', h]."""
+    flat = directions.reshape(-1, directions.shape[-1])
+    sums = sum_rows(flat, readers.order, readers.starts[:-1], weights.flatten()[readers.order])
+    return sums.view(weights.shape[0], rows.num_subkeys, -1)[:, rows.first : rows.first + rows.count]
+
+
+class SparseKeySteps:
+    """The steps of one call; see :class:`KeySteps`."""
+
+    joins_still_pieces = False
+
+    def __init__(self, queries: Tensor, options: KeyOptions) -> None:
+        self.options, self.rows = options, options.rows
+        self._candidates = PairCandidates(options.topk, queries.device)
+
+    def propose(self, queries: Tensor, sub_keys: Tensor) -> KeptSubKeys:
+        """The best of the sub-keys here; indices are int64."""
+        kept = select_sub_keys(queries, sub_keys, min(self.options.topk, self.rows.count), self.options.score)
+        return kept._replace(indices=kept.indices + self.rows.first) if self.rows.first else kept
+
+    def choose_slots(self, kept: KeptSubKeys, moving: int) -> SlotChoice:
+        """The best slots; positions are [2, heads, M, k], probabilities those of the moving tokens only."""
+        groups, tokens, topk = kept.costs.shape
+        halves = groups // 2, 2, tokens, topk
+        scores = scores_of(kept.costs, self.options.score)
+        slots = select_slots(scores.view(halves), kept.indices.view(halves), self.rows.num_subkeys, self._candidates)
+        probabilities = scores[:, :moving].softmax(-1) if moving else None
+        positions = torch.stack([slots.first, slots.second])
+        return SlotChoice(slots.scores.transpose(0, 1), slots.indices.transpose(0, 1), positions, probabilities)
+
+    def mean_probability(
+        self, probabilities: Tensor, indices: Tensor, moving: int, readers: Readers | None = None
+    ) -> Tensor:
+        """Added in the order of the pairs, which need not be sorted."""
+        num_subkeys, groups = self.rows.num_subkeys, indices.shape[0]
+        places = _per_half(indices[:, :moving], num_subkeys).flatten()
+        sums = probabilities.new_zeros(2 * num_subkeys).index_add_(0, places, probabilities.flatten())
+        return sums.div_(groups // 2 * moving).view(2, num_subkeys)
+
+    def strengths(self, kept: KeptSubKeys, probabilities: Tensor, means: Tensor, moving: int) -> Tensor:
+        """c."""
+        groups, tokens, topk = kept.costs.shape
+        step = self.options.key_lr / (groups // 2 * moving)
+        slopes = _slope(means.flatten())[_per_half(kept.indices[:, :moving], self.rows.num_subkeys)]
+        expected = (probabilities * slopes).sum(-1, keepdim=True)
+        strengths = (slopes - expected).mul_(probabilities).mul_(step)
+        if self.options.score != "dot_product":
+            strengths.mul_(2).div_(kept.costs[:, :moving] + IDW_EPSILON)
+        if moving == tokens:
+            return strengths
+        return torch.cat([strengths, strengths.new_zeros(groups, tokens - moving, topk)], 1)
+
+    def move(self, queries: Tensor, sub_keys: Tensor, kept: KeptSubKeys, strengths: Tensor, readers: Readers) -> Tensor:
+        """The sub-keys less the sum of c * direction."""
+        rows = gather_sub_keys(sub_keys, self.rows.local(kept.indices)[0])
+        directions = _directions(queries, rows, self.options.score)
+        return sub_keys - _sum_per_sub_key(strengths, directions, readers, self.rows)
+
+    def backward(
+        self, queries: Tensor, piece: KeyPiece, saved: SavedPiece, grad_moved: Tensor | None
+    ) -> _PieceBackward:
+        """Begin the backward of a piece."""
+        return _PieceBackward(self.options, queries, saved, grad_moved)
+
+
+class _PieceBackward:
+    """Backward of one piece; see :class:`PieceBackward`. Rows of sub-keys are gathered once for all its steps."""
+
+    def __init__(self, options: KeyOptions, queries: Tensor, saved: SavedPiece, grad_moved: Tensor | None) -> None:
+        self.options, self.saved, self.grad_moved = options, saved, grad_moved
+        self.positions, self.foreign = options.rows.local(saved.indices)
+        self.sub_keys = gather_sub_keys(saved.sub_keys, self.positions)
+        self.directions = _directions(queries, self.sub_keys, options.score)
+        self.density = 1 / (saved.costs + IDW_EPSILON) if options.score != "dot_product" else None
+        self.grad_rows: Tensor | None = None
+
+    def strength_gradients(self) -> Tensor:
+        """gamma."""
+        assert self.grad_moved is not None
+        self.grad_rows = gather_sub_keys(self.grad_moved, self.positions)
+        return only_owned(-(self.directions * self.grad_rows).sum(-1), self.foreign)
+
+    def token_gradients(self, grad_scores: Tensor, grad_queries: Tensor, grad_strengths: Tensor | None) -> Tensor:
+        """Add the gradients of the queries; returns the weights of the sub-keys' gradients."""
+        saved, density = self.saved, self.density
+        grad_kept = self._kept_score_gradients(grad_scores)
+        grad_costs = None
+        if grad_strengths is not None:
+            moving = saved.probabilities.shape[1]
+            grad_y = grad_strengths if density is None else 2 * density * grad_strengths
+            grad_kept[:, :moving] += self._second_derivative(grad_y[:, :moving])
+            if density is not None:
+                grad_costs = -density * saved.strengths * grad_strengths
+        if density is None:
+            weights = -grad_kept
+        else:
+            # s = -log(1e-3 + d) and d = |delta|^2
+            of_scores = -density * grad_kept
+            weights = 2 * (of_scores if grad_costs is None else of_scores + grad_costs)
+        weights = only_owned(weights, self.foreign)
+        along = self.sub_keys if density is None else self.directions
+        gradients = (weights.unsqueeze(-2) @ along).squeeze(-2)
+        if density is None:
+            gradients.neg_()
+        if grad_strengths is not None:
+            assert self.grad_rows is not None
+            gradients -= (self._owned_strengths().unsqueeze(-2) @ self.grad_rows).squeeze(-2)
+        grad_queries += gradients
+        return weights
+
+    def sub_key_gradients(self, weights: Tensor, readers: Readers) -> Tensor:
+        """Gradient of the sub-keys before the piece."""
+        gradients = _sum_per_sub_key(weights, self.directions, readers, self.options.rows).neg()
+        if self.grad_moved is not None:
+            gradients += self.grad_moved
+        if self.grad_rows is not None and self.density is not None:
+            assert self.grad_moved is not None
+            # K' = K - c (q - K) contains K twice.
+            total = torch.zeros_like(self.saved.sub_keys[..., 0])
+            total.scatter_add_(1, self.positions.flatten(1), self._owned_strengths().flatten(1))
+            gradients += self.grad_moved * total.unsqueeze(-1)
+        return gradients
+
+    def _owned_strengths(self) -> Tensor:
+        return only_owned(self.saved.strengths, self.foreign)
+
+    def _kept_score_gradients(self, grad_scores: Tensor) -> Tensor:
+        """Gradient of slot scores [M, heads * k] added up for the kept scores of both halves [G, M, k]."""
+        _, heads, tokens, topk = self.saved.positions.shape
+        per_head = grad_scores.view(tokens, heads, topk).transpose(0, 1)
+        gradients = grad_scores.new_zeros(heads, 2, tokens, topk)
+        for half in range(2):
+            gradients[:, half].scatter_add_(-1, self.saved.positions[half], per_head)
+        return gradients.view(2 * heads, tokens, topk)
+
+    def _second_derivative(self, grad_y: Tensor) -> Tensor:
+        """Gradient of y [G, moving, k] to the kept scores, through P, the mean P and u."""
+        probabilities, mean = self.saved.probabilities, self.saved.means.flatten()
+        groups, moving, _ = probabilities.shape
+        readers = groups // 2 * moving
+        places = _per_half(self.saved.indices[:, :moving], self.options.rows.num_subkeys)
+        slopes = _slope(mean)[places]
+        expected = (probabilities * slopes).sum(-1, keepdim=True)
+        weighted = grad_y * (self.options.key_lr / readers)
+        balance = -(weighted * probabilities).sum(-1, keepdim=True)
+        grad_probabilities = weighted * (slopes - expected) + balance * slopes
+        grad_slopes = torch.zeros_like(mean)
+        grad_slopes.index_add_(0, places.flatten(), ((weighted + balance) * probabilities).flatten())
+        shifted = mean + ENTROPY_EPSILON
+        grad_mean = grad_slopes * (1 / shifted + ENTROPY_EPSILON / shifted.square())
+        grad_probabilities += (grad_mean / readers)[places]
+        return probabilities * (grad_probabilities - (probabilities * grad_probabilities).sum(-1, keepdim=True))
