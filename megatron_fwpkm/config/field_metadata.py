@@ -34,7 +34,7 @@ class AtLeast:
     low: float
 
     def demand(self, value: float) -> str | None:
-        """See `ValueRange.demand`."""
+        """What is demanded of `value`, such as `be at least 1`; None where it is within the range."""
         return f"be at least {self.low}" if value < self.low else None
 
 
@@ -45,7 +45,7 @@ class Above:
     low: float
 
     def demand(self, value: float) -> str | None:
-        """See `ValueRange.demand`."""
+        """What is demanded of `value`, such as `be at least 1`; None where it is within the range."""
         return f"be above {self.low}" if value <= self.low else None
 
 
@@ -57,7 +57,7 @@ class AtMost:
     high: float
 
     def demand(self, value: float) -> str | None:
-        """See `ValueRange.demand`."""
+        """What is demanded of `value`, such as `be at least 1`; None where it is within the range."""
         return f"be at most {self.high}" if value > self.high else None
 
 
@@ -69,7 +69,7 @@ class Between:
     high: float
 
     def demand(self, value: float) -> str | None:
-        """See `ValueRange.demand`."""
+        """What is demanded of `value`, such as `be at least 1`; None where it is within the range."""
         return None if self.low <= value <= self.high else f"lie between {self.low} and {self.high}"
 
 
@@ -78,7 +78,7 @@ class BelowOne:
     """From 0 to below 1."""
 
     def demand(self, value: float) -> str | None:
-        """See `ValueRange.demand`."""
+        """What is demanded of `value`, such as `be at least 1`; None where it is within the range."""
         return None if 0 <= value < 1 else "be at least 0 and below 1"
 
 

@@ -49,11 +49,11 @@ class Same:
     """The same tensor on both sides."""
 
     def to_hf(self, tensor: Tensor, shapes: WeightShapes) -> tuple[Tensor, ...]:
-        """See Transform."""
+        """The tensor itself."""
         return (tensor,)
 
     def to_megatron(self, tensors: tuple[Tensor, ...], shapes: WeightShapes) -> Tensor:
-        """See Transform."""
+        """The tensor itself."""
         return tensors[0]
 
 
@@ -61,12 +61,12 @@ class Vocabulary:
     """Rows beyond the vocabulary are padding: cut on the way out, zero on the way in."""
 
     def to_hf(self, tensor: Tensor, shapes: WeightShapes) -> tuple[Tensor, ...]:
-        """See Transform."""
+        """The rows of the vocabulary."""
         _expect_rows(tensor, shapes.padded_vocab_size, "the padded vocabulary")
         return (tensor[: shapes.vocab_size],)
 
     def to_megatron(self, tensors: tuple[Tensor, ...], shapes: WeightShapes) -> Tensor:
-        """See Transform."""
+        """The rows of the vocabulary, and rows of zeros for the padding."""
         _expect_rows(tensors[0], shapes.vocab_size, "the vocabulary")
         padding = tensors[0].new_zeros(shapes.padded_vocab_size - shapes.vocab_size, *tensors[0].shape[1:])
         return torch.cat([tensors[0], padding])
@@ -76,7 +76,7 @@ class GroupedHeads:
     """Megatron stacks, group after group, the query heads of a group, its key head and its value head."""
 
     def to_hf(self, tensor: Tensor, shapes: WeightShapes) -> tuple[Tensor, ...]:
-        """See Transform; query, key and value projection."""
+        """The query, key and value projections."""
         heads = shapes.queries_per_group + 2
         _expect_rows(tensor, shapes.num_query_groups * heads * shapes.head_dim, "query, key and value heads")
         groups = tensor.view(shapes.num_query_groups, heads * shapes.head_dim, *tensor.shape[1:])
@@ -84,7 +84,7 @@ class GroupedHeads:
         return tuple(part.flatten(0, 1) for part in parts)
 
     def to_megatron(self, tensors: tuple[Tensor, ...], shapes: WeightShapes) -> Tensor:
-        """See Transform."""
+        """The three projections, stacked by group."""
         groups = [tensor.unflatten(0, (shapes.num_query_groups, -1)) for tensor in tensors]
         return torch.cat(groups, dim=1).flatten(0, 1)
 
@@ -93,11 +93,11 @@ class GateAndUp:
     """Megatron stacks the two input projections of a SwiGLU, the gate first."""
 
     def to_hf(self, tensor: Tensor, shapes: WeightShapes) -> tuple[Tensor, ...]:
-        """See Transform; gate and up projection."""
+        """The gate projection and the up projection."""
         return tensor.chunk(2, dim=0)
 
     def to_megatron(self, tensors: tuple[Tensor, ...], shapes: WeightShapes) -> Tensor:
-        """See Transform."""
+        """The two projections, stacked."""
         return torch.cat(tensors)
 
 

@@ -27,7 +27,7 @@ class Launch:
 
     @property
     def meeting_place(self) -> str:
-        """MASTER_ADDR:MASTER_PORT."""
+        """Address and port of the rendezvous, `MASTER_ADDR:MASTER_PORT`."""
         return f"{self.master_addr}:{self.master_port}"
 
 

@@ -26,7 +26,7 @@ class SampleProgress:
         self._task = self._bar.add_task("needles", total=total, completed=done, note="")
 
     def __enter__(self) -> SampleProgress:
-        """Show it."""
+        """Show the bar."""
         if self._done:
             print(f"going on: {self._done} of {self._total} samples are there", file=sys.stderr)
         self._bar.start()
@@ -35,7 +35,7 @@ class SampleProgress:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take it away."""
+        """Take the bar away, whatever ended the work."""
         self._bar.stop()
 
     def advance(self, length: int, exact: bool) -> None:

@@ -110,7 +110,7 @@ class CausalityCheck:
 
     @property
     def passed(self) -> bool:
-        """Both."""
+        """Whether nothing before the token changed, and something after it did."""
         return self.before_identical and self.after_differs
 
 

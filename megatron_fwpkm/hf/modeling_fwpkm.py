@@ -48,7 +48,7 @@ PREFILL_SEGMENT = 2048
 
 
 class FwPKMMLP(nn.Module):
-    """SwiGLU."""
+    """The MLP of a layer: SwiGLU, down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: FwPKMHFConfig):
         super().__init__()

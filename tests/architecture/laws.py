@@ -64,6 +64,48 @@ def undocumented(sources: Iterable[Source]) -> list[str]:
     return found
 
 
+def empty_docstrings(sources: Iterable[Source]) -> list[str]:
+    """Docstrings that satisfy the law before and tell nothing: one word, or the name of another place."""
+    found = []
+    for source in sources:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                text = ast.get_docstring(node) or ""
+                public = not node.name.startswith("_")
+                if public and (re.fullmatch(r"\S+", text) or re.match(r"See (?!that|whether)[^ ]+", text)):
+                    found.append(f"{source.path}:{node.lineno} {node.name}: {text!r}")
+    return found
+
+
+def foreign_markup(sources: Iterable[Source]) -> list[str]:
+    """Roles and double backticks of reStructuredText: names stand in single backticks."""
+    pattern = re.compile(r":(?:func|class|meth|mod|attr|data|exc):`|``")
+    return _matching_lines([(source.path, source.text) for source in sources], pattern)
+
+
+def absolute_imports(sources: Iterable[Source]) -> list[str]:
+    """Imports of the package by its name from within: they are relative there."""
+    return [
+        f"{source.path}:{node.lineno} from {node.module}"
+        for source in sources
+        for node in ast.walk(source.tree)
+        if source.parts[0] == "megatron_fwpkm" and isinstance(node, ast.ImportFrom) and node.level == 0
+        if (node.module or "").split(".")[0] == "megatron_fwpkm"
+    ]
+
+
+def shared_names(sources: Iterable[Source], allowed: Iterable[str]) -> list[str]:
+    """Modules of one name, and public classes of one name, in several places of the package."""
+    places: dict[str, list[str]] = {}
+    for source in sources:
+        if source.parts[-1] != "__init__.py":
+            places.setdefault(source.parts[-1], []).append(source.path)
+        for node in source.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(source.path)
+    return [f"{name}: {', '.join(paths)}" for name, paths in places.items() if len(paths) > 1 and name not in allowed]
+
+
 def unfinished(files: Iterable[tuple[str, str]]) -> list[str]:
     """Stubs and notes to oneself."""
     return _matching_lines(files, _UNFINISHED)

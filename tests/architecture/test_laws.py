@@ -62,6 +62,10 @@ def test_everything_public_is_documented():
     check_none(laws.undocumented(shipped_sources()))
 
 
+def test_docstrings_say_something():
+    check_none(laws.empty_docstrings(shipped_sources()))
+
+
 def test_entry_points_only_parse_and_call():
     check_none(laws.fat_entry_points(python_sources()))
 

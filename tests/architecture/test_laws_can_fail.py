@@ -21,6 +21,10 @@ TOOL = '"""T."""\ndef main(argv=None):\n    return 0\nif __name__ == "__main__":
         (laws.undocumented, "a.py", '"""M."""\ndef f(): pass', '"""M."""\ndef _f(): pass'),
         (laws.undocumented, "a.py", NO_DOCSTRING, NO_DOCSTRING.replace("f(self)", "_f(self)")),
         (laws.undocumented, "a.py", "x = 1", '"""M."""\nx = 1'),
+        (laws.empty_docstrings, "a.py", "def f():\n  'Both.'", "def f():\n  'Both of them.'"),
+        (laws.empty_docstrings, "a.py", "def f():\n  'See `g`.'", "def f():\n  'See that all is well.'"),
+        (laws.foreign_markup, "a.py", "x = 1  # see :func:`f`", "x = 1  # see `f`"),
+        (laws.absolute_imports, "megatron_fwpkm/ops/a.py", "from megatron_fwpkm.ops import b", "from . import b"),
         (laws.hidden_globals, "a.py", "def f():\n  global x\n  x = 1", "def f(x):\n  x = 1"),
         (laws.hidden_globals, "a.py", "a = get_args()", "a = typing.get_args(kind)"),
         (laws.communication, "a.py", "import torch.distributed as dist", "import torch"),
@@ -69,3 +73,9 @@ def test_law_over_sources(law, path, bad, good):
 def test_law_over_text(law, bad, good):
     assert law([("a.py", bad)])
     assert law([("a.py", good)]) == []
+
+
+def test_a_name_that_two_rooms_share_is_found():
+    sources = [Source("a/x.py", "class C: pass"), Source("b/x.py", "class C: pass"), Source("b/y.py", "class D: pass")]
+    assert laws.shared_names(sources, ()) == ["x.py: a/x.py, b/x.py", "C: a/x.py, b/x.py"]
+    assert laws.shared_names(sources, ("x.py", "C")) == []

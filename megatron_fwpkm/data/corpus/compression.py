@@ -34,11 +34,11 @@ class HashingReader(io.RawIOBase):
         self.consumed = 0
 
     def readable(self) -> bool:
-        """Always."""
+        """True: the stream is read only."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """See io.RawIOBase."""
+        """Fill `buffer` with the next bytes; returns how many, 0 at the end."""
         count: int = self._raw.readinto(buffer) or 0  # type: ignore[attr-defined]
         self._digest.update(memoryview(buffer)[:count])
         self.consumed += count
@@ -106,11 +106,11 @@ class _WholeFrames(io.RawIOBase):
         self._input = b""
 
     def readable(self) -> bool:
-        """Always."""
+        """True: the stream is read only."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """See io.RawIOBase."""
+        """Fill `buffer` with the next bytes; returns how many, 0 at the end."""
         while not self._held:
             self._input = self._input or self._stream.read(1 << 16)
             if not self._input:

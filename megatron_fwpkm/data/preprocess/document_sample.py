@@ -78,7 +78,7 @@ class DocumentSample:
             self._documents = sorted(self._documents)[: self._size]
 
     def state(self) -> dict[str, Any]:
-        """For `restore`."""
+        """What `restore` needs to go on, as plain values."""
         return {"size": self._size, "documents": self._documents, "last_file": list(self._last_file.items())}
 
     def restore(self, state: dict[str, Any]) -> None:

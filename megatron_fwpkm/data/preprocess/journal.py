@@ -59,7 +59,7 @@ class Journal:
         self._last = time.monotonic()
 
     def remove(self) -> None:
-        """The run is over."""
+        """Remove the journal: the run is over."""
         self.path.unlink(missing_ok=True)
         self.path.with_name(self.path.name + ".new").unlink(missing_ok=True)
 

@@ -16,7 +16,7 @@ class TikTokenizer(Tokenizer):
     """
 
     def __init__(self, path: Path, data: DataConfig) -> None:
-        """See `megatron_fwpkm.config.tiktoken_file.read_tiktoken_file` for the file and its errors."""
+        """Read the ranks of a file; `config.tiktoken_file.read_tiktoken_file` says what is refused."""
         try:
             import tiktoken
         except ImportError as error:
@@ -39,7 +39,7 @@ class TikTokenizer(Tokenizer):
         super().__init__("TikTokenizer", path, vocabulary.size, eod, bos, parts)
 
     def encode(self, text: str) -> list[int]:
-        """See `Tokenizer.encode`."""
+        """Ids of `text`, without BOS or EOD."""
         try:
             text.encode("utf-8")  # the library would put U+FFFD for what UTF-8 cannot hold
         except UnicodeEncodeError as error:
@@ -47,17 +47,17 @@ class TikTokenizer(Tokenizer):
         return self._encoding.encode_ordinary(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`. Bytes that are no text become U+FFFD."""
+        """Text of `ids`; bytes that are no text become U+FFFD."""
         self._check_range(ids)
         first = len(self._control)
         return b"".join(self._pieces[token - first] for token in ids if token >= first).decode("utf-8", "replace")
 
     def control_tokens(self) -> dict[str, int]:
-        """See `Tokenizer.control_tokens`."""
+        """Names and ids of the control tokens."""
         return dict(self._control)
 
     def whole_words(self) -> list[str]:
-        """See `Tokenizer.whole_words`."""
+        """Words that are one piece after a space, in the order of their ids."""
         words = [piece[1:].decode("utf-8", "replace") for piece in self._pieces if piece[:1] == b" "]
         before = len(self.encode("a"))
         return [word for word in words if is_plain_word(word) and len(self.encode(f"a {word}")) == before + 1]
@@ -73,14 +73,14 @@ class ByteLevelTokenizer(Tokenizer):
         super().__init__("ByteLevelTokenizer", None, 258, 256, 257, [])
 
     def encode(self, text: str) -> list[int]:
-        """See `Tokenizer.encode`."""
+        """Ids of `text`, without BOS or EOD."""
         try:
             return list(text.encode("utf-8"))
         except UnicodeEncodeError as error:
             raise unencodable(text, error) from error
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`. Bytes that are no text become U+FFFD."""
+        """Text of `ids`; bytes that are no text become U+FFFD."""
         self._check_range(ids)
         return bytes(int(token) for token in ids if token < 256).decode("utf-8", "replace")
 

@@ -36,7 +36,7 @@ class HuggingFaceTokenizer(Tokenizer):
         )  # fmt: skip
 
     def control_tokens(self) -> dict[str, int]:
-        """See `Tokenizer.control_tokens`."""
+        """Names and ids of the control tokens."""
         added = self._tokenizer.get_added_tokens_decoder()
         return {token.content: number for number, token in added.items() if token.special}
 
@@ -53,19 +53,19 @@ class HuggingFaceTokenizer(Tokenizer):
         return None
 
     def encode(self, text: str) -> list[int]:
-        """See `Tokenizer.encode`."""
+        """Ids of `text`, without BOS or EOD."""
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError) as error:
             raise unencodable(text, error) from error
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`."""
+        """Text of `ids`; special tokens give no text."""
         self._check_range(ids)
         return self._tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
 
     def whole_words(self) -> list[str]:
-        """See `Tokenizer.whole_words`."""
+        """Words that are one piece after a space, in the order of their ids."""
         before = self.encode("a")
         pieces = sorted(self._tokenizer.get_vocab().items(), key=lambda item: item[1])
         words = [piece[1:] for piece, _ in pieces if piece[:1] in ("\u2581", "\u0120") and is_plain_word(piece[1:])]

@@ -20,7 +20,7 @@ class NullTokenizer(Tokenizer):
         super().__init__("NullTokenizer", None, numbers + 1, numbers, None, [str(numbers).encode()])
 
     def encode(self, text: str) -> list[int]:
-        """See `Tokenizer.encode`."""
+        """Ids of `text`, which holds numbers separated by spaces."""
         try:
             ids = [int(word) for word in text.split()]
         except ValueError as error:
@@ -30,7 +30,7 @@ class NullTokenizer(Tokenizer):
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`."""
+        """The ids as numbers separated by spaces, without EOD."""
         self._check_range(ids)
         return " ".join(str(int(token)) for token in ids if token != self.eod)
 

@@ -26,25 +26,25 @@ class SentencePieceTokenizer(Tokenizer):
         super().__init__("SentencePieceTokenizer", path, size, eod, bos if bos >= 0 else None, [blob])
 
     def encode(self, text: str) -> list[int]:
-        """See `Tokenizer.encode`. SentencePiece never matches control pieces in text."""
+        """Ids of `text`; SentencePiece never matches control pieces in text."""
         try:
             return self._processor.encode(text)
         except (RuntimeError, UnicodeEncodeError) as error:
             raise unencodable(text, error) from error
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`."""
+        """Text of `ids`; control pieces give no text."""
         self._check_range(ids)
         return self._processor.decode([int(token) for token in ids])
 
     def whole_words(self) -> list[str]:
-        """See `Tokenizer.whole_words`."""
+        """Words that are one piece after a space, in the order of their ids."""
         pieces = (self._processor.id_to_piece(token) for token in range(self.vocab_size))
         words = [piece[1:] for piece in pieces if piece[:1] == "\u2581" and is_plain_word(piece[1:])]
         return [word for word in words if len(self.encode(word)) == 1]
 
     def control_tokens(self) -> dict[str, int]:
-        """See `Tokenizer.control_tokens`."""
+        """Names and ids of the control tokens."""
         control = [token for token in range(self.vocab_size) if self._processor.is_control(token)]
         return {self.piece(token): token for token in control}
 

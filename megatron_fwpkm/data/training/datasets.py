@@ -85,7 +85,7 @@ class _Builder(BlendedMegatronDatasetBuilder):
     def build_generic_dataset(
         cls: Any, is_built_on_rank: Callable[[], bool], synchronize_ranks: bool, *args: Any
     ) -> Any:
-        """See the base class."""
+        """Build a dataset as mcore does, a blend as `WholeBlend`."""
         if cls is BlendedDataset:
             cls = WholeBlend
             if not torch.distributed.is_initialized():

@@ -81,7 +81,7 @@ class SparseKeySteps:
         return sums.div_(groups // 2 * moving).view(2, num_subkeys)
 
     def strengths(self, kept: KeptSubKeys, probabilities: Tensor, means: Tensor, moving: int) -> Tensor:
-        """c."""
+        """c, how strongly a reader moves each sub-key it kept."""
         groups, tokens, topk = kept.costs.shape
         step = self.options.key_lr / (groups // 2 * moving)
         slopes = _slope(means.flatten())[_per_half(kept.indices[:, :moving], self.rows.num_subkeys)]
@@ -118,7 +118,7 @@ class _PieceBackward:
         self.grad_rows: Tensor | None = None
 
     def strength_gradients(self) -> Tensor:
-        """gamma."""
+        """gamma, the gradient of c."""
         assert self.grad_moved is not None
         self.grad_rows = gather_sub_keys(self.grad_moved, self.positions)
         return only_owned(-(self.directions * self.grad_rows).sum(-1), self.foreign)

@@ -108,7 +108,7 @@ class _Forward(_Pass):
         return self.slots[self.ranges(position)[0]], self.old_rows[-1], None
 
     def squared_errors(self) -> Tensor:
-        """[W]."""
+        """Squared length of the error of every written token, [W]."""
         return torch.cat(self.squares)
 
 

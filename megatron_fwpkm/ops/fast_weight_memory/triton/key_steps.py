@@ -56,7 +56,7 @@ class TritonKeySteps:
         return means
 
     def strengths(self, kept: KeptSubKeys, probabilities: Tensor, means: Tensor, moving: int) -> Tensor:
-        """c."""
+        """c, how strongly a reader moves each sub-key it kept."""
         strengths = torch.empty_like(kept.costs)
         record = {
             "INDICES": kept.indices,
@@ -117,7 +117,7 @@ class _PieceBackward:
         }
 
     def strength_gradients(self) -> Tensor:
-        """gamma."""
+        """gamma, the gradient of c."""
         gradients = torch.empty_like(self.saved.costs)
         launch_per_token(self.forms.strength_gradient(), self.record | {"GRAD_STRENGTHS": gradients})
         return gradients

@@ -112,7 +112,7 @@ class _Forward(_Pass):
         return self.slots[pairs], self.old_rows[0][pairs], self.plan.is_head[pairs]
 
     def squared_errors(self) -> Tensor:
-        """[W]."""
+        """Squared length of the error of every written token, [W]."""
         return self.squares.sum(1)
 
 
