@@ -175,7 +175,8 @@ def select_slots(scores: Tensor, indices: Tensor, num_subkeys: int, candidates: 
     topk = scores.shape[-1]
     sums = scores[:, 0].index_select(-1, candidates.first) + scores[:, 1].index_select(-1, candidates.second)
     best, chosen = sums.topk(min(topk + 1, sums.shape[-1]), dim=-1)
-    if bool((best[..., 1:] == best[..., :-1]).any()):
+    # Elsewhere than on a CPU, a look makes the host wait, which costs more than settling ties that are not there.
+    if sums.device.type != "cpu" or bool((best[..., 1:] == best[..., :-1]).any()):
         slots = indices[:, 0].index_select(-1, candidates.first) * num_subkeys
         slots += indices[:, 1].index_select(-1, candidates.second)
         ascending = slots.argsort(-1)

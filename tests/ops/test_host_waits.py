@@ -1,0 +1,42 @@
+"""How often the host waits for a device: never in Triton; in torch for doubts of the selection and once for a plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_fwpkm.ops.product_key.selection import PairCandidates, select_slots
+from tests.ops.cases import gradients, make_case
+from tests.ops.host_waits import host_waits
+
+PIECES = 3
+
+
+@pytest.mark.parametrize("options", [{}, {"addressing_weight": 0.0}, {"inner_lr": 0.0}], ids=str)
+@pytest.mark.parametrize("undo_log", ["fp32", "bf16", "recompute"])
+def test_sparse_waits_for_its_selection_and_once_more(options: dict[str, Any], undo_log: str) -> None:
+    """Of two checks of a selection, the second is left out on a GPU (see below)."""
+    case = make_case(3, tokens=8 * PIECES, masked=True, dtype=torch.float32, undo_log=undo_log, **options)
+    with host_waits() as found:
+        gradients(case, implementation="sparse")
+    # A plan's number of slots per piece; with `recompute`, in each direction no more than the distinct slots of a call.
+    assert found.pop("tolist") == 1
+    expected = 2 * PIECES + (undo_log == "recompute")
+    assert found == {"local_scalar_dense": expected}, "and nothing whose shape depends on data"
+
+
+def test_triton_never_waits() -> None:
+    case = make_case(3, tokens=8 * PIECES, masked=True, dtype=torch.float32)
+    with host_waits() as found:
+        gradients(case, implementation="triton")
+    assert not found
+
+
+def test_beside_a_cpu_slots_are_chosen_without_a_look() -> None:
+    """Tensors without data raise when they are looked at."""
+    scores = torch.empty(2, 2, 5, 4, device="meta")
+    indices = torch.empty(2, 2, 5, 4, dtype=torch.int64, device="meta")
+    slots = select_slots(scores, indices, 9, PairCandidates(4, scores.device))
+    assert slots.indices.shape == (2, 5, 4)
