@@ -17,7 +17,7 @@ from pathlib import Path
 
 from megatron_fwpkm.config import NeedleConfig
 from megatron_fwpkm.config.cli import run_cli, tool_parser
-from megatron_fwpkm.evaluation.settings import CONTROL_MEANINGS, PROTOCOL_MEANINGS, NeedleSettings
+from megatron_fwpkm.evaluation.needle.settings import CONTROL_MEANINGS, PROTOCOL_MEANINGS, NeedleSettings
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.model, tuple(args.haystack), tuple(args.lengths), args.depths, args.samples, args.needles, args.protocol,
         tuple(dict.fromkeys(args.controls)), needle, args.seed,
     )  # fmt: skip
-    from megatron_fwpkm.evaluation.early_checks import check_places
+    from megatron_fwpkm.evaluation.needle.early_checks import check_places
 
     check_places(settings, args.output, args.workers)  # before torch is imported
-    from megatron_fwpkm.evaluation.needle import RunOptions, evaluate
-    from megatron_fwpkm.evaluation.results import text_table
+    from megatron_fwpkm.evaluation.needle.results import text_table
+    from megatron_fwpkm.evaluation.needle.run import RunOptions, evaluate
 
     command = ("python", "tools/evaluate_needle.py", *(sys.argv[1:] if argv is None else argv))
     options = RunOptions(args.output, args.workers, args.device, args.overwrite, args.check_causality, command,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .needle_samples import Cell
-from .statistics import Answer
+from .needle.recall import Answer
+from .needle.samples import Cell
 
 
 @dataclass(frozen=True)

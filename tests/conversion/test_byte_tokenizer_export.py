@@ -22,7 +22,7 @@ from megatron_fwpkm.conversion.byte_tokenizer_export import byte_backend, class_
 from megatron_fwpkm.conversion.export import export, hf_model_from_checkpoint, load_for_text
 from megatron_fwpkm.conversion.tokenizer_export import save_tokenizer
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
-from megatron_fwpkm.evaluation.loading import load_tokenizer
+from megatron_fwpkm.evaluation.model_loading import load_tokenizer
 from megatron_fwpkm.hf.generation import Sampling, continue_text
 from tests.layers.megatron import initialize
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_fwpkm.conversion.export import export, hf_model
-from megatron_fwpkm.evaluation.loading import load_model
+from megatron_fwpkm.evaluation.model_loading import load_model
 from tests.layers.megatron import initialize
 from tests.tools.in_process import run_tool
 

@@ -16,7 +16,7 @@ import torch
 from megatron_fwpkm.config import DataConfig, NeedleConfig
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
 from megatron_fwpkm.data.training.needles import NeedleSpec
-from megatron_fwpkm.evaluation.settings import NeedleSettings
+from megatron_fwpkm.evaluation.needle.settings import NeedleSettings
 
 SYLLABLES = ("bar", "del", "fom", "gin", "lut"), ("an", "os", "ire"), ("to", "ka", "me", "vy")
 WORDS = ["".join(parts) for parts in itertools.product(*SYLLABLES)]

@@ -13,7 +13,7 @@ import torch
 
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.data.tokenizers import build_tokenizer
-from megatron_fwpkm.evaluation.loading import LoadedModel
+from megatron_fwpkm.evaluation.model_loading import LoadedModel
 
 CHUNK = 64
 WINDOW = 16

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from megatron_fwpkm.evaluation.needle_samples import Cell
+from megatron_fwpkm.evaluation.needle.recall import Answer
+from megatron_fwpkm.evaluation.needle.samples import Cell
 from megatron_fwpkm.evaluation.sample_log import SampleLog, SampleRecord
-from megatron_fwpkm.evaluation.statistics import Answer
 
 IDENTITY = {"seed": 1, "weights": "abc", "controls": ("memory-off",)}
 

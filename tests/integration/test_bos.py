@@ -14,7 +14,7 @@ from megatron_fwpkm.checkpoint.checkpoint_reader import read_checkpoint
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.config.cli import run_cli
 from megatron_fwpkm.conversion.tokenizer_export import save_tokenizer
-from megatron_fwpkm.evaluation.loading import load_model
+from megatron_fwpkm.evaluation.model_loading import load_model
 from tests.checkpoint.contents import TINY_FLAGS
 from tests.conversion.test_export_folder import IDENTITY, novel, train
 from tests.layers.megatron import initialize

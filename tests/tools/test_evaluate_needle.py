@@ -84,7 +84,7 @@ def test_a_killed_evaluation_goes_on_with_the_same_command(export, folder, tmp_p
 
 
 def test_what_is_wrong_with_a_model_is_told(export, folder, tmp_path):  # noqa: F811
-    from megatron_fwpkm.evaluation.loading import load_model
+    from megatron_fwpkm.evaluation.model_loading import load_model
 
     with pytest.raises(ValueError, match="--device tpu cannot be used here"):
         load_model(str(export), "tpu")
@@ -100,7 +100,7 @@ def test_what_is_wrong_with_a_model_is_told(export, folder, tmp_path):  # noqa: 
 
 def test_the_tokenizer_of_a_checkpoint_is_its_copy(folder, tokenizer, tmp_path):  # noqa: F811
     from megatron_fwpkm.checkpoint.record import Layout, RunRecord, write_record
-    from megatron_fwpkm.evaluation.loading import load_tokenizer
+    from megatron_fwpkm.evaluation.model_loading import load_tokenizer
 
     def publish(tokenizer_file: str | None) -> None:
         layout = Layout(1, 1, 1, 1, False, False)
@@ -133,7 +133,7 @@ def test_the_tokenizer_of_a_checkpoint_is_its_copy(folder, tokenizer, tmp_path):
 @pytest.mark.parametrize("kind", ["export", "checkpoint"])
 def test_a_model_that_cannot_be_measured_is_refused_without_its_weights(export, tmp_path, kind, change, said):
     """The folders hold none."""
-    from megatron_fwpkm.evaluation.loading import load_model
+    from megatron_fwpkm.evaluation.model_loading import load_model
 
     shutil.copy(export / "tokenizer.model", tmp_path)
     if kind == "export":
@@ -174,12 +174,12 @@ def write_checkpoint(target: Path, vocab_size: int, memory: bool) -> None:
 def test_what_can_be_refused_is_refused_before_weights_are_loaded(
     export, folder, tmp_path, capsys, monkeypatch, flags, said  # noqa: F811
 ):
-    from megatron_fwpkm.evaluation import loading
+    from megatron_fwpkm.evaluation import model_loading
 
     def load(*_, **__):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(loading, "hf_model_from_checkpoint", load)
+    monkeypatch.setattr(model_loading, "hf_model_from_checkpoint", load)
     places = {"tmp": tmp_path, "novel": folder / "novel.txt"}
     given = [flag.format(**places) if isinstance(flag, str) else flag for flag in flags]
     defaults = ["--model", export, "--haystack", folder / "novel.txt", "--output", tmp_path / "out"]

@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from .recall import Recall
 from .report_panels import panels
 from .results import NeedleResults
 from .settings import CONTROL_MEANINGS, MEMORY_ON, PROTOCOL_MEANINGS
-from .statistics import Recall
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from megatron_fwpkm.checkpoint.manager import resolve_checkpoint
-from megatron_fwpkm.checkpoint.record import read_record
-from megatron_fwpkm.checkpoint.saved_config import read_saved_config
-from megatron_fwpkm.config import DataConfig
-from megatron_fwpkm.conversion.export import hf_model_from_checkpoint, usable_device
-from megatron_fwpkm.conversion.export_reading import read_export_config
-from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
-from megatron_fwpkm.hf.modeling_fwpkm import FwPKMForCausalLM
+from ..checkpoint.manager import resolve_checkpoint
+from ..checkpoint.record import read_record
+from ..checkpoint.saved_config import read_saved_config
+from ..config import DataConfig
+from ..conversion.export import hf_model_from_checkpoint, usable_device
+from ..conversion.export_reading import read_export_config
+from ..data.tokenizers import Tokenizer, build_tokenizer
+from ..hf.modeling_fwpkm import FwPKMForCausalLM
 
 
 @dataclass(frozen=True)

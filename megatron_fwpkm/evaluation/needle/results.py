@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from .reading import CausalityCheck
-from .sample_log import SampleRecord
+from ..sample_log import SampleRecord
+from .answers import CausalityCheck
+from .recall import Recall, recall
 from .settings import MEMORY_ON, NeedleSettings
-from .statistics import Recall, recall
 
 Where = Literal["anywhere", "beyond window", "in window"]
 

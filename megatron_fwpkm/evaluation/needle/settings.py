@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from megatron_fwpkm.config import NeedleConfig
+from ...config import NeedleConfig
 
 Protocol = Literal["ask-after-write", "streaming"]
 Control = Literal["memory-off", "never-shown"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_fwpkm.data.tokenizers import Tokenizer
+from ...data.tokenizers import Tokenizer
 
 _GZIP_MAGIC = b"\x1f\x8b"
 

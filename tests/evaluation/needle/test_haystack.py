@@ -7,7 +7,7 @@ import gzip
 import numpy as np
 import pytest
 
-from megatron_fwpkm.evaluation.haystack import Haystack, load_haystack
+from megatron_fwpkm.evaluation.needle.haystack import Haystack, load_haystack
 
 
 def test_gzip_and_plain_text_give_the_same_tokens(folder, tokenizer):

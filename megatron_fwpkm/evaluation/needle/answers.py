@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from megatron_fwpkm.data.training.needles import EncodedFact
-from megatron_fwpkm.hf.cache import FwPKMCache
-from megatron_fwpkm.hf.modeling_fwpkm import FwPKMForCausalLM
-
-from .needle_samples import NeedleSample
+from ...data.training.needles import EncodedFact
+from ...hf.cache import FwPKMCache
+from ...hf.modeling_fwpkm import FwPKMForCausalLM
+from .recall import Answer
+from .samples import NeedleSample
 from .settings import MEMORY_ON, NeedleSettings
-from .statistics import Answer
 
 READING = "one context a call, each in a memory of its own"
 """How contexts and memories belong together, for the record of an evaluation."""

@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from megatron_fwpkm.evaluation.needle import RunOptions, evaluate
-from megatron_fwpkm.evaluation.needle_samples import Cell
-from megatron_fwpkm.evaluation.results import reading_speed, text_table
+from megatron_fwpkm.evaluation.needle.results import reading_speed, text_table
+from megatron_fwpkm.evaluation.needle.run import RunOptions, evaluate
+from megatron_fwpkm.evaluation.needle.samples import Cell
 from megatron_fwpkm.evaluation.sample_log import SampleRecord
 from tests.evaluation.oracle import load_oracle
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from megatron_fwpkm.config.plot_style import recall_colour
-
+from ...config.plot_style import recall_colour
 from .results import NeedleResults
 from .settings import CONDITION_TITLES, short_length
 

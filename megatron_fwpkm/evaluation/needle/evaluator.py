@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from megatron_fwpkm.data.training.needles import NeedleSpec
-
+from ...data.training.needles import NeedleSpec
+from ..model_loading import LoadedModel
+from ..sample_log import SampleRecord
+from .answers import CausalityCheck, NeedleReader, check_causality
 from .haystack import Haystack
-from .loading import LoadedModel
-from .needle_samples import Cell, NeedleSample, all_cells, make_sample
-from .reading import CausalityCheck, NeedleReader, check_causality
-from .sample_log import SampleRecord
+from .samples import Cell, NeedleSample, all_cells, make_sample
 from .settings import NeedleSettings
 
 Loader = Callable[[str, str], LoadedModel]

@@ -7,23 +7,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_fwpkm.data.training.needles import NeedleSpec
-
+from ...data.training.needles import NeedleSpec
+from ..atomic_files import write_atomically
+from ..model_loading import LoadedModel, first_token, load_model, tokenizer_of_model
+from ..provenance import provenance
+from ..sample_log import SampleLog, SampleRecord
+from ..sample_progress import SampleProgress
+from ..workers import run_in_processes
+from .answers import READING
 from .early_checks import check_facts, check_places, check_text
 from .evaluator import Evaluator, Loader, make_evaluator
-from .files import write_atomically
 from .haystack import Haystack, load_haystack
 from .heatmap import draw_heatmap
-from .loading import LoadedModel, first_token, load_model, tokenizer_of_model
-from .needle_samples import all_cells
-from .progress import SampleProgress
-from .provenance import provenance
-from .reading import READING
 from .report import render_report
 from .results import NeedleResults, reading_speed, tabulate
-from .sample_log import SampleLog, SampleRecord
+from .samples import all_cells
 from .settings import MEMORY_ON, NeedleSettings, name_of_model
-from .workers import run_in_processes
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Counts of right answers with their uncertainty."""
+"""How much was recalled: an answer beside the value asked for, and counts of right ones with their uncertainty."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_NORMAL_975 = 1.959963984540054
+from ..confidence import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,6 @@ class Recall:
     def as_dict(self) -> dict[str, Any]:
         """Fields by name, nan as None (JSON has no nan)."""
         return {name: None if value != value else value for name, value in asdict(self).items()}
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a proportion: honest at 0 and 1 and for few trials; (0, 1) without any."""
-    if not trials:
-        return 0.0, 1.0
-    z2 = _NORMAL_975**2
-    centre = (successes + z2 / 2) / (trials + z2)
-    half = _NORMAL_975 / (trials + z2) * math.sqrt(successes * (trials - successes) / trials + z2 / 4)
-    low, high = centre - half, centre + half
-    # Where the root is the proportion itself, 0 or 1, rounding may put it a hair beyond.
-    return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
 
 
 def recall(answers: Iterable[Answer]) -> Recall:

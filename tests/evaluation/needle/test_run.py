@@ -10,12 +10,12 @@ import struct
 
 import pytest
 
-from megatron_fwpkm.evaluation import needle as needle_module
-from megatron_fwpkm.evaluation.files import write_atomically
-from megatron_fwpkm.evaluation.heatmap import draw_heatmap
-from megatron_fwpkm.evaluation.needle import RunOptions, evaluate
-from megatron_fwpkm.evaluation.results import text_table
-from megatron_fwpkm.evaluation.settings import MEMORY_ON
+from megatron_fwpkm.evaluation.atomic_files import write_atomically
+from megatron_fwpkm.evaluation.needle import run as needle_module
+from megatron_fwpkm.evaluation.needle.heatmap import draw_heatmap
+from megatron_fwpkm.evaluation.needle.results import text_table
+from megatron_fwpkm.evaluation.needle.run import RunOptions, evaluate
+from megatron_fwpkm.evaluation.needle.settings import MEMORY_ON
 from tests.evaluation.oracle import fail_to_load, load_oracle
 
 OUTPUTS = ["heatmap.png", "report.html", "results.csv", "results.json", "samples.jsonl"]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from megatron_fwpkm.data.training.needles import NeedleSpec
-
+from ...data.training.needles import NeedleSpec
 from .haystack import Haystack, check_haystack_files
-from .needle_samples import shortest_context
+from .samples import shortest_context
 from .settings import NeedleSettings
 
 

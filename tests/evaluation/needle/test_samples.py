@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_fwpkm.data.training.needles import NeedleSpec
-from megatron_fwpkm.evaluation.haystack import Haystack
-from megatron_fwpkm.evaluation.needle_samples import Cell, all_cells, make_sample, shortest_context
+from megatron_fwpkm.evaluation.needle.haystack import Haystack
+from megatron_fwpkm.evaluation.needle.samples import Cell, all_cells, make_sample, shortest_context
 
 FILLER = Haystack(np.full(5000, -1), ("filler",))
 

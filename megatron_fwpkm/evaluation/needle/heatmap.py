@@ -11,8 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from megatron_fwpkm.config.plot_style import INK, PALE, RECALL, STYLE, recall_colour
-
+from ...config.plot_style import INK, PALE, RECALL, STYLE, recall_colour
 from .results import NeedleResults
 from .settings import CONDITION_TITLES, short_length
 

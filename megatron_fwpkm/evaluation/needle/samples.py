@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_fwpkm.data.training.needles import EncodedFact, NeedleSpec
-
+from ...data.training.needles import EncodedFact, NeedleSpec
 from .haystack import Haystack
 from .settings import NeedleSettings
 

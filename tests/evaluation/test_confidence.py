@@ -1,4 +1,4 @@
-"""Intervals and summaries of answers."""
+"""Confidence intervals against their defining equation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from megatron_fwpkm.evaluation.statistics import Answer, recall, wilson_interval
+from megatron_fwpkm.evaluation.confidence import wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -39,15 +39,3 @@ def test_wilson_bounds_solve_the_score_equation(successes, extra):
 
 def test_nothing_is_known_without_trials():
     assert wilson_interval(0, 0) == (0, 1)
-    assert math.isnan(recall([]).exact_match)
-    assert recall([]).as_dict()["exact_match"] is None
-
-
-def test_recall_counts_values_first_tokens_and_tokens():
-    answers = [Answer((1, 2, 3), (1, 2, 3)), Answer((1, 2, 3), (1, 9, 3)), Answer((1, 2, 3), (2, 1, 9))]
-    summary = recall(answers)
-    assert summary.samples == 3
-    assert summary.exact_match == pytest.approx(1 / 3)
-    assert summary.first_token == pytest.approx(2 / 3)
-    assert summary.token_accuracy == pytest.approx(5 / 9)
-    assert (summary.low, summary.high) == wilson_interval(1, 3)

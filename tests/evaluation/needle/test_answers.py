@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_fwpkm.evaluation.haystack import load_haystack
-from megatron_fwpkm.evaluation.needle_samples import Cell, make_sample
-from megatron_fwpkm.evaluation.reading import NeedleReader, attention_reach, check_causality
-from megatron_fwpkm.evaluation.settings import MEMORY_ON
+from megatron_fwpkm.evaluation.needle.answers import NeedleReader, attention_reach, check_causality
+from megatron_fwpkm.evaluation.needle.haystack import load_haystack
+from megatron_fwpkm.evaluation.needle.samples import Cell, make_sample
+from megatron_fwpkm.evaluation.needle.settings import MEMORY_ON
 from tests.evaluation.oracle import CHUNK, WINDOW, OracleModel
 
 LENGTH = 7 * CHUNK + 40  # the last 40 tokens wait for their chunk

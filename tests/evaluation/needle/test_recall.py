@@ -1,0 +1,25 @@
+"""Summaries of answers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from megatron_fwpkm.evaluation.confidence import wilson_interval
+from megatron_fwpkm.evaluation.needle.recall import Answer, recall
+
+
+def test_nothing_is_known_without_answers():
+    assert math.isnan(recall([]).exact_match)
+    assert recall([]).as_dict()["exact_match"] is None
+
+
+def test_recall_counts_values_first_tokens_and_tokens():
+    answers = [Answer((1, 2, 3), (1, 2, 3)), Answer((1, 2, 3), (1, 9, 3)), Answer((1, 2, 3), (2, 1, 9))]
+    summary = recall(answers)
+    assert summary.samples == 3
+    assert summary.exact_match == pytest.approx(1 / 3)
+    assert summary.first_token == pytest.approx(2 / 3)
+    assert summary.token_accuracy == pytest.approx(5 / 9)
+    assert (summary.low, summary.high) == wilson_interval(1, 3)
