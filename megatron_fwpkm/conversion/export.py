@@ -10,16 +10,18 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from ..config import PretrainConfig
+from ..config import FwPKMConfig, PretrainConfig
 from ..config.derived import ffn_hidden_size, kv_channels, layer_windows, num_query_groups
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
 from ..hf.weight_checks import check_finite
+from .bundle import AUTO_MAP, write_bundle
 from .export_reading import read_export_config, read_export_tokenizer
 from .library_messages import quiet_libraries
 from .model_card import model_card
@@ -37,28 +39,12 @@ logger = logging.getLogger("megatron_fwpkm")
 Memory = Literal["initial", "trained"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TABLES = ("sub_keys", "values")
-MODELING_FOLDER = Path(__file__).parent.parent / "hf"
-MODELING_FILES = (
-    "attention",
-    "cache",
-    "calls",
-    "config_checks",
-    "configuration_fwpkm",
-    "generation_mixin",
-    "memory",
-    "memory_block",
-    "modeling_fwpkm",
-    "precision",
-    "rows",
-    "transformers_range",
-    "weight_checks",
+MEMORY_FIELDS = sorted(
+    {field.name for field in fields(FwPKMConfig)}
+    & {field.name.removeprefix("fwpkm_") for field in fields(FwPKMHFConfig) if field.name.startswith("fwpkm_")}
+    - {"implementation"}
 )
-"""Files of the room `hf` that an export carries."""
-AUTO_MAP = {
-    "AutoConfig": "configuration_fwpkm.FwPKMHFConfig",
-    "AutoModel": "modeling_fwpkm.FwPKMModel",
-    "AutoModelForCausalLM": "modeling_fwpkm.FwPKMForCausalLM",
-}
+"""What both configurations say of a memory; what computes it is each side's own choice."""
 
 
 def export(
@@ -98,8 +84,7 @@ def export(
         model.save_pretrained(folder)
         for weights in folder.glob("*.safetensors"):  # written for their owner alone, unlike the rest
             shutil.copymode(folder / "config.json", weights)
-        for name in MODELING_FILES:
-            shutil.copyfile(MODELING_FOLDER / f"{name}.py", folder / f"{name}.py")
+        write_bundle(folder)
         if tokenizer:
             data, add_bos = contents.config.data, begins_with_bos(contents)
             written = save_tokenizer(contents.tokenizer_path, data, folder, add_bos=add_bos)
@@ -210,19 +195,7 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
         bos_token_id=special.bos,
         eos_token_id=special.eos,
         fwpkm_layers=[number - 1 for number in fwpkm.layer_numbers],
-        fwpkm_num_heads=fwpkm.num_heads,
-        fwpkm_num_subkeys=fwpkm.num_subkeys,
-        fwpkm_key_dim=fwpkm.key_dim,
-        fwpkm_value_dim=fwpkm.value_dim,
-        fwpkm_topk=fwpkm.topk,
-        fwpkm_chunk_size=fwpkm.chunk_size,
-        fwpkm_lookahead=fwpkm.lookahead,
-        fwpkm_inner_lr=fwpkm.inner_lr,
-        fwpkm_addressing_weight=fwpkm.addressing_weight,
-        fwpkm_score=fwpkm.score,
-        fwpkm_gate=fwpkm.gate,
-        fwpkm_normalize_targets=fwpkm.normalize_targets,
-        fwpkm_boundary=fwpkm.boundary,
+        **{f"fwpkm_{name}": getattr(fwpkm, name) for name in MEMORY_FIELDS},
         fwpkm_memory=memory,
         fwpkm_iteration=contents.iteration,
         architectures=["FwPKMForCausalLM"],

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from .configuration_fwpkm import FwPKMHFConfig
-from .memory import MemoryStream
+from .memory import LayerMemory
 from .rows import ReadText, align_right
 
 
@@ -60,11 +60,11 @@ class FwPKMCache(Cache):
     from the model's initial memory, are copied at the first write, and belong to this cache alone.
     """
 
-    def __init__(self, config: FwPKMHFConfig, memory: Mapping[int, MemoryStream]):
+    def __init__(self, config: FwPKMHFConfig, memory: Mapping[int, LayerMemory]):
         super().__init__(layers=_attention_layers(config))
         self.config = config
         self.memory = dict(memory)
-        """Memory stream of every layer that has one, by layer index from 0."""
+        """The fast weights of every layer that has them, by layer index from 0."""
         self.text = ReadText()
         """What has been read of the text that goes on."""
         self.shift: Tensor | None = None
@@ -92,8 +92,8 @@ class FwPKMCache(Cache):
         The last ``lookahead`` tokens keep waiting for their targets.
         """
         with torch.no_grad():
-            for stream in self.memory.values():
-                stream.flush()
+            for memory in self.memory.values():
+                memory.flush()
 
     def end_text(self) -> None:
         """End the text here and keep its memory: flush, then forget the attention window and start positions anew.
@@ -101,14 +101,14 @@ class FwPKMCache(Cache):
         What follows is another text (a question after a document, the next document) as far as attention can see.
         """
         with torch.no_grad():
-            for stream in self.memory.values():
-                stream.end_text()
+            for memory in self.memory.values():
+                memory.end_text()
         self._begin_text()
 
     def reset_memory(self) -> None:
         """Put the initial memory back and forget the waiting tokens; the attention window stays."""
-        for stream in self.memory.values():
-            stream.reset()
+        for memory in self.memory.values():
+            memory.reset()
 
     def reset(self) -> None:
         """Forget everything: memory, waiting tokens and attention window."""
@@ -121,7 +121,7 @@ class FwPKMCache(Cache):
 
     def clone(self) -> FwPKMCache:
         """An independent copy, to go on from here in several ways. Tables are copied at the next write of either."""
-        twin = FwPKMCache(self.config, {index: stream.clone() for index, stream in self.memory.items()})
+        twin = FwPKMCache(self.config, {index: memory.clone() for index, memory in self.memory.items()})
         for theirs, ours in zip(twin.layers, self.layers, strict=True):
             if ours.is_initialized:
                 theirs.lazy_initialization(ours.keys, ours.values)
@@ -159,8 +159,8 @@ class FwPKMCache(Cache):
 
     def _select(self, indices: Tensor) -> None:
         self.text = self.text.select(indices.tolist())
-        for stream in self.memory.values():
-            stream.select(indices.to(stream.values.device))
+        for memory in self.memory.values():
+            memory.select(indices)
 
 
 def _attention_layers(config: FwPKMHFConfig) -> list[DynamicLayer]:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..ops.fast_weight_memory.options import CHOICES, STEP_SIZES, WHOLE_NUMBERS
+
 if TYPE_CHECKING:
     from .configuration_fwpkm import FwPKMHFConfig
 
@@ -76,12 +78,10 @@ NUMBERS: dict[str, Number] = {
     "fwpkm_num_subkeys": _SIZE,
     "fwpkm_key_dim": Number(2),
     "fwpkm_value_dim": _SIZE,
-    "fwpkm_topk": _SIZE,
-    "fwpkm_chunk_size": Number(1, MOST_CHUNK),
-    "fwpkm_lookahead": Number(0),
-    "fwpkm_inner_lr": Number(0, 100, whole=False),
-    "fwpkm_addressing_weight": Number(0, 1000, whole=False),
     "fwpkm_iteration": Number(0, optional=True),
+    **{f"fwpkm_{name}": Number(least) for name, least in WHOLE_NUMBERS.items()},
+    **{f"fwpkm_{name}": Number(0, most, whole=False) for name, most in STEP_SIZES.items()},
+    "fwpkm_chunk_size": Number(1, MOST_CHUNK),
 }
 SWITCHES = (
     "qk_norm",
@@ -97,9 +97,8 @@ MEMORY_OWNERS = ("shared",)
 """Whose a memory that is written can be. shared: one for all sequences of a batch, as in the paper."""
 WORDS = {
     "memory": (None, *MEMORY_OWNERS),
-    "fwpkm_score": ("idw", "dot_product"),
-    "fwpkm_boundary": ("drop", "carry"),
     "fwpkm_memory": ("initial", "trained"),
+    **{f"fwpkm_{name}": CHOICES[name] for name in ("score", "boundary", "implementation")},
 }
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 _MADE_UP = ("num_key_value_heads", "head_dim", "attention_windows", "fwpkm_layers")

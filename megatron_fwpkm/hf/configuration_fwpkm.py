@@ -9,6 +9,7 @@ from .transformers_range import check_transformers  # noqa: F401  (first: it ref
 # isort: split
 from transformers import PreTrainedConfig
 
+from ..ops.fast_weight_memory.options import MemoryOptions
 from .config_checks import check_config, check_given
 
 
@@ -53,6 +54,9 @@ class FwPKMHFConfig(PreTrainedConfig):
         fwpkm_normalize_targets: z-score the values.
         fwpkm_boundary: arithmetic of a call without a cache: "drop" as the paper trains (the last lookahead tokens of a
             chunk are never written), or "carry". A call with a cache always carries.
+        fwpkm_implementation: what computes the memories: "plain", "reference", "sparse" or "triton", of which the last
+            three need the package megatron_fwpkm. "auto" takes "plain" on the CPU, and on a GPU the package's own
+            choice where it is installed.
         fwpkm_memory: which memory the export holds, for information: "initial" or "trained".
         fwpkm_iteration: iteration of the training run that the weights are from, for information.
         memory: whose the memory is when a call has several sequences and writes: "shared" by all of them, or None to
@@ -104,6 +108,7 @@ class FwPKMHFConfig(PreTrainedConfig):
     fwpkm_gate: bool = True
     fwpkm_normalize_targets: bool = True
     fwpkm_boundary: str = "drop"
+    fwpkm_implementation: str = "auto"
     fwpkm_memory: str = "initial"
     fwpkm_iteration: int | None = None
     memory: str | None = None
@@ -123,6 +128,10 @@ class FwPKMHFConfig(PreTrainedConfig):
         self.fwpkm_layers = list(self.fwpkm_layers or [])
         super().__post_init__(**kwargs)
         check_config(self)
+
+    def memory_options(self) -> MemoryOptions:
+        """What defines the memories' reads and writes."""
+        return MemoryOptions.of(self, "fwpkm_")
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

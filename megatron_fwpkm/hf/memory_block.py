@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .memory import MemorySettings, MemoryStream, Tokens, read_and_write_chunks
+from ..ops.fast_weight_memory.options import MemoryOptions
+from ..ops.state import FastWeightState
+from .implementations import read_and_write
+from .memory import LayerMemory, read_only
 
 
 class RMSNorm(nn.Module):
@@ -38,11 +42,11 @@ class FastWeightProductKeyMemory(nn.Module):
     values: Tensor
 
     def __init__(self, hidden_size: int, num_heads: int, num_subkeys: int, key_dim: int, value_dim: int,
-                 settings: MemorySettings, *, eps: float = 1e-5, gate: bool = True, normalize_targets: bool = True,
-                 boundary: str = "drop"):  # fmt: skip
+                 options: MemoryOptions, *, eps: float = 1e-5, gate: bool = True,
+                 normalize_targets: bool = True):  # fmt: skip
         super().__init__()
         self.num_heads, self.key_dim = num_heads, key_dim
-        self.settings, self.normalize_targets, self.boundary = settings, normalize_targets, boundary
+        self.options, self.normalize_targets = options, normalize_targets
         self.query_norm, self.query_proj = RMSNorm(hidden_size, eps), nn.Linear(hidden_size, num_heads * key_dim)
         self.value_norm, self.value_proj = RMSNorm(hidden_size, eps), nn.Linear(hidden_size, value_dim)
         self.gate_norm = RMSNorm(hidden_size, eps) if gate else None
@@ -51,41 +55,54 @@ class FastWeightProductKeyMemory(nn.Module):
         self.register_buffer("sub_keys", torch.zeros(num_heads, 2, num_subkeys, key_dim // 2))
         self.register_buffer("values", torch.zeros(num_subkeys**2, value_dim))
 
-    def new_stream(self) -> MemoryStream:
-        """A stream that starts from the initial memory."""
-        return MemoryStream(self.sub_keys, self.values, self.settings)
+    def initial(self) -> FastWeightState:
+        """The memory before any write: the tables themselves, not copies."""
+        return FastWeightState(self.sub_keys, self.values)
 
-    def forward(self, hidden: Tensor, stream: MemoryStream | None = None, mode: str = "on",
+    def new_memory(self) -> LayerMemory:
+        """What a cache holds of this layer at the beginning of a text."""
+        return LayerMemory(self.initial(), replace(self.options, boundary="carry"))
+
+    def forward(self, hidden: Tensor, memory: LayerMemory | None = None, mode: str = "on",
                 mask: Tensor | None = None) -> Tensor:  # fmt: skip
         """Read the memory for every token, write it, and add what was read to the hidden states.
 
         Args:
             hidden: [B, T, hidden_size].
-            stream: the memory along this text; None reads the text as training does, from the initial memory.
+            memory: of this layer along the text; None reads the text as training does, from the initial memory.
             mode: one of MEMORY_MODES.
             mask: [B, T], 0 where a token must not be written (padding).
 
         Returns:
             [B, T, hidden_size].
         """
+        queries, targets, gates = self.project(hidden)
+        if memory is not None:
+            retrieved = memory.step(queries, targets, gates, mask, mode)
+        elif mode == "on":
+            retrieved = self._read_whole_text(queries, targets, gates, mask)
+        else:
+            retrieved = read_only(queries, targets, self.initial(), self.options)
+        mixed = targets + retrieved if gates is None else torch.lerp(targets, retrieved, gates.unsqueeze(-1))
+        return hidden + self.output_proj(self.output_norm(mixed).to(hidden.dtype))
+
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries [B, T, H, key_dim], targets [B, T, value_dim] and gates [B, T] of hidden states."""
         dtype = self.values.dtype
         queries = self.query_proj(self.query_norm(hidden)).to(dtype).unflatten(-1, (self.num_heads, self.key_dim))
         targets = self.value_proj(self.value_norm(hidden)).to(dtype)
         if self.normalize_targets:
             deviation, mean = torch.std_mean(targets, -1, keepdim=True)
             targets = (targets - mean) / (deviation + 1e-6)
-        gates = None
-        if self.gate_norm is not None and self.gate_proj is not None:
-            gates = torch.sigmoid(self.gate_proj(self.gate_norm(hidden)).to(dtype)).squeeze(-1)
-        tokens = Tokens(queries, targets, gates, None if mask is None else mask.to(dtype))
-        if stream is None:
-            stream = self.new_stream()
-            in_chunks = self.boundary == "drop" and mode == "on"
-            retrieved = read_and_write_chunks(tokens, stream) if in_chunks else stream.step(tokens, mode)
-        else:
-            retrieved = stream.step(tokens, mode)
-        mixed = targets + retrieved if gates is None else torch.lerp(targets, retrieved, gates.unsqueeze(-1))
-        return hidden + self.output_proj(self.output_norm(mixed).to(hidden.dtype))
+        if self.gate_norm is None or self.gate_proj is None:
+            return queries, targets, None
+        return queries, targets, torch.sigmoid(self.gate_proj(self.gate_norm(hidden)).to(dtype)).squeeze(-1)
+
+    def _read_whole_text(self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None) -> Tensor:
+        options = self.options
+        if queries.shape[1] <= options.chunk_size:  # nothing reads what such a text writes at its end
+            return read_only(queries, targets, self.initial(), options)
+        return read_and_write(queries, targets, gates, mask, self.initial(), options, in_place=False).retrieved
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastWeightProductKeyMemory:
         """Move with the module, but never into half precision: a write rounded to bfloat16 is mostly lost."""

@@ -38,7 +38,7 @@ from .calls import (
 from .config_checks import check_config
 from .configuration_fwpkm import FwPKMHFConfig
 from .generation_mixin import FwPKMGenerationMixin
-from .memory import MEMORY_MODES, MemorySettings, MemoryStream
+from .memory import MEMORY_MODES, LayerMemory
 from .memory_block import FastWeightProductKeyMemory, RMSNorm
 from .rows import ReadText, Rows
 from .weight_checks import load_checked
@@ -84,18 +84,10 @@ class FwPKMDecoderLayer(GradientCheckpointingLayer):
 
 
 def _memory(config: FwPKMHFConfig) -> FastWeightProductKeyMemory:
-    settings = MemorySettings(
-        topk=config.fwpkm_topk,
-        chunk_size=config.fwpkm_chunk_size,
-        lookahead=config.fwpkm_lookahead,
-        inner_lr=config.fwpkm_inner_lr,
-        addressing_weight=config.fwpkm_addressing_weight,
-        score=config.fwpkm_score,
-    )
     return FastWeightProductKeyMemory(
         config.hidden_size, config.fwpkm_num_heads, config.fwpkm_num_subkeys, config.fwpkm_key_dim,
-        config.fwpkm_value_dim, settings, eps=config.rms_norm_eps, gate=config.fwpkm_gate,
-        normalize_targets=config.fwpkm_normalize_targets, boundary=config.fwpkm_boundary,
+        config.fwpkm_value_dim, config.memory_options(), eps=config.rms_norm_eps, gate=config.fwpkm_gate,
+        normalize_targets=config.fwpkm_normalize_targets,
     )  # fmt: skip
 
 
@@ -153,11 +145,11 @@ class FwPKMModel(FwPKMPreTrainedModel):
 
     def new_cache(self) -> FwPKMCache:
         """A cache that starts from the initial memory and an empty text."""
-        streams: dict[int, MemoryStream] = {}
+        memories: dict[int, LayerMemory] = {}
         for index, layer in enumerate(self.layers):
             if isinstance(layer.memory, FastWeightProductKeyMemory):
-                streams[index] = layer.memory.new_stream()
-        return FwPKMCache(self.config, streams)
+                memories[index] = layer.memory.new_memory()
+        return FwPKMCache(self.config, memories)
 
     @property
     def writes_memory(self) -> bool:

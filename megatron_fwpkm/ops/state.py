@@ -35,6 +35,12 @@ class PendingTokens:
         """Number of waiting tokens per sequence."""
         return self.queries.shape[1]
 
+    def select(self, sequences: Tensor) -> PendingTokens:
+        """The tokens of these sequences, which may repeat, in this order."""
+        gates = None if self.gates is None else self.gates[sequences]
+        mask = None if self.mask is None else self.mask[sequences]
+        return PendingTokens(self.queries[sequences], self.targets[sequences], gates, mask)
+
 
 @dataclass(frozen=True)
 class FastWeightState:

@@ -167,7 +167,7 @@ def imported_packages(source: Source) -> set[str]:
 
 
 def hf_strangers(sources: Iterable[Source]) -> list[str]:
-    """Imports of the hf room that an export could not resolve: it ships these files alone, side by side."""
+    """Imports of the hf room that an export could not resolve: it ships these files and modules of ops."""
     found = []
     for source in sources:
         for node in ast.walk(source.tree):
@@ -176,7 +176,8 @@ def hf_strangers(sources: Iterable[Source]) -> list[str]:
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [(node.module or "").split(".")[0]]
             elif isinstance(node, ast.ImportFrom) and node.level > 1:
-                names = ["." * node.level + (node.module or "")]
+                module = "." * node.level + (node.module or "")
+                names = [] if module.startswith("..ops.") else [module]
             else:
                 continue
             strange = [name for name in names if name not in _HF_MAY_IMPORT and name not in sys.stdlib_module_names]

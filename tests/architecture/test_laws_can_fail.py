@@ -31,7 +31,7 @@ TOOL = '"""T."""\ndef main(argv=None):\n    return 0\nif __name__ == "__main__":
         (laws.communication, "a.py", "from torch import distributed", "from torch import nn"),
         (laws.communication, "a.py", "torch.distributed.barrier()", "torch.abs(x)"),
         (laws.hf_strangers, "a.py", "import numpy", "import torch, math"),
-        (laws.hf_strangers, "a.py", "from ..ops import x", "from .memory import x"),
+        (laws.hf_strangers, "a.py", "from ..ops import x", "from .memory import x\nfrom ..ops.state import x"),
         (laws.fat_entry_points, "tools/t.py", TOOL + "x = 1\n" * 80, TOOL),
         (laws.fat_entry_points, "tools/t.py", TOOL.replace("if __name__", "main()\nif __name__"), TOOL),
         (laws.fat_entry_points, "pretrain.py", TOOL.replace("argv=None", ""), TOOL),

@@ -18,9 +18,9 @@ from megatron_fwpkm.conversion.export import default_memory, export, hf_config, 
 from megatron_fwpkm.conversion.near_ties import first_near_tie, near_ties
 from megatron_fwpkm.conversion.verify import Check, megatron_forward, verify
 from megatron_fwpkm.hf.attention import rotary_angles
-from megatron_fwpkm.hf.memory import MemorySettings
 from megatron_fwpkm.layers.fast_weight_tables import initial_sub_keys, initial_values
 from megatron_fwpkm.models.builder import build_model
+from megatron_fwpkm.ops import MemoryOptions
 from tests.layers.megatron import initialize, tiny
 
 from ..checkpoint.contents import contents_of
@@ -199,8 +199,8 @@ def test_float32_is_compared_up_to_the_first_near_tie() -> None:
     other = (nearest + 1) % 8
     memory.sub_keys[0, 0, other] = 2 * query - memory.sub_keys[0, 0, nearest] + 1e-9
     found = first_near_tie(exact, ids)
-    assert found <= 21 and near_ties(reads[0][:, 21:22, None], memory.sub_keys, memory.settings).all()
-    assert "new_stream" not in vars(memory)
+    assert found <= 21 and near_ties(reads[0][:, 21:22, None], memory.sub_keys, memory.options).all()
+    assert not memory._forward_pre_hooks
 
 
 @pytest.mark.parametrize("score", ["idw", "dot_product"])
@@ -208,10 +208,10 @@ def test_near_ties(score: str) -> None:
     generator = torch.Generator().manual_seed(0)
     sub_keys = torch.randn(2, 2, 9, 4, generator=generator, dtype=torch.float64)
     queries = torch.randn(1, 30, 2, 8, generator=generator, dtype=torch.float64)
-    settings = MemorySettings(topk=3, score=score)
-    assert not near_ties(queries, sub_keys, settings).any()
+    options = MemoryOptions(topk=3, chunk_size=8, score=score)
+    assert not near_ties(queries, sub_keys, options).any()
     sub_keys[1, 1, 5] = sub_keys[1, 1, 2] + 1e-9
-    tied = near_ties(queries, sub_keys, settings)
+    tied = near_ties(queries, sub_keys, options)
     third = (queries[0, :, 1, 4:, None] - sub_keys[1, 1].T).square().sum(1).topk(3, largest=False).indices
     if score == "dot_product":
         third = (queries[0, :, 1, 4:] @ sub_keys[1, 1].T).topk(3).indices

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron_fwpkm.hf import FwPKMForCausalLM, FwPKMHFConfig
-from megatron_fwpkm.hf.memory import MemorySettings, Tokens
+from megatron_fwpkm.hf.memory import LayerMemory
+from megatron_fwpkm.ops import FastWeightState, MemoryOptions
 
 VOCABULARY = 64
 
@@ -39,8 +42,36 @@ def token_ids(batch: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a text on their way into a memory, each [B, T, ...]."""
+
+    queries: Tensor
+    targets: Tensor
+    gates: Tensor | None
+    mask: Tensor | None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Tokens:
+        """Apply a function to every field that is there."""
+        optional = (None if field is None else function(field) for field in (self.gates, self.mask))
+        return Tokens(function(self.queries), function(self.targets), *optional)
+
+    def cut(self, start: int, stop: int | None = None) -> Tokens:
+        """The tokens [start, stop) of every sequence."""
+        return self.map(lambda field: field[:, start:stop])
+
+    def into(self, memory: LayerMemory, mode: str = "on") -> Tensor:
+        """What they retrieve from a memory."""
+        return memory.step(self.queries, self.targets, self.gates, self.mask, mode)
+
+
+def layer_memory(sub_keys: Tensor, values: Tensor, options: MemoryOptions) -> LayerMemory:
+    """A memory at the beginning of a text."""
+    return LayerMemory(FastWeightState(sub_keys, values), options)
+
+
 def memory_inputs(
-    settings: MemorySettings,
+    options: MemoryOptions,
     *,
     batch: int = 2,
     tokens: int = 45,
@@ -49,7 +80,7 @@ def memory_inputs(
     gated: bool = True,
 ) -> tuple[Tokens, Tensor, Tensor]:
     """Random tokens and tables in float64."""
-    generator = torch.Generator().manual_seed(heads + tokens + settings.lookahead)
+    generator = torch.Generator().manual_seed(heads + tokens + options.lookahead)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     gates = torch.sigmoid(draw(batch, tokens)) if gated else None
     mask = (draw(batch, tokens) > -0.5).double() if masked else None

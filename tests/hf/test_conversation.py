@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_fwpkm.hf.memory import MemorySettings, MemoryStream
 from megatron_fwpkm.hf.rows import fingerprint
+from megatron_fwpkm.ops import MemoryOptions
 
-from .builders import memory_inputs, small_model, token_ids
+from .builders import layer_memory, memory_inputs, small_model, token_ids
 from .test_calls import endless
 
 ADVICE = r"pass the whole text, or call cache\.end_text\(\) first"
@@ -100,13 +100,14 @@ def test_reading_keeps_no_graph_and_ends_the_text() -> None:
     assert torch.is_grad_enabled()
     cache = model.read(document)
     assert graphs == [False]
-    stream = cache.memory[1]
-    for table, expected in ((stream.values, by_hand.memory[1].values), (stream.sub_keys, by_hand.memory[1].sub_keys)):
+    found, by_hand_state = cache.memory[1].state, by_hand.memory[1].state
+    for table, expected in ((found.values, by_hand_state.values), (found.sub_keys, by_hand_state.sub_keys)):
         assert torch.equal(table, expected) and not table.requires_grad and table.grad_fn is None
-    assert cache.get_seq_length() == 0 and stream.num_pending == 0
+    assert cache.get_seq_length() == 0 and found.num_pending == 0
     with torch.no_grad():
         assert torch.equal(model(question, cache=cache.clone()).logits, model(question, cache=by_hand).logits)
-    assert model.read(token_ids(1, 20), cache) is cache and not torch.equal(stream.values, by_hand.memory[1].values)
+    assert model.read(token_ids(1, 20), cache) is cache
+    assert not torch.equal(cache.memory[1].state.values, by_hand_state.values)
     model.memory_mode = "frozen"
     with pytest.raises(ValueError, match="memory_mode='frozen' writes nothing, so nothing would be remembered"):
         model.read(document)
@@ -115,22 +116,23 @@ def test_reading_keeps_no_graph_and_ends_the_text() -> None:
 @pytest.mark.parametrize("lookahead", [0, 2])
 def test_waiting_tokens_keep_no_long_call_alive(lookahead: int) -> None:
     """They own their storage, and no more than they need; without lookahead they are a plain slice of the call."""
-    settings = MemorySettings(topk=3, chunk_size=8, lookahead=lookahead)
-    tokens, sub_keys, values = memory_inputs(settings, masked=True, tokens=299 + lookahead)
-    stream = MemoryStream(sub_keys, values, settings)
+    options = MemoryOptions(topk=3, chunk_size=8, lookahead=lookahead, boundary="carry")
+    tokens, sub_keys, values = memory_inputs(options, masked=True, tokens=299 + lookahead)
+    stream = layer_memory(sub_keys, values, options)
 
     def check() -> None:
-        assert stream.pending is not None
-        for tensor in (stream.pending.queries, stream.pending.targets, stream.pending.gates, stream.pending.mask):
+        pending = stream.state.pending
+        assert pending is not None
+        for tensor in (pending.queries, pending.targets, pending.gates, pending.mask):
             assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
     with torch.no_grad():
-        stream.step(tokens)
-        assert stream.num_pending == 3 + lookahead
+        tokens.into(stream)
+        assert stream.state.num_pending == 3 + lookahead
         check()
         stream.flush()
-        stream.step(tokens.cut(0, 3))
-        assert stream.num_pending == 3 + lookahead
+        tokens.cut(0, 3).into(stream)
+        assert stream.state.num_pending == 3 + lookahead
         check()
 
 
@@ -143,14 +145,14 @@ def test_flushing_and_ending_keep_no_graph() -> None:
             for text in (cache, twin):
                 model(ids, cache=text)
         assert torch.is_grad_enabled()
-        before = cache.memory[1].values
-        assert cache.memory[1]._private
+        before = cache.memory[1].state.values
+        assert cache.memory[1]._owned
         (cache.end_text if ended else cache.flush_memory)()
         with torch.no_grad():
             twin.flush_memory()
-        written = cache.memory[1]
+        written = cache.memory[1].state
         assert written.values is before, "written in place, not replaced as autograd needs it"
-        assert torch.equal(written.values, twin.memory[1].values)
+        assert torch.equal(written.values, twin.memory[1].state.values)
         assert written.values.grad_fn is None and not written.values.requires_grad
         assert written.sub_keys.grad_fn is None and not written.sub_keys.requires_grad
         model(ids, cache=cache if ended else twin)

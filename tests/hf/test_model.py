@@ -66,7 +66,7 @@ def test_the_window_is_all_that_attention_keeps() -> None:
     for layer in cache.layers:
         assert layer.keys.shape[-2] == 5 and layer.keys.untyped_storage().nbytes() == layer.keys.numel() * 8
     assert cache.get_seq_length() == 40
-    assert cache.memory[1].num_pending == 8  # the fifth chunk still waits for its last target
+    assert cache.memory[1].state.num_pending == 8  # the fifth chunk still waits for its last target
 
 
 @pytest.mark.parametrize("window", [1, 3, 200, None])
@@ -109,12 +109,12 @@ def test_frozen_and_off() -> None:
     cache = model.new_cache()
     fresh = logits_in_pieces(model, ids, [0, 40], cache)
     cache.end_text()
-    written = cache.memory[1].values.clone()
+    written = cache.memory[1].state.values.clone()
     with model.memory_writes(False):
         assert model.memory_mode == "frozen"
         frozen = logits_in_pieces(model, ids, [0, 40], cache)
     assert model.memory_mode == "on"
-    assert torch.equal(cache.memory[1].values, written)
+    assert torch.equal(cache.memory[1].state.values, written)
     cache.end_text()
     model.memory_mode = "off"
     off = logits_in_pieces(model, ids, [0, 40], cache)
@@ -133,17 +133,18 @@ def test_flush_end_reset_and_clone() -> None:
     twin = cache.clone()
     after = logits_in_pieces(model, ids[:, 20:], [0, 10], cache)
     torch.testing.assert_close(logits_in_pieces(model, ids[:, 20:], [0, 3, 10], twin), after, rtol=1e-12, atol=1e-12)
-    before = twin.memory[1].values.clone()
+    before = twin.memory[1].state.values.clone()
     twin.flush_memory()
-    assert twin.memory[1].num_pending == 1 and not torch.equal(twin.memory[1].values, before)
+    assert twin.memory[1].state.num_pending == 1 and not torch.equal(twin.memory[1].state.values, before)
     assert twin.get_seq_length() == 30
     twin.end_text()
-    assert twin.memory[1].num_pending == 0 and twin.get_seq_length() == 0
+    assert twin.memory[1].state.num_pending == 0 and twin.get_seq_length() == 0
     cache.reset()
     first = logits_in_pieces(model, ids, [0, 30], model.new_cache())
     assert torch.equal(logits_in_pieces(model, ids, [0, 30], cache), first)
     cache.reset_memory()
-    assert cache.get_seq_length() == 30 and torch.equal(cache.memory[1].values, model.model.layers[1].memory.values)
+    assert cache.get_seq_length() == 30
+    assert torch.equal(cache.memory[1].state.values, model.model.layers[1].memory.values)
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
@@ -205,7 +206,7 @@ def test_sequences_can_be_selected_and_repeated() -> None:
     cache.batch_repeat_interleave(2)
     cache.reorder_cache(torch.tensor([3, 2, 1, 0]))
     cache.batch_select_indices(torch.tensor([0, 1]))
-    waiting = cache.memory[1].pending
+    waiting = cache.memory[1].state.pending
     assert waiting.queries.shape[0] == 2 and torch.equal(waiting.queries[0], waiting.queries[1])
 
 

@@ -53,8 +53,8 @@ def test_a_padded_text_is_the_text(layout: dict[str, Any], side: str, monkeypatc
     found = model.generate(row, attention_mask=mask, max_new_tokens=12, do_sample=False, cache=ours)[:, 50:]
     assert torch.equal(found, expected)
     for index, stream in ours.memory.items():
-        assert torch.equal(stream.values, theirs.memory[index].values)
-        assert stream.num_pending == theirs.memory[index].num_pending
+        assert torch.equal(stream.state.values, theirs.memory[index].state.values)
+        assert stream.state.num_pending == theirs.memory[index].state.num_pending
     monkeypatch.setattr(modeling_fwpkm, "PREFILL_SEGMENT", 7)
     with torch.no_grad():
         again = model(row, attention_mask=mask).logits[:, mask[0] > 0]

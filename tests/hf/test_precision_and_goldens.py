@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from megatron_fwpkm.hf import FwPKMForCausalLM
-from megatron_fwpkm.hf.memory import MemorySettings
 from megatron_fwpkm.hf.memory_block import FastWeightProductKeyMemory
+from megatron_fwpkm.ops import MemoryOptions
 
 from .builders import small_model, token_ids
 
@@ -31,11 +31,11 @@ PROJECTIONS = {
 def block_from_golden(golden: Any) -> FastWeightProductKeyMemory:
     config = golden.meta["config"]
     keys, values = golden["param.fwpkm.keys"], golden["param.fwpkm.values"]
-    settings = MemorySettings(topk=config["fwpkm_topk"], chunk_size=config["fwpkm_update_chunk_size"])
+    options = MemoryOptions(topk=config["fwpkm_topk"], chunk_size=config["fwpkm_update_chunk_size"])
     gate, z_scored = config.get("fwpkm_out_fuse_gate", True), config.get("fwpkm_compress_value", "zscore") is not None
     block = FastWeightProductKeyMemory(
         config["hidden_size"], config["fwpkm_heads"], config["fwpkm_n_subkeys"], config["fwpkm_k_dim"],
-        values.shape[1], settings, gate=gate, normalize_targets=z_scored,
+        values.shape[1], options, gate=gate, normalize_targets=z_scored,
     )  # fmt: skip
     state = {"sub_keys": keys.view_as(block.sub_keys), "values": values}
     for theirs, ours in PROJECTIONS.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel, dynamic_module_utils
 
-from megatron_fwpkm.conversion.export import AUTO_MAP, MODELING_FILES, MODELING_FOLDER
+from megatron_fwpkm.conversion.bundle import AUTO_MAP, write_bundle
 from megatron_fwpkm.hf import FwPKMForCausalLM
 
 from .builders import small_model, token_ids
@@ -28,8 +27,7 @@ def saved(folder: Path, shards: bool = False, **changes: Any) -> FwPKMForCausalL
     model = small_model(dtype=torch.float32, **changes)
     model.config.auto_map = dict(AUTO_MAP)
     model.save_pretrained(folder, max_shard_size="5KB" if shards else "1GB")
-    for name in MODELING_FILES:
-        shutil.copyfile(MODELING_FOLDER / f"{name}.py", folder / f"{name}.py")
+    write_bundle(folder)
     return model
 
 

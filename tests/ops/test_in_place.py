@@ -27,11 +27,14 @@ def run_in_place(case: Case, state: FastWeightState, **changes: Any) -> FastWeig
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("boundary", ["drop", "carry"])
-def test_in_place_equals_functional(implementation: str, boundary: str) -> None:
+@pytest.mark.parametrize("grad", [True, False])
+def test_in_place_equals_functional(implementation: str, boundary: str, grad: bool) -> None:
     case = make_case(boundary=boundary, masked=True, implementation=implementation)
     state = copy_of(case.state)
-    output = run_in_place(case, state)
-    assert_same(output, case.run(), 1e-12)
+    expected = case.run()
+    with torch.set_grad_enabled(grad):
+        output = run_in_place(case, state)
+    assert_same(output, expected, 1e-12)
     assert output.state.values is state.values and output.state.sub_keys is state.sub_keys
     assert output.undo_log is not None
 
@@ -48,7 +51,8 @@ def test_the_functional_form_never_modifies_its_inputs(implementation: str, grad
         pending = case.state.pending
         tensors += [pending.queries, pending.targets, pending.gates, pending.mask]
     copies = [tensor.detach().clone() for tensor in tensors if tensor is not None]
-    output = case.run()
+    with torch.set_grad_enabled(grad):
+        output = case.run()
     if grad:
         output.retrieved.sum().backward()
     for tensor, copy in zip((t for t in tensors if t is not None), copies, strict=True):

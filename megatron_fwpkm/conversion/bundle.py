@@ -1,0 +1,64 @@
+"""The model's code as files of one folder: what an export carries of this package.
+
+An export is used where this package is not installed. Its code is what the model's module imports of the package,
+directly and by way of others, each module as a file beside the others; nothing but the names in imports changes.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent
+ENTRIES = ("hf/configuration_fwpkm.py", "hf/modeling_fwpkm.py")
+AUTO_MAP = {
+    "AutoConfig": "configuration_fwpkm.FwPKMHFConfig",
+    "AutoModel": "modeling_fwpkm.FwPKMModel",
+    "AutoModelForCausalLM": "modeling_fwpkm.FwPKMForCausalLM",
+}
+"""What Transformers' classes load of the bundle."""
+
+
+def write_bundle(folder: Path) -> None:
+    """Write the model's code into a folder."""
+    for name, text in bundled_files().items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def bundled_files() -> dict[str, str]:
+    """The model's code: names of files and their texts."""
+    files: dict[str, str] = {}
+    waiting, seen = [PACKAGE / entry for entry in ENTRIES], set[Path]()
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        text, imported = _flattened(path)
+        name = f"{_flat_name(path)}.py"
+        assert name not in files, f"two modules of the bundle have the name {name}"
+        files[name] = text
+        waiting += imported
+    return dict(sorted(files.items()))
+
+
+def _flattened(path: Path) -> tuple[str, list[Path]]:
+    """A module's text for the folder, and the files of the modules it imports of this package."""
+    text = path.read_text(encoding="utf-8")
+    lines, imported = text.splitlines(keepends=True), []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        target = path.parents[node.level - 1].joinpath(*(node.module or "").split(".")).with_suffix(".py")
+        assert target.is_file(), f"{path}:{node.lineno} imports of a folder: name the module, for an export to carry it"
+        imported.append(target)
+        written = re.escape("." * node.level + str(node.module))
+        line = lines[node.lineno - 1]
+        lines[node.lineno - 1] = re.sub(rf"from {written} import", f"from .{_flat_name(target)} import", line)
+    return "".join(lines), imported
+
+
+def _flat_name(path: Path) -> str:
+    """`hf/cache.py` is `cache`, `ops/fast_weight_memory/plain.py` is `fast_weight_memory_plain`."""
+    return "_".join(path.relative_to(PACKAGE).with_suffix("").parts[1:])
