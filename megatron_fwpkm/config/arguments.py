@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any, Literal, Protocol, TypeVar, Union
 
 _MOST_DIGITS = 100
-"""More than any whole number has that makes sense; longer ones fit no float, and Python reads none of thousands."""
+"""More than any integer has that makes sense; longer ones fit no float, and Python reads none of thousands."""
 BOOLEAN_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """Spellings of a boolean in YAML."""
 
@@ -41,7 +41,7 @@ class Option:
     """With its two dashes and its prefix."""
     field_name: str
     kind: str
-    """What a value is, in a word: number, whole number, yes or no, text, one of the choices, LEFT,RIGHT."""
+    """What a value is, in a word: number, integer, true or false, text, one of the choices, LEFT,RIGHT."""
     parse: Callable[[str], Any]
     """One written value (for a list: one item) to its Python value; ValueError says what is wrong with it."""
     default: Any
@@ -196,7 +196,7 @@ def metavar(option: Option) -> str:
     """How a value is spelled in the usage line."""
     if option.choices:
         return "{" + ",".join(option.choices) + "}"
-    return {"whole number": "N", "number": "X", "LEFT,RIGHT": "LEFT,RIGHT"}.get(option.kind, "TEXT")
+    return {"integer": "N", "number": "X", "LEFT,RIGHT": "LEFT,RIGHT"}.get(option.kind, "TEXT")
 
 
 class _StoreOption(argparse.Action):
@@ -237,8 +237,8 @@ def _converter(annotation: Any) -> tuple[str, Callable[[str], Any], tuple[str, .
     if annotation == tuple[int, int]:
         return "LEFT,RIGHT", _pair, ()
     simple: dict[Any, tuple[str, Callable[[str], Any]]] = {
-        bool: ("yes or no", _boolean),
-        int: ("whole number", _integer),
+        bool: ("true or false", _boolean),
+        int: ("integer", _integer),
         float: ("number", _number),
         str: ("text", str),
     }
@@ -257,7 +257,7 @@ def _integer(word: str) -> int:
     try:
         return int(word)
     except ValueError:
-        raise ValueError(f"{word!r} is not a whole number") from None
+        raise ValueError(f"{word!r} is not an integer") from None
 
 
 def _refuse_many_digits(word: str) -> None:
@@ -283,7 +283,7 @@ def _pair(word: str) -> tuple[int, int]:
     try:
         left, right = (int(part) for part in parts)
     except ValueError:
-        raise ValueError(f"{word!r} is not a pair of whole numbers like 127,0") from None
+        raise ValueError(f"{word!r} is not a pair of integers like 127,0") from None
     return left, right
 
 

@@ -52,7 +52,7 @@ def rampup_problems(training: TrainingConfig, unit: int, interleaved_stages: int
         return
     given = f"--rampup-batch-size {' '.join(map(str, training.rampup_batch_size))}"
     if len(training.rampup_batch_size) != 3 or min(training.rampup_batch_size) < 1:
-        yield f"{given} must be three whole numbers of at least 1: START INCREMENT SAMPLES, as in 16 8 300000"
+        yield f"{given} must be three integers of at least 1: START INCREMENT SAMPLES, as in 16 8 300000"
         return
     start, increment, _ = training.rampup_batch_size
     full = training.global_batch_size

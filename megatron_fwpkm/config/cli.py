@@ -58,12 +58,12 @@ def _said(error: Exception) -> str:
 
 
 def positive_int(text: str) -> int:
-    """argparse type: a whole number of at least 1."""
+    """argparse type: an integer of at least 1."""
     return _at_least(text, 1)
 
 
 def non_negative_int(text: str) -> int:
-    """argparse type: a whole number of at least 0."""
+    """argparse type: an integer of at least 0."""
     return _at_least(text, 0)
 
 
@@ -87,7 +87,7 @@ def _at_least(text: str, low: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
     if value < low:
         raise argparse.ArgumentTypeError(f"{text} must be at least {low}")
     return value

@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 _LARGEST_COUNT = 10**12
-"""Of a whole number without AtMost: beyond it, what is counted never ends."""
+"""Of an integer without AtMost: beyond it, what is counted never ends."""
 
 
 @runtime_checkable

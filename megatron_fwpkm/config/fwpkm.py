@@ -13,53 +13,59 @@ class FwPKMConfig:
     """Fast-weight Product Key Memory (arXiv 2601.00671); every flag begins with --fwpkm-."""
 
     layer_numbers: Annotated[tuple[int, ...], ARCHITECTURE] = ()
-    """Layers (counted from 1) that get a memory before their attention; the paper's @2,6,10 is 3 7 11 here;
-    default none: a plain transformer."""
+    """Layers, counted from 1, that get a memory before their attention. The paper's @2,6,10 counts from 0 and is 3 7 11
+    here (default: none, a plain transformer)."""
     num_heads: Annotated[int, AtLeast(1), AtMost(2**20), ARCHITECTURE] = 1
-    """Query heads that share the values table."""
+    """Number of query heads; all heads read the same values."""
     num_subkeys: Annotated[int, AtLeast(1), AtMost(2**20), ARCHITECTURE] = 512
-    """Sub-keys per half; the table has the square of it as slots."""
+    """Number of sub-keys in each half of the keys; the memory has num_subkeys squared slots."""
     key_dim: Annotated[int, AtLeast(2), AtMost(2**20), ARCHITECTURE] = 512
-    """Width of one head's query (both halves together)."""
+    """Width of one head's query, both halves together."""
     value_dim: Annotated[int, AtLeast(1), AtMost(2**20), ARCHITECTURE] = 512
-    """Width of a table row."""
+    """Width of one slot's value."""
     topk: Annotated[int, AtLeast(1), AtMost(2**20), MAY_CHANGE] = 8
-    """Slots read per head and token."""
+    """Number of slots that each head reads per token."""
     chunk_size: Annotated[int, AtLeast(1), AtMost(2**20), MAY_CHANGE] = 512
-    """Tokens between two writes."""
+    """Number of tokens between two writes to the memory."""
     lookahead: Annotated[int, AtLeast(0), MAY_CHANGE] = 1
-    """A token's slots learn the value of the token this far ahead."""
+    """The slots that a token reads learn the value of the token this many positions ahead."""
     inner_lr: Annotated[float, AtLeast(0), AtMost(100), MAY_CHANGE] = 1.0
-    """Step size of the inner update of values and keys; 0 freezes the memory."""
+    """Learning rate of the inner update of values and sub-keys; 0 freezes the memory."""
     addressing_weight: Annotated[float, AtLeast(0), AtMost(1000), MAY_CHANGE] = 1.0
-    """Weight of the addressing loss that spreads the keys; 0 freezes the keys."""
+    """Weight of the addressing loss, which spreads the reads over the sub-keys; 0 freezes the sub-keys."""
     score: Annotated[Literal["idw", "dot_product"], ARCHITECTURE] = "idw"
-    """Score of a query against a sub-key: inverse-distance weighting or dot product."""
+    """Score of a query against a sub-key: inverse-distance weighting (idw) or dot product."""
     gate: Annotated[bool, ARCHITECTURE] = True
-    """Gate the memory's output and its writes by a learned number per token."""
+    """Scale the memory's output and its writes by a learned gate per token."""
     gate_bias_init: Annotated[float, SAME_RUN, TRAINING_ONLY] = 0.0
-    """Start value of the gate's bias; negative values start with a nearly closed memory."""
+    """Initial bias of the gate; with a negative value the gate starts nearly closed."""
     normalize_targets: Annotated[bool, ARCHITECTURE] = True
-    """z-score the target values over their width."""
+    """Standardise each target value to zero mean and unit variance over its width."""
     boundary: Annotated[Literal["drop", "carry"], MAY_CHANGE] = "drop"
-    """At a chunk's end in training, drop the last lookahead queries or carry them into the next chunk."""
+    """What happens in training to the last lookahead queries of a chunk: drop them, or carry them into the next
+    chunk."""
     reset: Annotated[Literal["never", "step", "document"], MAY_CHANGE] = "never"
-    """When training puts the initial memory back: never, before every step, or at every document start."""
+    """When training resets the memory to its initial state: never, before every step, or at the start of every
+    document."""
     dp_sync: Annotated[Literal["average"] | None, MAY_CHANGE, TRAINING_ONLY] = None
-    """Every data-parallel replica keeps its own memory (none), or takes the mean of all at an interval."""
+    """How data-parallel replicas synchronise their memories: not at all (none), or by taking their mean at an interval
+    (average)."""
     dp_sync_interval: Annotated[int, AtLeast(1), MAY_CHANGE, TRAINING_ONLY] = 1
-    """With --fwpkm-dp-sync average: iterations between two averagings."""
+    """With --fwpkm-dp-sync average: number of iterations between two synchronisations."""
     load_dp_rule: Annotated[Literal["modulo", "replica0", "reset"], NOT_COMPARED, TRAINING_ONLY] = "modulo"
-    """Where another number of replicas was saved: replica r takes the memory of r modulo that number, all take the
-    first one's, or all begin with the initial memory."""
+    """Which memory each replica loads if the checkpoint was saved by a different number of replicas, N: replica r takes
+    memory r modulo N (modulo), all take the first (replica0), or all start from the initial memory (reset)."""
     check_consistency_interval: Annotated[int, AtLeast(0), NOT_COMPARED, TRAINING_ONLY] = 100
-    """Iterations between two checks that the tensor- and context-parallel ranks which share a memory read and write it
-    alike (a hash of chosen slots, gates and some queries); 0 turns them off."""
+    """Iterations between two checks that the tensor- and context-parallel ranks that share a memory read and write it
+    identically (by a hash of slot indices, gates and some queries); 0 disables the check."""
     table_dtype: Annotated[Literal["fp32", "bf16"], MAY_CHANGE, TRAINING_ONLY] = "fp32"
-    """How the values are stored: bf16 halves table and undo log; writes then round stochastically, by the seed."""
+    """Data type of the values; bf16 halves the size of the values and of the undo log, and uses stochastic rounding,
+    seeded by --seed, for writes."""
     undo_log: Annotated[Literal["fp32", "bf16", "recompute"], MAY_CHANGE, TRAINING_ONLY] = "fp32"
-    """What is kept of overwritten rows until backward: all as they were (fp32), all rounded, which makes gradients of
-    slot weights approximate (bf16), or each slot's first value, from which backward repeats everything (recompute)."""
+    """What is kept of overwritten values until the backward pass: all of them exactly (fp32), all of them rounded,
+    which makes the gradients of the slot weights approximate (bf16), or only the first value of each slot, from which
+    the backward pass recomputes the rest (recompute)."""
     implementation: Annotated[Literal["auto", "reference", "sparse", "triton"], NOT_COMPARED, TRAINING_ONLY] = "auto"
-    """What computes the memory: dense autograd (reference), torch on touched rows only (sparse), or kernels that do the
-    same on a GPU (triton); auto takes triton on CUDA where it can run these sizes, and sparse elsewhere."""
+    """Implementation of the memory: dense autograd (reference), torch operations on the touched values only (sparse),
+    or Triton kernels for the GPU (triton). auto selects triton on CUDA where the kernels support these sizes, and
+    sparse elsewhere."""

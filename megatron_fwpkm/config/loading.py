@@ -213,12 +213,12 @@ def _value(option: Option, node: yaml.Node) -> Any:
     """The value of a node; ValueError for a wrong type, without place or name."""
     if isinstance(node, yaml.SequenceNode):
         if not option.is_list:
-            raise ValueError(f"takes one {option.kind}, not a list")
+            raise ValueError(f"expected {option.kind}, but got a list")
         return tuple(option.parse(_item(option, item)) for item in node.value)
     if _is_none(node):
         if option.nullable or option.is_list:
             return () if option.is_list else None
-        raise ValueError(f"has no value; it takes a {option.kind}, or remove the line")
+        raise ValueError(f"has no value; give one ({option.kind}), or remove the line")
     word = _item(option, node)
     words = split_values(option, word)
     if option.is_list and option.kind != "text" and len(words) > 1:
@@ -234,9 +234,9 @@ def _item(option: Option, node: yaml.Node) -> str:
         return ",".join(_item(option, part) for part in node.value)
     if not isinstance(node, yaml.ScalarNode):
         found = "list" if isinstance(node, yaml.SequenceNode) else "mapping"
-        raise ValueError(f"takes a {option.kind} here, not a {found}")
+        raise ValueError(f"expected {option.kind}, but got a {found}")
     if option.kind == "text" and _is_plain(node) and node.value.lower() in BOOLEAN_WORDS:
-        raise ValueError(f"takes text, not {node.value}; put it in quotes if that is meant")
+        raise ValueError(f"expected text, but got {node.value}; put it in quotes if you mean the text")
     return node.value
 
 

@@ -22,11 +22,12 @@ _HEAD = """\
 <!-- Written by `python -m megatron_fwpkm.config.options_table` (or `make docs`); change the dataclasses in
 megatron_fwpkm/config and run it again. -->
 
-Every option is a flag. A YAML file given by `--config FILE` is a saved command line: flat, the same names without their
-dashes, lists for several values. The command line wins over the file, and of several files a later one over an earlier.
-An unknown or repeated name, a nested mapping and a value of the wrong type are errors that name file and line.
-Booleans go both ways (`--bf16`, `--no-bf16`; in YAML `true` and `false`); `none` unsets a value or empties a list.
-`--dry-run` shows the value and the origin of every option.
+Every option is a flag. `--config FILE` reads options from a YAML file: a flat mapping with the same names without the
+dashes, and lists where an option takes several values. The command line takes precedence over the file; with several
+files, a later one takes precedence over an earlier one. An unknown or repeated name, a nested mapping and a value of
+the wrong type are errors that name the file and the line. Booleans have two forms (`--bf16` and `--no-bf16`; `true`
+and `false` in YAML); `none` unsets a value or empties a list. `--dry-run` shows the value of every option and where
+it comes from.
 
 ```yaml
 num-layers: 12

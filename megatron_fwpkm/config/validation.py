@@ -86,7 +86,7 @@ def _attention(config: PretrainConfig) -> Iterator[str]:
             "or none"
         )
     if model.rotary_base != int(model.rotary_base):
-        yield f"--rotary-base {model.rotary_base} must be a whole number; take {round(model.rotary_base)}"
+        yield f"--rotary-base {model.rotary_base} must be an integer; take {round(model.rotary_base)}"
 
 
 def _windows(config: PretrainConfig) -> Iterator[str]:

@@ -86,7 +86,7 @@ def _number(environment: Mapping[str, str], name: str, least: int) -> int | None
     if text is None:
         return None
     if not text.strip().isascii() or not text.strip().removeprefix("-").isdigit():
-        raise ValueError(f"the environment variable {name}={text!r} is not a whole number; {_ADVICE}")
+        raise ValueError(f"the environment variable {name}={text!r} is not an integer; {_ADVICE}")
     if int(text) < least:
         raise ValueError(f"the environment variable {name}={text} is below {least}; {_ADVICE}")
     return int(text)

@@ -49,8 +49,8 @@ class Number:
         return not (self.above and value == self.least) and not (self.below and value == self.most)
 
     def __str__(self) -> str:
-        """`a whole number of at least 1`."""
-        kind = "a whole number" if self.whole else "a finite number"
+        """`an integer of at least 1`."""
+        kind = "an integer" if self.whole else "a finite number"
         low = f"{'above' if self.above else 'of at least'} {self.least:g}"
         high = "" if self.most == math.inf else f" and {'below' if self.below else 'at most'} {self.most:,.10g}"
         return f"{kind} {low}{high}{', or None' if self.optional else ''}"

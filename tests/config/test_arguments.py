@@ -84,14 +84,14 @@ def test_values(words, change):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--my-count", "1.5"], "--my-count: '1.5' is not a whole number"),
-        (["--my-count", "none"], "--my-count: 'none' is not a whole number"),
+        (["--my-count", "1.5"], "--my-count: '1.5' is not an integer"),
+        (["--my-count", "none"], "--my-count: 'none' is not an integer"),
         (["--my-share", "fast"], "--my-share: 'fast' is not a number"),
         (["--my-share", "nan"], "--my-share: 'nan' is not a finite number"),
         (["--my-color", "blue"], "'blue' is none of red, green"),
-        (["--my-layers", "3", "x"], "--my-layers: 'x' is not a whole number"),
+        (["--my-layers", "3", "x"], "--my-layers: 'x' is not an integer"),
         (["--my-layers", "3,7"], "--my-layers: '3,7': separate the values with spaces, 3 7"),
-        (["--my-windows", "127"], "'127' is not a pair of whole numbers like 127,0"),
+        (["--my-windows", "127"], "'127' is not a pair of integers like 127,0"),
         (["--my-windows", "1,0,0"], "'1,0,0' is not a pair"),
         (["--my-layers"], "expected at least one argument"),
         (["--my-cou", "3"], "unrecognized arguments: --my-cou"),

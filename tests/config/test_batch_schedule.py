@@ -50,8 +50,8 @@ def test_a_long_ramp_is_counted_at_once() -> None:
     ("flags", "said"),
     [
         ("--rampup-batch-size 2 2 40", "--rampup-batch-size 2 2 40 ends at --global-batch-size: give that, too"),
-        ("--rampup-batch-size 2 2 --global-batch-size 8", "--rampup-batch-size 2 2 must be three whole numbers of at"),
-        ("--rampup-batch-size 0 2 9 --global-batch-size 8", "--rampup-batch-size 0 2 9 must be three whole numbers"),
+        ("--rampup-batch-size 2 2 --global-batch-size 8", "--rampup-batch-size 2 2 must be three integers of at"),
+        ("--rampup-batch-size 0 2 9 --global-batch-size 8", "--rampup-batch-size 0 2 9 must be three integers"),
         ("--rampup-batch-size 8 2 9 --global-batch-size 8", "8 2 9 does not lead to --global-batch-size 8: START must"),
         ("--rampup-batch-size 2 4 9 --global-batch-size 8", "2 4 9 does not lead to --global-batch-size 8: START must"),
         ("--rampup-batch-size 2 3 9 --global-batch-size 8 --micro-batch-size 2",

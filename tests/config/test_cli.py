@@ -103,7 +103,7 @@ def test_types(kind, text, value):
     ("kind", "text", "message"),
     [
         (positive_int, "0", "0 must be at least 1"),
-        (positive_int, "1.5", "'1.5' is not a whole number"),
+        (positive_int, "1.5", "'1.5' is not an integer"),
         (non_negative_int, "-1", "-1 must be at least 0"),
         (positive_float, "0", "0 must be above 0"),
         (positive_float, "x", "'x' is not a number"),

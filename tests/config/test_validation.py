@@ -49,7 +49,7 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--num-query-groups 5", "--num-query-groups 5 must divide --num-attention-heads 12: take 4 or 6"),
         ("--rotary-percent 0.05", "--rotary-percent 0.05 of a head of 64 rotates 3 channels, which must be an even number of at least 2"),
         ("--rope-scaling-factor 32", "--rope-scaling-factor 32 does nothing without --use-rope-scaling: give both, or none"),
-        ("--rotary-base 10000.5", "--rotary-base 10000.5 must be a whole number; take 10000"),
+        ("--rotary-base 10000.5", "--rotary-base 10000.5 must be an integer; take 10000"),
         ("--window-size 1,0 1,0 1,0", "--window-size has 3 windows for --num-layers 4: give one for all layers or 4"),
         ("--window-size 127,3", "--window-size 127,3 would see tokens to come: RIGHT must be 0, as in 127,0"),
         ("--window-size 64,-1", "--window-size 64,-1 would see tokens to come: RIGHT must be 0"),
@@ -206,7 +206,7 @@ def test_every_number_has_a_range():
         (cls, option.field_name)
         for _, cls, found in option_groups()
         for option in found
-        if option.kind in ("whole number", "number") and not option.is_list and option.field_name != "gate_bias_init"
+        if option.kind in ("integer", "number") and not option.is_list and option.field_name != "gate_bias_init"
     ]
     assert len(numbers) > 60
     for cls, name in numbers:

@@ -18,34 +18,34 @@ from megatron_fwpkm.hf.config_checks import NUMBERS, SWITCHES, WORDS
 from .builders import small_config, small_model, token_ids
 
 CASES: list[tuple[dict[str, Any], str]] = [
-    ({"fwpkm_lookahead": -1}, "fwpkm_lookahead=-1 must be a whole number of at least 0"),
+    ({"fwpkm_lookahead": -1}, "fwpkm_lookahead=-1 must be an integer of at least 0"),
     ({"fwpkm_lookahead": 10**9}, "fwpkm_lookahead=1000000000 leaves nothing to write of .* fwpkm_chunk_size=8"),
     ({"fwpkm_inner_lr": 1e30}, r"fwpkm_inner_lr=1e\+30 must be a finite number of at least 0 and at most 100"),
     ({"fwpkm_inner_lr": math.nan}, "fwpkm_inner_lr=nan must be a finite number"),
     ({"fwpkm_addressing_weight": math.inf}, "fwpkm_addressing_weight=inf must be a finite number"),
-    ({"fwpkm_chunk_size": 0}, "fwpkm_chunk_size=0 must be a whole number of at least 1 and at most 1,048,576"),
-    ({"fwpkm_topk": 0}, "fwpkm_topk=0 must be a whole number of at least 1"),
+    ({"fwpkm_chunk_size": 0}, "fwpkm_chunk_size=0 must be an integer of at least 1 and at most 1,048,576"),
+    ({"fwpkm_topk": 0}, "fwpkm_topk=0 must be an integer of at least 1"),
     ({"fwpkm_topk": 9}, "fwpkm_topk=9 is more than fwpkm_num_subkeys=8; lower it"),
-    ({"fwpkm_topk": True}, "fwpkm_topk=True must be a whole number"),
+    ({"fwpkm_topk": True}, "fwpkm_topk=True must be an integer"),
     ({"fwpkm_key_dim": 7}, "fwpkm_key_dim=7 must be even"),
     ({"fwpkm_value_dim": 1}, "fwpkm_value_dim=1 cannot be z-scored"),
     ({"fwpkm_score": "cosine"}, "fwpkm_score='cosine' is not known; choose one of: idw, dot_product"),
     ({"fwpkm_boundary": "keep"}, "fwpkm_boundary='keep' is not known"),
     ({"fwpkm_memory": "best"}, "fwpkm_memory='best' is not known"),
     ({"fwpkm_layers": [2]}, r"fwpkm_layers has 2, but the layers are 0 to 1 \(counted from 0\)"),
-    ({"fwpkm_layers": [-1]}, "fwpkm_layers has the entry -1; each must be a whole number of at least 0"),
+    ({"fwpkm_layers": [-1]}, "fwpkm_layers has the entry -1; each must be an integer of at least 0"),
     ({"fwpkm_layers": [1, 1]}, r"fwpkm_layers=\[1, 1\] names 1 more than once"),
     ({"fwpkm_layers": 1}, "fwpkm_layers=1 must be a list"),
     ({"fwpkm_lokahead": 1}, "fwpkm_lokahead is not a field of this configuration: is it misspelt"),
     ({"fwpkm_num_subkeys": 10**7}, "fwpkm_num_subkeys=10000000, fwpkm_value_dim=12 ask for 4,800,000,000,000,000 byt"),
     ({"vocab_size": 10**13}, "vocab_size=10000000000000, hidden_size=16 ask for 640,000,000,000,000 bytes"),
     ({"num_hidden_layers": 10**7}, "num_hidden_layers=10000000 must be .* at most 10,000"),
-    ({"num_hidden_layers": "2"}, "num_hidden_layers='2' must be a whole number"),
+    ({"num_hidden_layers": "2"}, "num_hidden_layers='2' must be an integer"),
     ({"num_hidden_layers": 3}, "attention_windows has 2 entries; give one for each of the 3 layers"),
-    ({"attention_windows": [0, 3]}, "attention_windows has the entry 0; each must be a whole number of at least 1"),
+    ({"attention_windows": [0, 3]}, "attention_windows has the entry 0; each must be an integer of at least 1"),
     ({"attention_windows": [3]}, "attention_windows has 1 entries"),
-    ({"num_attention_heads": 0}, "num_attention_heads=0 must be a whole number of at least 1"),
-    ({"num_key_value_heads": 0}, "num_key_value_heads=0 must be a whole number of at least 1"),
+    ({"num_attention_heads": 0}, "num_attention_heads=0 must be an integer of at least 1"),
+    ({"num_key_value_heads": 0}, "num_key_value_heads=0 must be an integer of at least 1"),
     ({"num_key_value_heads": 3}, "num_attention_heads=4 is not divisible by num_key_value_heads=3"),
     ({"head_dim": None, "hidden_size": 18}, "hidden_size=18 is not divisible by num_attention_heads=4; .* head_dim"),
     ({"head_dim": 6}, "head_dim=6 times partial_rotary_factor=0.5 rotates 3 channels"),
@@ -57,7 +57,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"hidden_dropout": 1.0}, "hidden_dropout=1.0 must be a finite number of at least 0 and below 1"),
     ({"qk_norm": "false"}, "qk_norm='false' must be True or False"),
     ({"use_cache": None}, "use_cache=None must be True or False"),
-    ({"max_position_embeddings": 0}, "max_position_embeddings=0 must be a whole number of at least 1, or None"),
+    ({"max_position_embeddings": 0}, "max_position_embeddings=0 must be an integer of at least 1, or None"),
     ({"eos_token_id": [2, 64]}, r"eos_token_id=64 must be a token of the vocabulary, 0 to 63 \(vocab_size\), or None"),
     ({"pad_token_id": -1}, "pad_token_id=-1 must be a token of the vocabulary"),
     ({"dtype": "float99"}, "dtype='float99' is not known; choose one of: float16, bfloat16, float32, float64"),
@@ -91,7 +91,7 @@ def test_a_damaged_configuration_is_refused(changes: dict[str, Any], message: st
 def test_a_configuration_changed_after_it_was_made_is_refused(model: type, folder: Path) -> None:
     config = small_config()
     config.fwpkm_chunk_size = 0
-    with pytest.raises(ValueError, match="fwpkm_chunk_size=0 must be a whole number"):
+    with pytest.raises(ValueError, match="fwpkm_chunk_size=0 must be an integer"):
         model(config)
     small_config().save_pretrained(folder)
     for keywords in ({"fwpkm_topk": 0}, {"fwpkm_topk": 9}):

@@ -64,7 +64,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
         lambda t: t.update({VALUES: torch.ones(60, 12)}),
         rf"safetensors: {VALUES} has shape \[60, 12\], but this configuration needs \[64, 12\]",
     ),
-    "whole numbers": (
+    "integers": (
         lambda t: t.update({VALUES: torch.ones(64, 12, dtype=torch.int64)}), f"safetensors: {VALUES} has dtype I64",
     ),
     "NaN": (lambda t: t[VALUES][3, 4:6].fill_(float("nan")), f"safetensors: {VALUES} holds 2 of 768 numbers that"),

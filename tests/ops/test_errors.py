@@ -19,12 +19,12 @@ from megatron_fwpkm.ops import (
 from tests.ops.cases import Case, make_case
 
 OPTIONS = [
-    ({"topk": 0}, "topk=0 must be a whole number >= 1"),
-    ({"topk": 2.5}, "topk=2.5 must be a whole number >= 1"),
+    ({"topk": 0}, "topk=0 must be an integer >= 1"),
+    ({"topk": 2.5}, "topk=2.5 must be an integer >= 1"),
     ({"topk": 6}, "topk=6 is more than the 5 sub-keys there are; lower topk"),
-    ({"chunk_size": 0}, "chunk_size=0 must be a whole number >= 1"),
-    ({"chunk_size": True}, "chunk_size=True must be a whole number"),
-    ({"lookahead": -1}, "lookahead=-1 must be a whole number >= 0"),
+    ({"chunk_size": 0}, "chunk_size=0 must be an integer >= 1"),
+    ({"chunk_size": True}, "chunk_size=True must be an integer"),
+    ({"lookahead": -1}, "lookahead=-1 must be an integer >= 0"),
     ({"inner_lr": -0.1}, "inner_lr=-0.1 must be a finite number >= 0"),
     ({"inner_lr": float("nan")}, "inner_lr=nan must be a finite number"),
     ({"addressing_weight": float("inf")}, "addressing_weight=inf must be a finite number"),

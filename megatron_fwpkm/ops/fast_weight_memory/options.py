@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 WHOLE_NUMBERS = {"topk": 1, "chunk_size": 1, "lookahead": 0}
-"""Options that are whole numbers, and the smallest each may be."""
+"""Options that are integers, and the smallest each may be."""
 STEP_SIZES = {"inner_lr": 100, "addressing_weight": 1000}
 """Options that are numbers from 0, which switches something off, and the largest each may be."""
 CHOICES = {
@@ -61,7 +61,7 @@ class MemoryOptions:
         for name, smallest in WHOLE_NUMBERS.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
-                raise ValueError(f"{name}={value!r} must be a whole number >= {smallest}")
+                raise ValueError(f"{name}={value!r} must be an integer >= {smallest}")
         for name, largest in STEP_SIZES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= largest:
