@@ -1,9 +1,9 @@
-"""Check the subject of a commit's message, as the hook of pre-commit does. Example:
+"""Check the subject line of a commit message; the pre-commit hook runs it. Example:
 
 python tools/check_commit_subject.py .git/COMMIT_EDITMSG
 
-A subject is `[room] Verb object`: a folder of the package or one of a few others, such as docs; then what the commit
-does, with a capital and without a full stop; 72 characters at most.
+A subject is `[room] Verb object`. The room is a folder of the package or one of a few others, such as docs. What the
+commit does begins with a capital letter and ends without a full stop. The limit is 72 characters.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def subject_fault(subject: str) -> str | None:
     if found is None:
         return f"{subject!r} is not of the form `[room] Verb object`, such as `[data] Count the records of a shard`"
     if found[1] not in rooms:
-        return f"{found[1]!r} is no room; choose one of: {', '.join(rooms)}"
+        return f"{found[1]!r} is not a room; choose one of: {', '.join(rooms)}"
     if len(subject) > LONGEST:
-        return f"{subject!r} has {len(subject)} characters, and {LONGEST} are the most; the reasons go into the body"
+        return f"{subject!r} has {len(subject)} characters; the limit is {LONGEST}. Move the reasons to the body"
     if not found[2][0].isupper() or found[2].endswith("."):
-        return f"{subject!r}: what the commit does begins with a capital and ends without a full stop"
+        return f"{subject!r}: after the room, begin with a capital letter and end without a full stop"
     return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check the first line of the message file that git hands over."""
     parser = tool_parser(__doc__)
-    parser.add_argument("message", type=Path, metavar="FILE", help="the file with the commit's message")
+    parser.add_argument("message", type=Path, metavar="FILE", help="file that contains the commit message")
     first = parser.parse_args(argv).message.read_text(encoding="utf-8").partition("\n")[0]
     fault = subject_fault(first) if not first.startswith(("Merge ", "Revert ", "fixup! ", "squash! ")) else None
     if fault is not None:

@@ -1,10 +1,10 @@
-"""See whether two runs did the same, bit for bit. Example:
+"""Compare two runs bit for bit. Example:
 
 python tools/compare_runs.py --before runs/quickstart --after runs/again
 
-compares the logged numbers (metrics.jsonl, without clock readings), every results.csv and every exported weight of two
-folders, and exits 1 when anything differs. The bits depend on machine, thread count and versions of the libraries: make
-both runs in one environment.
+compares the logged numbers (metrics.jsonl, except timings), every results.csv and every exported weight of two
+folders, and exits with status 1 if anything differs. The bits depend on the machine, the number of threads and the
+library versions, so make both runs in the same environment.
 """
 
 from __future__ import annotations

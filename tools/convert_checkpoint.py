@@ -1,9 +1,9 @@
-"""Convert checkpoints between Megatron-Core and Hugging Face form, and check the conversion. Examples:
+"""Convert Megatron-Core checkpoints to the Hugging Face format, and verify the conversion. Examples:
 
 python tools/convert_checkpoint.py export --checkpoint runs/mine/checkpoints --output runs/mine/hf
 python tools/convert_checkpoint.py verify --checkpoint runs/mine/checkpoints --export runs/mine/hf
 
-A checkpoint is a run's --save folder (its latest is taken) or one iteration's folder in it, from any parallel layout.
+A checkpoint is the --save folder of a run (the latest iteration is used) or the folder of one iteration, in any layout.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ def build_parser() -> argparse.ArgumentParser:
     add("--checkpoint", required=True, metavar="DIR", help="checkpoint or --save folder of a run")
     add("--output", required=True, metavar="DIR", help="folder to write")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
-        help="of the weights; the memory's tables stay float32 (default: float32)")  # fmt: skip
+        help="data type of the weights; the fast weights stay float32 (default: float32)")  # fmt: skip
     add("--memory", choices=["initial", "trained"],
-        help="memory that every text starts from: the one before any write, or the one training left; default: trained "
-        "for runs with --fwpkm-reset never, else initial")  # fmt: skip
-    add("--no-tokenizer", action="store_true", help="leave the tokenizer out")
+        help="memory that every text starts from: the initial one, or the one at the end of training (default: trained "
+        "for runs with --fwpkm-reset never, else initial)")  # fmt: skip
+    add("--no-tokenizer", action="store_true", help="do not export the tokenizer")
     add("--overwrite", action="store_true", help="replace an existing folder")
     verify = commands.add_parser(
         "verify", help="compare an export with its checkpoint", allow_abbrev=False, formatter_class=style
     )
     add = verify.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="checkpoint or --save folder of a run")
-    add("--export", required=True, metavar="DIR", help="folder that export wrote")
+    add("--export", required=True, metavar="DIR", help="exported folder")
     add("--lengths", nargs="+", type=positive_int, metavar="N",
-        help="tokens of the comparisons; default: around the borders of chunks")  # fmt: skip
-    add("--text", metavar="FILE", help="real text to compare on; default: a few sentences")
+        help="lengths, in tokens, of the compared inputs (default: around multiples of the chunk size)")  # fmt: skip
+    add("--text", metavar="FILE", help="file with text to compare on (default: a few sentences)")
     add("--tolerance", type=positive_float, default=1e-5, metavar="X",
-        help="largest difference of the logits from Megatron's, in float32 (default: 1e-05)")  # fmt: skip
-    add("--seed", type=int, default=0, metavar="N", help="of the random tokens (default: 0)")
+        help="largest accepted difference from Megatron's logits, in float32 (default: 1e-05)")  # fmt: skip
+    add("--seed", type=int, default=0, metavar="N", help="random seed of the tokens (default: 0)")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""Say in one screen what is installed, which implementation each part of a run uses and why, and what to mend. Example:
+"""Show what is installed, which implementation each part of a run uses and why, and what to fix. Example:
 
 python tools/doctor.py
 
-exits 1 when training cannot run here.
+exits with status 1 if training cannot run here.
 """
 
 from __future__ import annotations

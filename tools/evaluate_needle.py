@@ -1,9 +1,9 @@
-r"""Measure long-context recall: facts hidden in real text, one asked for, with controls. Example:
+r"""Measure long-context recall: hide facts (needles) in real text and ask for one of them. Example:
 
 python tools/evaluate_needle.py --model runs/quickstart/hf --haystack novel.txt.gz --lengths 256 1024 4096 8192 \
     --depths 5 --samples 50 --needles 5 --workers 2 --output runs/needle
 
-writes results.json, results.csv, heatmap.png, report.html, samples.jsonl. Given again it goes on where it was killed.
+writes results.json, results.csv, heatmap.png, report.html and samples.jsonl. The same command continues a killed run.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
     parser = tool_parser(__doc__)
     add, defaults, needle = parser.add_argument, NeedleSettings("", (), (1,)), NeedleConfig()
-    add("--model", required=True, metavar="DIR", help="export or checkpoint")
-    add("--haystack", required=True, nargs="+", metavar="FILE", help="text to hide facts in, plain or gzip")
-    add("--output", required=True, metavar="DIR", type=Path, help="folder of the results")
+    add("--model", required=True, metavar="DIR", help="exported folder or checkpoint")
+    add("--haystack", required=True, nargs="+", metavar="FILE", help="text files to hide facts in, plain or gzip")
+    add("--output", required=True, metavar="DIR", type=Path, help="folder for the results")
     add("--lengths", required=True, nargs="+", type=int, metavar="N", help="context lengths in tokens")
     counts = {"depths": "depths of the asked needle, from 0 to 100 %%", "needles": "facts per context, one is asked",
               "samples": "contexts per length, spread over the depths", "seed": "seed of the samples"}  # fmt: skip
@@ -34,19 +34,19 @@ def build_parser() -> argparse.ArgumentParser:
         value = getattr(defaults, name)
         add(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default: {value})")
     add("--protocol", choices=list(PROTOCOL_MEANINGS), default=defaults.protocol,
-        help=f"ask with the memory frozen, or let writes go on (default: {defaults.protocol})")  # fmt: skip
+        help=f"freeze the memory for the question, or keep writing to it (default: {defaults.protocol})")  # fmt: skip
     add("--controls", nargs="*", choices=list(CONTROL_MEANINGS), default=list(defaults.controls),
-        help="never write the memory; ask for a fact that is not there (default: both)")  # fmt: skip
+        help="never write to the memory; ask for a fact that is not in the context (default: both)")  # fmt: skip
     add("--needle-template", default=needle.template, metavar="TEXT", help=f"a fact (default: {needle.template!r})")
     for name in ("key_words", "value_words"):
         value = getattr(needle, name)
         flag = f"--needle-{name.replace('_', '-')}"
-        add(flag, type=int, default=value, metavar="N", help=f"words of a {name[:-6]} (default: {value})")
-    add("--model-name", default="", metavar="TEXT", help="the report's name for it (default: the folder that tells)")
-    add("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
-    add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ...; auto takes cuda where there is one")
-    add("--check-causality", action="store_true", help="also change a token; exit 1 if an earlier logit moves")
-    add("--overwrite", action="store_true", help="measure anew what is already in --output")
+        add(flag, type=int, default=value, metavar="N", help=f"number of words in a {name[:-6]} (default: {value})")
+    add("--model-name", default="", metavar="TEXT", help="name of the model in the report (default: from its folder)")
+    add("--workers", type=int, default=1, metavar="N", help="number of processes (default: 1)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ...; auto selects cuda if available")
+    add("--check-causality", action="store_true", help="also change a token; exit 1 if an earlier logit changes")
+    add("--overwrite", action="store_true", help="discard the results in --output and measure again")
     return parser
 
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = evaluate(settings, options)
     print(text_table(results), f"report: {args.output / 'report.html'}", sep="\n")
     if results.causality is not None and not results.causality.passed:
-        print("error: the causality check failed: a token changed logits before it", file=sys.stderr)
+        print("error: the causality check failed: a token changed the logits of an earlier token", file=sys.stderr)
         return 1
     return 0
 

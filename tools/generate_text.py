@@ -3,8 +3,8 @@
 python tools/generate_text.py --model runs/mine/hf --prompt "It is a truth universally acknowledged"
 python tools/generate_text.py --model runs/mine/hf --remember notes.txt --prompt "The code of" --max-new-tokens 5
 
-The model is an export or a checkpoint (a run's --save folder). --remember reads documents into the memory first, one
-after another. Documents, prompt and answer share one memory, which no other text enters.
+The model is an exported folder or a checkpoint (the --save folder of a run). --remember reads documents into the memory
+first, in order. The documents, the prompt and the answer share one memory, which no other text is written to.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
     parser = tool_parser(__doc__)
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="export, checkpoint or --save folder of a run")
+    add("--model", required=True, metavar="DIR", help="exported folder, checkpoint or --save folder of a run")
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT", help="text to continue; default: standard input")
+    prompt.add_argument("--prompt", metavar="TEXT", help="text to continue (default: standard input)")
     prompt.add_argument("--prompt-file", metavar="FILE", help="file with the text to continue")
     add("--remember", nargs="+", default=[], metavar="FILE", help="documents to read first, in this order")
     add("--memory", choices=["on", "frozen", "off"], default="on",
-        help="on: read and write; frozen: read what was remembered, but write no prompt or answer; off: the memory "
-        "of the start, never written (default: on)")  # fmt: skip
-    add("--max-new-tokens", type=positive_int, default=100, metavar="N", help="most tokens to write (default: 100)")
+        help="on: read and write; frozen: read what was remembered, but do not write prompt or answer; off: use "
+        "the initial memory and never write (default: on)")  # fmt: skip
+    add("--max-new-tokens", type=positive_int, default=100, metavar="N", help="most tokens to generate (default: 100)")
     add("--temperature", type=float, default=0.0, metavar="X",
-        help="0 takes the most probable token, higher values are freer (default: 0)")  # fmt: skip
-    add("--top-k", type=non_negative_int, default=0, metavar="N", help="choose among so many tokens; 0 for all")
-    add("--top-p", type=fraction, default=1.0, metavar="P", help="choose among the likeliest that make P (default: 1)")
-    add("--repetition-penalty", type=positive_float, default=1.0, metavar="X", help="above 1 avoids repetition")
-    add("--seed", type=int, default=0, metavar="N", help="of sampling (default: 0)")
-    add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ...; auto takes cuda where there is one")
+        help="sampling temperature; 0 is greedy decoding (default: 0)")  # fmt: skip
+    add("--top-k", type=non_negative_int, default=0, metavar="N", help="sample from the N likeliest tokens; 0 for all")
+    add("--top-p", type=fraction, default=1.0, metavar="P", help="nucleus sampling: probability mass (default: 1)")
+    add("--repetition-penalty", type=positive_float, default=1.0, metavar="X", help="above 1: penalise repetition")
+    add("--seed", type=int, default=0, metavar="N", help="random seed of sampling (default: 0)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ...; auto selects cuda if available")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""Show what a dataset (.bin/.idx) holds and whether it is whole. Example:
+"""Show what a dataset (.bin/.idx) contains and check that it is complete. Example:
 
 python tools/inspect_dataset.py --input data/books_text_document --check --samples 3 --tokenizer-model tokenizer.model
 
-Exit status 1 when anything is wrong.
+exits with status 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
     parser = tool_parser(__doc__)
     add = parser.add_argument
-    add("--input", required=True, metavar="PREFIX", help="dataset, without .bin or .idx")
-    add("--check", action="store_true", help="read every token too: vocabulary, EOD, SHA-256")
-    add("--samples", type=int, default=0, metavar="N", help="show the text of N documents; needs the tokenizer")
+    add("--input", required=True, metavar="PREFIX", help="prefix of the dataset, without .bin or .idx")
+    add("--check", action="store_true", help="also read every token to check vocabulary, EOD and SHA-256")
+    add("--samples", type=int, default=0, metavar="N", help="show the text of N documents (requires the tokenizer)")
     add_tokenizer_flags(parser)
-    add("--seed", type=int, default=1234, help="draws the documents to show (default: 1234)")
-    add("--png", type=Path, metavar="FILE", help="also draw the length histogram (needs matplotlib)")
+    add("--seed", type=int, default=1234, help="random seed for the choice of documents (default: 1234)")
+    add("--png", type=Path, metavar="FILE", help="also plot a histogram of document lengths (requires matplotlib)")
     return parser
 
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from megatron_fwpkm.data.tokenizers import build_tokenizer
 
     if args.png is not None and not args.png.absolute().parent.is_dir():
-        raise ValueError(f"--png {args.png}: there is no folder {args.png.parent}")
+        raise ValueError(f"--png {args.png}: the folder {args.png.parent} does not exist")
     asked = args.samples > 0 or args.tokenizer_model is not None
     tokenizer = build_tokenizer(tokenizer_config(args)) if asked else None
     found = inspect_dataset(args.input, check_tokens=args.check)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(found.histogram_text())
     if args.png is not None:
         write_histogram(found, args.png)
-        print(f"  drawn in {args.png}")
+        print(f"  plotted to {args.png}")
     if tokenizer is not None:
         for number, text in sample_documents(found.info, tokenizer, args.samples, args.seed):
             print(f"--- document {number}\n{text[:2000]}")

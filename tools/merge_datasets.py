@@ -1,4 +1,4 @@
-"""Join datasets (.bin/.idx) made with one tokenizer, in order. Examples:
+"""Concatenate datasets (.bin/.idx) made with the same tokenizer. Examples:
 
 python tools/merge_datasets.py --input data/books_text_document data/web_text_document --output-prefix data/all
 python tools/merge_datasets.py --input 'data/web-*-of-00016_text_document' --output-prefix data/web_text_document
@@ -19,10 +19,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
     parser = tool_parser(__doc__)
     add = parser.add_argument
-    add("--input", nargs="+", required=True, metavar="PREFIX", help="datasets; patterns are expanded in order of name")
+    add("--input", nargs="+", required=True, metavar="PREFIX", help="datasets; patterns expand in alphabetical order")
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin, PREFIX.idx and PREFIX.json")
-    add("--deduplicate", action="store_true", help="of documents with the same tokens keep the first (100 bytes each)")
-    add("--overwrite", action="store_true", help="replace a dataset that exists")
+    add("--deduplicate", action="store_true", help="drop documents whose tokens occurred before (100 bytes each)")
+    add("--overwrite", action="store_true", help="replace an existing dataset")
     return parser
 
 

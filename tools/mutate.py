@@ -1,12 +1,12 @@
-r"""Measure how many small faults the tests of a room would not notice. Example:
+r"""Mutation testing: measure how many small faults the tests of a room would miss. Example:
 
 python tools/mutate.py --room data --count 20 --seed 0
 
-draws 20 mutants from the sources in megatron_fwpkm/data: a comparison flipped, a constant changed, a condition negated,
-a statement or an argument dropped, a sign or an operator swapped, None returned. Each is planted into a copy of the
-project, in which the tests of the room run until one fails: the mutant is killed. What survives is printed with its
-place: a test is missing there, or the fault changes nothing that matters, which a person has to judge. The working tree
-is never touched; the same command goes on where it stopped, and a larger --count keeps the verdicts that are there.
+draws 20 mutants of the sources in megatron_fwpkm/data: a comparison flipped, a constant changed, a condition negated,
+a statement or an argument dropped, a sign or an operator swapped, None returned. Each is applied to a copy of the
+project, and the tests of the room run there until one fails: the mutant is killed. Survivors are printed with their
+location: either a test is missing, or the fault changes nothing that matters; a person has to judge. The working tree
+is never touched. The same command continues where it stopped; a larger --count keeps the existing verdicts.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     add = parser.add_argument
     add("--room", required=True, metavar="NAME", help="folder of megatron_fwpkm")
-    add("--count", type=positive_int, default=20, metavar="N", help="mutants to draw (default: 20)")
-    add("--seed", type=non_negative_int, default=0, metavar="N", help="seed of the draw (default: 0)")
-    add("--tests", nargs="+", metavar="PATH", help="what to run on each (default: the tests of the room)")
-    add("--marker", default="not slow", metavar="TEXT", help="which of them, pytest's -m (default: 'not slow')")
+    add("--count", type=positive_int, default=20, metavar="N", help="number of mutants to draw (default: 20)")
+    add("--seed", type=non_negative_int, default=0, metavar="N", help="random seed of the draw (default: 0)")
+    add("--tests", nargs="+", metavar="PATH", help="tests to run on each mutant (default: the tests of the room)")
+    add("--marker", default="not slow", metavar="TEXT", help="select among them, as pytest's -m (default: 'not slow')")
     add("--time-limit", type=positive_float, metavar="S",
-        help="seconds per mutant (default: three times what the tests take unchanged, and 60 more)")  # fmt: skip
+        help="seconds per mutant (default: three times the time of the unchanged tests, plus 60)")  # fmt: skip
     add("--output", type=Path, metavar="FILE",
-        help="verdicts as JSON lines (default: runs/mutation/ROOM-SEED.jsonl)")  # fmt: skip
-    add("--overwrite", action="store_true", help="measure anew what is already in --output")
-    add("--list", action="store_true", help="print the mutants of the draw and run nothing")
+        help="JSON lines file for the verdicts (default: runs/mutation/ROOM-SEED.jsonl)")  # fmt: skip
+    add("--overwrite", action="store_true", help="discard the verdicts in --output and measure again")
+    add("--list", action="store_true", help="print the drawn mutants and run no tests")
     return parser
 
 

@@ -1,9 +1,9 @@
-r"""Turn text into Megatron datasets (.bin/.idx). Example:
+r"""Tokenize text into Megatron datasets (.bin/.idx). Example:
 
 python tools/preprocess_data.py --input books.jsonl.gz --output-prefix data/books --tokenizer-model tokenizer.model \
     --append-eod --workers 8 --on-error skip
 
-writes data/books_text_document.bin, .idx and .json, to be given to pretrain.py as --data-path data/books_text_document.
+writes data/books_text_document.bin, .idx and .json. Train on them with `--data-path data/books_text_document`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = preprocess(options)
     except BaseException:
         if journal.exists() and journal.stat() != before:
-            print("what is done so far is kept: the same command with --resume goes on from there", file=sys.stderr)
+            print("the work so far is kept: run the same command with --resume to continue", file=sys.stderr)
         raise
     for line in report.bad_records:
         print(f"skipped {line}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Split a dataset (.bin/.idx) by whole documents into training, validation and test. Example:
+"""Split a dataset (.bin/.idx) by documents into training, validation and test data. Example:
 
 python tools/split_dataset.py --input data/all --output-prefix data/all --shares 98,1,1 --deduplicate
 
@@ -27,13 +27,13 @@ def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
     parser = tool_parser(__doc__)
     add = parser.add_argument
-    add("--input", required=True, metavar="PREFIX", help="dataset to split")
+    add("--input", required=True, metavar="PREFIX", help="prefix of the dataset to split")
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_train, PREFIX_valid and PREFIX_test")
-    shares = "shares of the documents for each of the three; 0 writes none (default: 98,1,1)"
+    shares = "relative shares of the documents; a part with share 0 is not written (default: 98,1,1)"
     add("--shares", type=_shares, default=[98.0, 1.0, 1.0], metavar="A,B,C", help=shares)
-    add("--seed", type=int, default=1234, help="draws which documents go where (default: 1234)")
-    add("--deduplicate", action="store_true", help="of documents with the same tokens keep the first")
-    add("--overwrite", action="store_true", help="replace datasets that exist")
+    add("--seed", type=int, default=1234, help="random seed of the split (default: 1234)")
+    add("--deduplicate", action="store_true", help="drop documents whose tokens occurred before")
+    add("--overwrite", action="store_true", help="replace existing datasets")
     return parser
 
 

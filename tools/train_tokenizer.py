@@ -21,31 +21,31 @@ def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
     parser = tool_parser(__doc__)
     add = parser.add_argument
-    inputs = "files, patterns or folders: jsonl, JSON arrays, txt, parquet; plain, gzip, bzip2, xz, zstd by content"
+    inputs = "files, patterns or folders; jsonl, JSON arrays, txt or parquet; plain, gzip, bzip2, xz or zstd"
     add("--input", nargs="+", required=True, metavar="PATH", help=inputs)
     add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.model and PREFIX.vocab")
-    add("--vocab-size", type=int, required=True, metavar="N", help="number of pieces, all of them counted")
+    add("--vocab-size", type=int, required=True, metavar="N", help="vocabulary size, including special tokens")
     add(
         "--character-coverage",
         type=float,
         default=0.9995,
         metavar="SHARE",
-        help="share of the corpus's characters that get a piece; the others are written in bytes (default: 0.9995)",
+        help="fraction of the corpus's characters that get a piece; the rest are encoded as bytes (default: 0.9995)",
     )
-    pad = "a piece <pad> with id 3 for batches of exported models; no document has it (default: yes)"
+    pad = "add a <pad> token with id 3, for batches of exported models; no document contains it (default: yes)"
     add("--pad-token", action=argparse.BooleanOptionalAction, default=True, help=pad)
-    add("--extra-pieces", nargs="+", default=[], metavar="PIECE", help="texts that always become one piece")
-    sample = "share of the documents to train on, chosen by their hash; for corpora that do not fit memory (default: 1)"
+    add("--extra-pieces", nargs="+", default=[], metavar="PIECE", help="strings that always become one piece")
+    sample = "fraction of the documents to train on, chosen by hash; for corpora larger than memory (default: 1)"
     add("--sample-fraction", type=float, default=1.0, metavar="SHARE", help=sample)
-    add_json_keys(parser, "keys with text, all of which it learns from")
+    add_json_keys(parser, "JSON keys of the text; the tokenizer learns from all of them")
     add(
         "--normalization",
         choices=["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"],
         default="identity",
-        help="identity keeps every character; the others change characters and join white space (default: identity)",
+        help="identity keeps every character; the others change characters and merge white space (default: identity)",
     )
-    add("--on-error", choices=["fail", "skip"], default="fail", help="what a bad record does (default: fail)")
-    add("--overwrite", action="store_true", help="replace a tokenizer that exists")
+    add("--on-error", choices=["fail", "skip"], default="fail", help="for a bad record: stop or skip (default: fail)")
+    add("--overwrite", action="store_true", help="replace an existing tokenizer")
     return parser
 
 

@@ -20,10 +20,10 @@ def test_a_good_subject_passes(tmp_path, capsys, subject):
     ("subject", "said"),
     [
         ("Sum the rows", "is not of the form `[room] Verb object`"),
-        ("[attic] Sum the rows", "'attic' is no room; choose one of: benchmarks, build, checkpoint, config"),
-        ("[ops] Sum " + "x" * 63, "has 73 characters, and 72 are the most"),
-        ("[ops] sum the rows", "begins with a capital"),
-        ("[ops] Sum the rows.", "ends without a full stop"),
+        ("[attic] Sum the rows", "'attic' is not a room; choose one of: benchmarks, build, checkpoint, config"),
+        ("[ops] Sum " + "x" * 63, "has 73 characters; the limit is 72"),
+        ("[ops] sum the rows", "begin with a capital"),
+        ("[ops] Sum the rows.", "end without a full stop"),
         ("", "is not of the form"),
     ],
 )

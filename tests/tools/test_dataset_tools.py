@@ -37,11 +37,11 @@ def test_the_way_of_the_guide(tmp_path: Path) -> None:
         tmp_path / "h.png", name="inspect_dataset",
     )  # fmt: skip
     assert shown.returncode == 0 and "--- document" in shown.stdout and "25" in shown.stdout, shown.stderr
-    assert (tmp_path / "h.png").is_file() and f"drawn in {tmp_path / 'h.png'}" in shown.stdout
+    assert (tmp_path / "h.png").is_file() and f"plotted to {tmp_path / 'h.png'}" in shown.stdout
     other = train_tokenizer(TokenizerOptions((str(raw),), str(tmp_path / "other"), 289)).model
     for flags, told in (
         (("--tokenizer-model", other), "was made with another tokenizer (SentencePieceTokenizer, 290 ids)"),
-        (("--png", tmp_path / "absent" / "h.png"), "there is no folder"),
+        (("--png", tmp_path / "absent" / "h.png"), "absent does not exist"),
     ):
         wrong = tool("--input", f"{merged}_train", "--check", *flags, name="inspect_dataset")
         assert wrong.returncode == 1 and told in wrong.stderr, wrong.stderr

@@ -17,19 +17,19 @@ _KINDS = ("SentencePieceTokenizer", "HuggingFaceTokenizer", "TikTokenizer", "Byt
 def add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name a tokenizer, as pretrain.py has them."""
     add, default = parser.add_argument, DataConfig()
-    add("--tokenizer-type", choices=_KINDS, default=_KINDS[0], help=f"kind of tokenizer (default: {_KINDS[0]})")
-    path = "SentencePiece .model, folder with a tokenizer.json, or tiktoken ranks (.json, .tiktoken)"
+    add("--tokenizer-type", choices=_KINDS, default=_KINDS[0], help=f"type of the tokenizer (default: {_KINDS[0]})")
+    path = "SentencePiece .model file, folder with a tokenizer.json, or tiktoken ranks (.json, .tiktoken)"
     add("--tokenizer-model", metavar="PATH", help=path)
-    size = "numbers of NullTokenizer; cuts the ranks of TikTokenizer; otherwise checked against the tokenizer"
+    size = "vocabulary size of NullTokenizer; truncates TikTokenizer's ranks; must match any other tokenizer"
     add("--vocab-size", type=int, metavar="N", help=size)
-    pattern = "how TikTokenizer cuts text into words (default: v2)"
+    pattern = "pattern by which TikTokenizer splits text into words (default: v2)"
     add("--tiktoken-pattern", choices=["v1", "v2"], default=default.tiktoken_pattern, help=pattern)
-    reserved = f"ids of TikTokenizer in front of its ranks (default: {default.tiktoken_num_special_tokens})"
+    reserved = f"ids that TikTokenizer reserves before its ranks (default: {default.tiktoken_num_special_tokens})"
     add(
         "--tiktoken-num-special-tokens", type=int, metavar="N", default=default.tiktoken_num_special_tokens,
         help=reserved,
     )  # fmt: skip
-    names = f"names of the first of them (default: {' '.join(default.tiktoken_special_tokens)})"
+    names = f"names of the first special tokens of TikTokenizer (default: {' '.join(default.tiktoken_special_tokens)})"
     add(
         "--tiktoken-special-tokens", nargs="+", metavar="NAME", default=list(default.tiktoken_special_tokens),
         help=names,
@@ -38,7 +38,7 @@ def add_tokenizer_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_json_keys(parser: argparse.ArgumentParser, meaning: str) -> None:
     """Add --json-keys."""
-    syntax = "a.b is a key inside another, 'text|body' the first of these keys that holds text (default: text)"
+    syntax = "a.b is key b inside a; 'text|body' is the first of these keys that holds text (default: text)"
     help_text = f"{meaning}; {syntax}"
     parser.add_argument("--json-keys", "--json-key", nargs="+", default=["text"], metavar="KEY", help=help_text)
 
@@ -52,8 +52,8 @@ def tokenizer_config(args: argparse.Namespace) -> DataConfig:
     )  # fmt: skip
     if data.tokenizer_model is not None and data.tokenizer_type in TOKENIZERS_WITHOUT_FILE:
         raise ValueError(
-            f"--tokenizer-model {data.tokenizer_model} does nothing with --tokenizer-type {data.tokenizer_type}, which "
-            f"reads no file: leave it out, or name the type of the file"
+            f"--tokenizer-model {data.tokenizer_model} has no effect: --tokenizer-type {data.tokenizer_type} "
+            f"reads no file: remove it, or give the --tokenizer-type of this file"
         )
     for problem in idle_tiktoken_options(data):
         raise ValueError(problem)
@@ -63,55 +63,55 @@ def tokenizer_config(args: argparse.Namespace) -> DataConfig:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add every flag, named as the fields of PreprocessOptions."""
     add = parser.add_argument
-    inputs = "files, patterns, folders or -: jsonl, JSON arrays, txt, parquet; plain, gzip, bzip2, xz, zstd by content"
+    inputs = "files, patterns, folders or -; jsonl, JSON arrays, txt or parquet; plain, gzip, bzip2, xz or zstd"
     add("--input", nargs="+", required=True, metavar="PATH", help=inputs)
-    add("--output-prefix", required=True, metavar="PREFIX", help="datasets are PREFIX_KEY_document.{bin,idx,json}")
-    add_json_keys(parser, "keys with text, a dataset each, named after its (first) key")
-    add("--blend-keys", action="store_true", help="one dataset with the documents of all keys, record by record")
+    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_KEY_document.{bin,idx,json}")
+    add_json_keys(parser, "JSON keys of the text; each makes a dataset, named after the (first) key")
+    add("--blend-keys", action="store_true", help="write one dataset with the documents of all keys, record by record")
     add_tokenizer_flags(parser)
-    add("--append-eod", action=argparse.BooleanOptionalAction, default=False, help="end every document with EOD")
-    add("--prepend-bos", action="store_true", help="begin every document with BOS")
-    control = "a control token spelt out, such as </s>, stays text, becomes the token, or makes the record bad"
+    add("--append-eod", action=argparse.BooleanOptionalAction, default=False, help="append EOD to every document")
+    add("--prepend-bos", action="store_true", help="prepend BOS to every document")
+    control = "treat a control token in the text, such as </s>, as text, as the token, or as a bad record"
     add("--control-tokens", choices=["text", "parse", "fail"], default="text", help=f"{control} (default: text)")
     add(
         "--workers",
         type=int,
         default=1,
         metavar="N",
-        help="processes that tokenize; the output is the same (default: 1)",
+        help="number of tokenizing processes; the output does not depend on it (default: 1)",
     )
-    on_error = "a bad record ends the run, is left out, or is also kept in PREFIX_quarantine.jsonl (default: fail)"
+    on_error = "for a bad record: stop, skip it, or skip it and keep it in PREFIX_quarantine.jsonl (default: fail)"
     add("--on-error", choices=["fail", "skip", "quarantine"], default="fail", help=on_error)
-    txt = "what a document is in txt files; blank lines part paragraphs (default: file)"
+    txt = "what one document is in txt files; blank lines separate paragraphs (default: file)"
     add("--txt-documents", choices=["file", "paragraph", "line"], default="file", help=txt)
-    bad_bytes = "what is no UTF-8, and NUL, makes the record bad, becomes U+FFFD, or is left out (default: reject)"
+    bad_bytes = "invalid UTF-8 and NUL: reject the record, replace them with U+FFFD, or drop them (default: reject)"
     add("--bad-bytes", choices=["reject", "replace", "drop"], default="reject", help=bad_bytes)
-    faster = "a faster way to the same tokens, checked on every run; auto takes the fastest there is (default: auto)"
+    faster = "faster tokenization, checked to give the same tokens; auto selects the fastest available (default: auto)"
     add("--accelerator", choices=["auto", "gigatoken", "segments", "none"], default="auto", help=faster)
     add("--verify", type=int, default=0, metavar="N", help="read N documents back and compare them with their text")
-    add("--resume", action="store_true", help="go on where a killed run of the same command was; nothing if it is done")
-    add("--shard-id", type=int, metavar="I", help="which of --num-shards this run makes, from 0")
-    shards = "cut the input into N parts of about one size, a run each; tools/merge_datasets.py joins them (default: 1)"
+    add("--resume", action="store_true", help="continue an interrupted run of the same command")
+    add("--shard-id", type=int, metavar="I", help="which of the --num-shards parts this run makes, counted from 0")
+    shards = "split the input into N similar parts, one run each; tools/merge_datasets.py joins them (default: 1)"
     add("--num-shards", type=int, default=1, metavar="N", help=shards)
-    add("--overwrite", action="store_true", help="replace datasets that exist")
+    add("--overwrite", action="store_true", help="replace existing datasets")
 
 
-_SENTENCES = "remove it: texts are not split into sentences, for language models read whole documents"
+_SENTENCES = "remove it: texts are not split into sentences, because language models read whole documents"
 _FOLDER = "give --tokenizer-type HuggingFaceTokenizer and its folder as --tokenizer-model"
-_PROGRESS = "remove it: progress is shown by time, and the speed at the end"
+_PROGRESS = "remove it: progress is shown at fixed time intervals, and the speed at the end"
 _WORKERS = "remove it: give --workers the number of cores; the output is the same with any number"
-_PARTS = "give --num-shards and --shard-id, a run per part, and join them with tools/merge_datasets.py"
-_VOCABULARY = "remove it: the vocabulary is padded in training, not in a corpus"
-_AS_IT_SAYS = "remove it: a tokenizer is used as its file says"
-_NULL = "remove it: NullTokenizer takes --vocab-size numbers, and the next one ends documents"
+_PARTS = "run once per part with --num-shards and --shard-id, and join the parts with tools/merge_datasets.py"
+_VOCABULARY = "remove it: the vocabulary is padded in training, not in the dataset"
+_AS_IT_SAYS = "remove it: the settings in the tokenizer's file apply"
+_NULL = "remove it: NullTokenizer has the ids below --vocab-size, and --vocab-size itself is the EOD id"
 
 MEGATRON_PREPROCESS_FLAGS = {
     "append-bos": "write --prepend-bos, which begins every document with BOS",
-    "chat-template": "remove it: a corpus is plain text; write dialogues out in the text",
+    "chat-template": "remove it: a corpus is plain text; render dialogues as text first",
     "dataset-impl": "remove it: datasets are memory-mapped .bin and .idx files",
     "find-optimal-num-workers": _WORKERS,
     "keep-newlines": _SENTENCES,
-    "keep-sequential-samples": "remove it: documents keep their order, also with --num-shards",
+    "keep-sequential-samples": "remove it: documents always keep their order, also with --num-shards",
     "lang": _SENTENCES,
     "log-interval": _PROGRESS,
     "max-documents": _WORKERS,
@@ -128,10 +128,10 @@ MEGATRON_PREPROCESS_FLAGS = {
     "tokenizer-metadata": _AS_IT_SAYS,
     "tokenizer-sentencepiece-ignore-extra-whitespaces": _AS_IT_SAYS,
     "tokenizer-sentencepiece-legacy": _AS_IT_SAYS,
-    "tokenizer-special-tokens": "give --tiktoken-special-tokens for TikTokenizer; other tokenizers name their own",
-    "trust-remote-code": "remove it: code in a tokenizer's folder is never run",
+    "tokenizer-special-tokens": "give --tiktoken-special-tokens for TikTokenizer; other tokenizers define their own",
+    "trust-remote-code": "remove it: code in a tokenizer's folder is never executed",
     "use-gigatoken": "write --accelerator gigatoken",
-    "vocab-extra-ids": "remove it: a tokenizer has the pieces of its file",
+    "vocab-extra-ids": "remove it: the vocabulary is the one in the tokenizer's file",
     "vocab-file": _FOLDER,
     "workers-to-check": _WORKERS,
 }

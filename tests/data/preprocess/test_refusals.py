@@ -61,8 +61,8 @@ def test_a_bad_record_ends_the_training_of_a_tokenizer_at_once(tmp_path: Path) -
             "--tiktoken-special-tokens <s> </s> --tokenizer-type NullTokenizer",
             "--tiktoken-special-tokens <s> </s> does",
         ),
-        ("--tokenizer-model a --tokenizer-type ByteLevelTokenizer", "--tokenizer-model a does nothing with"),
-        ("--tokenizer-model a --tokenizer-type NullTokenizer", "which reads no file: leave it out"),
+        ("--tokenizer-model a --tokenizer-type ByteLevelTokenizer", "--tokenizer-model a has no effect"),
+        ("--tokenizer-model a --tokenizer-type NullTokenizer", "reads no file: remove it"),
     ],
 )
 def test_flags_of_other_tokenizers(words: str, message: str) -> None:
