@@ -105,7 +105,8 @@ class ForwardSteps(Protocol):
 class BackwardSteps(Protocol):
     """One backward pass, last piece first.
 
-    Made of (inputs, adjoint plan, positions, old rows, errors, gradient of the reads [returned rows, D]).
+    Made of (inputs, adjoint plan, positions, old rows, errors, gradient of the reads [returned rows, D], and whether
+    the gradient of the table itself is asked for).
 
     Attributes:
         adjoint: [rows of the adjoint plan, D], gradient of the touched rows of the table after the piece at hand.
@@ -127,16 +128,16 @@ class ValueSteps:
     """What one implementation adds to the driver.
 
     Attributes:
-        lay_out: (plan, pieces) -> what the steps need of the plan in a form of their own.
+        lay_out: (plan, pieces, scales) -> what the steps need of the plan in a form of their own.
         forward: makes :class:`ForwardSteps`.
         backward: makes :class:`BackwardSteps`.
         read_rows: (table [N, D], slots [R, J], slot_weights [R, J]) -> reads [R, D], without gradient.
         counts_rows: buffers have as many rows as are used, which the host asks for; otherwise as many as there may be.
     """
 
-    lay_out: Callable[[WritePlan, list[ValuePiece]], Any]
+    lay_out: Callable[[WritePlan, list[ValuePiece], Tensor], Any]
     forward: Callable[[ValueInputs, Tensor, list[Position], Tensor, bool], ForwardSteps]
-    backward: Callable[[ValueInputs, AdjointPlan, list[Position], list[Tensor], list[Tensor], Tensor], BackwardSteps]
+    backward: Callable[..., BackwardSteps]
     read_rows: Callable[[Tensor, Tensor, Tensor], Tensor]
     counts_rows: bool
 
@@ -208,7 +209,7 @@ class ValueChain(torch.autograd.Function):
         """Read and write piece by piece."""
         keep = any(ctx.needs_input_grad)
         recompute = keep and options.undo_log == "recompute"
-        layout = options.steps.lay_out(options.plan, options.pieces)
+        layout = options.steps.lay_out(options.plan, options.pieces, options.scales)
         constants = options.scales, options.plan, layout, options.shift, options.rounding
         slot_weights, write_weights, targets = (x.contiguous() for x in (slot_weights, write_weights, targets))
         inputs = ValueInputs(slot_weights, write_weights, targets, *constants)
@@ -262,19 +263,24 @@ def _run(
 
 def _first_values(table: Tensor, options: ValueOptions, log: ValueLog | None) -> Tensor:
     """The rows of all slots of a call before its first write, in the order of the adjoint; they undo all its writes."""
-    num_slots = table.shape[0]
-    slots = make_adjoint_plan(options.plan, options.pieces, num_slots, False).slots
-    in_use: Tensor | None = slots < num_slots
-    if options.steps.counts_rows:
-        slots, in_use = slots[: int((slots < num_slots).sum())], None
-    else:
-        # Rows that are not in use repeat the first one, which is.
-        slots = torch.where(slots < num_slots, slots, slots[0])
+    slots = _adjoint_plan(options, table.shape[0]).slots
+    in_use = slots < table.shape[0]
+    # Rows that are not in use repeat the first one, which is.
+    slots = torch.where(in_use, slots, slots[0])
     # With `out` given, index_select is five times faster on CPU than without.
     first = torch.index_select(table, 0, slots, out=table.new_empty(slots.shape[0], table.shape[1]))
     if log is not None and not options.frozen and any(piece.write_stop > piece.start for piece in options.pieces):
-        log.add(slots, first, in_use)
+        log.add(slots, first, None if options.steps.counts_rows else in_use)
     return first
+
+
+def _adjoint_plan(options: ValueOptions, num_slots: int) -> AdjointPlan:
+    """The distinct slots of a call; only those that are in use, if the steps count them."""
+    adjoint_plan = make_adjoint_plan(options.plan, num_slots)
+    if options.steps.counts_rows:
+        slots = adjoint_plan.slots
+        return adjoint_plan._replace(slots=slots[: int((slots < num_slots).sum())])
+    return adjoint_plan
 
 
 def _gradients(ctx: Any, grad_reads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
@@ -283,7 +289,7 @@ def _gradients(ctx: Any, grad_reads: Tensor) -> tuple[Tensor | None, Tensor, Ten
     options: ValueOptions = ctx.options
     wants_values: bool = ctx.needs_input_grad[0]
     inputs: ValueInputs = ctx.inputs._replace(slot_weights=slot_weights, write_weights=write_weights)
-    adjoint_plan = make_adjoint_plan(options.plan, options.pieces, ctx.num_slots, wants_values)
+    adjoint_plan = _adjoint_plan(options, ctx.num_slots)
     if options.undo_log == "recompute":
         targets, first = saved
         # The same sums of the same rows as in forward, on a table that has no others: the same bits.
@@ -293,7 +299,7 @@ def _gradients(ctx: Any, grad_reads: Tensor) -> tuple[Tensor | None, Tensor, Ten
     else:
         old_rows, errors = saved[: ctx.num_old_rows], saved[ctx.num_old_rows :]
     positions = _positions(options.pieces)
-    steps = options.steps.backward(inputs, adjoint_plan, positions, old_rows, errors, grad_reads)
+    steps = options.steps.backward(inputs, adjoint_plan, positions, old_rows, errors, grad_reads, wants_values)
     for position in reversed(positions):
         is_last = position.number == len(positions) - 1
         written = bool(position.written) and not options.frozen and not is_last

@@ -65,29 +65,59 @@ class AdjointPlan(NamedTuple):
 
     Attributes:
         rows: [P] int64, for every pair the row of its slot.
-        sources: [P] int64, for every pair the row that holds its slot's gradient after its piece, or -1 where no later
-            piece reads the slot and the gradient is zero.
-        sinks: [P] int64, for every pair the row to which its piece adds, or -1 where nobody asks for the sum: no
-            earlier piece reads the slot and the table itself needs no gradient.
         slots: [min(P, num_slots)] int64, the slot of every row, ascending; `num_slots` for rows that are not in use.
+        order: [P] int64, positions of the write plan sorted by slot, pieces ascending within a slot.
     """
 
     rows: Tensor
-    sources: Tensor
-    sinks: Tensor
     slots: Tensor
+    order: Tensor
 
     def on_rows(self, plan: WritePlan) -> WritePlan:
         """The plan for a table that has only these rows, in this order."""
         return plan._replace(pair_slots=self.rows.view_as(plan.pair_slots), slots=self.rows[plan.order])
+
+    def links(self, plan: WritePlan, pieces: list[ValuePiece], wants_table: bool) -> tuple[Tensor, Tensor]:
+        """Which rows other pieces have to do with.
+
+        Args:
+            plan: of the writes.
+            pieces: consecutive.
+            wants_table: the gradient of the initial table is asked for.
+
+        Returns:
+            sources: [P] int64, for every pair the row that holds its slot's gradient after its piece, or -1 where no
+                later piece reads the slot and the gradient is zero.
+            sinks: [P] int64, for every pair the row to which its piece adds, or -1 where nobody asks for the sum: no
+                earlier piece reads the slot and the table itself needs no gradient.
+        """
+        width = plan.pair_slots.shape[1]
+        piece_of = torch.empty_like(plan.order)
+        for number, piece in enumerate(pieces):
+            piece_of[piece.start * width : piece.stop * width] = number
+        heads, lengths, _ = _segments(plan.slots[self.order])
+        touched_by, pairs = piece_of[self.order], plan.order[self.order]
+        nowhere = self.rows.new_full((), -1)
+
+        def rows_where(touched: Tensor) -> Tensor:
+            return torch.where(torch.empty_like(touched).scatter_(0, pairs, touched), self.rows, nowhere)
+
+        sources = rows_where(touched_by < touched_by[heads + lengths - 1])
+        return sources, self.rows if wants_table else rows_where(touched_by > touched_by[heads])
+
+
+def _is_head(ordered: Tensor) -> Tensor:
+    """Whether a position of a sorted list holds another number than the one before."""
+    is_head = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=is_head[1:])
+    return is_head
 
 
 def _segments(ordered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """First position and length of the segment of every position of a sorted list, and whether it is the first."""
     total = ordered.shape[0]
     positions = torch.arange(total, device=ordered.device)
-    is_head = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[1:], ordered[:-1], out=is_head[1:])
+    is_head = _is_head(ordered)
     heads = positions.masked_fill(~is_head, 0).cummax(0).values
     # A segment ends where the next one begins: a running minimum from the right.
     is_last = is_head.roll(-1)
@@ -120,32 +150,19 @@ def make_write_plan(slot_indices: Tensor, pieces: list[ValuePiece], num_slots: i
     return WritePlan(slot_indices, order, ordered % num_slots, heads, lengths, counts, places, is_head)
 
 
-def make_adjoint_plan(plan: WritePlan, pieces: list[ValuePiece], num_slots: int, wants_table: bool) -> AdjointPlan:
-    """Number the distinct slots of a call, and find for every pair whether other pieces touch its slot.
+def make_adjoint_plan(plan: WritePlan, num_slots: int) -> AdjointPlan:
+    """Number the distinct slots of a call.
 
     Args:
-        plan: of the same pieces.
-        pieces: consecutive.
+        plan: of the writes.
         num_slots: rows of the table.
-        wants_table: the gradient of the initial table is asked for.
 
     Returns:
         The plan.
     """
-    total = plan.order.shape[0]
-    width = total // pieces[-1].stop
-    piece_of = torch.empty_like(plan.order)
-    for number, piece in enumerate(pieces):
-        piece_of[piece.start * width : piece.stop * width] = number
     # Stable, so that the pieces of a slot ascend.
     ordered, order = plan.slots.sort(stable=True)
-    heads, lengths, is_head = _segments(ordered)
-    touched_by = piece_of[order]
-    rows = is_head.cumsum(0) - 1
-    nowhere = rows.new_full((), -1)
-    sources = torch.where(touched_by < touched_by[heads + lengths - 1], rows, nowhere)
-    sinks = rows if wants_table else torch.where(touched_by > touched_by[heads], rows, nowhere)
-    pairs = plan.order[order]
-    slots = plan.slots.new_full((min(total, num_slots),), num_slots).scatter_(0, rows, ordered)
-    per_pair = [torch.empty_like(rows).scatter_(0, pairs, x) for x in (rows, sources, sinks)]
-    return AdjointPlan(per_pair[0], per_pair[1], per_pair[2], slots)
+    rows = _is_head(ordered).cumsum(0) - 1
+    slots = plan.slots.new_full((min(ordered.shape[0], num_slots),), num_slots).scatter_(0, rows, ordered)
+    per_pair = torch.empty_like(rows).scatter_(0, plan.order[order], rows)
+    return AdjointPlan(per_pair, slots, order)

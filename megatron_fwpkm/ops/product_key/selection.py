@@ -10,6 +10,7 @@ result does not depend on how tokens are batched, and equal scores go to the low
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -39,14 +40,12 @@ class Slots(NamedTuple):
     Attributes:
         indices: [heads, M, k] int64, slot = first sub-key * n + second sub-key.
         scores: [heads, M, k], sum of both halves' scores.
-        first: [heads, M, k] int64, position of the pair's first sub-key among the kept ones.
-        second: the same for the second half.
+        positions: [2, heads, M, k] int64, where the pair's sub-keys stand among the kept ones of their halves.
     """
 
     indices: Tensor
     scores: Tensor
-    first: Tensor
-    second: Tensor
+    positions: Tensor
 
 
 class SlotChoice(NamedTuple):
@@ -144,6 +143,13 @@ def select_sub_keys(queries: Tensor, sub_keys: Tensor, topk: int, score: str) ->
         return KeptSubKeys(torch.cat([b.indices for b in blocks], 1), torch.cat([b.costs for b in blocks], 1))
 
 
+@cache
+def _candidate_positions(topk: int) -> list[int]:
+    """First positions of all candidates, then second ones."""
+    pairs = [(i, j) for i in range(topk) for j in range(topk // (i + 1))]
+    return [i for i, _ in pairs] + [j for _, j in pairs]
+
+
 class PairCandidates:
     """Positions (i, j) in two descending lists whose sum can be among the topk largest sums: (i + 1) * (j + 1) <= topk.
 
@@ -155,9 +161,8 @@ class PairCandidates:
     """
 
     def __init__(self, topk: int, device: torch.device) -> None:
-        pairs = [(i, j) for i in range(topk) for j in range(topk // (i + 1))]
-        self.first = torch.tensor([i for i, _ in pairs], device=device)
-        self.second = torch.tensor([j for _, j in pairs], device=device)
+        self.positions = torch.tensor(_candidate_positions(topk), device=device).view(2, -1)
+        self.first, self.second = self.positions.unbind()
 
 
 def select_slots(scores: Tensor, indices: Tensor, num_subkeys: int, candidates: PairCandidates) -> Slots:
@@ -183,6 +188,6 @@ def select_slots(scores: Tensor, indices: Tensor, num_subkeys: int, candidates: 
         best, order = sums.gather(-1, ascending).sort(dim=-1, descending=True, stable=True)
         chosen = ascending.gather(-1, order)
     chosen, best = chosen[..., :topk].contiguous(), best[..., :topk].contiguous()
-    first, second = candidates.first[chosen], candidates.second[chosen]
-    slots = indices[:, 0].gather(-1, first) * num_subkeys + indices[:, 1].gather(-1, second)
-    return Slots(slots, best, first, second)
+    positions = candidates.positions[:, chosen]
+    slots = indices[:, 0].gather(-1, positions[0]) * num_subkeys + indices[:, 1].gather(-1, positions[1])
+    return Slots(slots, best, positions)

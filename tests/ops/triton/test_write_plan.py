@@ -17,7 +17,7 @@ PIECES = [ValuePiece(0, 9, 0, 7, 0, 9, 0), ValuePiece(9, 14, 9, 13, 11, 14, 9), 
 def test_pairs_are_sorted_by_piece_and_slot(num_slots: int, width: int) -> None:
     slots = random_slots(17, width, num_slots).to(DEVICE)
     plan = make_write_plan(slots, PIECES, num_slots)
-    segments = find_segments(plan, PIECES)
+    segments = find_segments(plan, PIECES, torch.ones(len(PIECES), device=DEVICE))
     expected: list[list[int]] = []
     position = 0
     for number, piece in enumerate(PIECES):
@@ -44,7 +44,8 @@ def test_pairs_are_sorted_by_piece_and_slot(num_slots: int, width: int) -> None:
 def test_adjoint_rows_are_the_distinct_slots_of_a_call(wants_table: bool) -> None:
     slots = random_slots(17, 3, 20).to(DEVICE)
     plan = make_write_plan(slots, PIECES, 20)
-    adjoint = make_adjoint_plan(plan, PIECES, 20, wants_table)
+    adjoint = make_adjoint_plan(plan, 20)
+    sources, sinks = adjoint.links(plan, PIECES, wants_table)
     distinct = slots.unique()
     assert torch.equal(adjoint.slots[: distinct.numel()], distinct)
     assert (adjoint.slots[distinct.numel() :] == 20).all() and adjoint.slots.shape == (20,)
@@ -54,8 +55,8 @@ def test_adjoint_rows_are_the_distinct_slots_of_a_call(wants_table: bool) -> Non
         row = distinct.tolist().index(slot)
         later, earlier = (any(slot in other for other in some) for some in (touched[number + 1 :], touched[:number]))
         assert adjoint.rows[pair].item() == row
-        assert adjoint.sources[pair].item() == (row if later else -1)
-        assert adjoint.sinks[pair].item() == (row if earlier or wants_table else -1)
+        assert sources[pair].item() == (row if later else -1)
+        assert sinks[pair].item() == (row if earlier or wants_table else -1)
 
 
 def test_nothing_waits_for_a_number() -> None:
@@ -65,7 +66,8 @@ def test_nothing_waits_for_a_number() -> None:
         slots = torch.empty(8 * 4096, 8, dtype=torch.int64)
         plan = make_write_plan(slots, pieces, 512 * 512)
         with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):
-            find_segments(plan, pieces)
-        adjoint = make_adjoint_plan(plan, pieces, 512 * 512, False)
-    assert plan.order.shape == plan.counts.shape == adjoint.sources.shape == (8 * 4096 * 8,)
+            find_segments(plan, pieces, torch.ones(8))
+        adjoint = make_adjoint_plan(plan, 512 * 512)
+        sources, _ = adjoint.links(plan, pieces, False)
+    assert plan.order.shape == plan.counts.shape == sources.shape == (8 * 4096 * 8,)
     assert adjoint.slots.shape == (min(8 * 4096 * 8, 512 * 512),)

@@ -68,8 +68,7 @@ class SparseKeySteps:
         scores = scores_of(kept.costs, self.options.score)
         slots = select_slots(scores.view(halves), kept.indices.view(halves), self.rows.num_subkeys, self._candidates)
         probabilities = scores[:, :moving].softmax(-1) if moving else None
-        positions = torch.stack([slots.first, slots.second])
-        return SlotChoice(slots.scores.transpose(0, 1), slots.indices.transpose(0, 1), positions, probabilities)
+        return SlotChoice(slots.scores.transpose(0, 1), slots.indices.transpose(0, 1), slots.positions, probabilities)
 
     def mean_probability(
         self, probabilities: Tensor, indices: Tensor, moving: int, readers: Readers | None = None

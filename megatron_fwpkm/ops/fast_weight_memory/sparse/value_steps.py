@@ -27,17 +27,6 @@ class _Pass:
         most_rows = max(position.rows for position in positions)
         device = inputs.slot_weights.device
         self.row_starts = torch.arange(0, most_rows * self.width, self.width, device=device)
-        self.steps = self._pair_steps()
-
-    def _pair_steps(self) -> Tensor:
-        """Step size of every pair, alpha of DESIGN 2.5: scale of its piece / readers of its slot, [P]."""
-        counts = self.plan.counts[self.segments.starts]
-        steps = torch.empty_like(self.slot_weights)
-        for position in self.positions:
-            segments, pairs = self.ranges(position)
-            step = self.inputs.scales[position.number] / counts[segments]
-            torch.index_select(step, 0, self.segments.places[pairs], out=steps[pairs])
-        return steps
 
     def ranges(self, position: Position) -> tuple[slice, slice]:
         """Segments and pairs of a piece."""
@@ -55,13 +44,14 @@ class _Forward(_Pass):
         super().__init__(inputs, positions)
         self.table = table
         starts = self.segments.starts
-        self.rows, self.slots = self.plan.slots[starts], slots[starts]
+        self.rows = self.plan.slots[starts]
+        self.slots = self.rows if slots is self.plan.slots else slots[starts]
         last = positions[-1]
         self.reads = inputs.slot_weights.new_empty(last.first_read + last.rows - last.first_kept, table.shape[1])
         self.old_rows: list[Tensor] = []
         self.errors: list[Tensor] = []
         self.squares = [self.reads.new_zeros(0)]
-        self.changes = (self.steps * self.slot_weights * self._pair_write_weights())[self.plan.order]
+        self.changes = (self.segments.steps * self.slot_weights * self._pair_write_weights())[self.plan.order]
         self.token_of_pair = self.plan.order // self.width
 
     def _pair_write_weights(self) -> Tensor:
@@ -123,6 +113,7 @@ class _Backward(_Pass):
         old_rows: list[Tensor],
         errors: list[Tensor],
         grad_reads: Tensor,
+        wants_table: bool,
     ) -> None:
         super().__init__(inputs, positions)
         self.old_rows, self.errors, self.grad_reads = old_rows, errors, grad_reads
@@ -168,7 +159,7 @@ class _Backward(_Pass):
         pushed = self.adjoint.index_select(0, self.adjoint_rows[self.ranges(position)[0]])
         head = slice(piece.start * self.width, piece.write_stop * self.width)
         places, starts = self.segments.places[head], self.row_starts[:written]
-        grad_written = sum_rows(pushed, places, starts, self.steps[head] * self.slot_weights[head])
+        grad_written = sum_rows(pushed, places, starts, self.segments.steps[head] * self.slot_weights[head])
         tokens = slice(piece.token, piece.token + written)
         weights = self.inputs.write_weights[tokens].unsqueeze(1)
         self.grad_write_weights[tokens] = -(grad_written * error).sum(-1)
@@ -177,7 +168,7 @@ class _Backward(_Pass):
         grad_read = grad_read.clone()
         grad_read[:written] -= grad_written
         dots = paired_dots(error * weights, pushed, places, starts, self.owners[: written * self.width])
-        torch.mul(dots, -self.steps[head], out=self.grad_slot_weights[head])
+        torch.mul(dots, -self.segments.steps[head], out=self.grad_slot_weights[head])
         return grad_read
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:

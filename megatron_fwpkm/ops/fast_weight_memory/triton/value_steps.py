@@ -127,6 +127,7 @@ class _Backward(_Pass):
         old_rows: list[Tensor],
         errors: list[Tensor],
         grad_reads: Tensor,
+        wants_table: bool,
     ) -> None:
         columns = grad_reads.shape[1]
         super().__init__(inputs, positions, columns, grad_reads.itemsize)
@@ -136,11 +137,12 @@ class _Backward(_Pass):
         self.grad_slot_weights = grad_reads.new_zeros(rows, 2 * blocks, width)
         self.grad_write_weights = grad_reads.new_zeros(stream_rows, blocks)
         self.grad_targets = grad_reads.new_zeros(stream_rows, columns)
+        sources, sinks = adjoint_plan.links(self.plan, [position.piece for position in positions], wants_table)
         self.tensors |= {
             "ADJOINT": self.adjoint,
             "LOG": _bits(old_rows[0]),
-            "SOURCES": adjoint_plan.sources,
-            "SINKS": adjoint_plan.sinks,
+            "SOURCES": sources,
+            "SINKS": sinks,
             "ERRORS": errors[0],
             "GRAD_READS": grad_reads,
             "GRAD_ROWS": grad_reads.new_empty(self.most_rows, columns),
@@ -185,7 +187,7 @@ def read_rows(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
     return reads
 
 
-def _nothing(plan: WritePlan, pieces: list[ValuePiece]) -> None:
+def _nothing(plan: WritePlan, pieces: list[ValuePiece], scales: Tensor) -> None:
     """The kernels take the plan as it is."""
 
 
