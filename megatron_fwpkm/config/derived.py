@@ -99,82 +99,26 @@ def value_bytes(config: PretrainConfig) -> int:
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """Slow weights of one part of the model: `sharded` ones are spread over tensor-parallel ranks."""
+class ShardedCount:
+    """A number of parameters or bytes: `sharded` ones are spread over tensor-parallel ranks."""
 
     sharded: int = 0
     replicated: int = 0
 
     def on_rank(self, tensor_parallel: int) -> int:
-        """Parameters that one tensor-parallel rank holds."""
+        """What one tensor-parallel rank holds."""
         return self.sharded // tensor_parallel + self.replicated
 
     @property
     def total(self) -> int:
-        """Parameters of the whole model."""
+        """All ranks together."""
         return self.sharded + self.replicated
 
-    def __add__(self, other: Parameters) -> Parameters:
-        return Parameters(self.sharded + other.sharded, self.replicated + other.replicated)
+    def __add__(self, other: ShardedCount) -> ShardedCount:
+        return ShardedCount(self.sharded + other.sharded, self.replicated + other.replicated)
 
-    def __mul__(self, count: int) -> Parameters:
-        return Parameters(self.sharded * count, self.replicated * count)
-
-
-def attention_parameters(model: ModelConfig) -> Parameters:
-    """One attention with the norm before it."""
-    hidden, head = model.hidden_size, kv_channels(model)
-    queries, keys = model.num_attention_heads * head, num_query_groups(model) * head
-    bias = int(model.add_bias_linear)
-    return Parameters(
-        sharded=(hidden + bias) * (queries + 2 * keys) + queries * hidden,
-        replicated=hidden + bias * hidden + (2 * head if model.qk_layernorm else 0),
-    )
-
-
-def mlp_parameters(model: ModelConfig) -> Parameters:
-    """One SwiGLU MLP with the norm before it."""
-    hidden, ffn, bias = model.hidden_size, ffn_hidden_size(model), int(model.add_bias_linear)
-    return Parameters(sharded=(hidden + bias) * 2 * ffn + ffn * hidden, replicated=hidden + bias * hidden)
-
-
-def memory_parameters(model: ModelConfig, fwpkm: FwPKMConfig) -> Parameters:
-    """Slow weights of one memory block: four norms and linears (DESIGN section 2); linears have biases."""
-    hidden, width = model.hidden_size, fwpkm.value_dim
-    query = hidden + (hidden + 1) * fwpkm.num_heads * fwpkm.key_dim
-    gate = hidden + hidden + 1 if fwpkm.gate else 0
-    return Parameters(
-        sharded=(hidden + 1) * width + width + width * hidden,  # value_proj, output_norm, output_proj.weight
-        replicated=query + gate + hidden + hidden,  # value_norm and output_proj.bias
-    )
-
-
-def embedding_parameters(model: ModelConfig, padded_vocab: int) -> Parameters:
-    """The token embedding."""
-    return Parameters(sharded=padded_vocab * model.hidden_size)
-
-
-def parameters_by_part(config: PretrainConfig, vocab_size: int) -> dict[str, Parameters]:
-    """Slow weights of the whole model by part; `vocab_size` is the tokenizer's, padding is added here."""
-    model = config.model
-    padded = padded_vocab_size(
-        vocab_size, model.make_vocab_size_divisible_by, config.parallel.tensor_model_parallel_size
-    )
-    parts = {
-        "embedding": embedding_parameters(model, padded),
-        "attention": attention_parameters(model) * model.num_layers,
-        "mlp": mlp_parameters(model) * model.num_layers,
-        "memory": memory_parameters(model, config.fwpkm) * len(config.fwpkm.layer_numbers),
-        "final norm": Parameters(replicated=model.hidden_size),
-    }
-    if model.untie_embeddings_and_output_weights:
-        parts["output"] = embedding_parameters(model, padded)
-    return parts
-
-
-def num_parameters(config: PretrainConfig, vocab_size: int) -> int:
-    """Slow weights of the whole model; `vocab_size` is the tokenizer's, padding is added here."""
-    return sum(part.total for part in parameters_by_part(config, vocab_size).values())
+    def __mul__(self, count: int) -> ShardedCount:
+        return ShardedCount(self.sharded * count, self.replicated * count)
 
 
 def chunk_layers(config: PretrainConfig) -> int:
@@ -191,20 +135,3 @@ def stage_layers(config: PretrainConfig, stage: int) -> tuple[int, ...]:
     share = chunk_layers(config)
     starts = [(chunk * stages + stage) * share for chunk in range(chunks)]
     return tuple(start + number for start in starts for number in range(1, share + 1))
-
-
-def stage_parameters(config: PretrainConfig, vocab_size: int, stage: int) -> Parameters:
-    """Slow weights of a pipeline stage over all its tensor-parallel ranks; tied embeddings live on both ends."""
-    model, last = config.model, config.parallel.pipeline_model_parallel_size - 1
-    layers = stage_layers(config, stage)
-    parts = parameters_by_part(config, vocab_size)
-    memories = len(frozenset(layers).intersection(config.fwpkm.layer_numbers))
-    found = (attention_parameters(model) + mlp_parameters(model)) * len(layers)
-    found += memory_parameters(model, config.fwpkm) * memories
-    if stage == 0:
-        found += parts["embedding"]
-    if stage == last:
-        found += parts["final norm"]
-        if "output" in parts or last > 0:
-            found += parts.get("output", parts["embedding"])
-    return found

@@ -31,6 +31,8 @@ class ModelConfig:
     """Width of the residual stream."""
     ffn_hidden_size: Annotated[int | None, AtLeast(1), AtMost(2**24), ARCHITECTURE, TAKEN_UNLESS_GIVEN] = None
     """Width of the SwiGLU MLP (default: 8/3 of --hidden-size, rounded up to a multiple of 64)."""
+    token_mixer: Annotated[tuple[str, ...], ARCHITECTURE] = ("attention",)
+    """Kind of token mixer; give one for all layers or one per layer. Choices: attention."""
     num_attention_heads: Annotated[int, AtLeast(1), AtMost(2**16), ARCHITECTURE, TAKEN_UNLESS_GIVEN] = 12
     """Number of attention heads (query heads)."""
     num_query_groups: Annotated[int | None, AtLeast(1), AtMost(2**16), ARCHITECTURE] = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .derived import stage_parameters, table_bytes
+from .derived import table_bytes
+from .parameter_counts import stage_parameters
 from .pretrain import PretrainConfig
 
 _DEVICE_BYTES = 2**40

@@ -12,9 +12,10 @@ from .batch_schedule import rampup_problems
 from .checkpoint_rules import checkpoint_problems
 from .chunk_rules import chunk_problems
 from .data_rules import data_problems
-from .derived import ffn_hidden_size, kv_channels, num_query_groups, replica_size, rotary_dim
+from .derived import kv_channels, num_query_groups, replica_size, rotary_dim
 from .field_metadata import values_out_of_range
 from .fwpkm import FwPKMConfig
+from .layer_kinds import LAYER_KINDS, Role, kinds_in_use
 from .loading import PREFIXES
 from .model import ModelConfig
 from .neighbours import near_divisors, near_multiples
@@ -47,16 +48,46 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
         for group in fields(config)
         for line in values_out_of_range(getattr(config, group.name), PREFIXES.get(group.name, ""))
     ]
+    alone += _mixers(config)
     if alone:
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
-        _attention, _windows, _memory, _layout, _pipeline, _context, activation_problems, training_problems,
+        _attention, _windows, _memory, _layout, _pipeline, _context, _kinds, activation_problems, training_problems,
         schedule_problems, data_problems, checkpoint_problems,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]
     if not found:
         found = list(size_problems(config))
     return [*found, *_batch(config, world_size), *chunk_problems(config, world_size)]
+
+
+def _mixers(config: PretrainConfig) -> Iterator[str]:
+    mixers, layers = config.model.token_mixer, config.model.num_layers
+    known = [kind.name for kind in LAYER_KINDS.values() if kind.role is Role.MIXER]
+    for name in dict.fromkeys(mixers):
+        if name not in known:
+            yield f"--token-mixer {name} is not known; choose one of: {', '.join(known)}"
+    if len(mixers) not in (1, layers):
+        yield (
+            f"--token-mixer names {len(mixers)} for --num-layers {layers}: give one for all layers or {layers}, one "
+            "per layer"
+        )
+
+
+def _kinds(config: PretrainConfig) -> Iterator[str]:
+    """What a kind of layer cannot do."""
+    context = config.parallel.context_parallel_size
+    for kind in kinds_in_use(config):
+        if context > 1 and not kind.context_parallel:
+            yield (
+                f"{kind.role.value} {kind.name} does not run with --context-parallel-size {context}: take "
+                "--context-parallel-size 1"
+            )
+        if config.data.reset_attention_mask and not kind.separates_documents:
+            yield (
+                f"{kind.role.value} {kind.name} cannot keep documents apart, as --reset-attention-mask asks: take "
+                "--no-reset-attention-mask"
+            )
 
 
 def _attention(config: PretrainConfig) -> Iterator[str]:
@@ -157,15 +188,11 @@ def _memory(config: PretrainConfig) -> Iterator[str]:
 
 
 def _layout(config: PretrainConfig) -> Iterator[str]:
-    parallel, model, fwpkm = config.parallel, config.model, config.fwpkm
+    parallel, model = config.parallel, config.model
     tensor = parallel.tensor_model_parallel_size
-    divided = {
-        "--num-attention-heads": model.num_attention_heads,
-        "--num-query-groups": num_query_groups(model),
-        "--ffn-hidden-size": ffn_hidden_size(model),
-    }
-    if fwpkm.layer_numbers:
-        divided |= {"--fwpkm-num-subkeys": fwpkm.num_subkeys, "--fwpkm-value-dim": fwpkm.value_dim}
+    divided: dict[str, int] = {}
+    for kind in kinds_in_use(config):
+        divided |= kind.divided(config)
     if parallel.sequence_parallel:
         divided["--seq-length"] = model.seq_length
     wrong = {flag: value for flag, value in divided.items() if value % tensor}

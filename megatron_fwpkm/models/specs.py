@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import (
@@ -21,12 +16,11 @@ from megatron.core.transformer.transformer_layer import (
 )
 from torch import Tensor
 
-from megatron_fwpkm.layers.attention import WindowedAttention
-from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
-from megatron_fwpkm.layers.norm import RMSNorm
-from megatron_fwpkm.layers.seeding import seeded
-from megatron_fwpkm.models.offload import offloading
-from megatron_fwpkm.models.transformer_config import FwPKMTransformerConfig
+from ..layers.norm import RMSNorm
+from ..layers.seeding import seeded
+from .kind_specs import KIND_SPECS
+from .offload import offloading
+from .transformer_config import FwPKMTransformerConfig
 
 
 @dataclass
@@ -65,13 +59,13 @@ class FwPKMTransformerLayer(TransformerLayer):
             )
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
-        """Pass ``hidden_states`` [s, b, h] through memory, attention and MLP; the rest as in megatron's layer."""
+        """Pass ``hidden_states`` [s, b, h] through memory, token mixer and MLP; the rest as in megatron's layer."""
         return self.forward_without_memory(self.memory(hidden_states), *args, **kwargs)
 
     def forward_without_memory(
         self, hidden_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor | None]:
-        """Pass what the memory made, [s, b, h], through attention and MLP: what may be recomputed or offloaded."""
+        """Pass what the memory made, [s, b, h], through token mixer and MLP: what may be recomputed or offloaded."""
         with self._offloading():
             return super().forward(hidden_states, *args, **kwargs)
 
@@ -84,30 +78,19 @@ def layer_spec(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
 
     Args:
         config: transformer configuration.
-        layer_number: counted from 1 over the whole model; decides on memory and window.
+        layer_number: counted from 1 over the whole model; decides what the layer is made of.
     """
-    norm = RMSNorm
-    qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
-    attention = SelfAttentionSubmodules(
-        linear_qkv=ColumnParallelLinear,
-        core_attention=partial(WindowedAttention, window=config.layer_windows[layer_number - 1]),
-        linear_proj=RowParallelLinear,
-        q_layernorm=qk_norm,
-        k_layernorm=qk_norm,
-    )
-    mlp = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
-    has_memory = layer_number in config.fwpkm.layer_numbers
+    parts = config.layer_plan[layer_number - 1]
+    memory = IdentityOp if parts.memory is None else KIND_SPECS[parts.memory](config, layer_number)
     return ModuleSpec(
         module=FwPKMTransformerLayer,
         submodules=FwPKMTransformerLayerSubmodules(
-            memory=FastWeightProductKeyMemory if has_memory else IdentityOp,
-            input_layernorm=norm,
-            self_attention=ModuleSpec(
-                module=SelfAttention, params={"attn_mask_type": AttnMaskType.causal}, submodules=attention
-            ),
+            memory=memory,
+            input_layernorm=RMSNorm,
+            self_attention=KIND_SPECS[parts.mixer](config, layer_number),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=norm,
-            mlp=ModuleSpec(module=MLP, submodules=mlp),
+            pre_mlp_layernorm=RMSNorm,
+            mlp=KIND_SPECS[parts.mlp](config, layer_number),
             mlp_bda=get_bias_dropout_add,
         ),
     )

@@ -9,8 +9,9 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
-from megatron_fwpkm.config import FwPKMConfig, PretrainConfig
-from megatron_fwpkm.config.derived import ffn_hidden_size, kv_channels, layer_windows, num_query_groups
+from ..config import FwPKMConfig, PretrainConfig
+from ..config.derived import ffn_hidden_size, kv_channels, layer_windows, num_query_groups
+from ..config.layer_kinds import LayerParts, layer_plan
 
 
 @dataclass
@@ -19,12 +20,14 @@ class FwPKMTransformerConfig(TransformerConfig):
 
     Attributes:
         fwpkm: the memory.
+        layer_plan: what every layer of the whole model is made of.
         layer_windows: per layer of the whole model the tokens an attention sees to its left, None for all.
         init_seed: seed of slow weights and initial fast weights.
         offloaded_layers: layers of a model chunk, from its first, whose activations wait in host memory.
     """
 
     fwpkm: FwPKMConfig = field(default_factory=FwPKMConfig)
+    layer_plan: tuple[LayerParts, ...] = ()
     layer_windows: tuple[int | None, ...] = ()
     init_seed: int = 1234
     offloaded_layers: int = 0
@@ -37,6 +40,7 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
     tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
     return FwPKMTransformerConfig(
         fwpkm=config.fwpkm,
+        layer_plan=layer_plan(config),
         layer_windows=layer_windows(model),
         init_seed=training.seed,
         # Not megatron's cpu_offloading_num_layers, which asks for Transformer Engine.

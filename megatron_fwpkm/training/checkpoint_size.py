@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import PretrainConfig
-from ..config.derived import data_parallel_size, num_parameters, stage_layers, stage_parameters, table_bytes
+from ..config.derived import data_parallel_size, stage_layers, table_bytes
+from ..config.parameter_counts import num_parameters, stage_parameters
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,18 @@ from ..config import TOKENIZERS_WITHOUT_FILE, PretrainConfig
 from ..config.batch_schedule import samples_ahead
 from ..config.chunk_rules import notes_on_writing
 from ..config.derived import (
-    Parameters,
+    ShardedCount,
     data_parallel_size,
     global_batch_size,
-    layer_windows,
-    memory_parameters,
-    num_slots,
     padded_vocab_size,
-    parameters_by_part,
     replica_size,
     stage_layers,
     table_bytes,
     table_elements,
 )
+from ..config.layer_kinds import LAYER_KINDS, Role, kinds_in_use, layer_plan
 from ..config.loading import DEFAULT, Resolved, option_groups
+from ..config.parameter_counts import kind_parameters, parameters_by_part
 from ..config.validation import validate
 from ..data.tokenizers import build_tokenizer
 from .checkpoint_size import checkpoint_bytes, checkpoints_on_disk
@@ -105,28 +103,26 @@ def options_table(resolved: Resolved) -> Table:
 def layers_table(config: PretrainConfig) -> Table:
     """What every layer is; equal neighbours share a row."""
     table = Table(title="\nLayer plan", title_justify="left", box=None, pad_edge=False)
-    for heading in ("layer", "stage", "memory before attention", "attention sees"):
+    mixers = [kind.name for kind in kinds_in_use(config) if kind.role is Role.MIXER]
+    mixer = mixers[0] if len(mixers) == 1 else "token mixer"
+    for heading in ("layer", "stage", f"memory before {mixer}", f"{mixer} sees"):
         table.add_column(heading)
-    for (stage, memory, window), group in groupby(_layers(config), key=lambda row: row[1:]):
+    for (stage, memory, reach), group in groupby(_layers(config, len(mixers) > 1), key=lambda row: row[1:]):
         numbers = [row[0] for row in group]
         span = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
-        table.add_row(span, str(stage), memory, window)
+        table.add_row(span, str(stage), memory, reach)
     return table
 
 
-def _layers(config: PretrainConfig) -> Iterator[tuple[int, int, str, str]]:
-    """(number, stage, memory, attention) of every layer."""
-    fwpkm, windows = config.fwpkm, layer_windows(config.model)
-    with_memory = frozenset(fwpkm.layer_numbers)
-    memory = (
-        f"FwPKM {num_slots(fwpkm):,} slots x {fwpkm.value_dim}, {_count(fwpkm.num_heads, 'head')} top-{fwpkm.topk}, "
-        f"chunk {fwpkm.chunk_size}"
-    )
+def _layers(config: PretrainConfig, named: bool) -> Iterator[tuple[int, int, str, str]]:
+    """(number, stage, memory, reach of the token mixer) of every layer; the reach begins with a name where `named`."""
+    plan = layer_plan(config)
     for stage in range(config.parallel.pipeline_model_parallel_size):
         for number in stage_layers(config, stage):
-            window = windows[number - 1]
-            sees = "all tokens before" if window is None else f"itself and {_count(window, 'token')} before"
-            yield number, stage, memory if number in with_memory else "-", sees
+            parts = plan[number - 1]
+            memory = "-" if parts.memory is None else LAYER_KINDS[parts.memory].reach(config, number)
+            reach = LAYER_KINDS[parts.mixer].reach(config, number)
+            yield number, stage, memory, f"{parts.mixer}: {reach}" if named else reach
 
 
 def parameters_table(config: PretrainConfig, vocab_size: int) -> Table:
@@ -138,13 +134,13 @@ def parameters_table(config: PretrainConfig, vocab_size: int) -> Table:
     for heading in ("whole model", "per tensor-parallel rank"):
         table.add_column(heading, justify="right")
 
-    def add(name: str, parameters: Parameters, style: str | None = None) -> None:
+    def add(name: str, parameters: ShardedCount, style: str | None = None) -> None:
         table.add_row(name, f"{parameters.total:,}", f"{parameters.on_rank(tensor):,}", style=style)
 
     for name, part in parts.items():
         if part.total:
             add(name, part)
-    add("slow weights", sum(parts.values(), Parameters()), "bold")
+    add("slow weights", sum(parts.values(), ShardedCount()), "bold")
     memories = len(config.fwpkm.layer_numbers)
     if memories:
         table.add_row(
@@ -210,16 +206,9 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
         yield f"Ramp-up: from {start} sequences per step by {increment} each to {batch}, within {samples:,} sequences"
     padded = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by, tensor)
     yield f"Vocabulary: {vocab_size} pieces, padded to {padded}"
-    if config.fwpkm.layer_numbers:
-        own = memory_parameters(model, config.fwpkm).total
-        yield (
-            f"One memory: {format_bytes(table_bytes(config))} of fast weights beside {own:,} slow weights; every "
-            f"replica has its own, reset {config.fwpkm.reset}"
-        )
-        yield from notes_on_writing(config)
-        if config.fwpkm.reset == "document":
-            one = format_bytes(document_start_bytes(config))
-            yield f"Undo log: up to {one} more per memory for every document start inside a sequence; it cuts a chunk"
+    for kind in kinds_in_use(config):
+        if kind.role is Role.MEMORY:
+            yield from _about_memories(config, kind_parameters(config, kind).total)
     if config.checkpoint.save is not None:
         yield checkpoint_line(config, vocab_size, world_size)
     for flag, paths in (("--data-path", data.data_path), ("--train-data-path", data.train_data_path)):
@@ -231,6 +220,18 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     needs_file = data.tokenizer_type not in TOKENIZERS_WITHOUT_FILE
     if needs_file and (not data.tokenizer_model or not Path(data.tokenizer_model).exists()):
         yield f"Missing for a real run: --tokenizer-model {data.tokenizer_model or ''}".rstrip()
+
+
+def _about_memories(config: PretrainConfig, slow_weights: int) -> Iterator[str]:
+    """What one memory takes and when it is written."""
+    yield (
+        f"One memory: {format_bytes(table_bytes(config))} of fast weights beside {slow_weights:,} slow weights; every "
+        f"replica has its own, reset {config.fwpkm.reset}"
+    )
+    yield from notes_on_writing(config)
+    if config.fwpkm.reset == "document":
+        one = format_bytes(document_start_bytes(config))
+        yield f"Undo log: up to {one} more per memory for every document start inside a sequence; it cuts a chunk"
 
 
 def checkpoint_line(config: PretrainConfig, vocab_size: int, world_size: int) -> str:

@@ -11,24 +11,20 @@ from dataclasses import dataclass
 
 from ..config import PretrainConfig
 from ..config.derived import (
+    chunk_layers,
     data_parallel_size,
-    ffn_hidden_size,
     global_batch_size,
-    kv_channels,
-    num_query_groups,
     num_slots,
     padded_vocab_size,
     stage_layers,
-    stage_parameters,
     sub_key_elements,
     table_bytes,
     value_bytes,
 )
+from ..config.layer_kinds import LAYER_KINDS, LayerParts, count_parts
+from ..config.parameter_counts import stage_parameters
 
 _INDEX_BYTES = 8
-_PAIR_BYTES = 64
-"""Per token, head and slot read: index, weight, score and what the key update's second derivative keeps."""
-
 _MOST_BYTES = 2**44
 """More than any machine holds for one rank."""
 
@@ -196,25 +192,22 @@ def _logged_rows(config: PretrainConfig) -> int:
 def activation_bytes(config: PretrainConfig, vocab_size: int, stage: int) -> int:
     """About what autograd saves for one micro-batch on a rank of a stage, undo logs apart.
 
-    Coefficients are bytes per token and channel: `size` times the tensors in the weights' precision, plus the float32
-    ones. A context-parallel rank keeps its own tokens' activations, and in a memory all tokens' queries and reads.
+    A context-parallel rank keeps its own tokens' activations, and of all tokens what the kinds of its layers say.
     """
-    model, parallel, fwpkm = config.model, config.parallel, config.fwpkm
+    model, parallel = config.model, config.parallel
     tensor, size = parallel.tensor_model_parallel_size, 2 if config.training.bf16 else 4
-    layers = len(stage_layers(config, stage))
-    recomputed, offloaded = _recomputed_layers(config, stage), _offloaded_layers(config, stage)
-    inputs = size * model.hidden_size // (tensor if parallel.sequence_parallel else 1)
-    own = layer_bytes_per_token(config) * (layers - recomputed - offloaded) + inputs * _recompute_units(config, stage)
-    memories = _memories(config, stage)
-    # Values of all tokens in fewer columns are as many as those of this rank's tokens.
-    own += ((10 + 7 * size // 2) * model.hidden_size + 18 * fwpkm.value_dim // tensor) * memories
-    everyones = (5 * fwpkm.num_heads * fwpkm.key_dim + _PAIR_BYTES * fwpkm.num_heads * fwpkm.topk) * memories
+    layers = stage_layers(config, stage)
+    elsewhere = {*_recomputed_layers(config, stage), *_offloaded_layers(config, stage)}
+    own = size * model.hidden_size // (tensor if parallel.sequence_parallel else 1) * _recompute_units(config, stage)
+    for parts, count in count_parts(config, layers).items():
+        own += count * memory_bytes_per_token(config, parts)
+    for parts, count in count_parts(config, (number for number in layers if number not in elsewhere)).items():
+        own += count * layer_bytes_per_token(config, parts)
     if stage == parallel.pipeline_model_parallel_size - 1:
         vocabulary = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by, tensor)
         # The loss works in float32 on whole rows of logits.
         own += 4 * vocabulary // tensor + (8 + size) * model.hidden_size
-    tokens = config.training.micro_batch_size * model.seq_length
-    return tokens // parallel.context_parallel_size * own + tokens * everyones
+    return _own_tokens(config) * own
 
 
 def offloaded_bytes(config: PretrainConfig, stage: int) -> int:
@@ -222,56 +215,61 @@ def offloaded_bytes(config: PretrainConfig, stage: int) -> int:
 
     A tensor that two operations keep lies there twice; that is up to a quarter more.
     """
-    return _own_tokens(config) * layer_bytes_per_token(config) * _offloaded_layers(config, stage)
+    parts = count_parts(config, _offloaded_layers(config, stage))
+    return _own_tokens(config) * sum(count * layer_bytes_per_token(config, one) for one, count in parts.items())
 
 
-def layer_bytes_per_token(config: PretrainConfig) -> int:
-    """Bytes that one layer without its memory saves for one of a rank's tokens."""
+def layer_bytes_per_token(config: PretrainConfig, parts: LayerParts) -> int:
+    """Bytes that a layer without its memory saves for one of a rank's tokens."""
     model, parallel = config.model, config.parallel
     tensor, size = parallel.tensor_model_parallel_size, 2 if config.training.bf16 else 4
-    queries = model.num_attention_heads * kv_channels(model)
-    keys_and_values = 2 * num_query_groups(model) * kv_channels(model)
-    inside = (8 + 3 * size) * queries + 5 * size * ffn_hidden_size(model)
-    # Context-parallel ranks attend to the keys and values of all.
-    inside += (6 + size) * keys_and_values * parallel.context_parallel_size
-    if config.training.recompute_granularity == "selective" and "mlp" in config.training.recompute_modules:
-        inside -= 5 * size * ffn_hidden_size(model)
+    inside = LAYER_KINDS[parts.mixer].activation_bytes(config) + LAYER_KINDS[parts.mlp].activation_bytes(config)
     shared = (16 + 2 * size) * model.hidden_size
-    return inside // tensor + (shared // tensor if parallel.sequence_parallel else shared)
+    return inside.on_rank(tensor) + (shared // tensor if parallel.sequence_parallel else shared)
 
 
-def _recomputed_layers(config: PretrainConfig, stage: int) -> int:
+def memory_bytes_per_token(config: PretrainConfig, parts: LayerParts) -> int:
+    """Bytes that the memory of a layer saves for one of a rank's tokens; 0 where there is none."""
+    if parts.memory is None:
+        return 0
+    return LAYER_KINDS[parts.memory].activation_bytes(config).on_rank(config.parallel.tensor_model_parallel_size)
+
+
+def _recomputed_layers(config: PretrainConfig, stage: int) -> tuple[int, ...]:
     """Layers of a stage of which only inputs are kept."""
     training = config.training
     if training.recompute_granularity != "full":
-        return 0
-    layers = len(stage_layers(config, stage))
+        return ()
     if training.recompute_method == "uniform":
-        return layers
-    return min(layers, (training.recompute_num_layers or 0) * config.parallel.num_virtual_stages_per_pipeline_rank)
+        return stage_layers(config, stage)
+    return _first_of_chunks(config, stage, training.recompute_num_layers or 0)
+
+
+def _offloaded_layers(config: PretrainConfig, stage: int) -> tuple[int, ...]:
+    """Layers of a stage whose activations wait on the host."""
+    return _first_of_chunks(config, stage, config.training.cpu_offloading_num_layers)
+
+
+def _first_of_chunks(config: PretrainConfig, stage: int, count: int) -> tuple[int, ...]:
+    """The first `count` layers of every model chunk of a stage."""
+    return tuple(number for number in stage_layers(config, stage) if (number - 1) % chunk_layers(config) < count)
 
 
 def _recompute_units(config: PretrainConfig, stage: int) -> int:
     """Inputs that full recompute keeps, at most: a unit ends where a memory stands."""
-    recomputed, training = _recomputed_layers(config, stage), config.training
+    recomputed, training = len(_recomputed_layers(config, stage)), config.training
     if not recomputed or training.recompute_method == "block":
         return recomputed
     return min(recomputed, -(-recomputed // (training.recompute_num_layers or 1)) + _memories(config, stage))
 
 
-def _offloaded_layers(config: PretrainConfig, stage: int) -> int:
-    """Layers of a stage whose activations wait on the host."""
-    chunks = config.parallel.num_virtual_stages_per_pipeline_rank
-    return min(len(stage_layers(config, stage)), config.training.cpu_offloading_num_layers * chunks)
-
-
 def _passing_bytes(config: PretrainConfig, stage: int) -> int:
     """What one unit of layers needs while it lasts: made anew for its backward, or on its way to the host."""
     training = config.training
-    if not _recomputed_layers(config, stage) and not _offloaded_layers(config, stage):
-        return 0
+    passing = count_parts(config, {*_recomputed_layers(config, stage), *_offloaded_layers(config, stage)})
     layers = (training.recompute_num_layers or 1) if training.recompute_method == "uniform" else 1
-    return _own_tokens(config) * layers * layer_bytes_per_token(config)
+    largest = max((layer_bytes_per_token(config, parts) for parts in passing), default=0)
+    return _own_tokens(config) * layers * largest
 
 
 def _own_tokens(config: PretrainConfig) -> int:

@@ -6,8 +6,17 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_fwpkm.config import FwPKMConfig, ModelConfig, ParallelConfig, PretrainConfig, TrainingConfig, derived
-from megatron_fwpkm.config.derived import Parameters
+from megatron_fwpkm.config import (
+    FwPKMConfig,
+    ModelConfig,
+    ParallelConfig,
+    PretrainConfig,
+    TrainingConfig,
+    derived,
+    parameter_counts,
+)
+from megatron_fwpkm.config.derived import ShardedCount
+from megatron_fwpkm.config.layer_kinds import LAYER_KINDS
 
 
 def test_defaults_of_the_model():
@@ -63,7 +72,7 @@ TINY = PretrainConfig(
 
 
 def test_parameters_by_hand():
-    parts = {name: part.total for name, part in derived.parameters_by_part(TINY, 9).items()}
+    parts = {name: part.total for name, part in parameter_counts.parameters_by_part(TINY, 9).items()}
     assert parts == {
         "embedding": 12 * 6,
         "attention": 2 * (6 + 6 * (6 + 2 + 2) + 2 + 2 + 6 * 6),
@@ -71,14 +80,14 @@ def test_parameters_by_hand():
         "memory": (6 + 6 * 8 + 8) + (6 + 6 * 5 + 5) + (6 + 6 + 1) + (5 + 5 * 6 + 6),
         "final norm": 6,
     }
-    assert derived.num_parameters(TINY, 9) == sum(parts.values())
+    assert parameter_counts.num_parameters(TINY, 9) == sum(parts.values())
 
 
 def test_untied_output_and_no_gate():
     untied = replace(TINY, model=replace(TINY.model, untie_embeddings_and_output_weights=True))
-    assert derived.num_parameters(untied, 9) - derived.num_parameters(TINY, 9) == 72
+    assert parameter_counts.num_parameters(untied, 9) - parameter_counts.num_parameters(TINY, 9) == 72
     open_memory = replace(TINY, fwpkm=replace(TINY.fwpkm, gate=False))
-    assert derived.num_parameters(TINY, 9) - derived.num_parameters(open_memory, 9) == 13
+    assert parameter_counts.num_parameters(TINY, 9) - parameter_counts.num_parameters(open_memory, 9) == 13
 
 
 def test_stages_hold_the_whole_model_and_a_second_tied_embedding():
@@ -90,15 +99,15 @@ def test_stages_hold_the_whole_model_and_a_second_tied_embedding():
         parallel=replace(config.parallel, num_virtual_stages_per_pipeline_rank=2),
     )
     assert [derived.stage_layers(chunks, stage) for stage in (0, 1)] == [(1, 2, 5, 6), (3, 4, 7, 8)]
-    held = sum(derived.stage_parameters(config, 9, stage).total for stage in (0, 1))
-    assert held == derived.num_parameters(TINY, 9) + 72
-    memory = derived.memory_parameters(config.model, config.fwpkm).total
-    final = 6
-    assert derived.stage_parameters(config, 9, 1).total - derived.stage_parameters(config, 9, 0).total == memory + final
-    one = derived.stage_parameters(TINY, 9, 0)
-    assert one.total == derived.num_parameters(TINY, 9)
+    held = sum(parameter_counts.stage_parameters(config, 9, stage).total for stage in (0, 1))
+    assert held == parameter_counts.num_parameters(TINY, 9) + 72
+    memory = LAYER_KINDS["fwpkm"].parameters(config).total
+    first, second = (parameter_counts.stage_parameters(config, 9, stage).total for stage in (0, 1))
+    assert second - first == memory + 6  # the final norm
+    one = parameter_counts.stage_parameters(TINY, 9, 0)
+    assert one.total == parameter_counts.num_parameters(TINY, 9)
 
 
 def test_a_rank_holds_its_shard_and_all_that_is_replicated():
-    assert Parameters(sharded=8, replicated=3).on_rank(4) == 5
-    assert (Parameters(8, 3) + Parameters(2, 1)) * 2 == Parameters(20, 8)
+    assert ShardedCount(sharded=8, replicated=3).on_rank(4) == 5
+    assert (ShardedCount(8, 3) + ShardedCount(2, 1)) * 2 == ShardedCount(20, 8)

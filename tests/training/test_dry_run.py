@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megatron_fwpkm.config.derived import num_parameters, table_bytes
+from megatron_fwpkm.config.derived import table_bytes
 from megatron_fwpkm.config.loading import parse_pretrain
+from megatron_fwpkm.config.parameter_counts import num_parameters
 from megatron_fwpkm.training.dry_run import dry_run, vocabulary_size
 from megatron_fwpkm.training.memory_estimate import format_bytes
 

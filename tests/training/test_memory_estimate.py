@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from megatron_fwpkm.config import FwPKMConfig, ModelConfig, ParallelConfig, PretrainConfig, TrainingConfig
-from megatron_fwpkm.config.derived import num_parameters, padded_vocab_size, stage_parameters, table_bytes
+from megatron_fwpkm.config.derived import padded_vocab_size, table_bytes
+from megatron_fwpkm.config.layer_kinds import layer_plan
+from megatron_fwpkm.config.parameter_counts import num_parameters, stage_parameters
 from megatron_fwpkm.training.memory_estimate import (
     activation_bytes,
     check_tables_fit,
@@ -112,7 +114,7 @@ def test_full_recompute_keeps_inputs_and_one_unit():
         config = replace(BASE, model=replace(BASE.model, num_layers=4), training=training)
         found = estimate_memory(replace(config, fwpkm=replace(BASE.fwpkm, layer_numbers=())), 512, 1).activations
         units[method, layers] = found
-    layer, one_input = 512 * layer_bytes_per_token(BASE), 512 * 4 * 64
+    layer, one_input = 512 * layer_bytes_per_token(BASE, layer_plan(BASE)[0]), 512 * 4 * 64
     end = units["uniform", 1] - layer - 4 * one_input  # logits and the last norm
     assert units["uniform", 4] == end + one_input + 4 * layer
     assert units["block", 3] == end + 3 * one_input + 2 * layer  # one that stays, one made anew
@@ -120,7 +122,7 @@ def test_full_recompute_keeps_inputs_and_one_unit():
 
 def test_offloaded_layers_wait_on_the_host_but_for_one():
     four = replace(BASE, model=replace(BASE.model, num_layers=4))
-    layer = 512 * layer_bytes_per_token(BASE)
+    layer = 512 * layer_bytes_per_token(BASE, layer_plan(BASE)[0])
     none = estimate_memory(four, 512, 1)
     assert none.offloaded == 0
     for layers in (1, 3, 4):

@@ -1,0 +1,61 @@
+"""From the kind of a part of a layer to the modules that Megatron builds it from: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+
+from ..layers.attention import WindowedAttention
+from ..layers.fast_weight_memory import FastWeightProductKeyMemory
+from ..layers.norm import RMSNorm
+from .transformer_config import FwPKMTransformerConfig
+
+SpecMaker = Callable[[FwPKMTransformerConfig, int], ModuleSpec]
+"""From the configuration and a layer's number in the whole model, from 1, to the spec of a part of it."""
+
+KIND_SPECS: dict[str, SpecMaker] = {}
+"""By the name of the kind. A token mixer is called as megatron's self-attention is, an MLP as megatron's MLP, and a
+memory with hidden states [s, b, h]; each gives its output and a bias that is to be added, or None, but a memory the
+hidden states that go on."""
+
+
+def register_spec(kind: str, make: SpecMaker) -> None:
+    """Add a row to the table; a second one of the same name takes its place."""
+    KIND_SPECS[kind] = make
+
+
+def _attention(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
+    qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
+    return ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=partial(WindowedAttention, window=config.layer_windows[layer_number - 1]),
+            linear_proj=RowParallelLinear,
+            q_layernorm=qk_norm,
+            k_layernorm=qk_norm,
+        ),
+    )
+
+
+def _swiglu(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
+    return ModuleSpec(
+        module=MLP, submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    )
+
+
+def _fwpkm(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
+    return ModuleSpec(module=FastWeightProductKeyMemory)
+
+
+register_spec("attention", _attention)
+register_spec("swiglu", _swiglu)
+register_spec("fwpkm", _fwpkm)
