@@ -5,7 +5,7 @@ Ships inside exports, which carry `plain` and run without the package.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -14,8 +14,11 @@ from torch import Tensor
 
 from ..ops.fast_weight_memory.calls import Call
 from ..ops.fast_weight_memory.options import MemoryOptions
-from ..ops.fast_weight_memory.plain import run_plain
+from ..ops.fast_weight_memory.plain import read_tables, run_plain
+from ..ops.fast_weight_memory.precision import full_precision
 from ..ops.state import FastWeightOutput, FastWeightState
+
+_run_plain = partial(run_plain, can_be_undone=False)
 
 
 def read_and_write(
@@ -47,7 +50,7 @@ def read_and_write(
     """
     ops, implementation = implementation_for(options.implementation, state.values.device)
     if ops is None:
-        return Call.of_tokens(queries, targets, gates, mask, state, options).run(run_plain, in_place=in_place)
+        return Call.of_tokens(queries, targets, gates, mask, state, options).run(_run_plain, in_place=in_place)
     function = ops.fast_weight_memory_ if in_place else ops.fast_weight_memory
     keywords = vars(options) | {"implementation": implementation}
     return function(queries, targets, gates, state, mask=mask, **keywords)
@@ -57,9 +60,30 @@ def write_pending(state: FastWeightState, options: MemoryOptions, *, in_place: b
     """Write the waiting tokens whose targets are known, as one smaller chunk; arguments as in `read_and_write`."""
     ops, implementation = implementation_for(options.implementation, state.values.device)
     if ops is None:
-        return Call.of_pending(state, options).run(run_plain, in_place=in_place)
+        return Call.of_pending(state, options).run(_run_plain, in_place=in_place)
     function = ops.flush_pending_ if in_place else ops.flush_pending
     return function(state, **(vars(options) | {"implementation": implementation}))
+
+
+def read_only(queries: Tensor, targets: Tensor, tables: FastWeightState, options: MemoryOptions) -> Tensor:
+    """What tokens retrieve from tables that stand still, [B, T, value_dim].
+
+    Args:
+        queries: [B, T, heads, key_dim].
+        targets: [B, T, value_dim].
+        tables: the fast weights; tokens that wait are left alone.
+        options: the memory's.
+    """
+    ops, implementation = implementation_for(options.implementation, tables.values.device)
+    if ops is None:
+        with full_precision(tables.values.device):
+            return read_tables(queries, tables.sub_keys, tables.values, options).retrieved
+    # A chunk that these tokens do not fill, so that nothing is written.
+    longer = {"inner_lr": 0.0, "boundary": "carry", "chunk_size": queries.shape[1] + 1}
+    keywords = vars(options) | {"implementation": implementation} | longer
+    tables = FastWeightState(tables.sub_keys, tables.values)
+    retrieved: Tensor = ops.fast_weight_memory(queries, targets, None, tables, **keywords).retrieved
+    return retrieved
 
 
 def implementation_for(name: str, device: torch.device) -> tuple[Any, str]:

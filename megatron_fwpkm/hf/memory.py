@@ -9,25 +9,10 @@ from torch import Tensor
 
 from ..ops.fast_weight_memory.options import MemoryOptions
 from ..ops.state import FastWeightOutput, FastWeightState
-from .implementations import read_and_write, write_pending
+from .implementations import read_and_write, read_only, write_pending
 
 MEMORY_MODES = ("on", "frozen", "off")
 """on: read and write. frozen: read what was written so far, write nothing. off: read the initial memory."""
-
-
-def read_only(queries: Tensor, targets: Tensor, tables: FastWeightState, options: MemoryOptions) -> Tensor:
-    """What tokens retrieve from tables that stand still, [B, T, value_dim].
-
-    Args:
-        queries: [B, T, heads, key_dim].
-        targets: [B, T, value_dim].
-        tables: the fast weights; tokens that wait are left alone.
-        options: the memory's.
-    """
-    # A chunk that these tokens do not fill, so that nothing is written.
-    reading = replace(options, inner_lr=0.0, boundary="carry", chunk_size=queries.shape[1] + 1)
-    tables = FastWeightState(tables.sub_keys, tables.values)
-    return read_and_write(queries, targets, None, None, tables, reading, in_place=False).retrieved
 
 
 class LayerMemory:

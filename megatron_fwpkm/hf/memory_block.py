@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ..ops.fast_weight_memory.options import MemoryOptions
 from ..ops.state import FastWeightState
-from .implementations import read_and_write
-from .memory import LayerMemory, read_only
+from .implementations import read_and_write, read_only
+from .memory import LayerMemory
 
 
 class RMSNorm(nn.Module):

@@ -44,12 +44,17 @@ class Stream:
         """The tokens from `start` on, detached, as the next call's pending tokens; None when there are none."""
         if start >= self.num_tokens:
             return None
-        # Cloned, so that a few waiting tokens do not keep a whole batch alive.
+        joined_and_whole = self.num_pending > 0 and start == 0
+
+        def kept(field: Tensor) -> Tensor:
+            # Cloned, so that a few waiting tokens do not keep a whole batch alive.
+            return field.detach() if joined_and_whole else field[:, start:].detach().clone()
+
         return PendingTokens(
-            self.queries[:, start:].detach().clone(),
-            self.targets[:, start:].detach().clone(),
-            None if self.gates is None else self.gates[:, start:].detach().clone(),
-            None if self.mask is None else self.mask[:, start:].detach().clone(),
+            kept(self.queries),
+            kept(self.targets),
+            None if self.gates is None else kept(self.gates),
+            None if self.mask is None else kept(self.mask),
         )
 
 

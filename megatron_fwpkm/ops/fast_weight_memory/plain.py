@@ -81,9 +81,9 @@ def read_tables(queries: Tensor, sub_keys: Tensor, values: Tensor, options: Memo
     num_subkeys, topk = sub_keys.shape[2], options.topk
     halves = queries.reshape(batch * tokens, heads * 2, key_dim // 2).transpose(0, 1).contiguous()
     half_indices, half_scores = _read_halves(halves, sub_keys.flatten(0, 1), options)
-    first, second = half_scores.unflatten(0, (heads, 2)).unbind(1)
+    first, second = half_scores[0::2], half_scores[1::2]
     pair_scores = (first.unsqueeze(-1) + second.unsqueeze(-2)).flatten(-2)
-    first, second = half_indices.unflatten(0, (heads, 2)).unbind(1)
+    first, second = half_indices[0::2], half_indices[1::2]
     pair_slots = (first.unsqueeze(-1) * num_subkeys + second.unsqueeze(-2)).flatten(-2)
     # Pairs stand in ascending order of their slots, so a stable sort gives equal scores to the lowest slot.
     order = pair_scores.detach().sort(dim=-1, descending=True, stable=True).indices[..., :topk]
@@ -150,10 +150,10 @@ def value_step(
 class _Tables:
     """The tables along the pieces of a call."""
 
-    def __init__(self, call: Call, in_place: bool):
+    def __init__(self, call: Call, in_place: bool, can_be_undone: bool):
         self.state, self.in_place, self.replaced = call.state, in_place, torch.is_grad_enabled()
         self.sub_keys, self.values = call.state.sub_keys, call.state.values
-        self.log = UndoLog()
+        self.log = UndoLog() if in_place and can_be_undone else None
         self._may_write = in_place
         if in_place and self.replaced:
             # Backward needs the tables as they were when they were read.
@@ -162,9 +162,9 @@ class _Tables:
     def add_to_values(self, rows: Tensor, additions: Tensor, read: Tensor) -> None:
         """Add [R, value_dim] to rows [R], which may repeat and are among the slots that were `read`."""
         self._prepare()
-        if self.in_place:
+        if self.log is not None:
             self.log.rows.append(read.unique())
-            self.log.old_values.append(self.values.detach()[self.log.rows[-1]])
+            self.log.old_values.append(self.values.detach().index_select(0, self.log.rows[-1]))
         if self.replaced:
             self.values = self.values.index_add(0, rows, additions)
         else:
@@ -173,7 +173,7 @@ class _Tables:
     def move_sub_keys(self, gradient: Tensor, step_size: float) -> None:
         """One step of gradient descent."""
         self._prepare()
-        if self.in_place and self.log.old_sub_keys is None:
+        if self.log is not None and self.log.old_sub_keys is None:
             self.log = UndoLog(self.log.rows, self.log.old_values, self.sub_keys.detach().clone())
         if self.replaced:
             self.sub_keys = self.sub_keys - step_size * gradient
@@ -196,35 +196,37 @@ class _Outputs:
     """What the pieces of a call give back, in their order."""
 
     def __init__(self, stream: Stream):
-        self.reads: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.memorization_losses = [stream.targets.new_zeros(len(stream.targets), 0)]
-        self.addressing_losses = [stream.targets.new_zeros(0)]
+        self.reads: list[tuple[Tensor, ...]] = []
+        self.memorization_losses = [stream.targets.new_empty(len(stream.targets), 0)]
+        self.addressing_losses = [stream.targets.new_empty(0)]
 
     def add(self, reading: Reading, first: int, heads: int) -> None:
         """Add the reads of the tokens from `first` on."""
         shape = (*reading.retrieved.shape[:2], heads, -1)
-        slot_indices, slot_weights = reading.slot_indices.view(shape), reading.slot_weights.view(shape)
-        self.reads.append((reading.retrieved[:, first:], slot_indices[:, first:], slot_weights[:, first:]))
+        found = reading.retrieved, reading.slot_indices.view(shape), reading.slot_weights.view(shape)
+        self.reads.append(tuple(field[:, first:] for field in found) if first else found)
 
     def result(self, tables: _Tables) -> ChainResult:
         """All of it, with the tables after the call."""
-        retrieved, slot_indices, slot_weights = (torch.cat(parts, 1) for parts in zip(*self.reads, strict=True))
-        losses = torch.cat(self.memorization_losses, 1), torch.cat(self.addressing_losses)
+        retrieved, slot_indices, slot_weights = (_joined(list(parts), 1) for parts in zip(*self.reads, strict=True))
+        losses = _joined(self.memorization_losses, 1), _joined(self.addressing_losses, 0)
         after = tables.sub_keys.detach(), tables.values.detach()
         return ChainResult(retrieved, slot_indices, slot_weights, *losses, *after, tables.log)
 
 
-def run_plain(call: Call, in_place: bool) -> ChainResult:
+def run_plain(call: Call, in_place: bool, can_be_undone: bool = True) -> ChainResult:
     """Run all pieces of a call.
 
     Args:
         call: what to do.
         in_place: write the tables of the state; otherwise they stay as they are.
+        can_be_undone: keep what writes in place overwrite, which takes time.
 
     Returns:
         The outputs and the tables after the call.
     """
-    stream, options, tables, outputs = call.stream, call.options, _Tables(call, in_place), _Outputs(call.stream)
+    stream, options, outputs = call.stream, call.options, _Outputs(call.stream)
+    tables = _Tables(call, in_place, can_be_undone)
     weights = stream.write_weights()
     for piece in call.pieces:
         reading = read_tables(stream.queries[:, piece.start : piece.stop], tables.sub_keys, tables.values, options)
@@ -248,6 +250,10 @@ def run_plain(call: Call, in_place: bool) -> ChainResult:
             tables.move_sub_keys(gradient, options.key_lr)
     tables.finish()
     return outputs.result(tables)
+
+
+def _joined(parts: list[Tensor], dimension: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dimension)
 
 
 def _count_readers(reading: Reading, piece: Piece, stream: Stream, num_slots: int) -> Tensor:
