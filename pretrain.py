@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from megatron_fwpkm.config.cli import run_cli
 from megatron_fwpkm.config.loading import Resolved, parse_pretrain
-from megatron_fwpkm.config.origins import check_memory_options, origins_named_in
+from megatron_fwpkm.config.value_sources import check_memory_options, sources_of_named_values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _start(resolved)
     except ValueError as error:
-        for line in origins_named_in(str(error), resolved):
+        for line in sources_of_named_values(str(error), resolved):
             error.add_note(line)
         raise
 

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sample_documents,
         write_histogram,
     )
-    from megatron_fwpkm.data.progress import table
+    from megatron_fwpkm.data.progress_report import table
     from megatron_fwpkm.data.tokenizers import build_tokenizer
 
     if args.png is not None and not args.png.absolute().parent.is_dir():

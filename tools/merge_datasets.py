@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Merge and print what came out."""
     args = build_parser().parse_args(argv)
     from megatron_fwpkm.data.indexed.merge_and_split import merge
-    from megatron_fwpkm.data.progress import table
+    from megatron_fwpkm.data.progress_report import table
 
     report = merge(args.input, args.output_prefix, deduplicate=args.deduplicate, overwrite=args.overwrite)
     print(table(report.rows()))

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from megatron_fwpkm.config.cli import run_cli, tool_parser
-from megatron_fwpkm.config.usage import is_flag, together
+from megatron_fwpkm.config.command_line_errors import is_flag, join_complaints
 from megatron_fwpkm.data.preprocess.preprocess_flags import add_flags, complaint_of_unknown, tokenizer_config
 
 _PASSED_ON = (
@@ -38,12 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         flags = [word for word in unknown if is_flag(word)] or unknown
-        parser.error(together([complaint_of_unknown(word, list(parser._option_string_actions)) for word in flags]))
+        known = list(parser._option_string_actions)
+        parser.error(join_complaints([complaint_of_unknown(word, known) for word in flags]))
     if args.num_shards > 1 and args.shard_id is None:
         parser.error(f"--num-shards {args.num_shards}: which of them? --shard-id goes from 0 to {args.num_shards - 1}")
     args.shard_id = args.shard_id or 0
     from megatron_fwpkm.data.preprocess.run import PreprocessOptions, preprocess
-    from megatron_fwpkm.data.progress import table
+    from megatron_fwpkm.data.progress_report import table
 
     options = PreprocessOptions(
         inputs=tuple(args.input),

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Split and print what came out."""
     args = build_parser().parse_args(argv)
     from megatron_fwpkm.data.indexed.merge_and_split import split
-    from megatron_fwpkm.data.progress import table
+    from megatron_fwpkm.data.progress_report import table
 
     report = split(
         args.input, args.output_prefix, args.shares, seed=args.seed, deduplicate=args.deduplicate,

@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and print what came out."""
     args = build_parser().parse_args(argv)
-    from megatron_fwpkm.data.progress import table
+    from megatron_fwpkm.data.progress_report import table
     from megatron_fwpkm.data.tokenizers.train_tokenizer import TokenizerOptions, train_tokenizer
 
     report = train_tokenizer(

@@ -53,7 +53,7 @@ def _shape(resolved: Resolved, saved: PretrainConfig) -> dict[str, dict[str, Any
         for option in found:
             metadata = field_metadata(cls)[option.field_name]
             if TOKENIZER in metadata or TAKEN_UNLESS_GIVEN in metadata:
-                wanted = resolved.origins[option.flag] == DEFAULT
+                wanted = resolved.value_sources[option.flag] == DEFAULT
             else:
                 wanted = ARCHITECTURE in metadata or TAKEN_WITH_SHAPE in metadata
             if wanted:
@@ -69,17 +69,17 @@ def _schedule(saved: PretrainConfig) -> dict[str, Any]:
     return taken
 
 
-def _replaced(resolved: Resolved, taken: dict[str, dict[str, Any]], origin: str) -> Resolved:
+def _replaced(resolved: Resolved, taken: dict[str, dict[str, Any]], source: str) -> Resolved:
     groups = {name: replace(getattr(resolved.config, name), **values) for name, values in taken.items()}
     config = replace(resolved.config, **groups)
-    origins, said = dict(resolved.origins), []
+    sources, said = dict(resolved.value_sources), []
     for flag, before, now in _changes(resolved.config, config, taken):
-        if before != now or origins[flag] == DEFAULT:
-            replaced = f" (not {before}, {origins[flag]})" if origins[flag] != DEFAULT else ""
+        if before != now or sources[flag] == DEFAULT:
+            replaced = f" (not {before}, {sources[flag]})" if sources[flag] != DEFAULT else ""
             said += [f"{flag} {now}{replaced}"] if before != now else []
-            origins[flag] = origin
-    notices = (f"taken from {origin}: {', '.join(said)}",) if said else ()
-    return replace(resolved, config=config, origins=origins, notices=(*resolved.notices, *notices))
+            sources[flag] = source
+    notices = (f"taken from {source}: {', '.join(said)}",) if said else ()
+    return replace(resolved, config=config, value_sources=sources, notices=(*resolved.notices, *notices))
 
 
 def _changes(

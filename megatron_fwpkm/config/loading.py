@@ -27,8 +27,14 @@ from .arguments import (
     split_values,
 )
 from .blend_files import blends_from_files
+from .command_line_errors import (
+    advice,
+    complaints_of_unknown,
+    in_our_spelling,
+    join_complaints,
+    without_values_of_switches,
+)
 from .pretrain import PretrainConfig
-from .usage import advice, complaints_of_unknown, in_our_spelling, together, without_values_of_switches
 
 PREFIXES = {"fwpkm": "fwpkm-", "needle": "needle-"}
 """What the flags of a group begin with."""
@@ -60,7 +66,7 @@ class Resolved:
     """A configuration and where each of its values came from."""
 
     config: PretrainConfig
-    origins: dict[str, str]
+    value_sources: dict[str, str]
     """By flag (`--lr`): `default`, `file.yaml:12`, `command line` or `checkpoint runs/mine/iter_0001000`."""
     notices: tuple[str, ...] = ()
     """What to say at the start about values that were replaced."""
@@ -72,7 +78,7 @@ class Resolved:
             lines += ["", f"# {group}"]
             for option in found:
                 value = getattr(getattr(self.config, group), option.field_name)
-                lines.append(f"{option.name}: {_to_yaml(option, value)}  # {self.origins[option.flag]}")
+                lines.append(f"{option.name}: {_to_yaml(option, value)}  # {self.value_sources[option.flag]}")
         return "\n".join(lines) + "\n"
 
 
@@ -119,25 +125,25 @@ def parse_pretrain(argv: Sequence[str] | None = None) -> Resolved:
     namespace, unknown = parser.parse_known_args(words)
     complaints += complaints_of_unknown(words, unknown, ["config", *known])
     if complaints:
-        parser.error(together(complaints))
-    origins = dict.fromkeys((option.flag for option in known.values()), DEFAULT)
+        parser.error(join_complaints(complaints))
+    sources = dict.fromkeys((option.flag for option in known.values()), DEFAULT)
     merged: dict[str, Any] = {}
     for path in namespace.config:
         for option, value, line in read_yaml(path, known):
             merged[_dest(option)] = value
-            origins[option.flag] = f"{path}:{line}"
+            sources[option.flag] = f"{path}:{line}"
     for option in known.values():
         if hasattr(namespace, _dest(option)):
             merged[_dest(option)] = getattr(namespace, _dest(option))
-            origins[option.flag] = COMMAND_LINE
+            sources[option.flag] = COMMAND_LINE
     for name, (blend, source) in blends_from_files(merged).items():
         merged |= {name: blend, "data_args_path": None, "per_split_data_args_path": None}
-        origins["--" + name.replace("_", "-")] = source
+        sources["--" + name.replace("_", "-")] = source
     whole = argparse.Namespace(**merged)
     groups: dict[str, Any] = {
         group: from_namespace(cls, whole, PREFIXES.get(group, "")) for group, cls, _ in option_groups()
     }
-    return Resolved(PretrainConfig(**groups), origins)
+    return Resolved(PretrainConfig(**groups), sources)
 
 
 def read_yaml(path: str, known: dict[str, Option]) -> list[tuple[Option, Any, int]]:

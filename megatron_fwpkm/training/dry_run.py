@@ -87,13 +87,13 @@ def options_table(resolved: Resolved) -> Table:
     for heading in ("option", "value", "origin"):
         table.add_column(heading, overflow="fold")
     for group, _, options in option_groups():
-        rows = [option for option in options if everything or resolved.origins[option.flag] != DEFAULT]
+        rows = [option for option in options if everything or resolved.value_sources[option.flag] != DEFAULT]
         hidden += len(options) - len(rows)
         if rows:
             table.add_row(f"[bold]{group}[/bold]")
         for option in rows:
             value = getattr(getattr(config, group), option.field_name)
-            table.add_row(f"  {option.flag}", _plain(option.format(value)), _plain(resolved.origins[option.flag]))
+            table.add_row(f"  {option.flag}", _plain(option.format(value)), _plain(resolved.value_sources[option.flag]))
     if hidden:
         table.caption = f"{hidden} more options have their default; --dry-run-all prints them, too"
         table.caption_justify = "left"

@@ -18,7 +18,7 @@ def test_the_words_of_a_file_are_those_of_data_path(tmp_path: Path) -> None:
     resolved = parse_pretrain(["--data-args-path", str(path)])
     assert resolved.config.data.data_path == ("0.7", "books", "0.3", "web")
     assert resolved.config.data.data_args_path is None
-    assert resolved.origins["--data-path"] == str(path)
+    assert resolved.value_sources["--data-path"] == str(path)
 
 
 def test_a_saved_configuration_reads_back_without_the_file(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ def config_of(*argv: str) -> PretrainConfig:
 def test_without_arguments_all_is_default():
     resolved = parse_pretrain([])
     assert resolved.config == PretrainConfig()
-    assert set(resolved.origins.values()) == {DEFAULT}
-    assert len(resolved.origins) == sum(len(found) for _, _, found in option_groups())
+    assert set(resolved.value_sources.values()) == {DEFAULT}
+    assert len(resolved.value_sources) == sum(len(found) for _, _, found in option_groups())
 
 
 def test_command_line_wins_over_file_over_default(write):
@@ -49,23 +49,23 @@ def test_command_line_wins_over_file_over_default(write):
     assert resolved.config.fwpkm.topk == 16
     assert resolved.config.fwpkm.layer_numbers == (3, 7)
     assert resolved.config.training.bf16
-    assert resolved.origins["--lr"] == "run.yaml:2"
-    assert resolved.origins["--fwpkm-topk"] == COMMAND_LINE
-    assert resolved.origins["--fwpkm-layer-numbers"] == "run.yaml:4"
-    assert resolved.origins["--min-lr"] == DEFAULT
+    assert resolved.value_sources["--lr"] == "run.yaml:2"
+    assert resolved.value_sources["--fwpkm-topk"] == COMMAND_LINE
+    assert resolved.value_sources["--fwpkm-layer-numbers"] == "run.yaml:4"
+    assert resolved.value_sources["--min-lr"] == DEFAULT
 
 
 def test_a_value_equal_to_the_default_still_has_its_origin(write):
     resolved = parse_pretrain(["--config", write("bf16: false\n"), "--lr", "0.001"])
-    assert resolved.origins["--bf16"] == "run.yaml:1"
-    assert resolved.origins["--lr"] == COMMAND_LINE
+    assert resolved.value_sources["--bf16"] == "run.yaml:1"
+    assert resolved.value_sources["--lr"] == COMMAND_LINE
 
 
 def test_later_files_win(write):
     first, second = write("lr: 1.0\nseed: 1\n", "a.yaml"), write("lr: 2.0\n", "b.yaml")
     resolved = parse_pretrain(["--config", first, "--config", second])
     assert (resolved.config.optimizer.lr, resolved.config.training.seed) == (2.0, 1)
-    assert (resolved.origins["--lr"], resolved.origins["--seed"]) == ("b.yaml:1", "a.yaml:2")
+    assert (resolved.value_sources["--lr"], resolved.value_sources["--seed"]) == ("b.yaml:1", "a.yaml:2")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_every_configuration_reads_back(write, lr, size, split, save, paths, lay
         checkpoint=replace(start.checkpoint, save=save),
         training=replace(start.training, bf16=bf16),
     )
-    text = Resolved(config, parse_pretrain([]).origins).to_yaml()
+    text = Resolved(config, parse_pretrain([]).value_sources).to_yaml()
     assert config_of("--config", write(text)) == config
 
 

@@ -12,8 +12,8 @@ import sys
 import pytest
 
 from megatron_fwpkm.config.loading import parse_pretrain
-from megatron_fwpkm.config.origins import check_memory_options
 from megatron_fwpkm.config.validation import problems
+from megatron_fwpkm.config.value_sources import check_memory_options
 from tests.docs.markdown import ROOT, Command, commands, markdown_files, named_paths
 
 FILES = markdown_files()

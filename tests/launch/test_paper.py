@@ -27,7 +27,7 @@ def test_sizes_of_the_paper():
     assert (training.global_batch_size, training.train_iters) == (128, 20000)
     optimizer = config.optimizer
     assert (optimizer.lr, optimizer.min_lr, optimizer.lr_warmup_iters, optimizer.weight_decay) == (1e-3, 1e-4, 100, 0.1)
-    assert PAPER.split("/")[-1] in resolved.origins["--lr"]
+    assert PAPER.split("/")[-1] in resolved.value_sources["--lr"]
 
 
 def test_dry_run_shows_the_layers_without_a_gpu():

@@ -231,8 +231,8 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 def test_a_terminated_measurement_leaves_neither_copy_nor_tests(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "tools/mutate.py", "--room", "config", "--tests", "tests/config/test_usage.py",
-               "--output", str(tmp_path / "out.jsonl")]  # fmt: skip
+    command = [sys.executable, "tools/mutate.py", "--room", "config", "--tests",
+               "tests/config/test_command_line_errors.py", "--output", str(tmp_path / "out.jsonl")]  # fmt: skip
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     environment = {**os.environ, "TMPDIR": str(temporary)}

@@ -7,9 +7,9 @@ import difflib
 from collections.abc import Sequence
 
 from ...config import DataConfig
+from ...config.command_line_errors import is_flag
 from ...config.data import TOKENIZERS_WITHOUT_FILE
 from ...config.data_rules import idle_tiktoken_options
-from ...config.usage import is_flag
 
 _KINDS = ("SentencePieceTokenizer", "HuggingFaceTokenizer", "TikTokenizer", "ByteLevelTokenizer", "NullTokenizer")
 

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..corpus.records import Kind
-from ..progress import clock
+from ..progress_report import clock
 
 _KINDS: dict[Kind, str] = {
     "jsonl": "JSON lines", "array": "JSON arrays", "parquet": "parquet", "file": "text, a document each",

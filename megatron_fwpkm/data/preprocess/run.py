@@ -21,7 +21,7 @@ from ..corpus.records import BadBytes, BadRecord, Cursor, TxtDocuments
 from ..encoders.acceleration import Accelerator, AcceleratorMismatch, DocumentsEncoder, choose_accelerator
 from ..indexed.indexed_format import IndexedWriter, dataset_paths, read_dataset_info, rename_all, token_dtype
 from ..output_prefix import check_output_prefix
-from ..progress import Progress
+from ..progress_report import ProgressReport
 from ..tokenizers import Tokenizer, build_tokenizer
 from .document_sample import DocumentSample
 from .encoding import BlockEncoder, ControlTokens, EncodedBlock, EncodingOptions, encode_blocks
@@ -86,7 +86,7 @@ class PreprocessOptions:
         return Path(f"{self.shard_prefix}_journal.json")
 
 
-def preprocess(options: PreprocessOptions, progress: Progress | None = None) -> PreprocessReport:
+def preprocess(options: PreprocessOptions, progress: ProgressReport | None = None) -> PreprocessReport:
     """Tokenize all inputs into one dataset per key. The output does not depend on the number of workers, nor on how
     often the run was killed and resumed.
 
@@ -140,10 +140,10 @@ class _Run:
         encode: DocumentsEncoder,
         files: list[CorpusFile],
         journal: Journal,
-        progress: Progress | None,
+        progress: ProgressReport | None,
     ) -> None:
         self.options, self.tokenizer, self.files, self.journal = options, tokenizer, files, journal
-        self.progress = progress or Progress(sum(file.end - file.begin for file in files))
+        self.progress = progress or ProgressReport(sum(file.end - file.begin for file in files))
         self.report = PreprocessReport(options.prefixes)
         encoding = EncodingOptions(
             options.data, options.json_keys, options.append_eod, options.on_error == "fail", options.prepend_bos,

@@ -21,7 +21,7 @@ from ..corpus.input_files import STDIN, CorpusFile, corpus_blocks, open_corpus
 from ..corpus.json_keys import check_json_keys
 from ..corpus.records import BadRecord, Record, records
 from ..output_prefix import check_output_prefix
-from ..progress import Progress
+from ..progress_report import ProgressReport
 from .build import build_tokenizer
 from .sentencepiece_tokenizer import SentencePieceTokenizer
 
@@ -90,7 +90,7 @@ class TokenizerReport:
         ]
 
 
-def train_tokenizer(options: TokenizerOptions, progress: Progress | None = None) -> TokenizerReport:
+def train_tokenizer(options: TokenizerOptions, progress: ProgressReport | None = None) -> TokenizerReport:
     """Train, write PREFIX.model and PREFIX.vocab (a piece per line, for reading), and measure.
 
     Ids: 0 `<unk>`, 1 `<s>`, 2 `</s>` (end of document), 3 `<pad>` (for batches of exported models; no document has it,
@@ -110,7 +110,7 @@ def train_tokenizer(options: TokenizerOptions, progress: Progress | None = None)
     files = open_corpus(options.inputs, "paragraph")
     if any(file.path == STDIN for file in files):
         raise ValueError("--input - cannot be read twice, and the report needs that; write it to a file first")
-    progress = progress or Progress(sum(file.size for file in files))
+    progress = progress or ProgressReport(sum(file.size for file in files))
     reader = _Reader(options, files, progress)
     blob = _train(options, reader)
     try:
@@ -128,7 +128,7 @@ def train_tokenizer(options: TokenizerOptions, progress: Progress | None = None)
 class _Reader:
     """The corpus as sentences, counting what was left out."""
 
-    def __init__(self, options: TokenizerOptions, files: list[CorpusFile], progress: Progress) -> None:
+    def __init__(self, options: TokenizerOptions, files: list[CorpusFile], progress: ProgressReport) -> None:
         self.skipped = Counter[str]()
         self.sentences = 0
         self._options = options

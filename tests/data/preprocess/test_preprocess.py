@@ -24,7 +24,7 @@ from megatron_fwpkm.config import DataConfig, ModelConfig, PretrainConfig, Train
 from megatron_fwpkm.data.corpus import input_files as corpus
 from megatron_fwpkm.data.preprocess import encoding
 from megatron_fwpkm.data.preprocess.run import PreprocessOptions, PreprocessReport, preprocess
-from megatron_fwpkm.data.progress import Progress, clock
+from megatron_fwpkm.data.progress_report import ProgressReport, clock
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
 from megatron_fwpkm.data.training.datasets import build_datasets
 
@@ -32,8 +32,8 @@ from ..conftest import ROOT, novel
 from .dying_worker import die
 
 
-def quiet() -> Progress:
-    return Progress(0, stream=io.StringIO())
+def quiet() -> ProgressReport:
+    return ProgressReport(0, stream=io.StringIO())
 
 
 def run(tmp_path: Path, tokenizer_file: Path | None, *inputs: Path, **changes: Any) -> PreprocessReport:
@@ -276,7 +276,7 @@ def _alive(process: int) -> bool:
 
 def test_progress_lines() -> None:
     stream = io.StringIO()
-    progress = Progress(1000, stream=stream, interval=0.0)
+    progress = ProgressReport(1000, stream=stream, interval=0.0)
     time.sleep(0.01)
     progress.update(250, 2_000_000, 500)
     progress.update(500, 4_000_000)
@@ -284,7 +284,7 @@ def test_progress_lines() -> None:
     assert first.startswith("25 %  ") and " MB/s  " in first and " tokens/s  ETA 0:" in first
     assert second.startswith("50 %  ") and "tokens" not in second
     silent = io.StringIO()
-    Progress(10, stream=silent).update(5, 5, 5)
+    ProgressReport(10, stream=silent).update(5, 5, 5)
     assert silent.getvalue() == "", "not a terminal: a line every ten seconds only"
     assert (clock(59.6), clock(3661), clock(-1)) == ("1:00", "1:01:01", "0:00")
 

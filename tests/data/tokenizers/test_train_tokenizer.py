@@ -12,7 +12,7 @@ import pytest
 
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.conversion.special_tokens import sentencepiece_ids
-from megatron_fwpkm.data.progress import Progress
+from megatron_fwpkm.data.progress_report import ProgressReport
 from megatron_fwpkm.data.tokenizers import SentencePieceTokenizer, build_tokenizer
 from megatron_fwpkm.data.tokenizers import train_tokenizer as module
 from megatron_fwpkm.data.tokenizers.train_tokenizer import TokenizerOptions, TokenizerReport, train_tokenizer
@@ -22,7 +22,8 @@ from ..conftest import novel
 
 def train(tmp_path: Path, *inputs: Path, **changes: Any) -> TokenizerReport:
     options = {"output_prefix": str(tmp_path / "tokenizer"), "vocab_size": 600} | changes
-    return train_tokenizer(TokenizerOptions(tuple(map(str, inputs)), **options), Progress(0, stream=io.StringIO()))
+    silent = ProgressReport(0, stream=io.StringIO())
+    return train_tokenizer(TokenizerOptions(tuple(map(str, inputs)), **options), silent)
 
 
 def load(path: Path) -> SentencePieceTokenizer:
@@ -138,7 +139,7 @@ def test_an_input_that_vanishes_is_named(tmp_path: Path, text: Path, monkeypatch
     monkeypatch.setattr(module, "open_corpus", vanishing)
     options = TokenizerOptions((str(text), str(tmp_path / "b.txt")), str(tmp_path / "t"), 600)
     with pytest.raises(FileNotFoundError, match="b.txt"):
-        train_tokenizer(options, Progress(0, stream=io.StringIO()))
+        train_tokenizer(options, ProgressReport(0, stream=io.StringIO()))
     assert not list(tmp_path.glob("t.*"))
 
 

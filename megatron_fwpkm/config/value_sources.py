@@ -1,4 +1,4 @@
-"""What the origin of an option's value tells a user: which file a refused value stands in, options without effect."""
+"""What the source of an option's value tells a user: which file a refused value stands in, options without effect."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from .loading import CHECKPOINT, COMMAND_LINE, DEFAULT, PREFIXES, Resolved, option_groups
 
 
-def origins_named_in(message: str, resolved: Resolved) -> list[str]:
+def sources_of_named_values(message: str, resolved: Resolved) -> list[str]:
     """A line for each option that an error names with its value, where that value stands in a file.
 
     The line says where, and how the command line changes it.
@@ -16,17 +16,17 @@ def origins_named_in(message: str, resolved: Resolved) -> list[str]:
     for group, _, found in option_groups():
         for option in found:
             value = getattr(getattr(resolved.config, group), option.field_name)
-            origin = resolved.origins[option.flag]
+            source = resolved.value_sources[option.flag]
             named = re.search(rf"{re.escape(f'{option.flag} {option.format(value)}')}(?![\w-]|[.,]\d)", message)
-            if named is None or origin in (DEFAULT, COMMAND_LINE):
+            if named is None or source in (DEFAULT, COMMAND_LINE):
                 continue
-            if origin.startswith(CHECKPOINT):
-                lines.append(f"{option.flag} {option.format(value)} was taken from {origin}")
+            if source.startswith(CHECKPOINT):
+                lines.append(f"{option.flag} {option.format(value)} was taken from {source}")
                 continue
             way = "the command line wins over a file"
             if option.nullable or option.is_list:
                 way = f"`{option.flag} none` on the command line unsets it"
-            lines.append(f"{option.flag} {option.format(value)} stands in {origin}; {way}")
+            lines.append(f"{option.flag} {option.format(value)} stands in {source}; {way}")
     return lines
 
 
@@ -38,10 +38,10 @@ def check_memory_options(resolved: Resolved) -> None:
     layers = f"--{PREFIXES['fwpkm']}layer-numbers"
     given = [
         flag
-        for flag, origin in resolved.origins.items()
-        if flag.startswith(f"--{PREFIXES['fwpkm']}") and origin == COMMAND_LINE
+        for flag, source in resolved.value_sources.items()
+        if flag.startswith(f"--{PREFIXES['fwpkm']}") and source == COMMAND_LINE
     ]
-    if given and resolved.origins[layers] == DEFAULT:
+    if given and resolved.value_sources[layers] == DEFAULT:
         raise ValueError(
             f"{' '.join(given)}: the model has no memory that this could be about; say which layers get one, like "
             f"{layers} 2, or {layers} none for a plain transformer"

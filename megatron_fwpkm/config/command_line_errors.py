@@ -58,7 +58,7 @@ def is_flag(word: str) -> bool:
     return re.match(r"--?[A-Za-z_]", word) is not None
 
 
-def together(complaints: Sequence[str]) -> str:
+def join_complaints(complaints: Sequence[str]) -> str:
     """One complaint as it is, several as a list."""
     if len(complaints) == 1:
         return complaints[0]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TextIO
 
 
-class Progress:
+class ProgressReport:
     """Reports bytes read against their total, with speed and time left. `total` may be 0 when unknown."""
 
     def __init__(self, total: int, *, stream: TextIO | None = None, interval: float | None = None) -> None:

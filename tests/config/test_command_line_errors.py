@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_fwpkm.config.command_line_errors import advice, complaints_of_unknown
 from megatron_fwpkm.config.loading import option_groups
 from megatron_fwpkm.config.megatron_families import FAMILIES
 from megatron_fwpkm.config.megatron_flags import MEGATRON_FLAGS, megatron_advice
-from megatron_fwpkm.config.usage import advice, complaints_of_unknown
 
 OPTIONS = {option.name: option for _, _, found in option_groups() for option in found}
 NAMES = [*OPTIONS]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_fwpkm.config.loading import parse_pretrain
-from megatron_fwpkm.config.origins import check_memory_options, origins_named_in
+from megatron_fwpkm.config.value_sources import check_memory_options, sources_of_named_values
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ],
 )  # fmt: skip
 def test_a_refused_value_of_a_file_is_told_with_its_line(file: str, message: str, lines: list[str]) -> None:
-    assert origins_named_in(message, parse_pretrain(["--config", file, "--hidden-size", "64"])) == lines
+    assert sources_of_named_values(message, parse_pretrain(["--config", file, "--hidden-size", "64"])) == lines
 
 
 def test_a_list_of_a_file_can_be_emptied(file: str) -> None:
-    (line,) = origins_named_in("--fwpkm-layer-numbers 2 3: none", parse_pretrain(["--config", file]))
+    (line,) = sources_of_named_values("--fwpkm-layer-numbers 2 3: none", parse_pretrain(["--config", file]))
     assert line.endswith("run.yaml:4; `--fwpkm-layer-numbers none` on the command line unsets it")
 
 
@@ -64,7 +64,7 @@ def test_a_file_may_hold_options_of_a_memory_for_runs_that_have_one(file: str) -
 
 def test_a_refused_value_of_a_checkpoint_is_told_with_its_folder() -> None:
     resolved = parse_pretrain([])
-    origins = resolved.origins | {"--lr": "checkpoint runs/mine/iter_0000010"}
-    assert origins_named_in("--min-lr 1 is above --lr 0.001", replace(resolved, origins=origins)) == [
+    sources = resolved.value_sources | {"--lr": "checkpoint runs/mine/iter_0000010"}
+    assert sources_of_named_values("--min-lr 1 is above --lr 0.001", replace(resolved, value_sources=sources)) == [
         "--lr 0.001 was taken from checkpoint runs/mine/iter_0000010"
     ]
