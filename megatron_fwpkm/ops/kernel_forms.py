@@ -1,6 +1,6 @@
 """How Triton kernels are launched, and the forms of each that the compile gate judges without a GPU.
 
-A form (:class:`KernelForm`) says with which constants and how many warps a kernel is compiled. What a launch computes
+A form (`KernelForm`) says with which constants and how many warps a kernel is compiled. What a launch computes
 with is given in records, mappings from the names of the kernels' parameters; a launch takes from them what its kernel
 names. A module of variants ends with a tuple `KERNEL_VARIANTS`; `python -m benchmarks.compile_gate` finds all of them
 in this room. Nothing is compiled or imported here.
@@ -81,7 +81,7 @@ def variant_of(name: str, form: KernelForm, types: Mapping[str, str], *, moves_r
         name: of the variant.
         form: what the launcher uses.
         types: of the parameters that differ.
-        moves_rows: see :class:`KernelVariant`.
+        moves_rows: see `KernelVariant`.
     """
     usual = {parameter: "*fp32" if parameter.isupper() else "i32" for parameter in form.parameters}
     signature = {parameter: types.get(parameter, usual[parameter]) for parameter in usual}

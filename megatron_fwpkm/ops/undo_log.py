@@ -15,8 +15,8 @@ class UndoLog:
     """Old values of everything that one in-place call wrote, in the order of the writes.
 
     Attributes:
-        rows: for each write, the slots it touched, [U] int64; distinct where ``in_use``.
-        old_values: for each write, what these slots held just before it, [U, value_dim], where ``in_use``.
+        rows: for each write, the slots it touched, [U] int64; distinct where `in_use`.
+        old_values: for each write, what these slots held just before it, [U, value_dim], where `in_use`.
         old_sub_keys: [heads, 2, num_subkeys, key_dim / 2] before the call, or None when the call moved no key.
         in_use: for each write, which entries of its rows and old values count, [U] bool; empty when all do. The Triton
             kernels never tell the host how many slots a write touches, so their log has room for the worst case.
@@ -88,7 +88,7 @@ class ResetJournal:
             self.record_sub_keys(undo_log.old_sub_keys)
 
     def record_rows(self, rows: Tensor, old_values: Tensor) -> None:
-        """Add distinct ``rows`` [U] that were just written and held ``old_values`` [U, value_dim] before."""
+        """Add distinct `rows` [U] that were just written and held `old_values` [U, value_dim] before."""
         is_new = ~self.touched[rows]
         new_rows = rows[is_new]
         if new_rows.numel():
@@ -97,7 +97,7 @@ class ResetJournal:
             self._old_values.append(old_values[is_new])
 
     def record_sub_keys(self, old_sub_keys: Tensor) -> None:
-        """Add an update of the sub-keys, which were ``old_sub_keys`` before it. Only the first one is kept."""
+        """Add an update of the sub-keys, which were `old_sub_keys` before it. Only the first one is kept."""
         if self._old_sub_keys is None:
             self._old_sub_keys = old_sub_keys.clone()
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 class Piece(NamedTuple):
     """One read of consecutive tokens followed by at most one write.
 
-    Reads ``[start, stop)`` and returns the reads of ``[emit_start, stop)``. Writes tokens ``[start, write_stop)``
-    towards the targets ``lookahead`` later. The sub-keys move by the addressing of ``[start, key_stop)``.
+    Reads `[start, stop)` and returns the reads of `[emit_start, stop)`. Writes tokens `[start, write_stop)`
+    towards the targets `lookahead` later. The sub-keys move by the addressing of `[start, key_stop)`.
     """
 
     start: int
@@ -22,7 +22,7 @@ class Piece(NamedTuple):
     stop: int
     write_stop: int
     count_start: int
-    """Reads of ``[count_start, count_stop)`` count for the mean over the readers of a slot."""
+    """Reads of `[count_start, count_stop)` count for the mean over the readers of a slot."""
     count_stop: int
     key_stop: int
     num_samples: int
@@ -35,7 +35,7 @@ class Piece(NamedTuple):
 
 
 def drop_schedule(num_tokens: int, chunk_size: int, lookahead: int) -> list[Piece]:
-    """Chunks of ``chunk_size`` tokens; the last ``lookahead`` of each are never written (the paper's training)."""
+    """Chunks of `chunk_size` tokens; the last `lookahead` of each are never written (the paper's training)."""
     pieces = []
     for start in range(0, num_tokens, chunk_size):
         stop = min(start + chunk_size, num_tokens)
@@ -45,7 +45,7 @@ def drop_schedule(num_tokens: int, chunk_size: int, lookahead: int) -> list[Piec
 
 
 def carry_schedule(num_pending: int, num_tokens: int, chunk_size: int, lookahead: int) -> tuple[list[Piece], int]:
-    """Chunks that cross calls: a write happens when ``chunk_size`` (query, target) pairs are complete.
+    """Chunks that cross calls: a write happens when `chunk_size` (query, target) pairs are complete.
 
     Returns:
         The pieces, and the position of the first token that stays pending.
@@ -70,8 +70,8 @@ def carry_schedule(num_pending: int, num_tokens: int, chunk_size: int, lookahead
 def official_schedule(num_pending: int, num_tokens: int, chunk_size: int, lookahead: int) -> tuple[list[Piece], int]:
     """The authors' streaming (DESIGN 2.4): sizes depend on how a text is cut into calls.
 
-    The first piece of a call takes ``chunk_size + lookahead - num_pending`` tokens, later ones ``chunk_size``; all
-    waiting tokens but the last ``lookahead`` are written when at least ``chunk_size`` wait; counts and N come from the
+    The first piece of a call takes `chunk_size + lookahead - num_pending` tokens, later ones `chunk_size`; all
+    waiting tokens but the last `lookahead` are written when at least `chunk_size` wait; counts and N come from the
     tokens of the current piece only.
 
     Returns:

@@ -70,12 +70,12 @@ def _warn_once(obstacle: str) -> None:
 
 
 def choose_implementation(state: FastWeightState, options: MemoryOptions) -> str:
-    """The implementation of a call by its name. ``auto`` takes Triton on CUDA, and ``sparse`` elsewhere.
+    """The implementation of a call by its name. `auto` takes Triton on CUDA, and `sparse` elsewhere.
 
-    Where ``auto`` cannot take Triton on CUDA it says so once.
+    Where `auto` cannot take Triton on CUDA it says so once.
 
     Raises:
-        ValueError: ``triton`` is asked for and cannot run the call.
+        ValueError: `triton` is asked for and cannot run the call.
     """
     if options.implementation == "auto":
         if not state.values.is_cuda:

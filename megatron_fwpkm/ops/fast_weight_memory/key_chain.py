@@ -77,8 +77,8 @@ class SavedPiece(NamedTuple):
         probabilities: [G, M, k], or only those of the tokens that move sub-keys.
         strengths: [G, M, k]: c, 0 for tokens that do not move sub-keys.
         means: [2, n], mean probability.
-        order: see :class:`Readers`.
-        starts: see :class:`Readers`.
+        order: see `Readers`.
+        starts: see `Readers`.
     """
 
     sub_keys: Tensor

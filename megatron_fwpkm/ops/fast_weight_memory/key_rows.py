@@ -63,7 +63,7 @@ class KeyRows:
         self.num_subkeys = count if sharding is None else sharding.size * count
 
     def choose(self, proposals: list[KeptSubKeys], topk: int) -> list[KeptSubKeys]:
-        """The ``topk`` best among the proposals of all processes, equal costs: lowest index first.
+        """The `topk` best among the proposals of all processes, equal costs: lowest index first.
 
         Args:
             proposals: of pieces that are addressed with the same sub-keys; one gather serves them all.
@@ -107,5 +107,5 @@ class KeyRows:
 
 
 def only_owned(x: Tensor, foreign: Tensor | None) -> Tensor:
-    """``x`` [G, M, k] with 0 for pairs of other processes' rows."""
+    """`x` [G, M, k] with 0 for pairs of other processes' rows."""
     return x if foreign is None else x.masked_fill(foreign, 0)

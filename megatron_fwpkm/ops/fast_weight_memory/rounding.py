@@ -4,7 +4,7 @@ A write moves a value by less than half a bfloat16 step most of the time, so rou
 a value between two neighbours goes to the upper one with the probability of its distance from the lower one: 16 random
 bits are added to the bits that are cut off. They come from Philox4x32 with 7 rounds (Salmon et al. 2011, the fewest
 that pass BigCrush), a function of (seed, number of the write, slot, column): it depends neither on how a text is cut
-into calls, nor on which process holds a column, nor on a generator's state. ``FastWeightState.rounding`` holds what the
+into calls, nor on which process holds a column, nor on a generator's state. `FastWeightState.rounding` holds what the
 bits depend on.
 """
 
@@ -81,7 +81,7 @@ def round_rows(rows: Tensor, slots: Tensor, rounding: Tensor, write: int) -> Ten
     Args:
         rows: [U, D] float32.
         slots: [U] int64, the slots they go to.
-        rounding: [3] int64 of the memory, see :func:`make_rounding`.
+        rounding: [3] int64 of the memory, see `make_rounding`.
         write: number of this write within the call.
 
     Returns:

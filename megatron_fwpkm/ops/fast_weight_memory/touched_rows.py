@@ -25,7 +25,7 @@ from .write_plan import ValuePiece, make_write_plan
 
 
 class ChainSteps(NamedTuple):
-    """What exists more than once, in torch and in Triton, and is driven by :class:`KeyChain` and :class:`ValueChain`.
+    """What exists more than once, in torch and in Triton, and is driven by `KeyChain` and `ValueChain`.
 
     Attributes:
         keys: makes the steps of a call of the sub-keys' chain.
@@ -124,7 +124,7 @@ def _value_pieces(pieces: list[Piece], batch: int) -> list[ValuePiece]:
 
 
 def _emitted(rows: Tensor, pieces: list[ValuePiece]) -> Tensor:
-    """Of all rows read [R, J] those that are returned."""
+    """Of all rows read [T, J] those that are returned."""
     if all(piece.emit_start == piece.start for piece in pieces):
         return rows
     return torch.cat([rows[piece.emit_start : piece.stop] for piece in pieces])

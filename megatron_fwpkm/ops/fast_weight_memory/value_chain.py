@@ -6,8 +6,8 @@ needs neither the table nor a rewind of it: the table may have moved on, and doe
 This is the driver: the order of the pieces, what is kept, repeated and given to the caller. What one piece computes is
 done by its *steps*, which exist in torch (`sparse/value_steps.py`) and in Triton (`triton/value_steps.py`).
 
-Shapes: R rows read by all pieces (time first, then sequence), J = heads * topk, P = R * J pairs, D = value_dim,
-S stream rows, W rows written by all pieces.
+Shapes: T rows read by all pieces (time first, then sequence), J = heads * topk, P = T * J pairs, D = value_dim,
+S stream rows, E rows written by all pieces.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ValueInputs(NamedTuple):
     """What reads and writes are computed from, beside the table.
 
     Attributes:
-        slot_weights: [R, J].
+        slot_weights: [T, J].
         write_weights: [S].
         targets: [S, D]; empty in backward, which does not need them.
         scales: [pieces], step size of every write before the division by a slot's readers.
@@ -82,7 +82,7 @@ class ForwardSteps(Protocol):
     Attributes:
         reads: [returned rows, D].
         old_rows: rows of every piece before its write; what backward of the same steps takes.
-        errors: [W, D] in parts, likewise.
+        errors: [E, D] in parts, likewise.
     """
 
     reads: Tensor
@@ -98,7 +98,7 @@ class ForwardSteps(Protocol):
         ...
 
     def squared_errors(self) -> Tensor:
-        """[W]: sums over D of write weight * error^2."""
+        """[E]: sums over D of write weight * error^2."""
         ...
 
 
@@ -119,7 +119,7 @@ class BackwardSteps(Protocol):
         ...
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of slot weights [R, J], write weights [S] and targets [S, D]."""
+        """Of slot weights [T, J], write weights [S] and targets [S, D]."""
         ...
 
 
@@ -129,9 +129,9 @@ class ValueSteps:
 
     Attributes:
         lay_out: (plan, pieces, scales) -> what the steps need of the plan in a form of their own.
-        forward: makes :class:`ForwardSteps`.
-        backward: makes :class:`BackwardSteps`.
-        read_rows: (table [N, D], slots [R, J], slot_weights [R, J]) -> reads [R, D], without gradient.
+        forward: makes `ForwardSteps`.
+        backward: makes `BackwardSteps`.
+        read_rows: (table [n * n, D], slots [T, J], slot_weights [T, J]) -> reads [T, D], without gradient.
         counts_rows: buffers have as many rows as are used, which the host asks for; otherwise as many as there may be.
     """
 
@@ -143,13 +143,13 @@ class ValueSteps:
 
 
 class ValueOptions(NamedTuple):
-    """What the chain needs to know besides its tensors; fields of the same names are those of :class:`ValueInputs`.
+    """What the chain needs to know besides its tensors; fields of the same names are those of `ValueInputs`.
 
     Attributes:
         steps: torch or Triton.
         pieces: the rows of every piece.
         frozen: nothing is written; the errors are still measured.
-        undo_log: `fp32`, `bf16` or `recompute`, see :func:`fast_weight_memory`.
+        undo_log: `fp32`, `bf16` or `recompute`, see `fast_weight_memory`.
     """
 
     steps: ValueSteps
@@ -163,7 +163,7 @@ class ValueOptions(NamedTuple):
 
 
 class ValueLog:
-    """What a forward pass leaves behind for the caller: the fields of :class:`UndoLog` of the same names."""
+    """What a forward pass leaves behind for the caller: the fields of `UndoLog` of the same names."""
 
     def __init__(self) -> None:
         self.rows: list[Tensor] = []
@@ -189,7 +189,7 @@ def _positions(pieces: list[ValuePiece]) -> list[Position]:
 
 
 class ValueChain(torch.autograd.Function):
-    """values, slot weights [R, J], write weights [S], targets [S, D] -> reads [emitted rows, D], squared errors.
+    """values, slot weights [T, J], write weights [S], targets [S, D] -> reads [emitted rows, D], squared errors.
 
     `table` is written in place. `values` is the same memory before the call, for its gradient only. Squared errors
     [written rows] are sums over D of weight * error^2, without gradient. `log` receives what the writes overwrite.

@@ -3,7 +3,7 @@
 Shapes are static: no number of a plan reaches the host, which never waits for a GPU. A segment (one slot touched by one
 piece) is known by the position of its first pair in the sorted list; there is room for as many segments as pairs.
 
-Shapes: R rows read by all pieces, J = heads * topk pairs per row, P = R * J pairs, counted row by row.
+Shapes: T rows read by all pieces, J = heads * topk pairs per row, P = T * J pairs, counted row by row.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class WritePlan(NamedTuple):
     """The pairs of all pieces, sorted by piece and slot. A piece of rows [start, stop) has positions [start*J, stop*J).
 
     Attributes:
-        pair_slots: [R, J] int64, the slot of every pair, unsorted.
+        pair_slots: [T, J] int64, the slot of every pair, unsorted.
         order: [P] int64, the pair at every position; rows ascend within a segment, which fixes the order of summation.
         slots: [P] int64, its slot.
         heads: [P] int64, the first position of its segment.
@@ -129,8 +129,8 @@ def make_write_plan(slot_indices: Tensor, pieces: list[ValuePiece], num_slots: i
     """Sort the pairs of all pieces by (piece, slot).
 
     Args:
-        slot_indices: [R, J] int64.
-        pieces: consecutive, covering all R rows.
+        slot_indices: [T, J] int64.
+        pieces: consecutive, covering all T rows.
         num_slots: rows of the table.
 
     Returns:

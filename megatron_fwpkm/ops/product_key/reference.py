@@ -24,7 +24,7 @@ def half_scores(queries: Tensor, sub_keys: Tensor, score: str) -> Tensor:
     Args:
         queries: [B, T, heads, key_dim].
         sub_keys: [heads, 2, num_subkeys, key_dim / 2].
-        score: ``idw`` (-log(1e-3 + squared distance)) or ``dot_product``.
+        score: `idw` (-log(1e-3 + squared distance)) or `dot_product`.
 
     Returns:
         [B, T, heads, 2, num_subkeys].
@@ -38,7 +38,7 @@ def half_scores(queries: Tensor, sub_keys: Tensor, score: str) -> Tensor:
 
 
 def top_stable(scores: Tensor, topk: int) -> tuple[Tensor, Tensor]:
-    """The ``topk`` largest entries of the last dimension and their positions; equal entries: lowest position first."""
+    """The `topk` largest entries of the last dimension and their positions; equal entries: lowest position first."""
     order = scores.detach().sort(dim=-1, descending=True, stable=True).indices[..., :topk]
     return scores.gather(-1, order), order
 
@@ -50,7 +50,7 @@ def read_slots(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> tupl
         queries: [B, T, heads, key_dim].
         sub_keys: [heads, 2, num_subkeys, key_dim / 2].
         topk: slots per head.
-        score: ``idw`` or ``dot_product``.
+        score: `idw` or `dot_product`.
 
     Returns:
         slot indices and slot weights [B, T, heads, topk] (a softmax over all heads * topk of a token), and the kept

@@ -67,7 +67,7 @@ class SlotChoice(NamedTuple):
 
 
 def gather_sub_keys(sub_keys: Tensor, indices: Tensor) -> Tensor:
-    """Rows ``indices`` [G, M, k] of every group's list ``sub_keys`` [G, n, h], as [G, M, k, h]."""
+    """Rows `indices` [G, M, k] of every group's list `sub_keys` [G, n, h], as [G, M, k, h]."""
     groups, num_subkeys, half_dim = sub_keys.shape
     offsets = torch.arange(groups, device=indices.device).view(-1, 1, 1) * num_subkeys
     rows = sub_keys.reshape(-1, half_dim).index_select(0, (indices + offsets).flatten())
@@ -75,7 +75,7 @@ def gather_sub_keys(sub_keys: Tensor, indices: Tensor) -> Tensor:
 
 
 def exact_costs(queries: Tensor, rows: Tensor, score: str) -> Tensor:
-    """Cost of sub-keys ``rows`` [..., k, h] for ``queries`` [..., h], each on its own, without a matrix product."""
+    """Cost of sub-keys `rows` [..., k, h] for `queries` [..., h], each on its own, without a matrix product."""
     if score == "dot_product":
         return -(rows * queries.unsqueeze(-2)).sum(-1)
     return (queries.unsqueeze(-2) - rows).square_().sum(-1)
@@ -124,13 +124,13 @@ def _select_block(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> K
 
 
 def select_sub_keys(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> KeptSubKeys:
-    """The ``topk`` best sub-keys of each list for every token; equal scores: lowest index first. No gradient.
+    """The `topk` best sub-keys of each list for every token; equal scores: lowest index first. No gradient.
 
     Args:
         queries: [G, M, h] halves of the queries.
         sub_keys: [G, n, h].
         topk: at most n.
-        score: ``idw`` or ``dot_product``.
+        score: `idw` or `dot_product`.
 
     Returns:
         Indices and costs, best first.

@@ -48,7 +48,7 @@ def _sum_per_sub_key(weights: Tensor, directions: Tensor, readers: Readers, rows
 
 
 class SparseKeySteps:
-    """The steps of one call; see :class:`KeySteps`."""
+    """The steps of one call; see `KeySteps`."""
 
     joins_still_pieces = False
 
@@ -106,7 +106,7 @@ class SparseKeySteps:
 
 
 class _PieceBackward:
-    """Backward of one piece; see :class:`PieceBackward`. Rows of sub-keys are gathered once for all its steps."""
+    """Backward of one piece; see `PieceBackward`. Rows of sub-keys are gathered once for all its steps."""
 
     def __init__(self, options: KeyOptions, queries: Tensor, saved: SavedPiece, grad_moved: Tensor | None) -> None:
         self.options, self.saved, self.grad_moved = options, saved, grad_moved

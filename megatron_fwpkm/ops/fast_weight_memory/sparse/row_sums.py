@@ -23,7 +23,7 @@ def sum_rows(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Te
     Args:
         table: [N, D].
         rows: [P] int64.
-        starts: [S] int64, ascending; sum s runs over the pairs from ``starts[s]`` to the next start.
+        starts: [S] int64, ascending; sum s runs over the pairs from `starts[s]` to the next start.
         weights: [P].
 
     Returns:
@@ -33,7 +33,7 @@ def sum_rows(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Te
 
 
 def paired_dots(x: Tensor, table: Tensor, rows: Tensor, starts: Tensor, owners: Tensor) -> Tensor:
-    """Dot products <x[owner of pair p], table[rows[p]]>, [P]; ``owners`` [P] is the sum a pair belongs to.
+    """Dot products <x[owner of pair p], table[rows[p]]>, [P]; `owners` [P] is the sum a pair belongs to.
 
     This is what the embedding bag's backward computes for its weights, called directly.
     """

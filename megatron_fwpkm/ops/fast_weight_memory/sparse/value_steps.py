@@ -1,6 +1,6 @@
 """The steps of the values' chain in torch: sums over the distinct slots of a piece.
 
-Shapes: R rows read by all pieces, J = heads * topk, P = R * J pairs, U distinct slots of a piece, D columns, S stream
+Shapes: T rows read by all pieces, J = heads * topk, P = T * J pairs, U distinct slots of a piece, D columns, S stream
 rows.
 """
 
@@ -36,7 +36,7 @@ class _Pass:
 
 
 class _Forward(_Pass):
-    """One forward pass; see :class:`ForwardSteps`."""
+    """One forward pass; see `ForwardSteps`."""
 
     def __init__(
         self, inputs: ValueInputs, table: Tensor, positions: list[Position], slots: Tensor, keep: bool
@@ -98,12 +98,12 @@ class _Forward(_Pass):
         return self.slots[self.ranges(position)[0]], self.old_rows[-1], None
 
     def squared_errors(self) -> Tensor:
-        """Squared length of the error of every written token, [W]."""
+        """Squared length of the error of every written token, [E]."""
         return torch.cat(self.squares)
 
 
 class _Backward(_Pass):
-    """One backward pass; see :class:`BackwardSteps`."""
+    """One backward pass; see `BackwardSteps`."""
 
     def __init__(
         self,

@@ -1,12 +1,12 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Triton kernels that move the sub-keys and differentiate it; the maths and its names are in this folder's README.
+"""Triton kernels that move the sub-keys and differentiate it; names of numbers are those of the README.
 
-Shapes: G = heads * 2 groups (group = head * 2 + half), M tokens of a piece, n sub-keys of a whole list, n' of them
-here (COUNT, from number ``first_key`` on; all of them where one process holds the list), k = topk, h = key_dim / 2,
-R readers (token, head) of a half. A pair is a kept sub-key of a token, numbered as in [G, M, k]. ORDER [G * M * k]
-holds the pairs sorted by group and sub-key, tokens ascending; STARTS [G * n + 1] says where each sub-key's begin.
-A query row has h numbers; that of a token is group * group_rows + token * token_rows.
+Symbols (README.md): G lists of sub-keys: 2 for each head; list = head * 2 + half | M tokens that a piece reads | R
+readers of a sub-key's half: tokens that move the sub-keys, times heads | h half of a query: key_dim / 2 | k topk | n
+sub-keys of a whole list, so that there are n * n slots | n' sub-keys of a list that are here.
 
+A pair is a kept sub-key of a token, numbered as in [G, M, k]. ORDER and STARTS are those of `Readers`. A query row has
+h numbers; that of a token is group * group_rows + token * token_rows. COUNT is n', from number `first_key` on.
 No atomics: a sub-key's readers are summed in tiles of TILE pairs, in the order of the tokens, and the tiles in their
 order: which program runs first does not matter, and a sub-key that everybody reads costs no more than others.
 Addresses are 64-bit. Arithmetic is in the dtype of the sub-keys (float32; float64 in tests).
@@ -302,7 +302,7 @@ def kept_score_gradient(grad_slot, position, places):
 
 @triton.jit
 def second_derivative(weighted, share, mean, grad_slope, ENTROPY_EPSILON: tl.constexpr):
-    """Gradient of y = P * (u - sum P u), times ``weighted``, by the kept scores of every token."""
+    """Gradient of y = P * (u - sum P u), times `weighted`, by the kept scores of every token."""
     slope = slope_of(mean, ENTROPY_EPSILON)
     balance = -tl.sum(weighted * share, 1)[:, None]
     shifted = mean + ENTROPY_EPSILON

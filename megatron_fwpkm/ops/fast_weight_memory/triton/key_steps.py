@@ -21,7 +21,7 @@ from .key_forms import KeyForms
 
 
 class TritonKeySteps:
-    """The steps of one call; see :class:`KeySteps`."""
+    """The steps of one call; see `KeySteps`."""
 
     joins_still_pieces = True
 
@@ -95,7 +95,7 @@ class TritonKeySteps:
 
 
 class _PieceBackward:
-    """Backward of one piece; see :class:`PieceBackward`."""
+    """Backward of one piece; see `PieceBackward`."""
 
     def __init__(
         self, steps: TritonKeySteps, queries: Tensor, piece: KeyPiece, saved: SavedPiece, grad_moved: Tensor | None

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
 """Rows of a bfloat16 table in Triton, by their bits: its interpreter is silently wrong about bfloat16 arithmetic.
 
-Kernels see a bfloat16 table as int16, compute in float32 and round stochastically, with the bits of ``rounding.py``.
+Kernels see a bfloat16 table as int16, compute in float32 and round stochastically, with the bits of `rounding.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def row_to_float(row):
 
 @triton.jit
 def float_to_row(row, TABLE, ROUNDING, slot, write, BLOCK: tl.constexpr):
-    """This program's columns of a row in the form of TABLE; see ``round_rows`` for the rounding.
+    """This program's columns of a row in the form of TABLE; see `round_rows` for the rounding.
 
     Columns of the table begin at a multiple of 4 on every process, so four neighbours share a counter.
     """

@@ -1,12 +1,15 @@
 # mypy: disable-error-code="no-untyped-def"
 """Triton kernels of the values table: read, write in place, backward per row and per slot.
 
-Shapes: N slots, D columns, R rows read by all pieces of a call, J = heads * topk pairs per row, P = R * J pairs,
-S stream rows, W rows written by all pieces. A launch handles one piece; ``first_row`` and ``first_pair`` say where its
-rows and pairs begin. Plans are those of `write_plan.py`; all index tensors are int64, so addresses are 64-bit.
+Symbols (README.md): D columns of the values that are here | E tokens that the pieces of a call write | J slots of a
+token: heads * k | P pairs (token, slot) of a call: T * J | S tokens of a call's stream, pending ones first | T tokens
+that the pieces of a call read, piece after piece | n sub-keys of a whole list, so that there are n * n slots.
+
+A launch handles one piece; `first_row` and `first_pair` say where its rows (tokens) and pairs begin. Plans are those of
+`write_plan.py`; all index tensors are int64, so addresses are 64-bit.
 
 Grids are worst cases: a program that has nothing to do leaves at once. Columns are cut into blocks of BLOCK, over
-``program_id(1)``. No atomics: a segment is summed in tiles of at most TILE pairs, in the order of its rows, and the
+`program_id(1)`. No atomics: a segment is summed in tiles of at most TILE pairs, in the order of its rows, and the
 partial sums of a long one are added in the order of the tiles by a second kernel. The result depends neither on the
 order in which programs run nor on their number, and a slot that everybody reads costs no more than others.
 Triton's interpreter cannot combine a scalar condition with a mask, so such masks compare with a width of D or 0.
@@ -39,14 +42,14 @@ def partial_row(position, first_pair, head, TILE: tl.constexpr):
     do_not_specialize=["first_row", "first_kept", "first_read", "written", "first_token", "shift", "first_error"]
 )
 def read_rows_kernel(
-    TABLE,  # [N, D]
-    PAIR_SLOTS,  # [R, J] slot of every pair
-    WEIGHTS,  # [R, J] slot weights a
+    TABLE,  # [n * n, D]
+    PAIR_SLOTS,  # [T, J] slot of every pair
+    WEIGHTS,  # [T, J] slot weights a
     TARGETS,  # [S, D] targets v
     WRITE_WEIGHTS,  # [S] write weights w
     READS,  # [returned rows, D] out: r
-    ERRORS,  # [W, D] out: e = r - v
-    SQUARES,  # [W, blocks] out: w * sum of e^2 over the block's columns
+    ERRORS,  # [E, D] out: e = r - v
+    SQUARES,  # [E, blocks] out: w * sum of e^2 over the block's columns
     first_row,
     first_kept,  # the piece's rows from this one on are returned ...
     first_read,  # ... and begin here in READS
@@ -80,7 +83,7 @@ def read_rows_kernel(
 
 @triton.jit(do_not_specialize=["first_row", "first_pair", "written", "first_token", "first_error", "piece", "write"])
 def write_rows_kernel(
-    TABLE,  # [N, D] in and out
+    TABLE,  # [n * n, D] in and out
     LOG,  # [P, D] out: rows before the write, at the first position of their segment
     PARTIALS,  # [2 * ceil(pairs of the piece / TILE), D] scratch
     SLOTS,  # [P] row of TABLE at every position
@@ -89,9 +92,9 @@ def write_rows_kernel(
     LENGTHS,  # [P]
     COUNTS,  # [P]
     ORDER,  # [P] pair at every position
-    WEIGHTS,  # [R, J] slot weights a
+    WEIGHTS,  # [T, J] slot weights a
     WRITE_WEIGHTS,  # [S] write weights w
-    ERRORS,  # [W, D] errors e
+    ERRORS,  # [E, D] errors e
     SCALES,  # [pieces] step size before the division by a slot's readers
     ROUNDING,  # [3] of a bfloat16 table
     first_row,
@@ -161,7 +164,7 @@ def find_long_segment(HEADS, LENGTHS, first_pair, pairs, TILE: tl.constexpr):
 
 @triton.jit
 def sum_partials(PARTIALS, position, length, first_pair, columns, inside, D: tl.constexpr, TILE: tl.constexpr):
-    """Sum of a long segment that begins at ``position``, in the order of its tiles."""
+    """Sum of a long segment that begins at `position`, in the order of its tiles."""
     total = tl.load(PARTIALS + partial_row(position, first_pair, position, TILE) * D + columns, mask=inside, other=0.0)
     for tile in tl.range(1, tl.cdiv(length, TILE).to(tl.int32), loop_unroll_factor=4):
         row = partial_row(position + tile * TILE, first_pair, position, TILE)
@@ -171,7 +174,7 @@ def sum_partials(PARTIALS, position, length, first_pair, columns, inside, D: tl.
 
 @triton.jit(do_not_specialize=["first_pair", "pairs", "piece", "write"])
 def finish_write_kernel(
-    TABLE,  # [N, D] in and out
+    TABLE,  # [n * n, D] in and out
     PARTIALS,  # [2 * ceil(pairs of the piece / TILE), D]
     SLOTS,  # [P]
     NAMES,  # [P]
@@ -213,13 +216,13 @@ def backward_rows_kernel(
     SOURCES,  # [P] row of ADJOINT of every pair, or -1 for zero
     PLACES,  # [P] row of LOG of every pair
     COUNTS,  # [P]
-    WEIGHTS,  # [R, J] slot weights a
+    WEIGHTS,  # [T, J] slot weights a
     WRITE_WEIGHTS,  # [S] write weights w
-    ERRORS,  # [W, D] errors e
+    ERRORS,  # [E, D] errors e
     SCALES,  # [pieces]
     GRAD_READS,  # [returned rows, D] dO
     GRAD_ROWS,  # [rows of the piece, D] out: dr
-    GRAD_WEIGHTS,  # [R, 2, blocks, J] out: this block's parts of da, of the log and of the adjoint; zeros before
+    GRAD_WEIGHTS,  # [T, 2, blocks, J] out: this block's parts of da, of the log and of the adjoint; zeros before
     GRAD_WRITE_WEIGHTS,  # [S, blocks] out: this block's part of dw
     GRAD_TARGETS,  # [S, D] out: dv
     first_row,
@@ -295,7 +298,7 @@ def adjoint_rows_kernel(
     HEADS,  # [P]
     LENGTHS,  # [P]
     ORDER,  # [P]
-    WEIGHTS,  # [R, J] slot weights a
+    WEIGHTS,  # [T, J] slot weights a
     GRAD_ROWS,  # [rows of the piece, D] dr
     first_row,
     first_pair,

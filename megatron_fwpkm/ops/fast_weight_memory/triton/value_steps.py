@@ -3,7 +3,7 @@
 Forward launches per piece: read, write, end of the write for slots with many pairs. Backward: rows, adjoint, its end.
 Nothing is decided on the host, so the host never waits and a CUDA graph can hold the whole chain.
 
-Shapes: R rows read by all pieces, J = heads * topk, P = R * J pairs, D columns, S stream rows.
+Shapes: T rows read by all pieces, J = heads * topk, P = T * J pairs, D columns, S stream rows.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class _Pass:
 
 
 class _Forward(_Pass):
-    """One forward pass; see :class:`ForwardSteps`."""
+    """One forward pass; see `ForwardSteps`."""
 
     def __init__(
         self, inputs: ValueInputs, table: Tensor, positions: list[Position], slots: Tensor, keep: bool
@@ -112,12 +112,12 @@ class _Forward(_Pass):
         return self.slots[pairs], self.old_rows[0][pairs], self.plan.is_head[pairs]
 
     def squared_errors(self) -> Tensor:
-        """Squared length of the error of every written token, [W]."""
+        """Squared length of the error of every written token, [E]."""
         return self.squares.sum(1)
 
 
 class _Backward(_Pass):
-    """One backward pass; see :class:`BackwardSteps`. A row of the adjoint is in use once a piece has added to it."""
+    """One backward pass; see `BackwardSteps`. A row of the adjoint is in use once a piece has added to it."""
 
     def __init__(
         self,
@@ -169,12 +169,12 @@ def read_rows(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
     """Reads of a call that writes nothing and keeps nothing for backward.
 
     Args:
-        table: [N, D].
-        slots: [R, J] int64.
-        slot_weights: [R, J].
+        table: [n * n, D].
+        slots: [T, J] int64.
+        slot_weights: [T, J].
 
     Returns:
-        [R, D].
+        [T, D].
     """
     rows, width = slots.shape
     forms = ValueForms(table.shape[1], width, table.itemsize)

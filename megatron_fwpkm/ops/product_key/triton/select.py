@@ -1,4 +1,4 @@
-"""Product-key selection in Triton kernels: no host synchronisation, the same result as ``selection.py`` up to rounding.
+"""Product-key selection in Triton kernels: no host synchronisation, the same result as `selection.py` up to rounding.
 
 Shapes: G = heads * 2 groups (one list of n sub-keys each), M tokens, k = topk, h = key_dim / 2.
 
@@ -32,7 +32,7 @@ _NUMBERS = 256
 """Numbers of all tokens of a program, 8 to a thread, unless one token has more."""
 
 _ROUNDING = 8
-"""Roundings a cost may be off by, twice as many as in ``selection.py``: here a doubt costs next to nothing."""
+"""Roundings a cost may be off by, twice as many as in `selection.py`: here a doubt costs next to nothing."""
 
 
 def rows_of(queries: Tensor) -> tuple[Tensor, int, int]:
@@ -50,13 +50,13 @@ def rows_of(queries: Tensor) -> tuple[Tensor, int, int]:
 
 
 def propose_costs(queries: Tensor, sub_keys: Tensor, key_squares: Tensor, score: str) -> Tensor:
-    """Approximate costs [G, M, n] of all sub-keys, for ``idw`` without the square of the query, by a matrix product.
+    """Approximate costs [G, M, n] of all sub-keys, for `idw` without the square of the query, by a matrix product.
 
     Args:
         queries: [G, M, h].
         sub_keys: [G, n, h].
         key_squares: [G, n].
-        score: ``idw`` or ``dot_product``.
+        score: `idw` or `dot_product`.
     """
     transposed = sub_keys.transpose(1, 2)
     if score == "dot_product":
@@ -99,13 +99,13 @@ def slots_form(num_subkeys: int, topk: int, score: str, statistics: bool) -> Ker
 
 
 def select_sub_keys(queries: Tensor, sub_keys: Tensor, topk: int, score: str, first_key: int = 0) -> KeptSubKeys:
-    """The ``topk`` best sub-keys of each list for every token; equal costs: lowest index first. No gradient.
+    """The `topk` best sub-keys of each list for every token; equal costs: lowest index first. No gradient.
 
     Args:
         queries: [G, M, h] halves of the queries.
         sub_keys: [G, n, h].
         topk: at most n and 32.
-        score: ``idw`` or ``dot_product``.
+        score: `idw` or `dot_product`.
         first_key: number of the first of these sub-keys, where they are part of longer lists.
 
     Returns:
@@ -155,7 +155,7 @@ def select_slots(
     Args:
         kept: indices and costs [G, M, k] of the kept sub-keys, best first.
         num_subkeys: n of a whole list.
-        score: ``idw`` or ``dot_product``.
+        score: `idw` or `dot_product`.
         moving: the first tokens, which move the sub-keys.
         statistics: also return the probabilities.
 

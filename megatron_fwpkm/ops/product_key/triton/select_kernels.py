@@ -1,10 +1,12 @@
 # mypy: disable-error-code="no-untyped-def"
 """Triton kernels that choose sub-keys and slots.
 
-Shapes: G = heads * 2 groups (group = head * 2 + half), M tokens, n sub-keys per list, k = topk, h = key_dim / 2. Names
-in capitals with PADDED are the next powers of two. A program is one warp, so that nothing in it waits for another; it
-serves ROWS tokens of one group or head, one of them where the lists are long. What it computes for a token does not
-depend on the other tokens.
+Symbols (README.md): G lists of sub-keys: 2 for each head; list = head * 2 + half | M tokens that a piece reads | h half
+of a query: key_dim / 2 | k topk | n sub-keys of a whole list, so that there are n * n slots.
+
+Names in capitals with PADDED are the next powers of two. A program is one warp, so that nothing in it waits for
+another; it serves ROWS tokens of one group or head, one of them where the lists are long. What it computes for a token
+does not depend on the other tokens.
 
 Addresses are 64-bit. Arithmetic is in the dtype of the sub-keys (float32; float64 in tests).
 """
@@ -126,7 +128,7 @@ def slots_kernel(
     SCORES,  # [M, heads, k] out: sum of both halves' scores, best first
     SLOTS,  # [M, heads, k] out, int64
     POSITIONS,  # [2, M, heads, k] out, int32: where the pair's sub-keys stand among the k of their half
-    PROBABILITIES,  # [G, M, k] out: softmax of the kept scores, 0 from token ``moving`` on; unused without STATISTICS
+    PROBABILITIES,  # [G, M, k] out: softmax of the kept scores, 0 from token `moving` on; unused without STATISTICS
     tokens,  # M
     moving,
     EPSILON: tl.constexpr,
