@@ -2,7 +2,7 @@
 
 What is asked of a layer before anything runs (parameters, bytes, what divides over ranks, how far it sees) is looked up
 here by the kinds of its parts. Three more tables follow from the names: `models.kind_specs` (modules for Megatron),
-`conversion.kind_rules` (names of weights) and `hf.kind_modules` (modules and caches for Transformers). A kind from
+`conversion.weight_rules` (names of weights) and `hf.kind_modules` (modules and caches for Transformers). A kind from
 outside the package registers itself in all four.
 """
 

@@ -7,8 +7,12 @@ directly and by way of others, each module as a file beside the others; nothing 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+from collections.abc import Iterable
 from pathlib import Path
+
+from ..hf.kind_modules import KIND_MODULES
 
 PACKAGE = Path(__file__).parent.parent
 ENTRIES = ("hf/configuration_fwpkm.py", "hf/modeling_fwpkm.py")
@@ -20,16 +24,22 @@ AUTO_MAP = {
 """What Transformers' classes load of the bundle."""
 
 
-def write_bundle(folder: Path) -> None:
-    """Write the model's code into a folder."""
-    for name, text in bundled_files().items():
+def write_bundle(folder: Path, kinds: Iterable[str] = ()) -> None:
+    """Write the code of a model whose layers are of these kinds into a folder."""
+    for name, text in bundled_files(kinds).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def bundled_files() -> dict[str, str]:
-    """The model's code: names of files and their texts."""
+def bundled_files(kinds: Iterable[str] = ()) -> dict[str, str]:
+    """The model's code: names of files and their texts.
+
+    Args:
+        kinds: kinds of the model's layers; the modules of those that come from outside the package join it, and the
+            model's own imports them, for them to register themselves.
+    """
     files: dict[str, str] = {}
-    waiting, seen = [PACKAGE / entry for entry in ENTRIES], set[Path]()
+    outside = {path: module for kind in kinds for path, module in _outside(kind).items()}
+    waiting, seen = [*(PACKAGE / entry for entry in ENTRIES), *outside], set[Path]()
     while waiting:
         path = waiting.pop()
         if path in seen:
@@ -40,7 +50,17 @@ def bundled_files() -> dict[str, str]:
         assert name not in files, f"two modules of the bundle have the name {name}"
         files[name] = text
         waiting += imported
+    model = Path(ENTRIES[-1]).name
+    for path, module in outside.items():
+        files[model] += f"\nfrom .{_flat_name(path)} import {module}  # noqa: E402, F401  (a kind of layer)\n"
     return dict(sorted(files.items()))
+
+
+def _outside(kind: str) -> dict[Path, str]:
+    """The file of a kind's module and the module's name, where the file is not the package's."""
+    module = KIND_MODULES[kind].module
+    path = Path(inspect.getfile(module))
+    return {} if path.is_relative_to(PACKAGE) else {path: module.__name__}
 
 
 def _flattened(path: Path) -> tuple[str, list[Path]]:
@@ -48,9 +68,13 @@ def _flattened(path: Path) -> tuple[str, list[Path]]:
     text = path.read_text(encoding="utf-8")
     lines, imported = text.splitlines(keepends=True), []
     for node in ast.walk(ast.parse(text)):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
+        if not isinstance(node, ast.ImportFrom):
             continue
-        target = path.parents[node.level - 1].joinpath(*(node.module or "").split(".")).with_suffix(".py")
+        names = (node.module or "").split(".")
+        if not node.level and names[0] != PACKAGE.name:
+            continue
+        above = path.parents[node.level - 1] if node.level else PACKAGE.parent
+        target = above.joinpath(*names).with_suffix(".py")
         assert target.is_file(), f"{path}:{node.lineno} imports of a folder: name the module, for an export to carry it"
         imported.append(target)
         written = re.escape("." * node.level + str(node.module))
@@ -61,4 +85,6 @@ def _flattened(path: Path) -> tuple[str, list[Path]]:
 
 def _flat_name(path: Path) -> str:
     """`hf/cache.py` is `cache`, `ops/fast_weight_memory/plain.py` is `fast_weight_memory_plain`."""
+    if not path.is_relative_to(PACKAGE):
+        return path.stem
     return "_".join(path.relative_to(PACKAGE).with_suffix("").parts[1:])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..config import FwPKMConfig, PretrainConfig
 from ..config.derived import ffn_hidden_size, kv_channels, layer_windows, num_query_groups
+from ..config.layer_kinds import kinds_in_use, layer_plan
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
 from ..hf.weight_checks import check_finite
 from .bundle import AUTO_MAP, write_bundle
@@ -27,7 +28,8 @@ from .library_messages import quiet_libraries
 from .model_card import model_card
 from .special_tokens import SpecialIds, begins_with_bos, bos_doubt, sentencepiece_ids, tiktoken_ids
 from .tokenizer_export import convert_tokenizer, save_tokenizer
-from .weight_mapping import WeightShapes, megatron_to_hf
+from .weight_mapping import megatron_to_hf
+from .weight_rules import WeightShapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -84,7 +86,7 @@ def export(
         model.save_pretrained(folder)
         for weights in folder.glob("*.safetensors"):  # written for their owner alone, unlike the rest
             shutil.copymode(folder / "config.json", weights)
-        write_bundle(folder)
+        write_bundle(folder, [kind.name for kind in kinds_in_use(contents.config)])
         if tokenizer:
             data, add_bos = contents.config.data, begins_with_bos(contents)
             written = save_tokenizer(contents.tokenizer_path, data, folder, add_bos=add_bos)
@@ -114,7 +116,7 @@ def hf_model(contents: CheckpointContents, *, memory: Memory | None = None, dtyp
     if config.tie_word_embeddings:
         names.discard("lm_head.weight")
     slow_names = {name for name in names if name.rpartition(".")[2] not in TABLES}
-    state = megatron_to_hf(contents.slow, weight_shapes(contents), slow_names)
+    state = megatron_to_hf(contents.slow, weight_shapes(contents), layer_plan(contents.config), slow_names)
     state = {name: tensor.to(DTYPES[dtype], copy=True) for name, tensor in state.items()}
     for index in config.fwpkm_layers:
         for table, tensor in zip(TABLES, fast_weights(contents, index + 1, chosen), strict=True):
@@ -174,6 +176,7 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
         hidden_size=model.hidden_size,
         intermediate_size=ffn_hidden_size(model),
         num_hidden_layers=model.num_layers,
+        token_mixers=[parts.mixer for parts in layer_plan(contents.config)],
         num_attention_heads=model.num_attention_heads,
         num_key_value_heads=num_query_groups(model),
         head_dim=kv_channels(model),

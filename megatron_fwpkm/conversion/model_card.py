@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..config.layer_kinds import kinds_in_use, layers_of
 from ..hf import FwPKMForCausalLM
 from ..hf.transformers_range import NEWEST, OLDEST
 
@@ -20,7 +21,7 @@ tags: [fwpkm, fast-weights, long-context]
 
 A causal transformer with a Fast-weight Product Key Memory (arXiv 2601.00671): a sparse table of {slots:,} slots before
 the attention of layers {layers} (counted from 0), which is read for every token and rewritten by gradient descent after
-every {chunk} tokens, in inference too. Attention sees {attention}.
+every {chunk} tokens, in inference too. {summaries}
 
 {parameters:,} trained parameters, {tables:,} numbers of memory, {hidden} wide, {num_layers} layers, {vocabulary:,}
 pieces. Exported from iteration {iteration} of a megatron_fwpkm run with sequences of {length} tokens. Every text starts
@@ -63,17 +64,14 @@ cache.end_text()                        # before a prompt that does not go on fr
 def model_card(contents: CheckpointContents, model: FwPKMForCausalLM) -> str:
     """Markdown that says what the model is and how to use it."""
     config = model.config
-    windows = sorted({window for window in config.attention_windows if window is not None})
-    full = config.attention_windows.count(None)
-    sees = ([f"windows of {', '.join(map(str, windows))} tokens"] if windows else []) + (
-        [f"the whole text in {full} of {config.num_hidden_layers} layers"] if full else []
-    )
+    trained = contents.config
+    summaries = (kind.summary(trained, layers_of(trained, kind)) for kind in kinds_in_use(trained))
     start = "the memory before any write" if config.fwpkm_memory == "initial" else "the memory as training left it"
     return _CARD.format(
         slots=config.fwpkm_num_subkeys**2,
         layers=", ".join(map(str, config.fwpkm_layers)) or "none",
         chunk=config.fwpkm_chunk_size,
-        attention=" and ".join(sees),
+        summaries=" ".join(filter(None, summaries)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         tables=sum(buffer.numel() for buffer in model.buffers()),
         hidden=config.hidden_size,

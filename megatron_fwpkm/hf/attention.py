@@ -7,14 +7,19 @@ square of the text. Shapes: q [B, heads, T, head_dim]; k and v [B, key/value hea
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from .cache import FwPKMCache
 from .configuration_fwpkm import FwPKMHFConfig
 from .memory_block import RMSNorm
+from .rows import align_right
+
+if TYPE_CHECKING:
+    from .cache import FwPKMCache
 
 QUERY_BLOCK = 128
 """Queries that share one mask: larger blocks waste scores outside a short window, smaller ones waste calls."""
@@ -112,6 +117,46 @@ def _band(start: int, stop: int, first: int, window: int | None, device: torch.d
     """Which of the keys [first, stop) the queries [start, stop) see; bool [queries, keys]."""
     distance = torch.arange(start, stop, device=device).unsqueeze(1) - torch.arange(first, stop, device=device)
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+class FullLayer(DynamicLayer):
+    """Keys and values of the whole text."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, shift: Tensor | None = None, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append [B, heads, T, head_dim] and return all; ``shift`` as for :class:`WindowLayer`."""
+        keys, values = super().update(key_states, value_states)
+        if shift is not None:
+            self.keys, self.values = align_right(keys, shift), align_right(values, shift)
+        return keys, values
+
+
+class WindowLayer(DynamicSlidingWindowLayer):
+    """Keys and values of the last ``sliding_window - 1`` tokens: what the next token can still see besides itself."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, shift: Tensor | None = None, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append [B, heads, T, head_dim]; return the kept and the new ones, and keep the last window.
+
+        The window is copied: a slice would keep the tensors of a long call alive. ``shift`` [B] is the number of
+        entries at the end of every row that are no tokens: rows are kept aligned to the right.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.cumulative_length += key_states.shape[-2]
+        keys, values = torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
+        first = max(0, keys.shape[-2] - self.sliding_window + 1)
+        kept = (keys, values) if shift is None else (align_right(keys, shift), align_right(values, shift))
+        self.keys, self.values = (states[..., first:, :].clone() for states in kept)
+        return keys, values
 
 
 class FwPKMAttention(nn.Module):

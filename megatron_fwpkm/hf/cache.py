@@ -1,56 +1,18 @@
-"""What a text leaves behind while it is read: the attention's window of keys, and the memory it has written."""
+"""What a text leaves behind while it is read: what each layer's token mixer keeps, and the memory it has written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .configuration_fwpkm import FwPKMHFConfig
+from .kind_modules import new_cache_layers
 from .memory import LayerMemory
-from .rows import ReadText, align_right
-
-
-class FullLayer(DynamicLayer):
-    """Keys and values of the whole text."""
-
-    keys: Tensor
-    values: Tensor
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, shift: Tensor | None = None, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append [B, heads, T, head_dim] and return all; ``shift`` as for :class:`WindowLayer`."""
-        keys, values = super().update(key_states, value_states)
-        if shift is not None:
-            self.keys, self.values = align_right(keys, shift), align_right(values, shift)
-        return keys, values
-
-
-class WindowLayer(DynamicSlidingWindowLayer):
-    """Keys and values of the last ``sliding_window - 1`` tokens: what the next token can still see besides itself."""
-
-    keys: Tensor
-    values: Tensor
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, shift: Tensor | None = None, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append [B, heads, T, head_dim]; return the kept and the new ones, and keep the last window.
-
-        The window is copied: a slice would keep the tensors of a long call alive. ``shift`` [B] is the number of
-        entries at the end of every row that are no tokens: rows are kept aligned to the right.
-        """
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.cumulative_length += key_states.shape[-2]
-        keys, values = torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
-        first = max(0, keys.shape[-2] - self.sliding_window + 1)
-        kept = (keys, values) if shift is None else (align_right(keys, shift), align_right(values, shift))
-        self.keys, self.values = (states[..., first:, :].clone() for states in kept)
-        return keys, values
+from .rows import ReadText
 
 
 class FwPKMCache(Cache):
@@ -61,7 +23,7 @@ class FwPKMCache(Cache):
     """
 
     def __init__(self, config: FwPKMHFConfig, memory: Mapping[int, LayerMemory]):
-        super().__init__(layers=_attention_layers(config))
+        super().__init__(layers=new_cache_layers(config))
         self.config = config
         self.memory = dict(memory)
         """The fast weights of every layer that has them, by layer index from 0."""
@@ -116,18 +78,13 @@ class FwPKMCache(Cache):
         self._begin_text()
 
     def _begin_text(self) -> None:
-        self.layers = _attention_layers(self.config)
+        self.layers = new_cache_layers(self.config)
         self.text = ReadText()
 
     def clone(self) -> FwPKMCache:
         """An independent copy, to go on from here in several ways. Tables are copied at the next write of either."""
         twin = FwPKMCache(self.config, {index: memory.clone() for index, memory in self.memory.items()})
-        for theirs, ours in zip(twin.layers, self.layers, strict=True):
-            if ours.is_initialized:
-                theirs.lazy_initialization(ours.keys, ours.values)
-                theirs.keys, theirs.values = ours.keys.clone(), ours.values.clone()
-                if isinstance(ours, WindowLayer):
-                    theirs.cumulative_length = ours.cumulative_length
+        twin.layers = [_clone(layer) for layer in self.layers]
         twin.text = self.text
         return twin
 
@@ -163,5 +120,8 @@ class FwPKMCache(Cache):
             memory.select(indices)
 
 
-def _attention_layers(config: FwPKMHFConfig) -> list[DynamicLayer]:
-    return [FullLayer() if window is None else WindowLayer(window) for window in config.attention_windows]
+def _clone(layer: CacheLayerMixin) -> CacheLayerMixin:
+    twin = copy(layer)
+    tensors = {name: value.clone() for name, value in vars(layer).items() if isinstance(value, Tensor)}
+    vars(twin).update(tensors)
+    return twin

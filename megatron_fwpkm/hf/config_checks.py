@@ -56,6 +56,18 @@ class Number:
         return f"{kind} {low}{high}{', or None' if self.optional else ''}"
 
 
+class Name:
+    """Any text: whether it names something is seen where it is looked up."""
+
+    def takes(self, value: object) -> bool:
+        """Whether the field may have this value."""
+        return isinstance(value, str)
+
+    def __str__(self) -> str:
+        """What an error message calls it."""
+        return "a name"
+
+
 _SIZE, _SHARE = Number(1), Number(0, 1, whole=False, below=True)
 NUMBERS: dict[str, Number] = {
     "vocab_size": _SIZE,
@@ -101,7 +113,7 @@ WORDS = {
     **{f"fwpkm_{name}": CHOICES[name] for name in ("score", "boundary", "implementation")},
 }
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-_MADE_UP = ("num_key_value_heads", "head_dim", "attention_windows", "fwpkm_layers")
+_MADE_UP = ("num_key_value_heads", "head_dim", "token_mixers", "attention_windows", "fwpkm_layers")
 """Fields that the configuration fills in where they are None."""
 
 
@@ -139,6 +151,7 @@ def check_config(config: FwPKMHFConfig) -> None:
     """
     check_fields(config)
     _check_attention(config)
+    _check_mixers(config)
     if config.fwpkm_layers:
         _check_memory(config)
     _check_tokens(config)
@@ -169,7 +182,10 @@ def check_fields(config: FwPKMHFConfig, may_be_none: tuple[str, ...] = ()) -> No
 
 
 def _check_lists(config: FwPKMHFConfig, may_be_none: tuple[str, ...]) -> None:
-    for name, entry in (("attention_windows", Number(1, optional=True)), ("fwpkm_layers", Number(0))):
+    entries: dict[str, Number | Name] = {
+        "token_mixers": Name(), "attention_windows": Number(1, optional=True), "fwpkm_layers": Number(0),
+    }
+    for name, entry in entries.items():
         value = getattr(config, name)
         if value is None and name in may_be_none:
             continue
@@ -178,6 +194,15 @@ def _check_lists(config: FwPKMHFConfig, may_be_none: tuple[str, ...]) -> None:
         for item in value:
             if not entry.takes(item):
                 raise ValueError(f"{name} has the entry {item!r}; each must be {entry}")
+
+
+def _check_mixers(config: FwPKMHFConfig) -> None:
+    layers = config.num_hidden_layers
+    if len(config.token_mixers) != layers:
+        raise ValueError(
+            f"token_mixers has {len(config.token_mixers)} entries; give one for each of the {layers} layers "
+            "(num_hidden_layers)"
+        )
 
 
 def _check_dtype(dtype: object) -> None:

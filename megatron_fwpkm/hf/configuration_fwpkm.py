@@ -21,6 +21,7 @@ class FwPKMHFConfig(PreTrainedConfig):
         hidden_size: width of the residual stream.
         intermediate_size: width of the SwiGLU MLP.
         num_hidden_layers: number of layers.
+        token_mixers: per layer the kind of its token mixer; default attention in all layers.
         num_attention_heads: query heads of attention.
         num_key_value_heads: key/value heads; None for one per query head.
         head_dim: width of an attention head; None for hidden_size / num_attention_heads.
@@ -74,6 +75,7 @@ class FwPKMHFConfig(PreTrainedConfig):
     hidden_size: int = 768
     intermediate_size: int = 2048
     num_hidden_layers: int = 12
+    token_mixers: list[str] = None  # type: ignore[assignment]
     num_attention_heads: int = 12
     num_key_value_heads: int = None  # type: ignore[assignment]
     head_dim: int = None  # type: ignore[assignment]
@@ -124,6 +126,7 @@ class FwPKMHFConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
+        self.token_mixers = list(self.token_mixers or ["attention"] * self.num_hidden_layers)
         self.attention_windows = list(self.attention_windows or [None] * self.num_hidden_layers)
         self.fwpkm_layers = list(self.fwpkm_layers or [])
         super().__post_init__(**kwargs)

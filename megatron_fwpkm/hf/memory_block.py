@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 
 from ..ops.fast_weight_memory.options import MemoryOptions
 from ..ops.state import FastWeightState
@@ -54,6 +55,11 @@ class FastWeightProductKeyMemory(nn.Module):
         self.output_norm, self.output_proj = RMSNorm(value_dim, eps), nn.Linear(value_dim, hidden_size)
         self.register_buffer("sub_keys", torch.zeros(num_heads, 2, num_subkeys, key_dim // 2))
         self.register_buffer("values", torch.zeros(num_subkeys**2, value_dim))
+
+    def init_tables(self) -> None:
+        """Draw the initial memory of a model that is not loaded."""
+        init.uniform_(self.sub_keys, -(self.key_dim**-0.5), self.key_dim**-0.5)
+        init.normal_(self.values, 0.0, self.values.shape[1] ** -0.5)
 
     def initial(self) -> FastWeightState:
         """The memory before any write: the tables themselves, not copies."""

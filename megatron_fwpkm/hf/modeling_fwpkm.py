@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .attention import FwPKMAttention, rotary_angles
+from .attention import rotary_angles
 from .cache import FwPKMCache
 from .calls import (
     CACHE_NAME,
@@ -38,8 +38,9 @@ from .calls import (
 from .config_checks import check_config
 from .configuration_fwpkm import FwPKMHFConfig
 from .generation_mixin import FwPKMGenerationMixin
+from .kind_modules import layer_modules
 from .memory import MEMORY_MODES, LayerMemory
-from .memory_block import FastWeightProductKeyMemory, RMSNorm
+from .memory_block import RMSNorm
 from .rows import ReadText, Rows
 from .weight_checks import load_checked
 
@@ -47,48 +48,28 @@ PREFILL_SEGMENT = 2048
 """Tokens that a long call with a cache takes through all layers at once; bounds its memory, changes no result."""
 
 
-class FwPKMMLP(nn.Module):
-    """The MLP of a layer: SwiGLU, down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, config: FwPKMHFConfig):
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.linear_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.linear_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.linear_bias)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Map [B, T, hidden_size] to the same."""
-        return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
-
-
 class FwPKMDecoderLayer(GradientCheckpointingLayer):
-    """A memory (in chosen layers), attention and MLP, each added to the residual stream."""
+    """A memory (in chosen layers), a token mixer and an MLP, each added to the residual stream."""
 
     def __init__(self, config: FwPKMHFConfig, layer_idx: int):
         super().__init__()
         self.layer_idx, self.hidden_dropout = layer_idx, config.hidden_dropout
-        self.memory = _memory(config) if layer_idx in config.fwpkm_layers else None
+        memory, mixer, mlp = layer_modules(config, layer_idx)
+        self._mixer_name = mixer.attribute
+        self.memory = memory.module(config, layer_idx) if memory is not None else None
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = FwPKMAttention(config, layer_idx)
+        self.add_module(mixer.attribute, mixer.module(config, layer_idx))
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = FwPKMMLP(config)
+        self.mlp = mlp.module(config, layer_idx)
 
     def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None = None,
                 memory_mode: str = "on", cache: FwPKMCache | None = None) -> Tensor:  # fmt: skip
         """Map [B, T, hidden_size] to the same."""
         if self.memory is not None:
             hidden = self.memory(hidden, None if cache is None else cache.memory[self.layer_idx], memory_mode)
-        attended = self.self_attn(self.input_layernorm(hidden), rotary, key_mask, cache)
-        hidden = hidden + F.dropout(attended, self.hidden_dropout, self.training)
+        mixed = self.get_submodule(self._mixer_name)(self.input_layernorm(hidden), rotary, key_mask, cache)
+        hidden = hidden + F.dropout(mixed, self.hidden_dropout, self.training)
         return hidden + F.dropout(self.mlp(self.post_attention_layernorm(hidden)), self.hidden_dropout, self.training)
-
-
-def _memory(config: FwPKMHFConfig) -> FastWeightProductKeyMemory:
-    return FastWeightProductKeyMemory(
-        config.hidden_size, config.fwpkm_num_heads, config.fwpkm_num_subkeys, config.fwpkm_key_dim,
-        config.fwpkm_value_dim, config.memory_options(), eps=config.rms_norm_eps, gate=config.fwpkm_gate,
-        normalize_targets=config.fwpkm_normalize_targets,
-    )  # fmt: skip
 
 
 class FwPKMPreTrainedModel(PreTrainedModel):
@@ -119,9 +100,8 @@ class FwPKMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, RMSNorm):
             init.zeros_(module.weight)
-        elif isinstance(module, FastWeightProductKeyMemory):
-            init.uniform_(module.sub_keys, -(module.key_dim**-0.5), module.key_dim**-0.5)
-            init.normal_(module.values, 0.0, module.values.shape[1] ** -0.5)
+        elif init_tables := getattr(module, "init_tables", None):
+            init_tables()
         else:
             super()._init_weights(module)
 
@@ -147,8 +127,8 @@ class FwPKMModel(FwPKMPreTrainedModel):
         """A cache that starts from the initial memory and an empty text."""
         memories: dict[int, LayerMemory] = {}
         for index, layer in enumerate(self.layers):
-            if isinstance(layer.memory, FastWeightProductKeyMemory):
-                memories[index] = layer.memory.new_memory()
+            if (memory := getattr(layer, "memory", None)) is not None:
+                memories[index] = memory.new_memory()
         return FwPKMCache(self.config, memories)
 
     @property

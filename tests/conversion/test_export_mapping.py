@@ -6,38 +6,37 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_fwpkm.conversion.weight_mapping import TABLE, GroupedHeads, WeightShapes, hf_to_megatron, megatron_to_hf
+from megatron_fwpkm.config.layer_kinds import LayerParts
+from megatron_fwpkm.conversion.weight_mapping import hf_to_megatron, megatron_to_hf, model_rules
+from megatron_fwpkm.conversion.weight_rules import GroupedHeads, WeightShapes
 
 SHAPES = WeightShapes(num_query_groups=2, queries_per_group=3, head_dim=4, vocab_size=10, padded_vocab_size=16)
 
 
-def megatron_tensors(layers: int = 2) -> dict[str, Tensor]:
+PLAN = [LayerParts("fwpkm", "attention", "swiglu")] * 2
+RULES = model_rules(PLAN)
+
+
+def megatron_tensors() -> dict[str, Tensor]:
     """A random tensor for every row of the table."""
     rows = {"embedding.word_embeddings": 16, "output_layer": 16, "linear_qkv": 2 * 5 * 4, "linear_fc1": 12}
     tensors = {}
-    for rule in TABLE:
-        for layer in range(layers):
-            for kind in ("weight", "bias"):
-                name = rule.megatron.format(layer=layer, kind=kind)
-                size = next((count for part, count in rows.items() if part in name), 7)
-                tensors[name] = torch.randn(size) if name.endswith("bias") else torch.randn(size, 3)
+    for name in (rule.megatron for rule in RULES):
+        size = next((count for part, count in rows.items() if part in name), 7)
+        tensors[name] = torch.randn(size) if name.endswith("bias") else torch.randn(size, 3)
     for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
         tensors[name][10:] = 0
     return tensors
 
 
 def hf_names(tensors: dict[str, Tensor]) -> set[str]:
-    return {
-        hf.format(layer=layer, kind=kind)
-        for rule in TABLE for layer in range(2) for kind in ("weight", "bias") for hf in rule.hf
-        if rule.megatron.format(layer=layer, kind=kind) in tensors
-    }  # fmt: skip
+    return {name for rule in RULES for name in rule.hf if rule.megatron in tensors}
 
 
 def test_there_and_back_again() -> None:
     tensors = megatron_tensors()
-    out = megatron_to_hf(tensors, SHAPES, hf_names(tensors))
-    back = hf_to_megatron(out, SHAPES, tensors)
+    out = megatron_to_hf(tensors, SHAPES, PLAN, hf_names(tensors))
+    back = hf_to_megatron(out, SHAPES, PLAN, tensors)
     assert back.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(back[name], tensor), name
@@ -56,7 +55,8 @@ def test_heads_are_taken_out_of_their_groups() -> None:
 
 def test_halves_vocabulary_and_extra_state() -> None:
     tensors = megatron_tensors()
-    out = megatron_to_hf(tensors | {"decoder.final_layernorm._extra_state": torch.zeros(1)}, SHAPES, hf_names(tensors))
+    extra = {"decoder.final_layernorm._extra_state": torch.zeros(1)}
+    out = megatron_to_hf(tensors | extra, SHAPES, PLAN, hf_names(tensors))
     fc1 = tensors["decoder.layers.1.mlp.linear_fc1.weight"]
     assert torch.equal(out["model.layers.1.mlp.gate_proj.weight"], fc1[:6])
     assert torch.equal(out["model.layers.1.mlp.up_proj.weight"], fc1[6:])
@@ -70,26 +70,33 @@ def test_all_names_that_do_not_fit_are_listed() -> None:
     with pytest.raises(
         ValueError, match=r"no rule of the weight table fits: decoder.layers.0.mixer.weight, rotary.inv"
     ):
-        megatron_to_hf(surplus, SHAPES, wanted)
+        megatron_to_hf(surplus, SHAPES, PLAN, wanted)
     fewer = {name: tensor for name, tensor in tensors.items() if "linear_fc1" not in name and "final" not in name}
     with pytest.raises(
         ValueError, match=r"nothing gives the Hugging Face tensors: .*gate_proj.bias.*model.norm.weight"
     ):
-        megatron_to_hf(fewer, SHAPES, wanted)
+        megatron_to_hf(fewer, SHAPES, PLAN, wanted)
     with pytest.raises(ValueError, match="the Hugging Face model has no place for: lm_head.weight"):
-        megatron_to_hf(tensors, SHAPES, wanted - {"lm_head.weight"})
+        megatron_to_hf(tensors, SHAPES, PLAN, wanted - {"lm_head.weight"})
     wrong = tensors | {"decoder.layers.1.self_attention.linear_qkv.weight": torch.zeros(39, 3)}
     with pytest.raises(ValueError, match="linear_qkv.weight: has 39 rows where query, key and value heads make 40"):
-        megatron_to_hf(wrong, SHAPES, wanted)
+        megatron_to_hf(wrong, SHAPES, PLAN, wanted)
     with pytest.raises(ValueError, match="word_embeddings.weight: has 10 rows where the padded vocabulary make 16"):
-        megatron_to_hf(tensors | {"embedding.word_embeddings.weight": torch.zeros(10, 3)}, SHAPES, wanted)
+        megatron_to_hf(tensors | {"embedding.word_embeddings.weight": torch.zeros(10, 3)}, SHAPES, PLAN, wanted)
 
 
 def test_a_half_set_of_hf_tensors_is_refused() -> None:
     tensors = megatron_tensors()
-    out = megatron_to_hf(tensors, SHAPES, hf_names(tensors))
+    out = megatron_to_hf(tensors, SHAPES, PLAN, hf_names(tensors))
     del out["model.layers.0.self_attn.k_proj.weight"]
     with pytest.raises(ValueError, match="tensors are missing: model.layers.0.self_attn.k_proj.weight"):
-        hf_to_megatron(out, SHAPES, tensors)
+        hf_to_megatron(out, SHAPES, PLAN, tensors)
     with pytest.raises(ValueError, match="no rule of the weight table fits: vision.weight"):
-        hf_to_megatron({"vision.weight": torch.zeros(1)}, SHAPES, [])
+        hf_to_megatron({"vision.weight": torch.zeros(1)}, SHAPES, PLAN, [])
+
+
+def test_a_tensor_of_a_kind_that_its_layer_does_not_have_fits_no_rule() -> None:
+    tensors = megatron_tensors()
+    plan = [PLAN[0], LayerParts(None, "attention", "swiglu")]
+    with pytest.raises(ValueError, match="no rule of the weight table fits: decoder.layers.1.memory.gate_norm.weight"):
+        megatron_to_hf(tensors, SHAPES, plan, hf_names(tensors))

@@ -44,6 +44,8 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"num_hidden_layers": 3}, "attention_windows has 2 entries; give one for each of the 3 layers"),
     ({"attention_windows": [0, 3]}, "attention_windows has the entry 0; each must be an integer of at least 1"),
     ({"attention_windows": [3]}, "attention_windows has 1 entries"),
+    ({"token_mixers": ["attention"]}, "token_mixers has 1 entries; give one for each of the 2 layers"),
+    ({"token_mixers": ["attention", 3]}, "token_mixers has the entry 3; each must be a name"),
     ({"num_attention_heads": 0}, "num_attention_heads=0 must be an integer of at least 1"),
     ({"num_key_value_heads": 0}, "num_key_value_heads=0 must be an integer of at least 1"),
     ({"num_key_value_heads": 3}, "num_attention_heads=4 is not divisible by num_key_value_heads=3"),
@@ -103,7 +105,7 @@ def test_a_configuration_changed_after_it_was_made_is_refused(model: type, folde
 
 def test_every_field_is_checked() -> None:
     """A new field of a plain kind must join a table, or be named here with the rule that checks it."""
-    elsewhere = {"attention_windows", "fwpkm_layers", "pad_token_id", "bos_token_id", "eos_token_id"}
+    elsewhere = {"token_mixers", "attention_windows", "fwpkm_layers", "pad_token_id", "bos_token_id", "eos_token_id"}
     own = {name for name in FwPKMHFConfig.__annotations__ if name not in ("model_type", "keys_to_ignore_at_inference")}
     assert own - elsewhere <= {*NUMBERS, *SWITCHES, *WORDS}
 
@@ -123,7 +125,7 @@ VALUES = st.one_of(
     st.sampled_from([10**12, 2**63, 10**400, -(10**12), 1e30, 1e-30, -0.5, 100, 1000.0]),
     st.lists(st.one_of(st.integers(-2, 9), st.none(), st.text(max_size=2)), max_size=3),
 )
-FIELDS = sorted({*NUMBERS, *SWITCHES, *WORDS, "attention_windows", "fwpkm_layers", "pad_token_id", "eos_token_id"})
+FIELDS = sorted({*NUMBERS, *SWITCHES, *WORDS, "token_mixers", "attention_windows", "fwpkm_layers", "eos_token_id"})
 
 
 @given(st.sampled_from(FIELDS), VALUES)

@@ -1,0 +1,161 @@
+"""How the slow weights of every kind of layer are named and laid out in Megatron and in Hugging Face form: one table.
+
+A rule pairs one Megatron tensor with one or more Hugging Face tensors. In its patterns `{layer}` is a layer number
+(both sides count from 0) and `{tensor}` is `weight` or `bias`. Fast weights are not in the table: they come from the
+fast-weight store, whole, under `model.layers.{layer}.memory.{sub_keys,values}`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WeightShapes:
+    """The sizes that transforms need.
+
+    Attributes:
+        num_query_groups: key/value heads.
+        queries_per_group: query heads that share one of them.
+        head_dim: width of a head.
+        vocab_size: rows of the embedding in Hugging Face form.
+        padded_vocab_size: rows in Megatron form.
+    """
+
+    num_query_groups: int
+    queries_per_group: int
+    head_dim: int
+    vocab_size: int
+    padded_vocab_size: int
+
+
+class Transform(Protocol):
+    """How one Megatron tensor relates to its Hugging Face tensors."""
+
+    def to_hf(self, tensor: Tensor, shapes: WeightShapes) -> tuple[Tensor, ...]:
+        """Take a Megatron tensor apart."""
+
+    def to_megatron(self, tensors: tuple[Tensor, ...], shapes: WeightShapes) -> Tensor:
+        """Put it together again."""
+
+
+class Same:
+    """The same tensor on both sides."""
+
+    def to_hf(self, tensor: Tensor, shapes: WeightShapes) -> tuple[Tensor, ...]:
+        """The tensor itself."""
+        return (tensor,)
+
+    def to_megatron(self, tensors: tuple[Tensor, ...], shapes: WeightShapes) -> Tensor:
+        """The tensor itself."""
+        return tensors[0]
+
+
+class Vocabulary:
+    """Rows beyond the vocabulary are padding: cut on the way out, zero on the way in."""
+
+    def to_hf(self, tensor: Tensor, shapes: WeightShapes) -> tuple[Tensor, ...]:
+        """The rows of the vocabulary."""
+        _expect_rows(tensor, shapes.padded_vocab_size, "the padded vocabulary")
+        return (tensor[: shapes.vocab_size],)
+
+    def to_megatron(self, tensors: tuple[Tensor, ...], shapes: WeightShapes) -> Tensor:
+        """The rows of the vocabulary, and rows of zeros for the padding."""
+        _expect_rows(tensors[0], shapes.vocab_size, "the vocabulary")
+        padding = tensors[0].new_zeros(shapes.padded_vocab_size - shapes.vocab_size, *tensors[0].shape[1:])
+        return torch.cat([tensors[0], padding])
+
+
+class GroupedHeads:
+    """Megatron stacks, group after group, the query heads of a group, its key head and its value head."""
+
+    def to_hf(self, tensor: Tensor, shapes: WeightShapes) -> tuple[Tensor, ...]:
+        """The query, key and value projections."""
+        heads = shapes.queries_per_group + 2
+        _expect_rows(tensor, shapes.num_query_groups * heads * shapes.head_dim, "query, key and value heads")
+        groups = tensor.view(shapes.num_query_groups, heads * shapes.head_dim, *tensor.shape[1:])
+        parts = groups.split([shapes.queries_per_group * shapes.head_dim, shapes.head_dim, shapes.head_dim], dim=1)
+        return tuple(part.flatten(0, 1) for part in parts)
+
+    def to_megatron(self, tensors: tuple[Tensor, ...], shapes: WeightShapes) -> Tensor:
+        """The three projections, stacked by group."""
+        groups = [tensor.unflatten(0, (shapes.num_query_groups, -1)) for tensor in tensors]
+        return torch.cat(groups, dim=1).flatten(0, 1)
+
+
+class GateAndUp:
+    """Megatron stacks the two input projections of a SwiGLU, the gate first."""
+
+    def to_hf(self, tensor: Tensor, shapes: WeightShapes) -> tuple[Tensor, ...]:
+        """The gate projection and the up projection."""
+        return tensor.chunk(2, dim=0)
+
+    def to_megatron(self, tensors: tuple[Tensor, ...], shapes: WeightShapes) -> Tensor:
+        """The two projections, stacked."""
+        return torch.cat(tensors)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the table."""
+
+    megatron: str
+    hf: tuple[str, ...]
+    transform: Transform
+
+
+_M, _H = "decoder.layers.{layer}", "model.layers.{layer}"
+
+MODEL_RULES: tuple[Rule, ...] = (
+    Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), Vocabulary()),
+    Rule("output_layer.weight", ("lm_head.weight",), Vocabulary()),
+    Rule("decoder.final_layernorm.weight", ("model.norm.weight",), Same()),
+)
+"""What stands outside the layers."""
+
+LAYER_RULES: tuple[Rule, ...] = (
+    Rule(f"{_M}.input_layernorm.weight", (f"{_H}.input_layernorm.weight",), Same()),
+    Rule(f"{_M}.pre_mlp_layernorm.weight", (f"{_H}.post_attention_layernorm.weight",), Same()),
+)
+"""What every layer has, whatever its parts are."""
+
+KIND_RULES: dict[str, tuple[Rule, ...]] = {
+    "attention": (
+        Rule(
+            f"{_M}.self_attention.linear_qkv.{{tensor}}",
+            tuple(f"{_H}.self_attn.{part}_proj.{{tensor}}" for part in "qkv"),
+            GroupedHeads(),
+        ),
+        Rule(f"{_M}.self_attention.q_layernorm.weight", (f"{_H}.self_attn.q_norm.weight",), Same()),
+        Rule(f"{_M}.self_attention.k_layernorm.weight", (f"{_H}.self_attn.k_norm.weight",), Same()),
+        Rule(f"{_M}.self_attention.linear_proj.{{tensor}}", (f"{_H}.self_attn.o_proj.{{tensor}}",), Same()),
+    ),
+    "swiglu": (
+        Rule(
+            f"{_M}.mlp.linear_fc1.{{tensor}}",
+            (f"{_H}.mlp.gate_proj.{{tensor}}", f"{_H}.mlp.up_proj.{{tensor}}"),
+            GateAndUp(),
+        ),
+        Rule(f"{_M}.mlp.linear_fc2.{{tensor}}", (f"{_H}.mlp.down_proj.{{tensor}}",), Same()),
+    ),
+    "fwpkm": tuple(
+        Rule(f"{_M}.memory.{part}_{module}", (f"{_H}.memory.{part}_{module}",), Same())
+        for part in ("query", "value", "gate", "output")
+        for module in ("norm.weight", "proj.{tensor}")
+    ),
+}
+"""By the name of the kind."""
+
+
+def register_rules(kind: str, rules: tuple[Rule, ...]) -> None:
+    """Add a row to the table; a second one of the same name takes its place."""
+    KIND_RULES[kind] = rules
+
+
+def _expect_rows(tensor: Tensor, rows: int, what: str) -> None:
+    if tensor.shape[0] != rows:
+        raise ValueError(f"has {tensor.shape[0]} rows where {what} make {rows}")

@@ -1,0 +1,90 @@
+"""From the kind of a part of a layer to its module, and to what a cache keeps for it: one table.
+
+Ships inside exports, with the modules of kinds that come from outside the package: they register themselves when they
+are imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.cache_utils import CacheLayerMixin
+
+from .attention import FullLayer, FwPKMAttention, WindowLayer
+from .configuration_fwpkm import FwPKMHFConfig
+from .memory_block import FastWeightProductKeyMemory
+from .mlp import FwPKMMLP
+
+
+@dataclass(frozen=True)
+class KindModules:
+    """A row of the table.
+
+    Attributes:
+        attribute: the name of the module in its layer, and so in the names of its weights.
+        module: makes it, from the configuration and the index of its layer from 0. A token mixer is called with hidden
+            states [B, T, hidden_size], rotary angles, a key mask and the cache (the last two may be None).
+        cache: of a token mixer, makes what a cache keeps of a text in that layer.
+    """
+
+    attribute: str
+    module: Callable[[FwPKMHFConfig, int], nn.Module]
+    cache: Callable[[FwPKMHFConfig, int], CacheLayerMixin] | None = None
+
+
+KIND_MODULES: dict[str, KindModules] = {}
+"""By the name of the kind."""
+
+
+def register_modules(kind: str, modules: KindModules) -> None:
+    """Add a row to the table; a second one of the same name takes its place."""
+    KIND_MODULES[kind] = modules
+
+
+def token_mixer(config: FwPKMHFConfig, layer_idx: int) -> KindModules:
+    """The row of a layer's token mixer.
+
+    Raises:
+        ValueError: the table has no such token mixer.
+    """
+    name = config.token_mixers[layer_idx]
+    known = [kind for kind, modules in KIND_MODULES.items() if modules.cache is not None]
+    if name not in known:
+        raise ValueError(f"token_mixers has the entry {name!r}, which is not known; choose one of: {', '.join(known)}")
+    return KIND_MODULES[name]
+
+
+def layer_modules(config: FwPKMHFConfig, layer_idx: int) -> tuple[KindModules | None, KindModules, KindModules]:
+    """The rows of a layer's memory (None where it has none), token mixer and MLP."""
+    memory = KIND_MODULES["fwpkm"] if layer_idx in config.fwpkm_layers else None
+    return memory, token_mixer(config, layer_idx), KIND_MODULES["swiglu"]
+
+
+def new_cache_layers(config: FwPKMHFConfig) -> list[CacheLayerMixin]:
+    """What a cache keeps of a text that has not begun, for every layer."""
+    made = []
+    for index in range(config.num_hidden_layers):
+        make = token_mixer(config, index).cache
+        assert make is not None
+        made.append(make(config, index))
+    return made
+
+
+def _attention_cache(config: FwPKMHFConfig, layer_idx: int) -> CacheLayerMixin:
+    window = config.attention_windows[layer_idx]
+    return FullLayer() if window is None else WindowLayer(window)
+
+
+def _memory(config: FwPKMHFConfig, layer_idx: int) -> FastWeightProductKeyMemory:
+    return FastWeightProductKeyMemory(
+        config.hidden_size, config.fwpkm_num_heads, config.fwpkm_num_subkeys, config.fwpkm_key_dim,
+        config.fwpkm_value_dim, config.memory_options(), eps=config.rms_norm_eps, gate=config.fwpkm_gate,
+        normalize_targets=config.fwpkm_normalize_targets,
+    )  # fmt: skip
+
+
+register_modules("attention", KindModules("self_attn", FwPKMAttention, _attention_cache))
+register_modules("swiglu", KindModules("mlp", lambda config, layer_idx: FwPKMMLP(config)))
+register_modules("fwpkm", KindModules("memory", _memory))
