@@ -17,6 +17,7 @@ from pathlib import Path
 
 from megatron_fwpkm.config import NeedleConfig
 from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.evaluation.item_runner import RunOptions
 from megatron_fwpkm.evaluation.needle.settings import CONTROL_MEANINGS, PROTOCOL_MEANINGS, NeedleSettings
 
 
@@ -24,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
     parser = tool_parser(__doc__)
     add, defaults, needle = parser.add_argument, NeedleSettings("", (), (1,)), NeedleConfig()
-    add("--model", required=True, metavar="DIR", help="exported folder or checkpoint")
+    add("--model", required=True, metavar="DIR", help="exported folder, checkpoint or Hugging Face model")
     add("--haystack", required=True, nargs="+", metavar="FILE", help="text files to hide facts in, plain or gzip")
     add("--output", required=True, metavar="DIR", type=Path, help="folder for the results")
     add("--lengths", required=True, nargs="+", type=int, metavar="N", help="context lengths in tokens")
@@ -38,10 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--controls", nargs="*", choices=list(CONTROL_MEANINGS), default=list(defaults.controls),
         help="never write to the memory; ask for a fact that is not in the context (default: both)")  # fmt: skip
     add("--needle-template", default=needle.template, metavar="TEXT", help=f"a fact (default: {needle.template!r})")
-    for name in ("key_words", "value_words"):
-        value = getattr(needle, name)
-        flag = f"--needle-{name.replace('_', '-')}"
-        add(flag, type=int, default=value, metavar="N", help=f"number of words in a {name[:-6]} (default: {value})")
+    for part, value in (("key", needle.key_words), ("value", needle.value_words)):
+        text = f"number of words in a {part} (default: {value})"
+        add(f"--needle-{part}-words", type=int, default=value, metavar="N", help=text)
     add("--model-name", default="", metavar="TEXT", help="name of the model in the report (default: from its folder)")
     add("--workers", type=int, default=1, metavar="N", help="number of processes (default: 1)")
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ...; auto selects cuda if available")
@@ -63,17 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     check_places(settings, args.output, args.workers)  # before torch is imported
     from megatron_fwpkm.evaluation.needle.results import text_table
-    from megatron_fwpkm.evaluation.needle.run import RunOptions, evaluate
+    from megatron_fwpkm.evaluation.needle.run import evaluate
 
     command = ("python", "tools/evaluate_needle.py", *(sys.argv[1:] if argv is None else argv))
     options = RunOptions(args.output, args.workers, args.device, args.overwrite, args.check_causality, command,
                          args.model_name)  # fmt: skip
     results = evaluate(settings, options)
     print(text_table(results), f"report: {args.output / 'report.html'}", sep="\n")
-    if results.causality is not None and not results.causality.passed:
+    passed = results.causality is None or results.causality.passed
+    if not passed:
         print("error: the causality check failed: a token changed the logits of an earlier token", file=sys.stderr)
-        return 1
-    return 0
+    return int(not passed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""A model to evaluate and the tokenizer it was trained with, from an export or a checkpoint."""
+"""A model to evaluate and the tokenizer it was trained with: an export, a checkpoint, or any causal language model of
+Transformers from a folder of this machine.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from ..checkpoint.manager import resolve_checkpoint
 from ..checkpoint.record import read_record
@@ -15,14 +18,28 @@ from ..config import DataConfig
 from ..conversion.export import hf_model_from_checkpoint, usable_device
 from ..conversion.export_reading import read_export_config
 from ..data.tokenizers import Tokenizer, build_tokenizer
-from ..hf.modeling_fwpkm import FwPKMForCausalLM
+from .transformers_models import holds_other_model, learned_positions, load_other_model, read_other_config
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model without its weights."""
+
+    tokenizer: Tokenizer
+    bos: int | None
+    """As `LoadedModel.bos`."""
+    has_memory: bool
+    """Whether it has fast-weight memory layers."""
+    positions: int | None
+    """The most tokens of a text, where positions are learned one by one; None where a text may be longer."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """What an evaluation needs of a model."""
 
-    model: FwPKMForCausalLM
+    model: PreTrainedModel
+    """In evaluation mode and float32, on its device."""
     tokenizer: Tokenizer
     bos: int | None = None
     """The token that every text begins with; None where documents of training began with none."""
@@ -36,8 +53,8 @@ class LoadedModel:
         return digest.hexdigest()
 
 
-def tokenizer_of_model(path: str, device: str = "auto") -> Tokenizer:
-    """The tokenizer of an export or a checkpoint, after everything that can be checked without loading weights.
+def inspect_model(path: str, device: str = "auto") -> ModelFacts:
+    """What a model folder holds, after everything that can be checked without loading weights.
 
     Raises:
         ValueError: as `load_model`.
@@ -45,42 +62,39 @@ def tokenizer_of_model(path: str, device: str = "auto") -> Tokenizer:
     usable_device(device)
     folder = Path(path)
     if not folder.is_dir():
-        raise ValueError(f"--model {path} is not a folder; give an export or a checkpoint")
+        raise ValueError(f"--model {path} is not a folder; give an export, a checkpoint or a Hugging Face model")
     tokenizer = load_tokenizer(folder)
-    if (folder / "config.json").is_file():
-        config = read_export_config(folder)
-        check_fits(bool(config.fwpkm_layers), config.vocab_size, tokenizer, path)
+    positions = None
+    if holds_other_model(folder):
+        config = read_other_config(folder)
+        has_memory, vocab_size, positions = False, config.get_text_config().vocab_size, learned_positions(config)
+    elif (folder / "config.json").is_file():
+        ours = read_export_config(folder)
+        has_memory, vocab_size = bool(ours.fwpkm_layers), ours.vocab_size
     else:
         checkpoint = resolve_checkpoint(folder)
-        layers = read_saved_config(checkpoint).fwpkm.layer_numbers
-        check_fits(bool(layers), read_record(checkpoint).vocab_size, tokenizer, path)
-    return tokenizer
-
-
-def load_model(path: str, device: str = "auto") -> LoadedModel:
-    """Load an export or a checkpoint for evaluation, in float32.
-
-    Raises:
-        ValueError: no such device or folder, no tokenizer in it, a model without memory layers, or a tokenizer with
-            more pieces than the model has embeddings.
-    """
-    tokenizer = tokenizer_of_model(path, device)
-    model, _ = hf_model_from_checkpoint(Path(path), tokenizer=False)
-    return LoadedModel(model.to(usable_device(device)).eval(), tokenizer, first_token(path, tokenizer))
-
-
-def check_fits(has_memory: bool, vocab_size: int, tokenizer: Tokenizer, path: str) -> None:
-    """Raise ValueError for a model that has no memory, or not the tokenizer's vocabulary."""
-    if not has_memory:
-        raise ValueError(
-            f"--model {path} has no fast-weight memory (it was trained without --fwpkm-layer-numbers): nothing to "
-            "measure"
-        )
+        has_memory = bool(read_saved_config(checkpoint).fwpkm.layer_numbers)
+        vocab_size = read_record(checkpoint).vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
             f"--model {path} has {vocab_size} token embeddings, but {tokenizer.path} has {tokenizer.vocab_size} "
             "pieces: it is not the tokenizer the model was trained with"
         )
+    return ModelFacts(tokenizer, first_token(path, tokenizer), has_memory, positions)
+
+
+def load_model(path: str, device: str = "auto") -> LoadedModel:
+    """Load an export, a checkpoint or a Hugging Face model for evaluation, in float32.
+
+    Raises:
+        ValueError: no such device or folder, no tokenizer in it, a tokenizer with more pieces than the model has
+            embeddings, or damaged files.
+    """
+    facts = inspect_model(path, device)
+    folder = Path(path)
+    other = holds_other_model(folder)
+    model = load_other_model(folder) if other else hf_model_from_checkpoint(folder, tokenizer=False)[0]
+    return LoadedModel(model.to(usable_device(device)).eval(), facts.tokenizer, facts.bos)
 
 
 def first_token(path: str, tokenizer: Tokenizer) -> int | None:
@@ -107,13 +121,14 @@ def first_token(path: str, tokenizer: Tokenizer) -> int | None:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in an export, or the copy in a checkpoint or in the latest checkpoint of a run.
+    """The tokenizer in an export or a Hugging Face model, or the copy in a checkpoint or in a run's latest checkpoint.
 
     Raises:
         ValueError: there is none, or the folder is no checkpoint.
     """
     if (folder / "config.json").is_file():
-        files = [folder / name for name in ("tokenizer.model", "tokenizer.json")]
+        names = ["tokenizer.model", "tokenizer.json"]  # exports have both; elsewhere the .json decides the ids
+        files = [folder / name for name in (reversed(names) if holds_other_model(folder) else names)]
         file = next((file for file in files if file.is_file()), None)
     else:
         checkpoint = resolve_checkpoint(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.conftest import folder, tiny_model, tokenizer  # noqa: F401
+from tests.evaluation.conftest import WORDS, folder, tiny_model, tokenizer  # noqa: F401
 from tests.tools.in_process import run_tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +34,39 @@ def export(tmp_path_factory, folder, tiny_model):  # noqa: F811
     tiny_model.save_pretrained(target)
     shutil.copy(folder / "tokenizer.model", target)
     return target
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer(tmp_path_factory, folder):  # noqa: F811
+    """A folder with the files of a byte-level BPE tokenizer, as a Hugging Face model has them."""
+    import tokenizers
+
+    target = tmp_path_factory.mktemp("tokenizer")
+    trained = tokenizers.ByteLevelBPETokenizer()
+    text = [(folder / "novel.txt").read_text(), *(f"The code {word} {word}." for word in WORDS)]
+    trained.train_from_iterator(text, vocab_size=600, special_tokens=["<|end|>"])
+    trained.save(str(target / "tokenizer.json"))
+    (target / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    return target
+
+
+def save_baseline(kind: str, target: Path, tokenizer_folder: Path, tiny: object) -> None:
+    """A random model without memory and its tokenizer, in a folder."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=600, n_positions=256, n_embd=32, n_layer=2, n_head=2))
+    elif kind == "llama":
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=608, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                             num_attention_heads=2))  # fmt: skip
+    else:
+        config = type(tiny.config)(**tiny.config.to_dict() | {"fwpkm_layers": [], "vocab_size": 608})
+        model = type(tiny)(config)
+    model.save_pretrained(target)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer_folder / file, target)
 
 
 def check_refused(process: subprocess.CompletedProcess[str], said: str) -> None:
@@ -59,6 +92,41 @@ def test_an_export_is_measured(export, folder, tmp_path):  # noqa: F811
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "heatmap.png", "report.html", "results.csv", "results.json", "samples.jsonl"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("plain", 2), ("gpt2", 1), ("llama", 1)])
+def test_a_model_without_memory_is_measured(  # noqa: PLR0913
+    byte_tokenizer, folder, tiny_model, tmp_path, capsys, kind, workers  # noqa: F811
+):
+    """Under a name of its own, with the control that needs a memory left out, in the same columns."""
+    save_baseline(kind, tmp_path / "model", byte_tokenizer, tiny_model)
+    done = run_tool(
+        capsys, "evaluate_needle", "--model", tmp_path / "model", "--haystack", folder / "novel.txt", "--lengths", 96,
+        200, "--depths", 2, "--samples", 2, "--needles", 2, "--check-causality", "--workers", workers,
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'model'} has no fast-weight memory: measured as no-memory; the control" in done.stderr
+    header, *rows = (tmp_path / "out" / "results.csv").read_text().splitlines()
+    assert header == "condition,length,depth,where,samples,exact_match,low,high,first_token,token_accuracy"
+    assert {row.split(",")[0] for row in rows} == {"no-memory", "never-shown"}
+    values = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert values["causality"]["passed"]
+    assert values["attention_reach"] == (14 if kind == "plain" else None)
+    assert values["provenance"]["memory"] == "none: the model has no fast-weight memory"
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<figcaption>no memory</figcaption>" in page and "memory off" not in page
+    assert "The model has no fast-weight memory" in page
+
+
+def test_more_tokens_than_learned_positions_are_refused(byte_tokenizer, folder, tiny_model, tmp_path, capsys):  # noqa: F811
+    save_baseline("gpt2", tmp_path / "model", byte_tokenizer, tiny_model)
+    common = ["--model", tmp_path / "model", "--haystack", folder / "novel.txt", "--output", tmp_path / "out"]
+    done = run_tool(capsys, "evaluate_needle", *common, "--lengths", 256, "--needles", 2)
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert re.search(r"--lengths 256 and about \d+ tokens of question and answer are more than the 256 positions that "
+                     r"--model .* has learned; take shorter lengths", done.stderr)  # fmt: skip
+
 
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on_with_the_same_command(export, folder, tmp_path):  # noqa: F811
@@ -88,7 +156,7 @@ def test_what_is_wrong_with_a_model_is_told(export, folder, tmp_path):  # noqa: 
 
     with pytest.raises(ValueError, match="--device tpu cannot be used here"):
         load_model(str(export), "tpu")
-    with pytest.raises(ValueError, match="is not a folder; give an export or a checkpoint"):
+    with pytest.raises(ValueError, match="is not a folder; give an export, a checkpoint or a Hugging Face model"):
         load_model(str(tmp_path / "missing"))
     with pytest.raises(ValueError, match="is not a checkpoint|no checkpoint"):
         load_model(str(tmp_path))
@@ -126,7 +194,6 @@ def test_the_tokenizer_of_a_checkpoint_is_its_copy(folder, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"fwpkm_layers": []}, "has no fast-weight memory"),
         ({"vocab_size": 100}, r"has 100 token embeddings, but .* has \d+ pieces: it is not the tokenizer"),
     ],
 )
@@ -140,17 +207,16 @@ def test_a_model_that_cannot_be_measured_is_refused_without_its_weights(export, 
         config = json.loads((export / "config.json").read_text()) | change
         (tmp_path / "config.json").write_text(json.dumps(config))
     else:
-        write_checkpoint(tmp_path, change.get("vocab_size", 420), memory="fwpkm_layers" not in change)
+        write_checkpoint(tmp_path, change["vocab_size"])
     with pytest.raises(ValueError, match=f"--model .*{said}"):
         load_model(str(tmp_path))
 
 
-def write_checkpoint(target: Path, vocab_size: int, memory: bool) -> None:
+def write_checkpoint(target: Path, vocab_size: int) -> None:
     """A checkpoint folder without weights."""
     from megatron_fwpkm.checkpoint.record import Layout, RunRecord, write_record
 
-    layers = "fwpkm-layer-numbers: [1]\n" if memory else ""
-    (target / "config.yaml").write_text(f"seed: 1\nnum-layers: 2\n{layers}")
+    (target / "config.yaml").write_text("seed: 1\nnum-layers: 2\nfwpkm-layer-numbers: [1]\n")
     record = RunRecord(3, 3, 96, Layout(1, 1, 1, 1, False, False), vocab_size, 512, "identity", "tokenizer.model")
     write_record(target, record)
 

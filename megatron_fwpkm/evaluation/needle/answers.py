@@ -1,27 +1,27 @@
-"""How a model reads a context and answers a question: the protocols, the controls and the causality check.
+"""How a model reads a context and answers a question: the protocols and the controls.
 
-Works on the streaming interface of `megatron_fwpkm.hf` alone: `model.new_cache()`, a call with a cache, `memory_mode`,
-`cache.flush_memory()` and `cache.clone()`. Every context gets a cache of its own, so nothing survives a sample.
+Every context gets a cache of its own, so nothing survives a sample.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...data.training.needles import EncodedFact
-from ...hf.cache import FwPKMCache
-from ...hf.modeling_fwpkm import FwPKMForCausalLM
+from ..text_model import MemoryMode, TextModel
 from .recall import Answer
 from .samples import NeedleSample
-from .settings import MEMORY_ON, NeedleSettings
+from .settings import NeedleSettings
 
 READING = "one context a call, each in a memory of its own"
 """How contexts and memories belong together, for the record of an evaluation."""
+NOTHING_TO_WRITE = "none: the model has no fast-weight memory"
+"""The same for a model without one."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,16 @@ class SampleResult:
     read_seconds: float
 
 
-def attention_reach(model: FwPKMForCausalLM) -> int | None:
-    """How many tokens back information can come by attention alone, through all layers; None for the whole text."""
-    reach = 0
-    for layer in model.new_cache().layers:
-        window: int | None = getattr(layer, "sliding_window", None)
-        if window is None:
-            return None
-        reach += window - 1
-    return reach
-
-
 class NeedleReader:
     """Asks one model about samples, as the settings say."""
 
-    def __init__(self, model: FwPKMForCausalLM, settings: NeedleSettings, vocab_size: int) -> None:
+    def __init__(self, model: TextModel, settings: NeedleSettings, vocab_size: int) -> None:
         """`vocab_size`: the tokenizer's; ids beyond it are padding of the embedding and never an answer."""
         self.model = model
         self.settings = settings
         self.vocab_size = vocab_size
-        self.reach = attention_reach(model)
-        self.device = next(model.parameters()).device
+        self.reach = model.attention_reach()
+        self.conditions = settings.conditions(model.has_memory)
 
     @torch.inference_mode()
     def ask(self, sample: NeedleSample) -> SampleResult:
@@ -60,13 +49,14 @@ class NeedleReader:
         begin = time.perf_counter()
         past = self._read(sample.context, "on")
         if self.settings.protocol == "ask-after-write":
-            past.flush_memory()
+            self.model.write_waiting(past)
         seconds = time.perf_counter() - begin
-        mode = "on" if self.settings.protocol == "streaming" else "frozen"
-        answers = {MEMORY_ON: self._answer(past, sample.asked, mode)}
-        if "never-shown" in self.settings.controls:
+        writes_go_on = self.settings.protocol == "streaming" or not self.model.has_memory
+        mode: MemoryMode = "on" if writes_go_on else "frozen"
+        answers = {self.conditions[0]: self._answer(past, sample.asked, mode)}
+        if "never-shown" in self.conditions:
             answers["never-shown"] = self._answer(past, sample.never_shown, mode)
-        if "memory-off" in self.settings.controls:
+        if "memory-off" in self.conditions:
             answers["memory-off"] = self._answer(self._read(self._visible(sample), "off"), sample.asked, "off")
         return SampleResult(answers, seconds)
 
@@ -74,56 +64,17 @@ class NeedleReader:
         """The end of the context that can matter without a memory: rotary attention depends on distances only."""
         return sample.context if self.reach is None else sample.context[-self.reach - 1 :]
 
-    def _read(self, tokens: np.ndarray, mode: str) -> FwPKMCache:
+    def _read(self, tokens: np.ndarray, mode: MemoryMode) -> Any:
         cache = self.model.new_cache()
-        self._call(tokens, cache, mode)
+        self.model.read(tokens, cache, mode)
         return cache
 
-    def _answer(self, past: FwPKMCache, fact: EncodedFact, mode: str) -> Answer:
+    def _answer(self, past: Any, fact: EncodedFact, mode: MemoryMode) -> Answer:
         """Greedy continuation of the question, as long as the value; `past` stays as it is."""
-        cache, given = past.clone(), list[int]()
-        logits = self._call(fact.question, cache, mode)
+        cache, given = self.model.clone(past), list[int]()
+        logits = self.model.read(fact.question, cache, mode)
         while True:
             given.append(int(logits[: self.vocab_size].argmax()))
             if len(given) == len(fact.answer_tokens):
                 return Answer(tuple(int(token) for token in fact.answer_tokens), tuple(given))
-            logits = self._call(given[-1:], cache, mode)
-
-    def _call(self, tokens: np.ndarray | Sequence[int], cache: FwPKMCache, mode: str) -> torch.Tensor:
-        """Logits [vocab] after the last token."""
-        self.model.memory_mode = mode
-        row = torch.as_tensor(np.asarray(tokens, dtype=np.int64), device=self.device).unsqueeze(0)
-        return self.model(input_ids=row, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
-
-
-@dataclass(frozen=True)
-class CausalityCheck:
-    """Whether a changed token left everything before it alone."""
-
-    changed: int
-    """Position of the changed token."""
-    before_identical: bool
-    """Logits of all earlier positions are the same bit for bit."""
-    after_differs: bool
-    """Some later logits differ, so the check could have failed."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing before the token changed, and something after it did."""
-        return self.before_identical and self.after_differs
-
-
-@torch.inference_mode()
-def check_causality(model: FwPKMForCausalLM, tokens: np.ndarray, vocab_size: int) -> CausalityCheck:
-    """Read `tokens` [N] twice, the second time with the middle token changed, each time through a memory of its own."""
-    position = len(tokens) // 2
-    changed = tokens.copy()
-    changed[position] = (changed[position] + 1) % vocab_size
-    model.memory_mode = "on"
-    rows = [torch.as_tensor(row, device=next(model.parameters()).device).unsqueeze(0) for row in (tokens, changed)]
-    logits = [model(row, past_key_values=model.new_cache(), use_cache=True).logits[0] for row in rows]
-    return CausalityCheck(
-        position,
-        torch.equal(logits[0][:position], logits[1][:position]),
-        not torch.equal(logits[0][position + 1 :], logits[1][position + 1 :]),
-    )
+            logits = self.model.read(given[-1:], cache, mode)

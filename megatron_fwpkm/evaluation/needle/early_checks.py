@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+import numpy as np
+
 from ...data.training.needles import NeedleSpec
+from ..item_runner import check_run
 from .haystack import Haystack, check_haystack_files
 from .samples import shortest_context
 from .settings import NeedleSettings
@@ -13,16 +15,8 @@ from .settings import NeedleSettings
 
 def check_places(settings: NeedleSettings, output: Path, workers: int) -> None:
     """Raise ValueError for a model, a haystack or an output folder that cannot be one, and for no process."""
-    if workers < 1:
-        raise ValueError(f"--workers {workers} must be at least 1")
-    if not Path(settings.model).is_dir():
-        raise ValueError(f"--model {settings.model} is not a folder; give an export or a checkpoint")
+    check_run(settings.model, output, workers)
     check_haystack_files(settings.haystack)
-    place = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not place.is_dir():
-        raise ValueError(f"--output {output} cannot be a folder: {place} is a file")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"--output {output} cannot be written: {place} does not allow it")
 
 
 def check_facts(settings: NeedleSettings, spec: NeedleSpec, bos: int | None = None) -> None:
@@ -46,4 +40,17 @@ def check_text(settings: NeedleSettings, haystack: Haystack) -> None:
         raise ValueError(
             f"the haystack has {len(haystack.tokens)} tokens, fewer than the longest of --lengths, {longest}: "
             f"add text to --haystack ({', '.join(haystack.sources)}) or leave that length out"
+        )
+
+
+def check_positions(settings: NeedleSettings, spec: NeedleSpec, positions: int | None) -> None:
+    """Raise ValueError for a context that with question and answer exceeds the positions a model has learned."""
+    if positions is None:
+        return
+    facts = spec.draw(np.random.default_rng(0), min(64, spec.number_of_keys()))
+    asked = max(len(fact.question) + len(fact.answer_tokens) for fact in map(spec.encode_fact, facts))
+    if (longest := max(settings.lengths)) + asked > positions:
+        raise ValueError(
+            f"--lengths {longest} and about {asked} tokens of question and answer are more than the {positions} "
+            f"positions that --model {settings.model} has learned; take shorter lengths"
         )

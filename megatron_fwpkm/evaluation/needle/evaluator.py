@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ...data.training.needles import NeedleSpec
+from ..causality import CausalityCheck, check_causality
 from ..model_loading import LoadedModel
-from ..sample_log import SampleRecord
-from .answers import CausalityCheck, NeedleReader, check_causality
+from ..text_model import text_model
+from .answers import NeedleReader
 from .haystack import Haystack
+from .record import NeedleRecord
 from .samples import Cell, NeedleSample, all_cells, make_sample
 from .settings import NeedleSettings
 
@@ -26,17 +28,22 @@ class Evaluator:
         self.bos = loaded.bos
         self.haystack = haystack
         self.spec = NeedleSpec.from_config(settings.needle, loaded.tokenizer)
-        self.reader = NeedleReader(loaded.model, settings, loaded.tokenizer.vocab_size)
+        self.reader = NeedleReader(text_model(loaded.model), settings, loaded.tokenizer.vocab_size)
 
-    def run(self, cell: Cell) -> SampleRecord:
+    def run(self, cell: Cell) -> NeedleRecord:
         """The finished sample of a cell."""
         sample = self._sample(cell)
         result = self.reader.ask(sample)
         texts = {"question": self._text(sample.asked.question), "value": self._text(sample.asked.answer_tokens)}
         texts |= {condition: self._text(answer.given) for condition, answer in result.answers.items()}
-        return SampleRecord(
+        return NeedleRecord(
             cell, sample.asked_start, sample.in_window, round(result.read_seconds, 4), result.answers, texts
         )
+
+    def progress_note(self, records: Sequence[NeedleRecord]) -> str:
+        """How it goes, in a few words: the length at work, and right answers so far."""
+        right = sum(record.answers[self.reader.conditions[0]].exact for record in records)
+        return f"{records[-1].cell.length} tokens, {right} of {len(records)} right"
 
     def causality(self) -> CausalityCheck:
         """The check on the shortest length's first context."""
@@ -56,6 +63,6 @@ class Evaluator:
 
 def make_evaluator(
     settings: NeedleSettings, haystack: Haystack, loader: Loader, device: str
-) -> Callable[[Cell], SampleRecord]:
+) -> Callable[[Cell], NeedleRecord]:
     """What a worker process does with a cell; `loader` as in `evaluate`."""
     return Evaluator(settings, loader(settings.model, device), haystack).run

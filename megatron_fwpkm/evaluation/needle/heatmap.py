@@ -23,7 +23,7 @@ _WIDEST = 15
 @matplotlib.rc_context(STYLE | {"axes.grid": False})
 def draw_heatmap(results: NeedleResults) -> bytes:
     """PNG of exact match: a panel per condition, columns are context lengths, rows are depths and their mean."""
-    conditions = results.settings.conditions()
+    conditions = results.conditions
     lengths = sorted(results.settings.lengths)
     rows = len(results.settings.depth_grid()) + 1
     beside = len(conditions) if len(conditions) * len(lengths) <= _WIDEST else 1

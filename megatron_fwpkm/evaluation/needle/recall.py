@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ..confidence import wilson_interval
 
@@ -50,10 +49,6 @@ class Recall:
     """Fraction with the first token right."""
     token_accuracy: float
     """Fraction of all value tokens that are right in their places."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Fields by name, nan as None (JSON has no nan)."""
-        return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
 def recall(answers: Iterable[Answer]) -> Recall:

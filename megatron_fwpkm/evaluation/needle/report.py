@@ -1,54 +1,75 @@
-"""One page that shows an evaluation and explains it; it needs no other file and no network."""
+"""The report of a needle evaluation: the heatmap, the table, what protocol and controls mean."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from html import escape
-from pathlib import Path
-from string import Template
 
+from ..report_page import Section, definition_list, render_page
+from .answers import NOTHING_TO_WRITE
 from .recall import Recall
 from .report_panels import panels
 from .results import NeedleResults
-from .settings import CONTROL_MEANINGS, MEMORY_ON, PROTOCOL_MEANINGS
-
-_TEMPLATE = Path(__file__).with_name("report.html")
+from .settings import CONTROL_MEANINGS, NO_MEMORY, PROTOCOL_MEANINGS
 
 
 def render_report(results: NeedleResults) -> str:
     """HTML with the heatmap, the table, what protocol and controls mean, settings and provenance."""
-    settings = results.settings
+    controls = definition_list((name, CONTROL_MEANINGS[name]) for name in results.controls)
+    return render_page(
+        f"Needle recall: {results.model_name}",
+        f"Long-context recall of {results.model_name}",
+        f"{results.settings.needles} facts hidden in a context, one asked for. Right means every token of its value, "
+        "generated greedily.",
+        [
+            _heatmap(results),
+            _recall_by_length(results),
+            _protocol(results),
+            Section("What the controls mean", controls if results.controls else "<dl><dd>None ran.</dd></dl>"),
+        ],
+        causality=results.causality,
+        settings=_shown_settings(results),
+        provenance=results.provenance,
+    )
+
+
+def _heatmap(results: NeedleResults) -> Section:
+    drawn, note = panels(results)
+    html = f'<div class="panels">{drawn}</div>\n<p class="pale">{escape(note)}</p>'
+    return Section("Exact match by depth of the needle and context length", html)
+
+
+def _recall_by_length(results: NeedleResults) -> Section:
     reach = "the whole context" if results.reach is None else f"{results.reach} tokens through all layers"
-    needle = settings.needle
-    shown = {
+    note = (
+        "Brackets: Wilson 95&nbsp;% interval. “Beyond window”: only contexts whose needle attention cannot reach from "
+        f"the\nquestion (it sees {reach}). Guessing gives {results.chance_exact:.2g} for a whole value and "
+        f"{results.chance_token:.2g} for one token."
+    )
+    return Section("Recall by context length", f'{_table(results)}\n<p class="pale">{note}</p>')
+
+
+def _protocol(results: NeedleResults) -> Section:
+    protocol = results.settings.protocol
+    meaning = f"{PROTOCOL_MEANINGS[protocol]} Every context starts from the model's initial memory."
+    if results.measured == NO_MEMORY:
+        meaning = "The model has no fast-weight memory: it reads the context once and answers by attention alone."
+    return Section("Protocol", f"<p><b>{escape(protocol)}.</b> {meaning}</p>")
+
+
+def _shown_settings(results: NeedleResults) -> dict[str, object]:
+    settings, needle = results.settings, results.settings.needle
+    return {
         "model": settings.model,
         "haystack": ", ".join(settings.haystack),
         "needle": f"{needle.template} ({needle.key_words} key words, {needle.value_words} value words)",
         "needles per context": settings.needles,
         "contexts per length": f"{settings.samples}, spread over {settings.depths} depths",
         "seed": settings.seed,
-        "reset": "the initial memory before every context",
+        "reset": NOTHING_TO_WRITE if results.measured == NO_MEMORY else "the initial memory before every context",
         "reading speed": ", ".join(
             f"{speed:,.0f} tokens/s at {length:,}" for length, speed in results.tokens_per_second.items()
         ),
     }
-    drawn, note = panels(results)
-    return Template(_TEMPLATE.read_text()).substitute(
-        model=escape(results.model_name),
-        needles=settings.needles,
-        panels=drawn,
-        panels_note=escape(note),
-        table=_table(results),
-        reach=escape(f"it sees {reach}"),
-        chance_exact=f"{results.chance_exact:.2g}",
-        chance_token=f"{results.chance_token:.2g}",
-        protocol=escape(settings.protocol),
-        protocol_meaning=escape(PROTOCOL_MEANINGS[settings.protocol]),
-        controls=_definitions((name, CONTROL_MEANINGS[name]) for name in settings.controls) or "<dd>None ran.</dd>",
-        causality=_causality(results),
-        settings=_definitions((name, str(value)) for name, value in shown.items()),
-        provenance=_definitions(results.provenance.items()),
-    )
 
 
 _MAIN = ' class="main"'
@@ -60,13 +81,13 @@ def _wrapped(cell: str) -> str:
 
 
 def _table(results: NeedleResults) -> str:
-    controls = results.settings.controls
+    controls = results.controls
     heads = ["context", "exact match", "beyond window", "first token", "token"]
     heads += [control.replace("-", " ") for control in controls]
     lines = []
     for length in sorted(results.settings.lengths):
-        main = results.find(MEMORY_ON, length)
-        beyond = results.find(MEMORY_ON, length, where="beyond window")
+        main = results.find(results.measured, length)
+        beyond = results.find(results.measured, length, where="beyond window")
         cells = [
             _exact(main),
             _exact(beyond),
@@ -80,7 +101,7 @@ def _table(results: NeedleResults) -> str:
         ]
         lines.append(f"<tr><td>{length:,} tokens</td>{''.join(named)}</tr>")
     top = "".join(f"<th>{escape(head)}</th>" for head in heads)
-    return f'<table class="recall"><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    return f'<table class="summary"><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
 
 
 def _exact(recall: Recall) -> str:
@@ -96,20 +117,3 @@ def _beyond(results: NeedleResults, control: str, length: int) -> str:
         return ""
     beyond = results.find(control, length, where="beyond window")
     return f'<span class="pale">beyond window {beyond.exact_match:.2f}</span>' if beyond.samples else ""
-
-
-def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
-    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs)
-
-
-def _causality(results: NeedleResults) -> str:
-    check = results.causality
-    if check is None:
-        return ""
-    verdict, words = ("passed", "Passed") if check.passed else ("failed", "FAILED, these numbers cannot be trusted")
-    before = "identical bit for bit" if check.before_identical else "different"
-    after = "different" if check.after_differs else "identical, so the change reached nothing"
-    return (
-        f'<h2>Causality</h2><p class="{verdict}">{words}: token {check.changed} of a context was changed; logits '
-        f"before it are {before}, logits after it {after}.</p>"
-    )

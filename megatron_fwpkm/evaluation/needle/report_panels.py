@@ -23,7 +23,7 @@ def panels(results: NeedleResults) -> tuple[str, str]:
     html = "".join(
         f'<figure class="panel"><figcaption>{escape(CONDITION_TITLES[condition])}</figcaption>'
         f"{_table(results, condition, turned, percent)}</figure>"
-        for condition in results.settings.conditions()
+        for condition in results.conditions
     )
     axes = "Columns are depths, rows context lengths" if turned else "Columns are context lengths, rows depths"
     note = f"{axes}: 0 % is the beginning of the context, “{ALL}” takes all depths together."

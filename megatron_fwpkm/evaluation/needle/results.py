@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ..sample_log import SampleRecord
-from .answers import CausalityCheck
+from ..causality import CausalityCheck
+from ..result_files import csv_text, json_text, rounded
 from .recall import Recall, recall
-from .settings import MEMORY_ON, NeedleSettings
+from .record import NeedleRecord
+from .settings import NeedleSettings
 
 Where = Literal["anywhere", "beyond window", "in window"]
 
@@ -34,6 +32,8 @@ class NeedleResults:
 
     settings: NeedleSettings
     model_name: str
+    conditions: tuple[str, ...]
+    """What was asked of every sample: the measured condition, then the controls."""
     rows: tuple[Row, ...]
     reach: int | None
     """Tokens that attention alone can look back; None for all."""
@@ -47,6 +47,16 @@ class NeedleResults:
     """None when the check was not asked for."""
     provenance: dict[str, str]
     model_config: dict[str, Any]
+
+    @property
+    def measured(self) -> str:
+        """The condition that is measured: with the memory on, or that of a model without one."""
+        return self.conditions[0]
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The conditions beside it."""
+        return self.conditions[1:]
 
     def find(self, condition: str, length: int, depth: float | None = None, where: Where = "anywhere") -> Recall:
         """One row's numbers. Raises KeyError when the evaluation has no such row."""
@@ -69,30 +79,25 @@ class NeedleResults:
             "provenance": self.provenance,
             "model_config": self.model_config,
         }
-        return json.dumps(values, indent=2) + "\n"
+        return json_text(values)
 
     def to_csv(self) -> str:
         """The rows, with a header line."""
-        text = io.StringIO()
-        rows = [_flat(row) for row in self.rows]
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        return csv_text([_flat(row) for row in self.rows])
 
 
 def _flat(row: Row) -> dict[str, Any]:
     place = {"condition": row.condition, "length": row.length, "depth": row.depth, "where": row.where}
-    return place | {
-        name: round(value, 6) if isinstance(value, float) else value for name, value in row.recall.as_dict().items()
-    }
+    return place | rounded(asdict(row.recall))
 
 
-def tabulate(settings: NeedleSettings, records: Sequence[SampleRecord]) -> tuple[Row, ...]:
+def tabulate(
+    settings: NeedleSettings, conditions: Sequence[str], records: Sequence[NeedleRecord]
+) -> tuple[Row, ...]:
     """All rows of an evaluation: per length and condition all depths together, on either side of the window, and each
     depth. A control that shows no needle has no side of the window."""
     rows = []
-    for condition in settings.conditions():
+    for condition in conditions:
         for length in sorted(settings.lengths):
             ours = [record for record in records if record.cell.length == length]
             rows.append(_row(condition, length, None, "anywhere", ours))
@@ -105,11 +110,11 @@ def tabulate(settings: NeedleSettings, records: Sequence[SampleRecord]) -> tuple
     return tuple(rows)
 
 
-def _row(condition: str, length: int, depth: float | None, where: Where, records: Iterable[SampleRecord]) -> Row:
+def _row(condition: str, length: int, depth: float | None, where: Where, records: Iterable[NeedleRecord]) -> Row:
     return Row(condition, length, depth, where, recall(record.answers[condition] for record in records))
 
 
-def reading_speed(records: Sequence[SampleRecord]) -> dict[int, float]:
+def reading_speed(records: Sequence[NeedleRecord]) -> dict[int, float]:
     """Context tokens per second, by length."""
     speeds = {}
     for length in sorted({record.cell.length for record in records}):
@@ -121,15 +126,15 @@ def reading_speed(records: Sequence[SampleRecord]) -> dict[int, float]:
 def text_table(results: NeedleResults) -> str:
     """The summary for a terminal: a line per length, exact match with its interval, then the controls. In brackets how
     much of it is left where attention cannot reach the needle."""
-    controls = results.settings.controls
+    controls = results.controls
     header = ["tokens", "exact match [95 %]", "(beyond window)", "first token", "token", *controls]
     lines = [header]
     for length in sorted(results.settings.lengths):
-        main = results.find(MEMORY_ON, length)
+        main = results.find(results.measured, length)
         lines.append([
             f"{length}",
             f"{main.exact_match:.2f} [{main.low:.2f}, {main.high:.2f}]",
-            _beyond(results, MEMORY_ON, length).strip(),
+            _beyond(results, results.measured, length).strip(),
             f"{main.first_token:.2f}",
             f"{main.token_accuracy:.2f}",
             *(f"{results.find(name, length).exact_match:.2f}{_beyond(results, name, length)}" for name in controls),

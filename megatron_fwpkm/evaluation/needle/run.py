@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...data.training.needles import NeedleSpec
-from ..atomic_files import write_atomically
-from ..model_loading import LoadedModel, first_token, load_model, tokenizer_of_model
+from ..causality import CausalityCheck
+from ..item_runner import RunOptions, measure_items
+from ..model_loading import LoadedModel, inspect_model, load_model
 from ..provenance import provenance
-from ..sample_log import SampleLog, SampleRecord
-from ..sample_progress import SampleProgress
-from ..workers import run_in_processes
-from .answers import READING
-from .early_checks import check_facts, check_places, check_text
+from ..record_log import RecordLog
+from ..report_page import name_of_model
+from ..result_files import write_atomically
+from .answers import NOTHING_TO_WRITE, READING
+from .early_checks import check_facts, check_places, check_positions, check_text
 from .evaluator import Evaluator, Loader, make_evaluator
 from .haystack import Haystack, load_haystack
 from .heatmap import draw_heatmap
+from .record import NeedleRecord
 from .report import render_report
 from .results import NeedleResults, reading_speed, tabulate
 from .samples import all_cells
-from .settings import MEMORY_ON, NeedleSettings, name_of_model
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How an evaluation runs; none of it changes a number."""
-
-    output: Path
-    """Folder of results.json, results.csv, heatmap.png, report.html and samples.jsonl."""
-    workers: int = 1
-    """Processes, each with a model of its own; 1 stays in this process."""
-    device: str = "auto"
-    """Torch device of every process; `auto` is CUDA where there is one."""
-    overwrite: bool = False
-    """Discard samples that are already in the output folder."""
-    check_causality: bool = False
-    """Also check that a changed token leaves all earlier logits alone."""
-    command: Sequence[str] = ()
-    """Program and arguments, for the record."""
-    model_name: str = ""
-    """What the report calls the model; else what its path tells."""
+from .settings import NO_MEMORY, NeedleSettings
 
 
 def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = load_model) -> NeedleResults:
@@ -57,42 +39,51 @@ def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = loa
         ValueError: anything a user can mend: model, haystack, lengths, output folder of another evaluation.
     """
     check_places(settings, options.output, options.workers)
-    tokenizer = tokenizer_of_model(settings.model, options.device)
-    bos = first_token(settings.model, tokenizer)
-    check_facts(settings, NeedleSpec.from_config(settings.needle, tokenizer), bos)
-    haystack = load_haystack(settings.haystack, tokenizer, bos)
+    facts = inspect_model(settings.model, options.device)
+    spec = NeedleSpec.from_config(settings.needle, facts.tokenizer)
+    check_facts(settings, spec, facts.bos)
+    check_positions(settings, spec, facts.positions)
+    haystack = load_haystack(settings.haystack, facts.tokenizer, facts.bos)
     check_text(settings, haystack)
     loaded = loader(settings.model, options.device)
     evaluator = Evaluator(settings, loaded, haystack)
+    _tell_what_is_left_out(settings, evaluator)
     options.output.mkdir(parents=True, exist_ok=True)
-    log = SampleLog(
-        options.output / "samples.jsonl", _identity(settings, loaded, haystack), overwrite=options.overwrite
-    )
-    causality = evaluator.causality() if options.check_causality else None
-    cells = list(all_cells(settings))
-    missing = [cell for cell in cells if cell not in log.records]
-    with SampleProgress(len(cells), len(cells) - len(missing)) as progress:
-        records: Iterator[SampleRecord]
-        if options.workers == 1 or len(missing) < 2:
-            records = map(evaluator.run, missing)
-        else:
-            records = run_in_processes(
-                options.workers, missing, make_evaluator, (settings, haystack, loader, options.device)
-            )
-        for record in records:
-            log.append(record)
-            progress.advance(record.cell.length, record.answers[MEMORY_ON].exact)
-    finished = [log.records[cell] for cell in cells]
-    spec = evaluator.spec
-    guess = 1 / len(spec.value_vocabulary)
-    results = NeedleResults(
-        settings, options.model_name or name_of_model(settings.model), tabulate(settings, finished),
-        evaluator.reader.reach, guess**spec.value_words, guess,
-        reading_speed(finished), causality, {**provenance(options.command), "memory": READING},
-        {name: value for name, value in loaded.model.config.to_dict().items() if value is not None},
+    log = RecordLog(
+        options.output / "samples.jsonl", _identity(settings, loaded, haystack), NeedleRecord.from_json,
+        overwrite=options.overwrite,
     )  # fmt: skip
+    causality = evaluator.causality() if options.check_causality else None
+    finished = measure_items(
+        list(all_cells(settings)), log, evaluator.run, evaluator.progress_note, workers=options.workers,
+        make_worker=make_evaluator, arguments=(settings, haystack, loader, options.device),
+    )  # fmt: skip
+    results = _results(settings, options, evaluator, loaded, finished, causality)
     write_outputs(results, options.output)
     return results
+
+
+def _results(
+    settings: NeedleSettings, options: RunOptions, evaluator: Evaluator, loaded: LoadedModel,
+    finished: Sequence[NeedleRecord], causality: CausalityCheck | None,
+) -> NeedleResults:  # fmt: skip
+    spec, reader = evaluator.spec, evaluator.reader
+    guess = 1 / len(spec.value_vocabulary)
+    memory = READING if reader.model.has_memory else NOTHING_TO_WRITE
+    return NeedleResults(
+        settings, options.model_name or name_of_model(settings.model), reader.conditions,
+        tabulate(settings, reader.conditions, finished), reader.reach, guess**spec.value_words, guess,
+        reading_speed(finished), causality, {**provenance(options.command), "memory": memory},
+        {name: value for name, value in loaded.model.config.to_dict().items() if value is not None},
+    )  # fmt: skip
+
+
+def _tell_what_is_left_out(settings: NeedleSettings, evaluator: Evaluator) -> None:
+    """Say, for a model without memory, under which name it is measured and which control it has not."""
+    if evaluator.reader.model.has_memory:
+        return
+    left_out = "; the control memory-off is left out" if "memory-off" in settings.controls else ""
+    print(f"--model {settings.model} has no fast-weight memory: measured as {NO_MEMORY}{left_out}", file=sys.stderr)
 
 
 def write_outputs(results: NeedleResults, folder: Path) -> None:

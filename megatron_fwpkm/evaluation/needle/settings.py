@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ...config import NeedleConfig
@@ -13,6 +11,8 @@ Protocol = Literal["ask-after-write", "streaming"]
 Control = Literal["memory-off", "never-shown"]
 MEMORY_ON = "memory-on"
 """Name of the measured condition, beside those of the controls."""
+NO_MEMORY = "no-memory"
+"""Name of it where the model has no fast-weight memory."""
 
 PROTOCOL_MEANINGS = {
     "ask-after-write": "The context is read once, what waits to be written is written, then the question is asked and "
@@ -26,21 +26,11 @@ CONTROL_MEANINGS = {
 }
 CONDITION_TITLES = {
     MEMORY_ON: "memory on",
+    NO_MEMORY: "no memory",
     "memory-off": "control: memory off",
     "never-shown": "control: never shown",
 }
 """What the panels of a picture are called."""
-
-
-_FOLDERS_OF_ANY_MODEL = re.compile(
-    r"hf|exports?|checkpoints?|models?|latest|outputs?|out|bf16|fp16|float32|bfloat16|float16|iter_\d+", re.IGNORECASE
-)
-
-
-def name_of_model(path: str) -> str:
-    """What tells a model from others in the path of its folder: `quickstart` of runs/quickstart/hf."""
-    parts = [part for part in Path(path).absolute().parts[1:] if not _FOLDERS_OF_ANY_MODEL.fullmatch(part)]
-    return parts[-1] if parts else path
 
 
 def short_length(length: int) -> str:
@@ -53,7 +43,7 @@ class NeedleSettings:
     """One needle evaluation. Every sample is drawn from (seed, length, number of the sample) alone."""
 
     model: str
-    """Export or checkpoint folder."""
+    """Folder of an export, a checkpoint or any causal language model of Transformers."""
     haystack: tuple[str, ...]
     """Text files, plain or gzip."""
     lengths: tuple[int, ...]
@@ -98,9 +88,11 @@ class NeedleSettings:
             return (0.5,)
         return tuple(index / (self.depths - 1) for index in range(self.depths))
 
-    def conditions(self) -> tuple[str, ...]:
-        """What is asked of every sample: the memory, then the controls."""
-        return (MEMORY_ON, *self.controls)
+    def conditions(self, has_memory: bool = True) -> tuple[str, ...]:
+        """What is asked of every sample: the measured condition, then the controls that make sense for the model."""
+        if has_memory:
+            return (MEMORY_ON, *self.controls)
+        return (NO_MEMORY, *(control for control in self.controls if control != "memory-off"))
 
     def decides_a_sample(self) -> dict[str, Any]:
         """Settings that change what one sample gives; lengths and number of samples only say how many there are."""

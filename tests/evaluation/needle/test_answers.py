@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_fwpkm.evaluation.needle.answers import NeedleReader, attention_reach, check_causality
+from megatron_fwpkm.evaluation.needle.answers import NeedleReader
 from megatron_fwpkm.evaluation.needle.haystack import load_haystack
 from megatron_fwpkm.evaluation.needle.samples import Cell, make_sample
 from megatron_fwpkm.evaluation.needle.settings import MEMORY_ON
+from megatron_fwpkm.evaluation.text_model import text_model
 from tests.evaluation.oracle import CHUNK, WINDOW, OracleModel
 
 LENGTH = 7 * CHUNK + 40  # the last 40 tokens wait for their chunk
@@ -23,7 +24,7 @@ def ask(folder, tokenizer, spec, make_settings):
     haystack = load_haystack([str(folder / "novel.txt")], tokenizer)
 
     def call(model, depth, index=0, **changes):
-        reader = NeedleReader(model, make_settings(**changes), tokenizer.vocab_size)
+        reader = NeedleReader(text_model(model), make_settings(**changes), tokenizer.vocab_size)
         sample = make_sample(haystack, spec, Cell(LENGTH, depth, index), needles=3, seed=1, reach=reader.reach)
         return sample, reader.ask(sample).answers
 
@@ -83,19 +84,14 @@ def test_no_control_is_asked_unless_wanted(ask, tokenizer):
     assert list(ask(OracleModel(tokenizer.vocab_size), 0.5, controls=())[1]) == [MEMORY_ON]
 
 
-def test_reach_adds_up_over_layers(tiny_model):
-    assert attention_reach(tiny_model) == 2 * 7
-    assert attention_reach(OracleModel(10, window=None)) is None
-
-
 @torch.inference_mode()
 def test_the_end_of_a_context_is_enough_for_the_control(tiny_model, folder, tokenizer, spec, make_settings):
     haystack = load_haystack([str(folder / "novel.txt")], tokenizer)
-    reader = NeedleReader(copy.deepcopy(tiny_model).double(), make_settings(), tokenizer.vocab_size)
+    reader = NeedleReader(text_model(copy.deepcopy(tiny_model).double()), make_settings(), tokenizer.vocab_size)
     sample = make_sample(haystack, spec, Cell(300, 0.5, 0), needles=3, seed=1, reach=reader.reach)
 
     def logits(context: np.ndarray) -> torch.Tensor:
-        return reader._call(sample.asked.question, reader._read(context, "off"), "off")
+        return reader.model.read(sample.asked.question, reader._read(context, "off"), "off")
 
     whole, end = logits(sample.context), logits(reader._visible(sample))
     assert len(reader._visible(sample)) == reader.reach + 1
@@ -107,14 +103,14 @@ def test_the_end_of_a_context_is_enough_for_the_control(tiny_model, folder, toke
 
 def test_answering_leaves_the_past_alone(tiny_model, folder, tokenizer, spec, make_settings):
     haystack = load_haystack([str(folder / "novel.txt")], tokenizer)
-    reader = NeedleReader(tiny_model, make_settings(protocol="streaming"), tokenizer.vocab_size)
+    reader = NeedleReader(text_model(tiny_model), make_settings(protocol="streaming"), tokenizer.vocab_size)
     sample = make_sample(haystack, spec, Cell(200, 0.5, 0), needles=3, seed=1, reach=reader.reach)
     with torch.inference_mode():
         past = reader._read(sample.context, "on")
-        before = [stream.values.clone() for stream in past.memory.values()]
+        before = [layer.state.values.clone() for layer in past.memory.values()]
         first = reader._answer(past, sample.asked, "on")
         assert reader._answer(past, sample.asked, "on") == first
-    assert all(torch.equal(a, b.values) for a, b in zip(before, past.memory.values(), strict=True))
+    assert all(torch.equal(a, b.state.values) for a, b in zip(before, past.memory.values(), strict=True))
 
 
 def test_ids_beyond_the_tokenizer_are_no_answers(folder, tokenizer, spec, make_settings):
@@ -123,43 +119,6 @@ def test_ids_beyond_the_tokenizer_are_no_answers(folder, tokenizer, spec, make_s
             return self.config.vocab_size - 1
 
     haystack = load_haystack([str(folder / "novel.txt")], tokenizer)
-    reader = NeedleReader(Padding(tokenizer.vocab_size + 8), make_settings(), tokenizer.vocab_size)
+    reader = NeedleReader(text_model(Padding(tokenizer.vocab_size + 8)), make_settings(), tokenizer.vocab_size)
     sample = make_sample(haystack, spec, Cell(200, 0.5, 0), needles=3, seed=1, reach=reader.reach)
     assert max(reader.ask(sample).answers[MEMORY_ON].given) < tokenizer.vocab_size
-
-
-def test_a_causal_model_passes_the_check(tiny_model, tokenizer):
-    text = np.random.default_rng(0).integers(3, tokenizer.vocab_size, 150)
-    check = check_causality(tiny_model, text, tokenizer.vocab_size)
-    assert check.passed and check.changed == 75
-
-
-@pytest.mark.parametrize("token", [0, 7, 408])
-def test_the_changed_token_is_the_next_of_the_vocabulary(tokenizer, token):
-    """Another token than before, and a token of the tokenizer, wherever in the vocabulary it stands."""
-    rows = []
-
-    class Recording(OracleModel):
-        def __call__(self, input_ids, **arguments):
-            rows.append(input_ids[0].tolist())
-            return super().__call__(input_ids, **arguments)
-
-    text = np.full(41, 5)
-    text[20] = token
-    check_causality(Recording(tokenizer.vocab_size), text, 409)
-    (first, second), changed = rows, (token + 1) % 409
-    assert first == text.tolist() and second == [*first[:20], changed, *first[21:]]
-    assert changed != token
-
-
-def test_a_model_that_peeks_fails_the_check(tokenizer):
-    text = np.random.default_rng(0).integers(3, tokenizer.vocab_size, 150)
-    check = check_causality(OracleModel(tokenizer.vocab_size, peeks=True), text, tokenizer.vocab_size)
-    assert not check.before_identical and not check.passed
-
-
-def test_a_check_that_sees_no_effect_does_not_pass(tokenizer):
-    text = np.full(150, 5)
-    text[:75] = np.arange(10, 85)
-    check = check_causality(OracleModel(tokenizer.vocab_size, window=1), text, tokenizer.vocab_size)
-    assert check.before_identical and not check.after_differs and not check.passed

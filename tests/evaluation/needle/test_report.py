@@ -10,9 +10,11 @@ import subprocess
 import pytest
 
 from megatron_fwpkm.config.plot_style import RECALL, recall_colour
+from megatron_fwpkm.evaluation.item_runner import RunOptions
 from megatron_fwpkm.evaluation.needle.report import render_report
-from megatron_fwpkm.evaluation.needle.run import RunOptions, evaluate
-from megatron_fwpkm.evaluation.needle.settings import MEMORY_ON, name_of_model, short_length
+from megatron_fwpkm.evaluation.needle.run import evaluate
+from megatron_fwpkm.evaluation.needle.settings import MEMORY_ON, short_length
+from megatron_fwpkm.evaluation.report_page import name_of_model
 from tests.evaluation.oracle import load_oracle
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

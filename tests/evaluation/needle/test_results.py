@@ -7,16 +7,17 @@ import re
 
 import pytest
 
+from megatron_fwpkm.evaluation.item_runner import RunOptions
+from megatron_fwpkm.evaluation.needle.record import NeedleRecord
 from megatron_fwpkm.evaluation.needle.results import reading_speed, text_table
-from megatron_fwpkm.evaluation.needle.run import RunOptions, evaluate
+from megatron_fwpkm.evaluation.needle.run import evaluate
 from megatron_fwpkm.evaluation.needle.samples import Cell
-from megatron_fwpkm.evaluation.sample_log import SampleRecord
 from tests.evaluation.oracle import load_oracle
 
 
-def read(length: int, seconds: float) -> SampleRecord:
+def read(length: int, seconds: float) -> NeedleRecord:
     """A sample that took this long to read."""
-    return SampleRecord(Cell(length, 0.5, 0), 0, False, seconds, {}, {})
+    return NeedleRecord(Cell(length, 0.5, 0), 0, False, seconds, {}, {})
 
 
 def test_reading_speed_is_tokens_by_seconds():

@@ -10,11 +10,11 @@ import struct
 
 import pytest
 
-from megatron_fwpkm.evaluation.atomic_files import write_atomically
+from megatron_fwpkm.evaluation.item_runner import RunOptions
 from megatron_fwpkm.evaluation.needle import run as needle_module
 from megatron_fwpkm.evaluation.needle.heatmap import draw_heatmap
 from megatron_fwpkm.evaluation.needle.results import text_table
-from megatron_fwpkm.evaluation.needle.run import RunOptions, evaluate
+from megatron_fwpkm.evaluation.needle.run import evaluate
 from megatron_fwpkm.evaluation.needle.settings import MEMORY_ON
 from tests.evaluation.oracle import fail_to_load, load_oracle
 
@@ -146,16 +146,3 @@ def test_a_row_that_is_not_there(oracle_results):
     with pytest.raises(KeyError, match="no row for memory-on, 77 tokens"):
         oracle_results[0].find(MEMORY_ON, 77)
     assert math.isclose(oracle_results[0].chance_token, 1 / 32)
-
-
-def test_a_failed_write_leaves_the_former_file(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    write_atomically(path, "first")
-
-    def full(self, data):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "second")
-    assert path.read_text() == "first"

@@ -9,23 +9,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class SampleProgress:
+class RunProgress:
     """Counts samples. A context manager."""
 
     def __init__(self, total: int, done: int) -> None:
         """`done` of `total` samples were there before."""
         self._total = total
         self._done = done
-        self._right = self._asked = 0
         self._console = Console(stderr=True)
         self._bar = Progress(
-            TextColumn("needles"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self._console, transient=True, disable=not self._console.is_terminal,
         )  # fmt: skip
-        self._task = self._bar.add_task("needles", total=total, completed=done, note="")
+        self._task = self._bar.add_task("samples", total=total, completed=done, note="")
 
-    def __enter__(self) -> SampleProgress:
+    def __enter__(self) -> RunProgress:
         """Show the bar."""
         if self._done:
             print(f"going on: {self._done} of {self._total} samples are there", file=sys.stderr)
@@ -38,12 +37,9 @@ class SampleProgress:
         """Take the bar away, whatever ended the work."""
         self._bar.stop()
 
-    def advance(self, length: int, exact: bool) -> None:
-        """One more sample of this length is finished, its value recalled or not."""
+    def advance(self, note: str) -> None:
+        """One more sample is finished; `note` says in a few words how it goes."""
         self._done += 1
-        self._asked += 1
-        self._right += exact
-        note = f"{length} tokens, {self._right} of {self._asked} right"
         self._bar.update(self._task, completed=self._done, note=note)
         tenth = max(1, self._total // 10)
         if not self._console.is_terminal and (self._done % tenth == 0 or self._done == self._total):

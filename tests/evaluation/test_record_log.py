@@ -3,40 +3,58 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import pytest
 
-from megatron_fwpkm.evaluation.needle.recall import Answer
-from megatron_fwpkm.evaluation.needle.samples import Cell
-from megatron_fwpkm.evaluation.sample_log import SampleLog, SampleRecord
+from megatron_fwpkm.evaluation.record_log import RecordLog
 
 IDENTITY = {"seed": 1, "weights": "abc", "controls": ("memory-off",)}
 
 
-def record(index: int) -> SampleRecord:
-    """A finished sample."""
-    answers = {"memory-on": Answer((1, 2), (1, 3))}
-    return SampleRecord(Cell(128, 0.25, index), 17, False, 0.5, answers, {"value": "some word"})
+@dataclass(frozen=True)
+class Measured:
+    """A record of any evaluation."""
+
+    key: int
+    loss: float
+
+    def to_json(self) -> dict[str, float]:
+        return {"item": self.key, "loss": self.loss}
+
+    @classmethod
+    def from_json(cls, values):
+        return cls(values["item"], values["loss"])
+
+
+def record(index: int) -> Measured:
+    """What was measured of an item."""
+    return Measured(index, 0.25 + index)
+
+
+def open_log(path, identity=IDENTITY, **options) -> RecordLog[Measured]:
+    """The log at a path."""
+    return RecordLog(path, identity, Measured.from_json, **options)
 
 
 def test_records_come_back(tmp_path):
-    log = SampleLog(tmp_path / "s.jsonl", IDENTITY)
+    log = open_log(tmp_path / "s.jsonl")
     log.append(record(0))
     log.append(record(1))
-    again = SampleLog(tmp_path / "s.jsonl", IDENTITY)
-    assert again.records == {Cell(128, 0.25, index): record(index) for index in (0, 1)}
+    again = open_log(tmp_path / "s.jsonl")
+    assert again.records == {0: record(0), 1: record(1)}
 
 
 def test_a_line_that_was_cut_off_is_dropped_and_written_anew(tmp_path):
     path = tmp_path / "s.jsonl"
-    log = SampleLog(path, IDENTITY)
+    log = open_log(path)
     log.append(record(0))
     log.append(record(1))
     path.write_bytes(path.read_bytes()[:-9])
-    log = SampleLog(path, IDENTITY)
-    assert list(log.records) == [Cell(128, 0.25, 0)]
+    log = open_log(path)
+    assert list(log.records) == [0]
     log.append(record(1))
-    assert len(SampleLog(path, IDENTITY).records) == 2
+    assert len(open_log(path).records) == 2
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
@@ -44,16 +62,16 @@ def test_a_line_that_was_cut_off_is_dropped_and_written_anew(tmp_path):
 def test_a_header_that_was_cut_off_begins_anew(tmp_path, content):
     path = tmp_path / "s.jsonl"
     path.write_text(content)
-    SampleLog(path, IDENTITY).append(record(0))
-    assert len(SampleLog(path, IDENTITY).records) == 1
+    open_log(path).append(record(0))
+    assert len(open_log(path).records) == 1
 
 
 def test_samples_of_another_evaluation_are_refused(tmp_path):
     path = tmp_path / "s.jsonl"
-    SampleLog(path, IDENTITY).append(record(0))
+    open_log(path).append(record(0))
     with pytest.raises(ValueError, match=r"another evaluation \(seed, weights differ\); choose another --output"):
-        SampleLog(path, IDENTITY | {"seed": 2, "weights": "def"})
-    assert SampleLog(path, IDENTITY | {"seed": 2}, overwrite=True).records == {}
+        open_log(path, IDENTITY | {"seed": 2, "weights": "def"})
+    assert open_log(path, IDENTITY | {"seed": 2}, overwrite=True).records == {}
 
 
 @pytest.mark.parametrize(
@@ -72,30 +90,30 @@ def test_a_file_of_another_kind_is_refused_and_left_as_it_is(tmp_path, content):
     path = tmp_path / "s.jsonl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is not a log of samples.*; choose another --output"):
-        SampleLog(path, IDENTITY)
+        open_log(path)
     assert path.read_bytes() == content
 
 
 def test_a_log_of_another_evaluation_is_left_as_it_is(tmp_path):
     path = tmp_path / "s.jsonl"
-    SampleLog(path, IDENTITY | {"seed": 2}).append(record(0))
+    open_log(path, IDENTITY | {"seed": 2}).append(record(0))
     content = path.read_bytes() + b"a line that was cut"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"another evaluation \(seed differ"):
-        SampleLog(path, IDENTITY)
+        open_log(path)
     assert path.read_bytes() == content
     path.write_bytes(content[:20])  # of its header
     with pytest.raises(ValueError, match="is not a log of samples"):
-        SampleLog(path, IDENTITY)
+        open_log(path)
     assert path.read_bytes() == content[:20]
 
 
 @pytest.mark.parametrize("line", ["{}", "no sample", "3"])
 def test_a_damaged_line_is_named(tmp_path, line):
     path = tmp_path / "s.jsonl"
-    SampleLog(path, IDENTITY).append(record(0))
+    open_log(path).append(record(0))
     content = path.read_text() + line + "\n{"
     path.write_text(content)
     with pytest.raises(ValueError, match="is damaged: line 3 is no sample; choose another --output, or --overwrite"):
-        SampleLog(path, IDENTITY)
+        open_log(path)
     assert path.read_text() == content

@@ -1,0 +1,41 @@
+"""The self-test of an evaluation: no token may change what a model said before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .text_model import TextModel
+
+
+@dataclass(frozen=True)
+class CausalityCheck:
+    """Whether a changed token left everything before it alone."""
+
+    changed: int
+    """Position of the changed token."""
+    before_identical: bool
+    """Logits of all earlier positions are the same bit for bit."""
+    after_differs: bool
+    """Some later logits differ, so the check could have failed."""
+
+    @property
+    def passed(self) -> bool:
+        """Earlier logits are identical, and later ones show that the change arrived."""
+        return self.before_identical and self.after_differs
+
+
+@torch.inference_mode()
+def check_causality(model: TextModel, tokens: np.ndarray, vocab_size: int) -> CausalityCheck:
+    """Read `tokens` [N] twice, the second time with the middle token changed, each time through a memory of its own."""
+    position = len(tokens) // 2
+    changed = tokens.copy()
+    changed[position] = (changed[position] + 1) % vocab_size
+    logits = [model.read(row, model.new_cache(), last_only=False) for row in (tokens, changed)]
+    return CausalityCheck(
+        position,
+        torch.equal(logits[0][:position], logits[1][:position]),
+        not torch.equal(logits[0][position + 1 :], logits[1][position + 1 :]),
+    )

@@ -1,0 +1,71 @@
+"""The frame of every report: one page of sections that needs no other file and no network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+
+from .causality import CausalityCheck
+
+_TEMPLATE = Path(__file__).with_name("report_page.html")
+_FOLDERS_OF_ANY_MODEL = re.compile(
+    r"hf|exports?|checkpoints?|models?|latest|outputs?|out|bf16|fp16|float32|bfloat16|float16|iter_\d+", re.IGNORECASE
+)
+
+
+def name_of_model(path: str) -> str:
+    """What tells a model from others in the path of its folder: `quickstart` of runs/quickstart/hf."""
+    parts = [part for part in Path(path).absolute().parts[1:] if not _FOLDERS_OF_ANY_MODEL.fullmatch(part)]
+    return parts[-1] if parts else path
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it, as HTML whose text is escaped."""
+
+    heading: str
+    html: str
+
+
+def render_page(
+    title: str, heading: str, lead: str, sections: Sequence[Section], *, causality: CausalityCheck | None,
+    settings: Mapping[str, object], provenance: Mapping[str, str],
+) -> str:  # fmt: skip
+    """HTML of a report.
+
+    Args:
+        title: of the browser's window, as text.
+        heading: of the page, as text.
+        lead: a line or two on what was measured, as text.
+        sections: what this evaluation shows; tables of class `summary` and figures of class `panel` have a style.
+        causality: the check, where it ran.
+        settings: what was asked for, by name.
+        provenance: where the numbers come from, by name.
+    """
+    common = [] if causality is None else [_causality(causality)]
+    common.append(Section("Settings", definition_list((name, str(value)) for name, value in settings.items())))
+    common.append(Section("Where this comes from", definition_list(provenance.items())))
+    body = "\n".join(f"<h2>{escape(section.heading)}</h2>\n{section.html}" for section in (*sections, *common))
+    return Template(_TEMPLATE.read_text()).substitute(
+        title=escape(title), heading=escape(heading), lead=escape(lead), sections=body
+    )
+
+
+def definition_list(pairs: Iterable[tuple[str, str]]) -> str:
+    """Names and what they mean, as text, in two columns."""
+    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, value in pairs)}</dl>"
+
+
+def _causality(check: CausalityCheck) -> Section:
+    verdict, words = ("passed", "Passed") if check.passed else ("failed", "FAILED, these numbers cannot be trusted")
+    before = "identical bit for bit" if check.before_identical else "different"
+    after = "different" if check.after_differs else "identical, so the change reached nothing"
+    return Section(
+        "Causality",
+        f'<p class="{verdict}">{words}: token {check.changed} of a context was changed; logits before it are {before}, '
+        f"logits after it {after}.</p>",
+    )

@@ -1,0 +1,103 @@
+"""One interface to every causal language model that is evaluated: read text through a cache, with a memory or without.
+
+A cache holds what the model knows of the text so far: what its attention keeps and, where there is one, the fast-weight
+memory. A model of our own with memory layers has modes: `on` writes the memory, `frozen` only reads it, `off` does
+neither. Any other model, our plain baseline among them, has no memory, and only reads.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+MemoryMode = Literal["on", "frozen", "off"]
+
+
+class TextModel:
+    """Any causal language model of Transformers.
+
+    Attributes: `model` (in evaluation mode), `has_memory`, `device`.
+    """
+
+    has_memory = False
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        known = inspect.signature(getattr(model, "forward", model)).parameters
+        self._cache_name = "cache" if "cache" in known else "past_key_values"  # from Transformers 5.24, and before
+        self._can_keep_last = "logits_to_keep" in known
+
+    def new_cache(self) -> Any:
+        """The cache of an empty text, with the initial memory."""
+        own = getattr(self.model, "new_cache", None)  # of our models
+        return DynamicCache(config=self.model.config) if own is None else own()
+
+    def clone(self, cache: Any) -> Any:
+        """A cache that can be read on with, while `cache` stays as it is."""
+        return copy.deepcopy(cache)
+
+    def write_waiting(self, cache: Any) -> None:
+        """Write what still waits for its chunk into the memory; nothing without one."""
+
+    def read(
+        self, tokens: np.ndarray | Sequence[int], cache: Any, mode: MemoryMode = "on", *, last_only: bool = True
+    ) -> torch.Tensor:
+        """Read on in `cache`.
+
+        Args:
+            tokens: [N] ids that follow what the cache holds.
+            cache: of this model; changed.
+            mode: what the memory does; `on` where there is none.
+            last_only: only the logits after the last token.
+
+        Returns:
+            Logits [vocab], or [N, vocab].
+        """
+        assert mode == "on" or self.has_memory, "a model without memory has no mode to choose"
+        row = torch.as_tensor(np.asarray(tokens, dtype=np.int64), device=self.device).unsqueeze(0)
+        arguments = {self._cache_name: cache, **({"logits_to_keep": 1} if last_only and self._can_keep_last else {})}
+        logits: torch.Tensor = self.model(input_ids=row, use_cache=True, **arguments).logits[0]
+        return logits[-1] if last_only else logits
+
+    def attention_reach(self) -> int | None:
+        """How many tokens back information can come by attention alone, through all layers; None for the whole text."""
+        reach = 0
+        for layer in self.new_cache().layers:
+            window: int | None = getattr(layer, "sliding_window", None)
+            if window is None:
+                return None
+            reach += window - 1
+        return reach
+
+
+class MemoryTextModel(TextModel):
+    """A model of our own with memory layers, whose `memory_mode` is set at every call."""
+
+    has_memory = True
+
+    def clone(self, cache: Any) -> Any:
+        """A cache with a memory of its own."""
+        return cache.clone()
+
+    def write_waiting(self, cache: Any) -> None:
+        """Write what still waits for its chunk."""
+        cache.flush_memory()
+
+    def read(
+        self, tokens: np.ndarray | Sequence[int], cache: Any, mode: MemoryMode = "on", *, last_only: bool = True
+    ) -> torch.Tensor:
+        """Read on in `cache` while the memory is in this mode."""
+        self.model.memory_mode = mode
+        return super().read(tokens, cache, mode, last_only=last_only)
+
+
+def text_model(model: Any) -> TextModel:
+    """The interface to a loaded model, with a memory where its configuration names memory layers."""
+    return (MemoryTextModel if getattr(model.config, "fwpkm_layers", None) else TextModel)(model)
