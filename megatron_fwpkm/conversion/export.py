@@ -22,6 +22,7 @@ from ..config.derived import ffn_hidden_size, kv_channels, layer_windows, num_qu
 from ..config.layer_kinds import kinds_in_use, layer_plan
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
 from ..hf.weight_checks import check_finite
+from ..ops.initialization import initial_sub_keys, initial_values
 from .bundle import AUTO_MAP, write_bundle
 from .export_reading import read_export_config, read_export_tokenizer
 from .library_messages import quiet_libraries
@@ -148,8 +149,6 @@ def fast_weights(contents: CheckpointContents, layer_number: int, memory: Memory
             raise ValueError(f"{contents.path} holds no memory for layer {layer_number}; use --memory initial")
         state = contents.fast[layer_number]
         return state.sub_keys, state.values
-    from ..layers.fast_weight_tables import initial_sub_keys, initial_values
-
     fwpkm, seed = contents.config.fwpkm, contents.config.training.seed
     return initial_sub_keys(fwpkm, seed, layer_number), initial_values(fwpkm, seed, layer_number)
 

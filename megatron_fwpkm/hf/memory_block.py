@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from ..ops.fast_weight_memory.options import MemoryOptions
+from ..ops.initialization import sub_key_bound, value_deviation
 from ..ops.state import FastWeightState
 from .implementations import read_and_write, read_only
 from .memory import LayerMemory
@@ -58,8 +59,9 @@ class FastWeightProductKeyMemory(nn.Module):
 
     def init_tables(self) -> None:
         """Draw the initial memory of a model that is not loaded."""
-        init.uniform_(self.sub_keys, -(self.key_dim**-0.5), self.key_dim**-0.5)
-        init.normal_(self.values, 0.0, self.values.shape[1] ** -0.5)
+        bound = sub_key_bound(self.key_dim)
+        init.uniform_(self.sub_keys, -bound, bound)
+        init.normal_(self.values, 0.0, value_deviation(self.values.shape[1]))
 
     def initial(self) -> FastWeightState:
         """The memory before any write: the tables themselves, not copies."""

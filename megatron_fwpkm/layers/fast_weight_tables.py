@@ -10,47 +10,10 @@ import torch
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from megatron_fwpkm.config import FwPKMConfig
-from megatron_fwpkm.layers.seeding import derived_seed
-from megatron_fwpkm.ops import FastWeightState, PendingTokens, ResetJournal, UndoLog, make_rounding
+from ..ops import FastWeightState, PendingTokens, ResetJournal, UndoLog, make_rounding
+from ..ops.initialization import derived_seed, initial_sub_keys, initial_values
 
 _TABLES = ("sub_keys", "values")
-_ROWS_AT_ONCE = 8192
-
-
-def initial_sub_keys(fwpkm: FwPKMConfig, seed: int, layer_number: int, rows: slice = slice(None)) -> Tensor:
-    """Rows of the sub-keys before any write: U(+-key_dim^-1/2), a fixed function of (seed, layer).
-
-    All of them are drawn and cut, so that every tensor-parallel size has the same ones.
-
-    Returns:
-        [heads, 2, number of rows, key_dim / 2] float32 on the CPU.
-    """
-    generator = torch.Generator().manual_seed(derived_seed(seed, "sub_keys", layer_number))
-    sub_keys = torch.empty(fwpkm.num_heads, 2, fwpkm.num_subkeys, fwpkm.key_dim // 2)
-    bound = fwpkm.key_dim**-0.5
-    return sub_keys.uniform_(-bound, bound, generator=generator)[:, :, rows].clone()
-
-
-def initial_values(fwpkm: FwPKMConfig, seed: int, layer_number: int, columns: slice = slice(None)) -> Tensor:
-    """Columns of the values table before any write: N(0, value_dim^-1/2), a fixed function of (seed, layer).
-
-    The whole table is drawn and cut, so that every tensor-parallel size has the same one; only a few rows of it exist
-    at a time.
-
-    Returns:
-        [num_slots, number of columns] in the table's dtype on the CPU.
-    """
-    generator = torch.Generator().manual_seed(derived_seed(seed, "values", layer_number))
-    num_slots = fwpkm.num_subkeys**2
-    width = len(range(fwpkm.value_dim)[columns])
-    values = torch.empty(num_slots, width, dtype=torch.bfloat16 if fwpkm.table_dtype == "bf16" else torch.float32)
-    rows = torch.empty(min(_ROWS_AT_ONCE, num_slots), fwpkm.value_dim)
-    for start in range(0, num_slots, _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, num_slots)
-        rows.normal_(0.0, fwpkm.value_dim**-0.5, generator=generator)
-        values[start:stop] = rows[: stop - start, columns]
-    return values
 
 
 class FastWeightTables(MegatronModule):

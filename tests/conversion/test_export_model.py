@@ -18,9 +18,9 @@ from megatron_fwpkm.conversion.export import default_memory, export, hf_config, 
 from megatron_fwpkm.conversion.near_ties import first_near_tie, near_ties
 from megatron_fwpkm.conversion.verify import Check, megatron_forward, verify
 from megatron_fwpkm.hf.attention import rotary_angles
-from megatron_fwpkm.layers.fast_weight_tables import initial_sub_keys, initial_values
 from megatron_fwpkm.models.builder import build_model
 from megatron_fwpkm.ops import MemoryOptions
+from megatron_fwpkm.ops.initialization import initial_sub_keys, initial_values
 from tests.layers.megatron import initialize, tiny
 
 from ..checkpoint.contents import contents_of

@@ -10,9 +10,9 @@ from megatron.core.transformer.module import Float16Module
 
 from megatron_fwpkm.config import FwPKMConfig
 from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
-from megatron_fwpkm.layers.fast_weight_tables import initial_sub_keys, initial_values
 from megatron_fwpkm.models.transformer_config import transformer_config
 from megatron_fwpkm.ops import FastWeightState
+from megatron_fwpkm.ops.initialization import initial_sub_keys, initial_values
 from tests.layers.megatron import tiny
 
 _RESETS = ["never", "step"]

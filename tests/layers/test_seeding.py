@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from megatron_fwpkm.layers.seeding import derived_seed, seeded
+from megatron_fwpkm.layers.seeding import seeded
+from megatron_fwpkm.ops.initialization import derived_seed
 
 
 def test_seeds_are_fixed_for_ever() -> None:

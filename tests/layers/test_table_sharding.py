@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_fwpkm.layers.fast_weight_tables import initial_sub_keys
 from megatron_fwpkm.layers.table_sharding import ContextSharding, MemorySharding
 from megatron_fwpkm.ops import FastWeightState, fast_weight_memory, fast_weight_memory_
+from megatron_fwpkm.ops.initialization import initial_sub_keys
 from tests.layers.megatron import initialize, tiny
 from tests.ops.cases import Case, distance, make_case
 from tests.spawned_ranks import run_distributed

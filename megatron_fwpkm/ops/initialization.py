@@ -1,0 +1,91 @@
+"""The memory before any write: sub-keys U(+-key_dim^-1/2), values N(0, value_dim^-1/2) (DESIGN section 2)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+_ROWS_AT_ONCE = 8192
+
+
+class MemorySizes(Protocol):
+    """What the tables' shapes follow from; a memory's configuration has these."""
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads that share the values."""
+        ...
+
+    @property
+    def num_subkeys(self) -> int:
+        """Sub-keys per half."""
+        ...
+
+    @property
+    def key_dim(self) -> int:
+        """Width of a query, both halves together."""
+        ...
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a table row."""
+        ...
+
+    @property
+    def table_dtype(self) -> str:
+        """How values are stored, `fp32` or `bf16`."""
+        ...
+
+
+def derived_seed(seed: int, *names: str | int) -> int:
+    """Return a seed in [0, 2**63) that is a fixed function of `seed` and `names`, the same on every machine."""
+    digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def sub_key_bound(key_dim: int) -> float:
+    """Largest magnitude of an initial sub-key's entries, which are uniform."""
+    return float(key_dim**-0.5)
+
+
+def value_deviation(value_dim: int) -> float:
+    """Standard deviation of the initial values, which are normal."""
+    return float(value_dim**-0.5)
+
+
+def initial_sub_keys(sizes: MemorySizes, seed: int, layer_number: int, rows: slice = slice(None)) -> Tensor:
+    """Rows of the sub-keys before any write, a fixed function of (seed, layer).
+
+    All of them are drawn and cut, so that every tensor-parallel size has the same ones.
+
+    Returns:
+        [heads, 2, number of rows, key_dim / 2] float32 on the CPU.
+    """
+    generator = torch.Generator().manual_seed(derived_seed(seed, "sub_keys", layer_number))
+    sub_keys = torch.empty(sizes.num_heads, 2, sizes.num_subkeys, sizes.key_dim // 2)
+    bound = sub_key_bound(sizes.key_dim)
+    return sub_keys.uniform_(-bound, bound, generator=generator)[:, :, rows].clone()
+
+
+def initial_values(sizes: MemorySizes, seed: int, layer_number: int, columns: slice = slice(None)) -> Tensor:
+    """Columns of the values table before any write, a fixed function of (seed, layer).
+
+    The whole table is drawn and cut, so that every tensor-parallel size has the same one; only a few rows of it exist
+    at a time.
+
+    Returns:
+        [num_slots, number of columns] in the table's dtype on the CPU.
+    """
+    generator = torch.Generator().manual_seed(derived_seed(seed, "values", layer_number))
+    num_slots = sizes.num_subkeys**2
+    width = len(range(sizes.value_dim)[columns])
+    values = torch.empty(num_slots, width, dtype=torch.bfloat16 if sizes.table_dtype == "bf16" else torch.float32)
+    rows = torch.empty(min(_ROWS_AT_ONCE, num_slots), sizes.value_dim)
+    for start in range(0, num_slots, _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, num_slots)
+        rows.normal_(0.0, value_deviation(sizes.value_dim), generator=generator)
+        values[start:stop] = rows[: stop - start, columns]
+    return values
