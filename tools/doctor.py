@@ -12,20 +12,28 @@ import megatron_fwpkm.processes.interruption  # noqa: F401
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.config.tool_options import add_tool_options, parse_tool
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What the tool is asked for; names as its flags."""
+
+    json: bool = False
+    """print the diagnosis as JSON"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = tool_parser(__doc__)
-    parser.add_argument("--json", action="store_true", help="print the diagnosis as JSON")
-    return parser
+    return add_tool_options(tool_parser(__doc__), DoctorOptions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine this machine and print the diagnosis."""
-    arguments = build_parser().parse_args(argv)
+    arguments = parse_tool(build_parser(), DoctorOptions, argv)
     from megatron_fwpkm.training.doctor import examine, render
 
     diagnosis = examine()

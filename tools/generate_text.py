@@ -15,36 +15,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from megatron_fwpkm.config.cli import fraction, non_negative_int, positive_float, positive_int, run_cli, tool_parser
+from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.config.text_generation import GenerateOptions
+from megatron_fwpkm.config.tool_options import add_tool_options, parse_tool
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = tool_parser(__doc__)
-    add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="exported folder, checkpoint or --save folder of a run")
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT", help="text to continue (default: standard input)")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="file with the text to continue")
-    add("--remember", nargs="+", default=[], metavar="FILE", help="documents to read first, in this order")
-    add("--memory", choices=["on", "frozen", "off"], default="on",
-        help="on: read and write; frozen: read what was remembered, but do not write prompt or answer; off: use "
-        "the initial memory and never write (default: on)")  # fmt: skip
-    add("--max-new-tokens", type=positive_int, default=100, metavar="N", help="most tokens to generate (default: 100)")
-    add("--temperature", type=float, default=0.0, metavar="X",
-        help="sampling temperature; 0 is greedy decoding (default: 0)")  # fmt: skip
-    add("--top-k", type=non_negative_int, default=0, metavar="N", help="sample from the N likeliest tokens; 0 for all")
-    add("--top-p", type=fraction, default=1.0, metavar="P", help="nucleus sampling: probability mass (default: 1)")
-    add("--repetition-penalty", type=positive_float, default=1.0, metavar="X", help="above 1: penalise repetition")
-    add("--seed", type=int, default=0, metavar="N", help="random seed of sampling (default: 0)")
-    add("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, ...; auto selects cuda if available")
-    return parser
+    return add_tool_options(tool_parser(__doc__), GenerateOptions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read, remember and write; the new text goes to standard output as it comes."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args = parse_tool(parser, GenerateOptions, argv)
     if args.temperature < 0:
         parser.error(f"--temperature {args.temperature} must be 0 or more")
     if args.memory == "off" and args.remember:

@@ -11,28 +11,39 @@ import megatron_fwpkm.processes.interruption  # noqa: F401
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.config.tool_options import Flag, Metavar, add_tool_options, parse_tool
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """What the tool is asked for: the arguments of `merge`."""
+
+    inputs: Annotated[tuple[str, ...], Flag("--input"), Metavar("PREFIX")]
+    """datasets; patterns expand in alphabetical order"""
+    output_prefix: Annotated[str, Metavar("PREFIX")]
+    """writes PREFIX.bin, PREFIX.idx and PREFIX.json"""
+    deduplicate: bool = False
+    """drop documents whose tokens occurred before (100 bytes each)"""
+    overwrite: bool = False
+    """replace an existing dataset"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = tool_parser(__doc__)
-    add = parser.add_argument
-    add("--input", nargs="+", required=True, metavar="PREFIX", help="datasets; patterns expand in alphabetical order")
-    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin, PREFIX.idx and PREFIX.json")
-    add("--deduplicate", action="store_true", help="drop documents whose tokens occurred before (100 bytes each)")
-    add("--overwrite", action="store_true", help="replace an existing dataset")
-    return parser
+    return add_tool_options(tool_parser(__doc__), MergeOptions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Merge and print what came out."""
-    args = build_parser().parse_args(argv)
+    args = parse_tool(build_parser(), MergeOptions, argv)
     from megatron_fwpkm.data.indexed.merge_and_split import merge
     from megatron_fwpkm.data.progress_report import table
 
-    report = merge(args.input, args.output_prefix, deduplicate=args.deduplicate, overwrite=args.overwrite)
+    report = merge(**asdict(args))
     print(table(report.rows()))
     return 0
 

@@ -17,34 +17,49 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from megatron_fwpkm.config.cli import non_negative_int, positive_float, positive_int, run_cli, tool_parser
+from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.config.field_metadata import Above, AtLeast
+from megatron_fwpkm.config.tool_options import Metavar, add_tool_options, parse_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@dataclass(frozen=True)
+class MutateOptions:
+    """What the tool is asked for; names as its flags."""
+
+    room: Annotated[str, Metavar("NAME")]
+    """folder of megatron_fwpkm"""
+    count: Annotated[int, AtLeast(1)] = 20
+    """number of mutants to draw"""
+    seed: Annotated[int, AtLeast(0)] = 0
+    """random seed of the draw"""
+    tests: Annotated[tuple[str, ...], Metavar("PATH")] = ()
+    """tests to run on each mutant (default: the tests of the room)"""
+    marker: str = "not slow"
+    """select among them, as pytest's -m"""
+    time_limit: Annotated[float | None, Above(0), Metavar("S")] = None
+    """seconds per mutant (default: three times the time of the unchanged tests, plus 60)"""
+    output: Annotated[str | None, Metavar("FILE")] = None
+    """JSON lines file for the verdicts (default: runs/mutation/ROOM-SEED.jsonl)"""
+    overwrite: bool = False
+    """discard the verdicts in --output and measure again"""
+    list: bool = False
+    """print the drawn mutants and run no tests"""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = tool_parser(__doc__)
-    add = parser.add_argument
-    add("--room", required=True, metavar="NAME", help="folder of megatron_fwpkm")
-    add("--count", type=positive_int, default=20, metavar="N", help="number of mutants to draw (default: 20)")
-    add("--seed", type=non_negative_int, default=0, metavar="N", help="random seed of the draw (default: 0)")
-    add("--tests", nargs="+", metavar="PATH", help="tests to run on each mutant (default: the tests of the room)")
-    add("--marker", default="not slow", metavar="TEXT", help="select among them, as pytest's -m (default: 'not slow')")
-    add("--time-limit", type=positive_float, metavar="S",
-        help="seconds per mutant (default: three times the time of the unchanged tests, plus 60)")  # fmt: skip
-    add("--output", type=Path, metavar="FILE",
-        help="JSON lines file for the verdicts (default: runs/mutation/ROOM-SEED.jsonl)")  # fmt: skip
-    add("--overwrite", action="store_true", help="discard the verdicts in --output and measure again")
-    add("--list", action="store_true", help="print the drawn mutants and run no tests")
-    return parser
+    return add_tool_options(tool_parser(__doc__), MutateOptions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line per mutant to standard error, then the survivors."""
-    args = build_parser().parse_args(argv)
+    args = parse_tool(build_parser(), MutateOptions, argv)
     sys.path.insert(0, str(ROOT))
     from tests.mutation.mutants import draw
     from tests.mutation.trial import Plan, measure, room_tests
@@ -55,10 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does, end what runs and remove the copy
     tests = room_tests(args.room, args.tests)
     plan = Plan(ROOT, args.room, args.count, args.seed, tests, args.marker, args.time_limit)
-    output = args.output or ROOT / "runs" / "mutation" / f"{args.room}-{args.seed}.jsonl"
+    output = Path(args.output) if args.output else ROOT / "runs" / "mutation" / f"{args.room}-{args.seed}.jsonl"
     outcome = measure(plan, output, overwrite=args.overwrite, say=lambda line: print(line, file=sys.stderr, flush=True))
-    print(outcome.summary())
-    print(f"verdicts: {output}")
+    print(outcome.summary(), f"verdicts: {output}", sep="\n")
     return 0
 
 

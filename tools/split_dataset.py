@@ -12,39 +12,49 @@ import megatron_fwpkm.processes.interruption  # noqa: F401
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.config.tool_options import Metavar, add_tool_options, parse_tool
 
 
-def _shares(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers such as 98,1,1") from None
+@dataclass(frozen=True)
+class SplitOptions:
+    """What the tool is asked for: the arguments of `split`."""
+
+    input: Annotated[str, Metavar("PREFIX")]
+    """prefix of the dataset to split"""
+    output_prefix: Annotated[str, Metavar("PREFIX")]
+    """writes PREFIX_train, PREFIX_valid and PREFIX_test"""
+    shares: Annotated[str, Metavar("A,B,C")] = "98,1,1"
+    """relative shares of the documents; a part with share 0 is not written"""
+    seed: int = 1234
+    """random seed of the split"""
+    deduplicate: bool = False
+    """drop documents whose tokens occurred before"""
+    overwrite: bool = False
+    """replace existing datasets"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = tool_parser(__doc__)
-    add = parser.add_argument
-    add("--input", required=True, metavar="PREFIX", help="prefix of the dataset to split")
-    add("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX_train, PREFIX_valid and PREFIX_test")
-    shares = "relative shares of the documents; a part with share 0 is not written (default: 98,1,1)"
-    add("--shares", type=_shares, default=[98.0, 1.0, 1.0], metavar="A,B,C", help=shares)
-    add("--seed", type=int, default=1234, help="random seed of the split (default: 1234)")
-    add("--deduplicate", action="store_true", help="drop documents whose tokens occurred before")
-    add("--overwrite", action="store_true", help="replace existing datasets")
-    return parser
+    return add_tool_options(tool_parser(__doc__), SplitOptions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Split and print what came out."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parse_tool(parser, SplitOptions, argv)
+    try:
+        shares = [float(part) for part in args.shares.split(",")]
+    except ValueError:
+        parser.error(f"argument --shares: {args.shares!r} is not three numbers such as 98,1,1")
     from megatron_fwpkm.data.indexed.merge_and_split import split
     from megatron_fwpkm.data.progress_report import table
 
     report = split(
-        args.input, args.output_prefix, args.shares, seed=args.seed, deduplicate=args.deduplicate,
+        args.input, args.output_prefix, shares, seed=args.seed, deduplicate=args.deduplicate,
         overwrite=args.overwrite,
     )  # fmt: skip
     print(table(report.rows()))

@@ -10,9 +10,11 @@ import re
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Protocol, TypeVar, Union
+
+from .field_metadata import ValueRange, field_metadata, unmet_demand
 
 _MOST_DIGITS = 100
 """More than any integer has that makes sense; longer ones fit no float, and Python reads none of thousands."""
@@ -49,6 +51,10 @@ class Option:
     choices: tuple[str, ...] = ()
     is_list: bool = False
     nullable: bool = False
+    none_is_text: bool = False
+    """Whether `none` is a value like another instead of unsetting one: it is for the tools, which have no files."""
+    metadata: tuple[Any, ...] = ()
+    """What the field's Annotated says."""
 
     @property
     def name(self) -> str:
@@ -84,7 +90,8 @@ def options(cls: type, prefix: str = "") -> list[Option]:
     helps = field_docstrings(cls)
     found = []
     for item in fields(cls):
-        assert item.default is not MISSING, f"{cls.__name__}.{item.name} has no default"
+        if is_dataclass(hints[item.name]):
+            continue
         assert item.name in helps, f"{cls.__name__}.{item.name} has no docstring"
         annotation, nullable = _without_none(hints[item.name])
         is_list = typing.get_origin(annotation) is tuple and typing.get_args(annotation)[-1] is Ellipsis
@@ -102,6 +109,7 @@ def options(cls: type, prefix: str = "") -> list[Option]:
                 choices=choices,
                 is_list=is_list,
                 nullable=nullable,
+                metadata=field_metadata(cls)[item.name],
             )
         )
     return found
@@ -134,23 +142,20 @@ def add_dataclass_arguments(parser: argparse.ArgumentParser, cls: type, prefix: 
     title = cls.__name__.removesuffix("Config")
     group = parser.add_argument_group(title, " ".join((cls.__doc__ or "").split()))
     for option in options(cls, prefix):
-        text = describe(option).replace("%", "%%")
-        dest = option.name.replace("-", "_")
-        if option.is_boolean:
-            group.add_argument(
-                option.flag, dest=dest, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
-            )
-            continue
-        group.add_argument(
-            option.flag,
-            dest=dest,
-            action=_StoreOption,
-            option=option,
-            nargs="+" if option.is_list else None,
-            default=argparse.SUPPRESS,
-            metavar=metavar(option),
-            help=text,
-        )
+        add_option(group, option)
+
+
+def add_option(group: argparse._ActionsContainer, option: Option, **changes: Any) -> None:
+    """Add the flag of one option to a parser or a group of it; `changes` are other arguments of `add_argument`."""
+    names = [option.flag, *changes.pop("more_names", ())]
+    common: dict[str, Any] = {"dest": option.name.replace("-", "_"), "default": argparse.SUPPRESS}
+    common["help"] = describe(option).replace("%", "%%")
+    if option.is_boolean:
+        group.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
+        return
+    nargs = "+" if option.is_list else None
+    common |= {"nargs": nargs, "metavar": metavar(option)}
+    group.add_argument(*names, action=_StoreOption, option=option, **(common | changes))
 
 
 def from_namespace(cls: type[D], namespace: argparse.Namespace, prefix: str = "") -> D:
@@ -169,7 +174,7 @@ def convert(option: Option, words: list[str]) -> Any:
 
     Raises ValueError without naming the flag (the caller knows where the words stood).
     """
-    if words == ["none"] and (option.nullable or option.is_list):
+    if words == ["none"] and (option.nullable or option.is_list) and not option.none_is_text:
         return () if option.is_list else None
     if option.is_list:
         for word in words:
@@ -186,8 +191,8 @@ def split_values(option: Option, word: str) -> list[str]:
 
 
 def describe(option: Option) -> str:
-    """Help text with the default, unless the text itself says what stands in for a missing value."""
-    if option.default in (None, ()) and "default" in option.help:
+    """Help text with the default, unless there is none or the text itself says what stands in for a missing value."""
+    if option.default is MISSING or option.default in (None, ()) and "default" in option.help:
         return option.help
     return f"{option.help} (default: {option.format(option.default)})"
 
@@ -214,10 +219,20 @@ class _StoreOption(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         try:
-            converted = convert(self.option, values if isinstance(values, list) else [values])
+            words = values if isinstance(values, list) else [values]
+            converted = convert(self.option, words)
+            if self.option.none_is_text:
+                _check_ranges(self.option, words, converted)
         except ValueError as error:
             raise argparse.ArgumentError(self, str(error)) from None
         setattr(namespace, self.dest, converted)
+
+
+def _check_ranges(option: Option, words: list[str], converted: Any) -> None:
+    if any(isinstance(item, ValueRange) for item in option.metadata):
+        for word, value in zip(words, converted if option.is_list else (converted,), strict=True):
+            if (demand := unmet_demand(option.metadata, value)) is not None:
+                raise ValueError(f"{word} must {demand}")
 
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:

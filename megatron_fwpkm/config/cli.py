@@ -62,24 +62,11 @@ def positive_int(text: str) -> int:
     return _at_least(text, 1)
 
 
-def non_negative_int(text: str) -> int:
-    """argparse type: an integer of at least 0."""
-    return _at_least(text, 0)
-
-
 def positive_float(text: str) -> float:
     """argparse type: a finite number above 0."""
     value = _finite(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} must be above 0")
-    return value
-
-
-def fraction(text: str) -> float:
-    """argparse type: a number from 0 to 1."""
-    value = _finite(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 1")
     return value
 
 

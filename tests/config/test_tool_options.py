@@ -1,0 +1,74 @@
+"""A tool's flags are made from its dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import pytest
+
+from megatron_fwpkm.config import DataConfig
+from megatron_fwpkm.config.cli import tool_parser
+from megatron_fwpkm.config.field_metadata import TOKENIZER, AtLeast
+from megatron_fwpkm.config.tool_options import Flag, Metavar, NotWith, Only, add_tool_options, parse_tool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One field of every kind."""
+
+    inputs: Annotated[tuple[str, ...], Flag("--input", ("--in",)), Metavar("FILE")]
+    """Files."""
+    data: Annotated[DataConfig, Only(TOKENIZER)] = field(default_factory=DataConfig)
+    """The tokenizer."""
+    count: Annotated[int, AtLeast(1)] = 3
+    """A count."""
+    text: Annotated[str | None, NotWith("text")] = None
+    """A text (default: a file)."""
+    file: Annotated[str | None, NotWith("text")] = None
+    """A file (default: a text)."""
+    check: bool = True
+    """A switch."""
+
+
+def parse(*words: str) -> Sample:
+    return parse_tool(add_tool_options(tool_parser("A tool."), Sample), Sample, words, {"foreign": "write --count"})
+
+
+def test_words_become_the_dataclass() -> None:
+    assert parse("--in", "a", "b") == Sample(("a", "b"))
+    made = parse("--input", "a", "--count", "5", "--no-check", "--vocab-size", "7")
+    assert made == Sample(("a",), DataConfig(vocab_size=7), 5, check=False)
+
+
+def test_none_is_a_text() -> None:
+    """There is no file whose value a tool's flag could unset."""
+    made = parse("--input", "none", "--text", "none")
+    assert (made.inputs, made.text) == (("none",), "none")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "the following arguments are required: --input"),
+        (["--input", "a", "--count", "0"], "argument --count: 0 must be at least 1"),
+        (["--input", "a", "--text", "x", "--file", "y"], "argument --file: not allowed with argument --text"),
+        (["--input", "a", "--cuont", "2"], "unknown flag --cuont; did you mean --count?"),
+        (["--input", "a", "--num-workers", "2"], "unknown flag --num-workers"),
+        (["--input", "a", "--foreign", "2"], "unknown flag --foreign: write --count"),
+        (["--input", "a", "--check=no"], "--check=no: a switch takes no value; write --check or --no-check"),
+        (["--input", "a", "--cou", "2", "--x"], "2 arguments are wrong:\n  - unknown flag --cou"),
+    ],
+)
+def test_wrong_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(*words)
+    assert said in capsys.readouterr().err
+
+
+def test_the_help_shows_defaults_and_names_of_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse("--help")
+    said = capsys.readouterr().out
+    assert "--input FILE [FILE ...]" in said and "Files.\n" in said and "A count. (default: 3)" in said
+    assert "data:" in said and "--vocab-size N" in said and "--num-workers" not in said
