@@ -44,21 +44,20 @@ def measure_side(side: str, folder: str, memories: int, num_subkeys: int, repeat
     Returns seconds: `held`, of each save, in which no step was made; `published`, from its begin until it counts;
     `load`; and of single steps `alone` and `meanwhile`. Bytes of the checkpoint by part.
     """
-    from megatron_fwpkm.config.derived import padded_vocab_size
+    from megatron_fwpkm.config.derived import embedding_rows
     from megatron_fwpkm.config.loading import parse_pretrain
     from megatron_fwpkm.data.tokenizers import build_tokenizer
-    from megatron_fwpkm.distributed.startup import distributed_run
     from megatron_fwpkm.engines.megatron import MegatronEngine
-    from megatron_fwpkm.training.checkpointing import Progress, RunCheckpoints, prepare_save_folder
+    from megatron_fwpkm.engines.megatron_groups import megatron_run
+    from megatron_fwpkm.training.checkpointing import RunCheckpoints, TrainingProgress, save_folder
 
     resolved = parse_pretrain(flags(folder, side, memories, num_subkeys))
     config = resolved.config
-    with distributed_run(config.parallel, config.training) as world:
+    with megatron_run(config.parallel, config.training) as world, save_folder(config) as manager:
         tokenizer = build_tokenizer(config.data)
-        rows = padded_vocab_size(tokenizer.vocab_size, config.model.make_vocab_size_divisible_by, 1)
-        engine = MegatronEngine(config, rows, world.device)
-        checkpoints = RunCheckpoints(resolved, world, prepare_save_folder(config), engine, tokenizer, rows)
-        batches, progress = _batches(config.model.seq_length, tokenizer.vocab_size), Progress()
+        engine = MegatronEngine(config, embedding_rows(config, tokenizer.vocab_size), world.device)
+        checkpoints = RunCheckpoints(resolved, world, manager, engine, tokenizer)
+        batches, progress = _batches(config.model.seq_length, tokenizer.vocab_size), TrainingProgress()
         found: dict[str, Any] = {name: [] for name in ("held", "published", "alone", "meanwhile")}
 
         def step() -> float:

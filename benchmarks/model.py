@@ -86,14 +86,15 @@ def _run(
     measure: Callable[[PretrainConfig, torch.device, int], Measured],
 ) -> Report:
     from megatron_fwpkm.config.loading import parse_pretrain
-    from megatron_fwpkm.distributed.startup import distributed_run, silence_known_warnings
+    from megatron_fwpkm.distributed.startup import silence_known_warnings
+    from megatron_fwpkm.engines.megatron_groups import megatron_run
 
     device = hardware.resolve("auto")
     tests = green.require_green(arguments, device)
     size = arguments.size or ("paper" if device == "cuda" else "tiny")
     config = parse_pretrain(SIZES[size]).config
     silence_known_warnings()
-    with distributed_run(config.parallel, config.training) as world:
+    with megatron_run(config.parallel, config.training) as world:
         rows, goals, data, text = measure(config, world.device, arguments.repeats)
     if size != "paper" or device != "cuda":
         goals = [replace(goal, met=None) for goal in goals]

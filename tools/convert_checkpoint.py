@@ -63,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from megatron_fwpkm.config import ParallelConfig, TrainingConfig
     from megatron_fwpkm.conversion.library_messages import quiet_libraries
     from megatron_fwpkm.conversion.verify import verify
-    from megatron_fwpkm.distributed.startup import distributed_run
+    from megatron_fwpkm.engines.megatron_groups import megatron_run
     from megatron_fwpkm.hf.generation import read_text
 
     text = None if args.text is None else read_text(args.text)
-    with quiet_libraries(), distributed_run(ParallelConfig(), TrainingConfig()):
+    with quiet_libraries(), megatron_run(ParallelConfig(), TrainingConfig()):
         checks = verify(args.checkpoint, args.export, lengths=args.lengths, text=text, tolerance=args.tolerance,
                         seed=args.seed)  # fmt: skip
     print("\n".join(check.row() for check in checks))

@@ -29,37 +29,26 @@ from .results_queue import new_results_queue
 
 
 class BackgroundWriter:
-    """At most one checkpoint on its way to the disk. Every method is called by every rank."""
+    """A checkpoint on its way to the disk. Every method is called by every rank."""
 
-    def __init__(self) -> None:
-        """Nothing is on its way."""
+    def __init__(self, requests: list[AsyncRequest]) -> None:
+        """Fork the writers."""
         self._queue = AsyncCallsQueue()
-        self._when_written: Callable[[], None] | None = None
-
-    def start(self, requests: list[AsyncRequest], when_written: Callable[[], None]) -> None:
-        """Fork the writers; `when_written` is called by a later `finish`, when all ranks' files are whole."""
-        assert self._when_written is None, "a checkpoint is finished before the next one begins"
         for request in requests:
             if request.async_fn is not None:
                 request = request._replace(async_fn=partial(_write, request.async_fn))
             self._queue.schedule_async_request(request)
-        self._when_written = when_written
 
-    def finish(self, *, wait: bool) -> None:
-        """Call `when_written` if every rank's files are whole; with `wait`, wait until they are.
+    def finish(self, *, wait: bool) -> bool:
+        """Whether every rank's files are whole; with `wait`, not before they are.
 
         Raises CheckpointException (torch.distributed.checkpoint) on every rank when a writer failed on one.
         """
-        if self._when_written is None:
-            return
         self._queue.maybe_finalize_async_calls(blocking=wait)
-        if self._queue.get_num_unfinalized_calls() == 0:
-            done, self._when_written = self._when_written, None
-            done()
+        return bool(self._queue.get_num_unfinalized_calls() == 0)
 
     def abort(self) -> None:
         """End this rank's writers, which have failed or are no use any more."""
-        self._when_written = None
         while self._queue.async_calls:
             process = self._queue.async_calls.popleft().async_caller.process
             if process is not None:

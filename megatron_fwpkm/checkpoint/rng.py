@@ -1,4 +1,4 @@
-"""Random number generators of one rank: python, numpy, torch (CPU and CUDA) and Megatron's tracker."""
+"""Random number generators of one rank: python, numpy, torch (CPU and CUDA), and what an engine has of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+_ENGINE = "megatron"
+"""Key of the engine's states; its name is that of the first engine, whose checkpoints have it."""
 
 
 def rng_file(folder: Path, rank: int) -> Path:
@@ -18,14 +20,13 @@ def rng_file(folder: Path, rank: int) -> Path:
 
 
 def rng_state() -> dict[str, Any]:
-    """All generator states of this process, as tensors and plain Python values."""
+    """The generator states of this process but the engine's own, as tensors and plain Python values."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "megatron": {k: v.clone() for k, v in get_cuda_rng_tracker().get_states().items()},
     }
 
 
@@ -37,16 +38,15 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-    get_cuda_rng_tracker().set_states(state["megatron"])
 
 
-def save_rng_state(folder: Path, rank: int) -> None:
-    """Write this rank's states into a checkpoint folder."""
-    torch.save(rng_state(), rng_file(folder, rank))
+def save_rng_state(folder: Path, rank: int, engine_state: dict[str, Any]) -> None:
+    """Write this rank's states and the engine's own into a checkpoint folder."""
+    torch.save({**rng_state(), _ENGINE: engine_state}, rng_file(folder, rank))
 
 
-def load_rng_state(folder: Path, rank: int) -> None:
-    """Read this rank's states from a checkpoint folder; nothing in the file is executed.
+def load_rng_state(folder: Path, rank: int) -> dict[str, Any]:
+    """Put back this rank's states from a checkpoint folder; returns the engine's own. Nothing in the file is executed.
 
     Raises:
         ValueError: the file holds anything but tensors and plain values.
@@ -61,3 +61,5 @@ def load_rng_state(folder: Path, rank: int) -> None:
             f"{file} holds no random states: it is damaged, or holds code, which is not run; use an earlier checkpoint"
         ) from error
     set_rng_state(state)
+    own: dict[str, Any] = state[_ENGINE]
+    return own

@@ -47,6 +47,13 @@ def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel: int) 
     return round_up(vocab_size, divisible_by * tensor_parallel)
 
 
+def embedding_rows(config: PretrainConfig, vocab_size: int) -> int:
+    """Rows of the token embedding over all ranks: the vocabulary, padded to what the layout divides."""
+    return padded_vocab_size(
+        vocab_size, config.model.make_vocab_size_divisible_by, config.parallel.tensor_model_parallel_size
+    )
+
+
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple

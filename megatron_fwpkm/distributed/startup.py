@@ -1,14 +1,11 @@
-"""From one started process to one rank of a run: threads, process groups, Megatron's parallel state, seeds, logging."""
+"""From one started process to one rank of a run: threads, the process group, determinism, logging."""
 
 from __future__ import annotations
 
 import datetime
-import gc
 import hashlib
 import logging
-import math
 import os
-import random
 import signal
 import sys
 import threading
@@ -17,13 +14,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from ..config import ParallelConfig, TrainingConfig
 from ..processes import parent
-from . import megatron_on_cpu
 from .launch_variables import Launch, read_launch
 from .launcher_loss import LauncherLoss
 from .liveness import RollCall, within
@@ -65,7 +60,7 @@ class RankFailedError(ValueError):
 def distributed_run(
     parallel: ParallelConfig, training: TrainingConfig, described: Mapping[str, str] | None = None
 ) -> Iterator[World]:
-    """Everything between an ordinary process and a rank that can train, and its orderly end.
+    """Everything between an ordinary process and a rank of a run, and its orderly end.
 
     torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, ...) are used where they are set; without them the run has one
     process. A process group that exists already is used and left alone. An error leaves the groups as they are, because
@@ -74,12 +69,12 @@ def distributed_run(
 
     Args:
         parallel: the layout.
-        training: threads, determinism, seed.
+        training: threads, determinism.
         described: what must be the same on all ranks (`same_start.describe_start`); compared before anything is built.
 
     Raises:
         ValueError: variables of a launcher that do not fit together, ranks that do not come or were started with
-            something else, a world size that the layout does not divide, or nccl without CUDA.
+            something else, or nccl without CUDA.
     """
     if parallel.tensor_model_parallel_size > 1:
         # Megatron orders communication before computation by there being one queue; must be set before CUDA starts.
@@ -88,7 +83,6 @@ def distributed_run(
     launch = read_launch(os.environ) if owned else None
     parent.end_forks_with_parent()
     loss = LauncherLoss(launch) if launch is not None and launch.by_torchrun else None
-    megatron_on_cpu.install()
     set_threads(training)
     set_determinism(training)
     world = _join(parallel, launch)
@@ -101,8 +95,6 @@ def distributed_run(
         if described is not None and world.size > 1:
             store = dist.distributed_c10d._get_default_store()
             check_same_start(store, world.rank, world.size, described)
-        _make_model_parallel(parallel, world)
-        set_seeds(training.seed)
         yield world
     except BaseException as error:
         if loss is not None:
@@ -185,18 +177,6 @@ def memory_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def set_seeds(seed: int) -> None:
-    """Seed python, numpy, torch and Megatron's tracker; pipeline stages differ, data-parallel replicas are equal."""
-    from megatron.core import parallel_state
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-
-    own = seed + 100 * parallel_state.get_pipeline_model_parallel_rank()
-    random.seed(own)
-    np.random.seed(own % 2**32)
-    torch.manual_seed(own)
-    model_parallel_cuda_manual_seed(own, force_reset_rng=True)
-
-
 def set_up_logging(world: World) -> None:
     """Plain lines on standard output from rank 0; warnings of the other ranks with their rank."""
     for handler in list(logger.handlers):
@@ -244,35 +224,6 @@ def _join(parallel: ParallelConfig, launch: Launch | None) -> World:
     return World(rank, size, device, RollCall(rank, size))
 
 
-def _make_model_parallel(parallel: ParallelConfig, world: World) -> None:
-    """Megatron's parallel state for the layout; a fitting one that exists is kept."""
-    from megatron.core import parallel_state
-
-    sizes = (
-        parallel.tensor_model_parallel_size,
-        parallel.pipeline_model_parallel_size,
-        parallel.context_parallel_size,
-    )
-    if world.size % math.prod(sizes):
-        context = f" times --context-parallel-size {sizes[2]}" if sizes[2] > 1 else ""
-        raise ValueError(
-            f"{world.size} process{'es' * (world.size != 1)} cannot be divided by "
-            f"--tensor-model-parallel-size {sizes[0]} times "
-            f"--pipeline-model-parallel-size {sizes[1]}{context}; start a multiple of {math.prod(sizes)}"
-        )
-    virtual = parallel.num_virtual_stages_per_pipeline_rank
-    gc.collect()  # an earlier run's engine is full of cycles, and holds its memory and the threads of its groups
-    if parallel_state.model_parallel_is_initialized():
-        _take_down_groups()
-    parallel_state.initialize_model_parallel(
-        sizes[0],
-        sizes[1],
-        virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
-        context_parallel_size=sizes[2],
-        distributed_timeout_minutes=parallel.distributed_timeout_minutes,
-    )
-
-
 def _already_said(message: str) -> bool:
     """Whether another rank has reported the same error; the ranks meet in the process group's store."""
     key = "error/" + hashlib.sha256(message.encode()).hexdigest()[:16]
@@ -284,25 +235,7 @@ def _already_said(message: str) -> bool:
 
 def _leave(world: World, owned: bool) -> None:
     """Take down what this run has made."""
-    from megatron.core import parallel_state
-
     if world.roll_call is not None:
         world.roll_call.close()
     if owned:
-        parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
-    else:
-        _take_down_groups()
-
-
-def _take_down_groups() -> None:
-    """End the groups of Megatron's parallel state, which only forgets them: their threads would go on for ever."""
-    from megatron.core import parallel_state
-
-    groups = parallel_state._global_process_group_list or ()
-    parallel_state.destroy_model_parallel()
-    if dist.get_world_size() > 1:
-        dist.barrier()  # nobody leaves while others still talk to it
-    for group in groups:
-        if group in dist.distributed_c10d._world.pg_map:
-            dist.destroy_process_group(group)

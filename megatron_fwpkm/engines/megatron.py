@@ -1,84 +1,40 @@
-"""The engine: one optimizer step, one evaluation, saving and loading, on megatron.core.
-
-The loop knows only the `Engine` protocol, so that another engine can stand behind it. Batches are mappings with
-`tokens`, `labels`, `loss_mask`, `position_ids`, `document_starts`, each [b, s].
-"""
+"""The engine on megatron.core: one optimizer step, one evaluation, saving and loading."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.module import Float16Module
 from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor, nn
 
+from ..checkpoint.background import BackgroundWriter
 from ..checkpoint.fast_weight_store import FastWeightStore
-from ..checkpoint.record import FAST_WEIGHTS_FOLDER, MODEL_FOLDER
+from ..checkpoint.record import FAST_WEIGHTS_FOLDER, MODEL_FOLDER, Layout
 from ..checkpoint.slow_weights import load_slow_weights, request_to_save_slow_weights, save_slow_weights, unwrap
 from ..config import PretrainConfig
+from ..config.derived import global_batch_size
 from ..distributed.ranks import world_size
 from ..models.builder import build_model, memory_layers, preserve_fast_weights
+from .base import Batch, StepResult
 from .learning_rate import build_scheduler
 from .losses import Losses, mean_over_batches, mean_over_tokens, summed_loss, weighted_loss
 from .memory_report import MemoryReport, collect_memory_report
 from .optimizer import build_optimizer
 from .replicas import keep_replicas_together
 
-Batch = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step tells; the same on every rank."""
-
-    losses: Losses
-    grad_norm: float
-    lr: float
-    """Learning rate that this step used."""
-
-
-class Engine(Protocol):
-    """What the loop needs of the machinery that trains a model."""
-
-    def train_step(self, batches: Iterator[Batch], samples: int | None = None) -> StepResult:
-        """One optimizer step over the next micro-batches, `samples` sequences of all replicas (a global batch)."""
-
-    def evaluate(
-        self, batches: Iterable[Batch], iterations: int, stop: Callable[[], bool] | None = None
-    ) -> Losses | None:
-        """Losses over `iterations` global batches; changes nothing, fast weights included.
-
-        `stop` is asked before every batch, and answers the same on every rank; None where it says yes.
-        """
-
-    def memory_report(self) -> MemoryReport:
-        """Statistics of every memory layer over all ranks."""
-
-    def save(self, folder: Path) -> None:
-        """Write slow weights, optimizer, schedule and fast weights; called by every rank."""
-
-    def requests_to_save(self, folder: Path) -> list[AsyncRequest]:
-        """Plan the same as `save`; the requests write it later. Called by every rank."""
-
-    def load(self, folder: Path, *, weights_only: bool) -> list[str]:
-        """Read them back (`weights_only`: no optimizer and schedule); returns notices for the log."""
-
-    def peak_device_memory(self) -> int | None:
-        """Peak bytes on the accelerator, None on the CPU."""
-
 
 class MegatronEngine:
-    """GPT with memories under megatron.core: DDP, its optimizers, its schedules of micro-batches."""
+    """GPT with memories under megatron.core: DDP, its optimizers, its schedules of micro-batches. See `base.Engine`."""
 
     def __init__(self, config: PretrainConfig, padded_vocab_size: int, device: torch.device) -> None:
         """Build model, optimizer and schedule; Megatron's parallel state must exist.
@@ -87,8 +43,12 @@ class MegatronEngine:
         """
         self._config = config
         self._device = device
-        self._num_microbatches = num_microbatches(config, parallel_state.get_data_parallel_world_size())
+        self.data_parallel_rank: int = parallel_state.get_data_parallel_rank()
+        self.layout = current_layout(config)
+        one_round = config.training.micro_batch_size * self.layout.data_parallel
+        self._num_microbatches = global_batch_size(config, self.layout.data_parallel) // one_round
         self.chunks = build_chunks(config, padded_vocab_size, device)
+        self.num_parameters = sum(parameter.numel() for chunk in self.chunks for parameter in chunk.parameters())
         self.optimizer = build_optimizer(config, self.chunks)
         self.scheduler = build_scheduler(
             self.optimizer,
@@ -244,14 +204,14 @@ class MegatronEngine:
         if self._config.fwpkm.layer_numbers:
             self._store.save(folder / FAST_WEIGHTS_FOLDER, self.memories)
 
-    def requests_to_save(self, folder: Path) -> list[AsyncRequest]:
-        """Plan the same as `save`; the requests write it later, as it is when their writers are forked."""
+    def save_in_background(self, folder: Path) -> BackgroundWriter:
+        """Begin to write the same as `save`, as it is now: its writers are forked."""
         self._in_folder(folder / MODEL_FOLDER)
         self._in_folder(folder / FAST_WEIGHTS_FOLDER)
-        slow = request_to_save_slow_weights(folder / MODEL_FOLDER, self.chunks, self.optimizer, self.scheduler)
-        if not self._config.fwpkm.layer_numbers:
-            return [slow]
-        return [slow, self._store.request_to_save(folder / FAST_WEIGHTS_FOLDER, self.memories)]
+        requests = [request_to_save_slow_weights(folder / MODEL_FOLDER, self.chunks, self.optimizer, self.scheduler)]
+        if self._config.fwpkm.layer_numbers:
+            requests.append(self._store.request_to_save(folder / FAST_WEIGHTS_FOLDER, self.memories))
+        return BackgroundWriter(requests)
 
     @staticmethod
     def _in_folder(folder: Path) -> None:
@@ -274,6 +234,14 @@ class MegatronEngine:
             for memory in self.memories:
                 memory.reset()
         return [*notices, notice] if notice else notices
+
+    def random_state(self) -> dict[str, Any]:
+        """States of Megatron's tracker of generators."""
+        return {name: state.clone() for name, state in get_cuda_rng_tracker().get_states().items()}
+
+    def set_random_state(self, state: dict[str, Any]) -> None:
+        """Put back what `random_state` gave."""
+        get_cuda_rng_tracker().set_states(state)
 
     def peak_device_memory(self) -> int | None:
         """Peak bytes that torch has allocated on the GPU, None on the CPU."""
@@ -311,17 +279,13 @@ def build_chunks(config: PretrainConfig, padded_vocab_size: int, device: torch.d
     return chunks
 
 
-def num_microbatches(config: PretrainConfig, data_parallel_size: int) -> int:
-    """Micro-batches of a step on every replica.
-
-    Raises ValueError when the global batch cannot be divided.
-    """
-    training = config.training
-    one_round = training.micro_batch_size * data_parallel_size
-    batch = one_round if training.global_batch_size is None else training.global_batch_size
-    if batch % one_round:
-        raise ValueError(
-            f"--global-batch-size {batch} must be a multiple of --micro-batch-size {training.micro_batch_size} times "
-            f"{data_parallel_size} data-parallel ranks"
-        )
-    return batch // one_round
+def current_layout(config: PretrainConfig) -> Layout:
+    """The layout of the running processes under Megatron's parallel state."""
+    return Layout(
+        world_size=world_size(),
+        tensor_parallel=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline_parallel=parallel_state.get_pipeline_model_parallel_world_size(),
+        data_parallel=parallel_state.get_data_parallel_world_size(),
+        distributed_optimizer=config.parallel.use_distributed_optimizer,
+        bf16=config.training.bf16,
+    )

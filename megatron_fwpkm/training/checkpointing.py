@@ -6,35 +6,33 @@ import importlib.metadata
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from megatron.core import parallel_state
-
-from ..checkpoint.background import BackgroundWriter
 from ..checkpoint.checkpoint_errors import explained
 from ..checkpoint.compatibility import check_resumable, check_same_schedule
+from ..checkpoint.lock import run_lock
 from ..checkpoint.manager import CheckpointManager, folder_name
-from ..checkpoint.record import CONFIG_NAME, Layout, RunRecord, read_record
+from ..checkpoint.record import CONFIG_NAME, RunRecord, read_record
 from ..checkpoint.rng import load_rng_state, save_rng_state
 from ..checkpoint.saved_config import read_saved_config
 from ..checkpoint.source import find_source
 from ..config import PretrainConfig
+from ..config.derived import embedding_rows
 from ..config.loading import Resolved
 from ..data.tokenizers import Tokenizer
 from ..distributed.ranks import on_rank_zero
 from ..distributed.startup import World
-from ..engines.megatron import Engine
+from ..engines.base import BackgroundSave, Engine
 from .checkpoint_size import checkpoint_bytes
 
 logger = logging.getLogger("megatron_fwpkm")
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far a run has come, and what its logs and guards remember; saved with every checkpoint."""
 
     iteration: int = 0
@@ -50,26 +48,27 @@ class Progress:
     """Whether the run was stopped while it evaluated the validation data of this iteration."""
 
 
-def current_layout(config: PretrainConfig, world: World) -> Layout:
-    """The layout of the running processes."""
-    return Layout(
-        world_size=world.size,
-        tensor_parallel=parallel_state.get_tensor_model_parallel_world_size(),
-        pipeline_parallel=parallel_state.get_pipeline_model_parallel_world_size(),
-        data_parallel=parallel_state.get_data_parallel_world_size(),
-        distributed_optimizer=config.parallel.use_distributed_optimizer,
-        bf16=config.training.bf16,
-    )
+@contextmanager
+def save_folder(config: PretrainConfig) -> Iterator[CheckpointManager | None]:
+    """The manager of --save, kept from other runs for as long as the context lasts; None without --save.
 
-
-def prepare_save_folder(config: PretrainConfig) -> CheckpointManager | None:
-    """The manager of --save, whose folder can be written and is not another run's; None without --save."""
+    Raises:
+        ValueError: the folder cannot be written, holds checkpoints that the run does not continue, or is another
+            run's.
+    """
     chosen = config.checkpoint
     if chosen.save is None:
-        return None
+        yield None
+        return
     manager = CheckpointManager(Path(chosen.save), chosen.keep_last, chosen.save_retain_interval)
     manager.prepare(resume=chosen.resume)
-    return manager
+    with ExitStack() as held:
+
+        def hold() -> None:
+            manager.check_held = held.enter_context(run_lock(manager.root)).check
+
+        on_rank_zero(hold)
+        yield manager
 
 
 class RunCheckpoints:
@@ -82,7 +81,6 @@ class RunCheckpoints:
         manager: CheckpointManager | None,
         engine: Engine,
         tokenizer: Tokenizer,
-        padded_vocab_size: int,
         documents: dict[str, bool | None] | None = None,
     ) -> None:
         """Nothing is touched here; `restore` comes first, then `save` as often as wanted. No `manager`: no --save.
@@ -92,11 +90,11 @@ class RunCheckpoints:
         self._world = world
         self._engine = engine
         self._tokenizer = tokenizer
-        self._padded_vocab_size = padded_vocab_size
         self._documents = documents or {}
-        self._layout = current_layout(self._config, world)
+        self._layout = engine.layout
         self._manager = manager
-        self._writer = BackgroundWriter()
+        self._under_way: tuple[BackgroundSave, int, RunRecord] | None = None
+        """A save in the background, its iteration and its record."""
         self._bytes = checkpoint_bytes(self._config, tokenizer.vocab_size, world.size).total
         self.saved_iteration: int | None = None
         """Iteration of the newest checkpoint that this run has published or loaded from --save."""
@@ -114,7 +112,7 @@ class RunCheckpoints:
             return None
         return str(self._manager.root / folder_name(self.saved_iteration))
 
-    def restore(self) -> Progress:
+    def restore(self) -> TrainingProgress:
         """Load what --resume, --load, --ckpt-step and --finetune ask for; returns where training goes on.
 
         Raises ValueError for a checkpoint that is torn, foreign or does not fit, with the reason.
@@ -124,7 +122,7 @@ class RunCheckpoints:
         if source is None:
             if chosen.resume:
                 logger.info("--resume: %s holds no checkpoint, the run starts anew", chosen.save)
-            return Progress()
+            return TrainingProgress()
         if source.passed_over:
             logger.info("--ckpt-step %d passes over %s", chosen.ckpt_step, ", ".join(source.passed_over))
         progress = self._load(source.folder, finetune=chosen.finetune and not source.resumed)
@@ -132,7 +130,7 @@ class RunCheckpoints:
             self.saved_iteration = self.begun_iteration = progress.iteration
         return progress
 
-    def _load(self, folder: Path, *, finetune: bool) -> Progress:
+    def _load(self, folder: Path, *, finetune: bool) -> TrainingProgress:
         record = on_rank_zero(lambda: read_record(folder))
         saved = read_saved_config(folder)
         notices = check_resumable(saved, self._config, str(folder), finetune=finetune)
@@ -148,22 +146,22 @@ class RunCheckpoints:
         notices += self._engine.load(folder, weights_only=finetune)
         if finetune:
             logger.info("weights and fast weights from %s (iteration %d)", folder, record.iteration)
-            progress = Progress()
+            progress = TrainingProgress()
         else:
             progress = self._go_on(folder, record, notices)
         for notice in notices:
             logger.info("%s", notice)
         return progress
 
-    def _go_on(self, folder: Path, record: RunRecord, notices: list[str]) -> Progress:
+    def _go_on(self, folder: Path, record: RunRecord, notices: list[str]) -> TrainingProgress:
         """Restore the rest of the state; bit for bit where the layout is the saved one."""
         if record.layout == self._layout:
-            load_rng_state(folder, self._world.rank)
+            self._engine.set_random_state(load_rng_state(folder, self._world.rank))
         else:
             notices.append(f"layout {record.layout} became {self._layout}: weights are exact, random states start anew")
         loop = record.loop
         logger.info("resumed from %s: iteration %d, %d samples", folder, record.iteration, record.consumed_samples)
-        return Progress(
+        return TrainingProgress(
             iteration=record.iteration,
             consumed_samples=record.consumed_samples,
             consumed_tokens=record.consumed_tokens,
@@ -174,7 +172,7 @@ class RunCheckpoints:
             evaluation_cut_off=loop.get("evaluation_cut_off", False),  # not in checkpoints before 2026-11-28
         )
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: TrainingProgress) -> None:
         """Write and publish a checkpoint of the present state; without --save nothing happens.
 
         With --async-save forked processes write it, and a later `save` or `finish` publishes it. Raises CheckpointError
@@ -186,13 +184,11 @@ class RunCheckpoints:
         manager, iteration, record = self._manager, progress.iteration, self._record(progress)
         with explained(self._world.rank, folder_name(iteration), manager.root, self._bytes), self._removed_on_error():
             folder = manager.begin(iteration, self._bytes)
+            self._write_the_rest(folder)
             if self._config.checkpoint.async_save:
-                requests = self._engine.requests_to_save(folder)
-                self._write_the_rest(folder)
-                self._writer.start(requests, lambda: self._publish(iteration, record))
+                self._under_way = self._engine.save_in_background(folder), iteration, record
             else:
                 self._engine.save(folder)
-                self._write_the_rest(folder)
                 self._publish(iteration, record)
         self.begun_iteration = iteration
 
@@ -201,10 +197,14 @@ class RunCheckpoints:
 
         Raises CheckpointError when it could not be written.
         """
-        if self._manager is not None:
-            name = folder_name(self.begun_iteration or 0)
-            with explained(self._world.rank, name, self._manager.root, self._bytes), self._removed_on_error():
-                self._writer.finish(wait=wait)
+        if self._manager is None or self._under_way is None:
+            return
+        writing, iteration, record = self._under_way
+        name = folder_name(iteration)
+        with explained(self._world.rank, name, self._manager.root, self._bytes), self._removed_on_error():
+            if writing.finish(wait=wait):
+                self._under_way = None
+                self._publish(iteration, record)
 
     @contextmanager
     def _removed_on_error(self) -> Iterator[None]:
@@ -213,7 +213,9 @@ class RunCheckpoints:
         try:
             yield
         except BaseException:
-            self._writer.abort()
+            if self._under_way is not None:
+                self._under_way[0].abort()
+                self._under_way = None
             self._manager.abandon()
             raise
 
@@ -223,12 +225,12 @@ class RunCheckpoints:
         self.saved_iteration = iteration
 
     def _write_the_rest(self, folder: Path) -> None:
-        save_rng_state(folder, self._world.rank)
+        save_rng_state(folder, self._world.rank, self._engine.random_state())
         if self._world.is_main:
             (folder / CONFIG_NAME).write_text(self._resolved.to_yaml(), encoding="utf-8")
             self._copy_tokenizer(folder)
 
-    def _record(self, progress: Progress) -> RunRecord:
+    def _record(self, progress: TrainingProgress) -> RunRecord:
         # Copies: training goes on while an asynchronous save waits for its record.
         guard = {layer: list(losses) for layer, losses in progress.guard.items()}
         loop: dict[str, Any] = {
@@ -244,12 +246,12 @@ class RunCheckpoints:
             consumed_tokens=progress.consumed_tokens,
             layout=self._layout,
             vocab_size=self._tokenizer.vocab_size,
-            padded_vocab_size=self._padded_vocab_size,
+            padded_vocab_size=embedding_rows(self._config, self._tokenizer.vocab_size),
             tokenizer_hash=self._tokenizer.identity,
             tokenizer_file=self._tokenizer_name(),
             loop=loop,
             documents=self._documents,
-            versions={"torch": torch.__version__, "megatron-core": importlib.metadata.version("megatron-core")},
+            versions={name: importlib.metadata.version(name) for name in ("torch", "megatron-core")},
         )
 
     def _tokenizer_name(self) -> str | None:

@@ -14,9 +14,9 @@ from ..config import PretrainConfig
 from ..config.batch_schedule import step_samples
 from ..distributed.ranks import any_rank
 from ..distributed.startup import World
-from ..engines.megatron import Batch, Engine, StepResult
+from ..engines.base import Batch, Engine, StepResult
 from ..engines.memory_report import MemoryReport
-from .checkpointing import Progress
+from .checkpointing import TrainingProgress
 from .garbage import GarbageCollection
 from .guards import MemoryGuard, check_finite
 from .metrics import JsonRecord, MetricsLog, median_or_zero, peak_memory_gib, progress_line, summary_lines
@@ -40,7 +40,7 @@ class Checkpoints(Protocol):
     def enabled(self) -> bool:
         """Whether anything is saved."""
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: TrainingProgress) -> None:
         """Write and publish a checkpoint, or begin to."""
 
     def finish(self, *, wait: bool) -> None:
@@ -60,7 +60,7 @@ class TrainingLoop:
         engine: Engine,
         checkpoints: Checkpoints,
         metrics: MetricsLog,
-        progress: Progress,
+        progress: TrainingProgress,
         samples_per_step: int,
     ) -> None:
         """`samples_per_step` is the full global batch; `metrics` writes on rank 0 and has no sinks elsewhere."""

@@ -78,9 +78,10 @@ def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, st
     )
 
 
-def check_tables_fit(config: PretrainConfig, stage: int, room: int) -> None:
-    """Raise ValueError where the tables of a stage's memories alone need more than the `room` bytes of its device."""
-    wanted = _memories(config, stage) * table_bytes(config, _sharing_ranks(config))
+def check_tables_fit(config: PretrainConfig, room: int) -> None:
+    """Raise ValueError where the tables of a stage's memories alone need more than the `room` bytes of a device."""
+    most = max(_memories(config, stage) for stage in range(config.parallel.pipeline_model_parallel_size))
+    wanted = most * table_bytes(config, _sharing_ranks(config))
     if wanted > room:
         raise ValueError(
             f"the memories' tables need {format_bytes(wanted)} on each rank, and there are "

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Iterable, Sized
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 
-from megatron.core import parallel_state
-
-from ..checkpoint.lock import run_lock
 from ..checkpoint.manager import CheckpointManager
 from ..config import PretrainConfig
 from ..config.batch_schedule import samples_ahead
 from ..config.chunk_rules import notes_on_writing
-from ..config.derived import padded_vocab_size
+from ..config.derived import data_parallel_size, global_batch_size
 from ..config.loading import Resolved
 from ..config.validation import validate
 from ..data.tokenizers import build_tokenizer
-from ..data.training.datasets import build_datasets
+from ..data.training.datasets import Windows, build_datasets
 from ..data.training.document_marks import bos_doubt, document_marks
 from ..data.training.sampler import build_loader
 from ..distributed.ranks import on_rank_zero
 from ..distributed.same_start import describe_start
 from ..distributed.startup import World, distributed_run, memory_bytes
-from ..engines.megatron import Batch, MegatronEngine, num_microbatches
-from .checkpointing import Progress, RunCheckpoints, prepare_save_folder
+from ..engines.base import Batch, Engine, EngineBuilder
+from ..engines.build import build_engine
+from .checkpointing import RunCheckpoints, TrainingProgress, save_folder
 from .loop import TrainingLoop
 from .memory_estimate import check_step_fits, check_tables_fit
 from .metrics import JsonLines, MetricsLog, Sink, TensorBoard
@@ -35,8 +31,8 @@ from .metrics import JsonLines, MetricsLog, Sink, TensorBoard
 logger = logging.getLogger("megatron_fwpkm")
 
 
-def run(resolved: Resolved) -> int:
-    """Train as `resolved` says; returns the exit status 0.
+def run(resolved: Resolved, build: EngineBuilder = build_engine) -> int:
+    """Train as `resolved` says, with the engine that `build` makes; returns the exit status 0.
 
     Raises ValueError or OSError for what a user can cause (configuration, data, checkpoints, a run that diverges), on
     the rank where it is noticed, with that rank in the message when there are several.
@@ -46,73 +42,58 @@ def run(resolved: Resolved) -> int:
         validate(config, world.size)
         for notice in resolved.notices:
             logger.info("%s", notice)
-        _train(resolved, world)
+        with save_folder(config) as manager:
+            _train(resolved, world, manager, build)
     return 0
 
 
-def _train(resolved: Resolved, world: World) -> None:
-    config = resolved.config
-    replicas = parallel_state.get_data_parallel_world_size()
-    global_batch = num_microbatches(config, replicas) * config.training.micro_batch_size * replicas
-    manager = prepare_save_folder(config)
-    with ExitStack() as held:
-        if manager is not None:
-            on_rank_zero(partial(_hold, held, manager))
-        _train_alone(resolved, world, manager, global_batch)
-
-
-def _hold(held: ExitStack, manager: CheckpointManager) -> None:
-    """Keep other runs out of a --save folder until `held` closes."""
-    manager.check_held = held.enter_context(run_lock(manager.root)).check
-
-
-def _train_alone(resolved: Resolved, world: World, manager: CheckpointManager | None, global_batch: int) -> None:
+def _train(resolved: Resolved, world: World, manager: CheckpointManager | None, build: EngineBuilder) -> None:
     """Train with the --save folder to itself."""
     config = resolved.config
-    replicas = parallel_state.get_data_parallel_world_size()
-    check_tables_fit(config, parallel_state.get_pipeline_model_parallel_rank(), memory_bytes(world.device))
+    global_batch = global_batch_size(config, data_parallel_size(config, world.size))
+    check_tables_fit(config, memory_bytes(world.device))
     tokenizer = build_tokenizer(config.data)
     check_step_fits(config, tokenizer.vocab_size, world.size)
-    train, validation, test = build_datasets(config, tokenizer, global_batch_size=global_batch)
-    rows = padded_vocab_size(
-        tokenizer.vocab_size, config.model.make_vocab_size_divisible_by, config.parallel.tensor_model_parallel_size
-    )
-    engine = MegatronEngine(config, rows, world.device)
-    documents = document_marks(config.data)
-    if tokenizer.bos is not None and (doubt := bos_doubt(config.data)):
-        logger.warning("%s", doubt)
-    checkpoints = RunCheckpoints(resolved, world, manager, engine, tokenizer, rows, documents)
-    progress = checkpoints.restore()
-    assert isinstance(train, Sized)  # a map-style dataset
-    if not config.training.skip_train:
-        check_data_position(config, progress, len(train), global_batch)
-    loaders = [
+    datasets = build_datasets(config, tokenizer, global_batch_size=global_batch)
+    with build(config, world, tokenizer.vocab_size) as engine:
+        documents = document_marks(config.data)
+        if tokenizer.bos is not None and (doubt := bos_doubt(config.data)):
+            logger.warning("%s", doubt)
+        checkpoints = RunCheckpoints(resolved, world, manager, engine, tokenizer, documents)
+        progress = checkpoints.restore()
+        if not config.training.skip_train:
+            assert isinstance(datasets[0], Sized)  # a map-style dataset
+            check_data_position(config, progress, len(datasets[0]), global_batch)
+        train, validation, test = _loaders(config, engine, datasets, progress)
+        log_dir = on_rank_zero(lambda: _make_log_dir(resolved))
+        with open_metrics(config, world, log_dir, progress.iteration) as metrics:
+            _announce(config, world, global_batch, engine.num_parameters)
+            loop = TrainingLoop(config, world, engine, checkpoints, metrics, progress, global_batch)
+            places = {"metrics": str(log_dir / "metrics.jsonl"), "tensorboard": config.logging.tensorboard_dir}
+            loop.run(train or (), validation, test, places)
+
+
+def _loaders(
+    config: PretrainConfig, engine: Engine, datasets: Sequence[Windows | None], progress: TrainingProgress
+) -> list[Iterable[Batch] | None]:
+    """Loaders of training, validation and test data; training goes on where `progress` stands."""
+    starts = [None if config.training.skip_train else progress.consumed_samples, 0, 0]
+    return [
         None
-        if dataset is None
+        if dataset is None or consumed is None
         else build_loader(
             dataset,
             micro_batch_size=config.training.micro_batch_size,
-            data_parallel_rank=parallel_state.get_data_parallel_rank(),
-            data_parallel_size=replicas,
+            data_parallel_rank=engine.data_parallel_rank,
+            data_parallel_size=engine.layout.data_parallel,
             consumed_samples=consumed,
             num_workers=config.data.num_workers,
         )
-        for dataset, consumed in (
-            (None if config.training.skip_train else train, progress.consumed_samples),
-            (validation, 0),
-            (test, 0),
-        )
+        for dataset, consumed in zip(datasets, starts, strict=True)
     ]
-    train_batches: Iterable[Batch] = loaders[0] or ()
-    log_dir = on_rank_zero(lambda: _make_log_dir(resolved))
-    with open_metrics(config, world, log_dir, progress.iteration) as metrics:
-        _announce(config, world, global_batch, sum(p.numel() for chunk in engine.chunks for p in chunk.parameters()))
-        loop = TrainingLoop(config, world, engine, checkpoints, metrics, progress, global_batch)
-        places = {"metrics": str(log_dir / "metrics.jsonl"), "tensorboard": config.logging.tensorboard_dir}
-        loop.run(train_batches, loaders[1], loaders[2], places)
 
 
-def check_data_position(config: PretrainConfig, progress: Progress, windows: int, global_batch: int) -> None:
+def check_data_position(config: PretrainConfig, progress: TrainingProgress, windows: int, global_batch: int) -> None:
     """Whether the data goes on where a resumed run left it; a new run only notes the dataset's size.
 
     Megatron deals all epochs at once, so another number of windows is another order: that is said, not refused.
@@ -168,10 +149,11 @@ def _announce(config: PretrainConfig, world: World, global_batch: int, parameter
     """One line on what is about to be trained where, and what to know of its memories' writes."""
     parallel, layers = config.parallel, " ".join(map(str, config.fwpkm.layer_numbers))
     logger.info(
-        "training on %s: %d process(es), TP %d, PP %d | %s parameters per rank, %s | "
+        "training on %s: %d process%s, TP %d, PP %d | %s parameters per rank, %s | "
         "%d sequences of %d tokens per step",
         world.device,
         world.size,
+        "es" * (world.size != 1),
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
         f"{parameters:,}",

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from megatron_fwpkm.checkpoint import optimizer_resume, slow_weights
-from megatron_fwpkm.distributed.startup import distributed_run
+from megatron_fwpkm.engines.megatron_groups import megatron_run
 from tests.engines.test_engine import BASE, VOCABULARY, batches, change, halves_equal_the_whole
 
 SHARDED = change(BASE, "parallel", use_distributed_optimizer=True)
@@ -81,7 +81,7 @@ def test_every_parameter_gets_a_step_of_its_own(tmp_path: Path, monkeypatch: pyt
             different.append(len({step.data_ptr() for step in steps(optimizer)}))
 
     monkeypatch.setattr(slow_weights, "repaired_for_loading", watched)
-    with distributed_run(SHARDED.parallel, SHARDED.training) as world:
+    with megatron_run(SHARDED.parallel, SHARDED.training) as world:
         engine = MegatronEngine(SHARDED, VOCABULARY, world.device)
         engine.train_step(batches(0))
         engine.save(tmp_path)

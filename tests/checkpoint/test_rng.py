@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from megatron_fwpkm.checkpoint.rng import load_rng_state, rng_file, rng_state, save_rng_state
-from tests.layers.megatron import initialize
 
 
 class Malicious:
@@ -29,19 +28,18 @@ def draws() -> list[float]:
 
 
 def test_states_come_back(tmp_path: Path) -> None:
-    initialize()
     draws()
-    save_rng_state(tmp_path, 3)
+    save_rng_state(tmp_path, 3, {"dropout": torch.tensor([7])})
     expected = draws()
     assert draws() != expected
-    load_rng_state(tmp_path, 3)
+    own = load_rng_state(tmp_path, 3)
     assert draws() == expected
+    assert own.keys() == {"dropout"} and own["dropout"].tolist() == [7]
 
 
 @pytest.mark.parametrize("damage", ["code", "cut", "text"])
 def test_a_foreign_file_is_refused_and_nothing_runs(damage: str, tmp_path: Path) -> None:
-    initialize()
-    save_rng_state(tmp_path, 0)
+    save_rng_state(tmp_path, 0, {})
     file, trace = rng_file(tmp_path, 0), tmp_path / "was_here"
     if damage == "code":
         torch.save(rng_state() | {"more": Malicious(trace)}, file)

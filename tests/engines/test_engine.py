@@ -22,7 +22,7 @@ from megatron_fwpkm.config import (
     PretrainConfig,
     TrainingConfig,
 )
-from megatron_fwpkm.distributed.startup import distributed_run
+from megatron_fwpkm.engines.megatron_groups import megatron_run
 
 VOCABULARY = 96
 BASE = PretrainConfig(
@@ -95,10 +95,10 @@ def halves_equal_the_whole(config: PretrainConfig, folder: Path) -> list[float]:
     from megatron.core import parallel_state
 
     from megatron_fwpkm.checkpoint.rng import load_rng_state, save_rng_state
-    from megatron_fwpkm.distributed.startup import set_seeds
     from megatron_fwpkm.engines.megatron import MegatronEngine
+    from megatron_fwpkm.engines.megatron_groups import set_seeds
 
-    with distributed_run(config.parallel, config.training) as world:
+    with megatron_run(config.parallel, config.training) as world:
         replica = parallel_state.get_data_parallel_rank()
         replicas = parallel_state.get_data_parallel_world_size()
 
@@ -113,13 +113,13 @@ def halves_equal_the_whole(config: PretrainConfig, folder: Path) -> list[float]:
         if world.size > 1:
             torch.distributed.barrier()
         engine.save(folder)
-        save_rng_state(folder, world.rank)
+        save_rng_state(folder, world.rank, engine.random_state())
         whole += steps(engine, 4, 4)
         final = state_of(engine)
         set_seeds(99)  # the new engine must owe nothing to the old one's generators
         again = MegatronEngine(config, VOCABULARY, world.device)
         assert again.load(folder, weights_only=False) == []
-        load_rng_state(folder, world.rank)
+        again.set_random_state(load_rng_state(folder, world.rank))
         assert steps(again, 4, 4) == whole[4:]
         assert_same_state(state_of(again), final)
         assert all(math.isfinite(result.losses.loss) for result in whole)
@@ -149,7 +149,7 @@ def test_resume_is_bit_for_bit(
 def test_evaluation_leaves_no_trace_and_repeats_itself() -> None:
     from megatron_fwpkm.engines.megatron import MegatronEngine
 
-    with distributed_run(BASE.parallel, BASE.training) as world:
+    with megatron_run(BASE.parallel, BASE.training) as world:
         engine = MegatronEngine(BASE, VOCABULARY, world.device)
         engine.train_step(batches(0))
         before, generator = state_of(engine), torch.get_rng_state()
@@ -169,7 +169,7 @@ def test_reset_puts_the_initial_memory_back(reset: str) -> None:
     from megatron_fwpkm.engines.megatron import MegatronEngine
 
     config = change(BASE, "fwpkm", reset=reset)
-    with distributed_run(config.parallel, config.training) as world:
+    with megatron_run(config.parallel, config.training) as world:
         engine = MegatronEngine(config, VOCABULARY, world.device)
         initial = engine.memories[0].fast_weights().values.clone()
         engine.train_step(batches(0))
@@ -191,7 +191,7 @@ def test_documents_kept_apart_reach_the_model(flag: str) -> None:
     plain = change(BASE, "model", hidden_dropout=0.0, attention_dropout=0.0)
     losses = []
     for config in (plain, change(plain, "data", **{flag: True})):
-        with distributed_run(config.parallel, config.training) as world:
+        with megatron_run(config.parallel, config.training) as world:
             engine = MegatronEngine(config, VOCABULARY, world.device)
             source = batches(0)
             if flag == "reset_position_ids":
@@ -206,29 +206,21 @@ def test_without_clipping_the_norm_is_still_measured() -> None:
     norms = []
     for clip in (1.0, 0.0):
         config = change(BASE, "optimizer", clip_grad=clip)
-        with distributed_run(config.parallel, config.training) as world:
+        with megatron_run(config.parallel, config.training) as world:
             norms.append(MegatronEngine(config, VOCABULARY, world.device).train_step(batches(0)).grad_norm)
     assert norms[0] == norms[1] > 0
-
-
-def test_global_batch_must_divide() -> None:
-    from megatron_fwpkm.engines.megatron import num_microbatches
-
-    with pytest.raises(ValueError, match=r"--global-batch-size 4 must be a multiple of --micro-batch-size 1 times 3"):
-        num_microbatches(BASE, 3)
-    assert num_microbatches(BASE, 2) == 2
 
 
 def test_layout_errors_name_the_flags() -> None:
     parallel = ParallelConfig(tensor_model_parallel_size=2)
     with (
         pytest.raises(ValueError, match="1 process cannot be divided by --tensor-model-parallel-size 2 times"),
-        distributed_run(parallel, BASE.training),
+        megatron_run(parallel, BASE.training),
     ):
         pass
     with (
         pytest.raises(ValueError, match="--distributed-backend nccl needs CUDA"),
-        distributed_run(ParallelConfig(distributed_backend="nccl"), BASE.training),
+        megatron_run(ParallelConfig(distributed_backend="nccl"), BASE.training),
     ):
         pass
 
@@ -246,7 +238,7 @@ def test_batched_sends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     build = engine.build_model
     monkeypatch.setattr(engine, "build_model", with_batched_sends)
     refused = pytest.raises(AssertionError, match="batched sends give an interleaved pipeline wrong gradients")
-    with distributed_run(BASE.parallel, BASE.training) as world, refused:
+    with megatron_run(BASE.parallel, BASE.training) as world, refused:
         engine.build_chunks(BASE, VOCABULARY, world.device)
 
 
@@ -256,7 +248,7 @@ def test_one_run_after_the_other_leaves_no_threads_behind() -> None:
 
     threads = []
     for _ in range(3):
-        with distributed_run(BASE.parallel, BASE.training) as world:
+        with megatron_run(BASE.parallel, BASE.training) as world:
             threads.append(len(os.listdir("/proc/self/task")))
             MegatronEngine(BASE, VOCABULARY, world.device)
     assert threads[0] == threads[1] == threads[2]

@@ -10,10 +10,10 @@ import pytest
 
 from megatron_fwpkm.checkpoint.compatibility import check_same_schedule
 from megatron_fwpkm.config import OptimizerConfig, PretrainConfig
-from megatron_fwpkm.distributed.startup import distributed_run
 from megatron_fwpkm.engines import optimizer as module
 from megatron_fwpkm.engines.learning_rate import build_scheduler
 from megatron_fwpkm.engines.megatron import MegatronEngine
+from megatron_fwpkm.engines.megatron_groups import megatron_run
 from tests.engines.test_engine import BASE, VOCABULARY, batches, change, halves_equal_the_whole
 from tests.engines.test_learning_rate import OneGroup
 from tests.spawned_ranks import run_distributed
@@ -50,7 +50,7 @@ def test_weight_decay_grows_from_the_first_to_the_last_iteration() -> None:
 @pytest.mark.parametrize("distributed", [False, True])
 def test_embedding_and_output_have_learning_rates_of_their_own(distributed: bool) -> None:
     config = decoupled(distributed=distributed, **GROWS)
-    with distributed_run(config.parallel, config.training) as world:
+    with megatron_run(config.parallel, config.training) as world:
         engine = MegatronEngine(config, VOCABULARY, world.device)
         own = [group for group in engine.optimizer.param_groups if group["is_decoupled_lr"]]
         others = [group for group in engine.optimizer.param_groups if not group["is_decoupled_lr"]]
@@ -73,7 +73,7 @@ def test_embedding_and_output_have_learning_rates_of_their_own(distributed: bool
 
 def test_the_end_of_decoupled_lr_is_min_lr_where_nothing_else_is_given() -> None:
     config = decoupled(decoupled_min_lr=None, min_lr=5e-4)
-    with distributed_run(config.parallel, config.training) as world:
+    with megatron_run(config.parallel, config.training) as world:
         groups = MegatronEngine(config, VOCABULARY, world.device).optimizer.param_groups
         assert {(group["max_lr"], group["min_lr"]) for group in groups} == {(1e-2, 5e-4), (1e-3, 5e-4)}
 
@@ -88,7 +88,7 @@ def test_the_checkpoint_says_until_when_weight_decay_grows(tmp_path: Path) -> No
     first = change(BASE, "optimizer", **GROWS)
     longer = change(first, "training", train_iters=16)
     taking = change(longer, "checkpoint", use_checkpoint_opt_param_scheduler=True)
-    with distributed_run(BASE.parallel, BASE.training) as world:
+    with megatron_run(BASE.parallel, BASE.training) as world:
 
         def resumed(config: PretrainConfig) -> tuple[list[str], float]:
             engine = MegatronEngine(config, VOCABULARY, world.device)
@@ -115,7 +115,7 @@ def two_stages(rank: int, world_size: int, folder: str) -> list[float]:
     config = change(config, "model", untie_embeddings_and_output_weights=False)
     # Random numbers of a second engine's pipeline stage are not those of the first one.
     config = change(config, "model", attention_dropout=0.0, hidden_dropout=0.0)
-    with distributed_run(config.parallel, config.training) as world:
+    with megatron_run(config.parallel, config.training) as world:
         groups = MegatronEngine(config, VOCABULARY, world.device).optimizer.param_groups
         own = [group["params"] for group in groups if group["is_decoupled_lr"]]
         assert [len(weights) for weights in own] == [1], "the embedding, and its copy on the last stage"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_fwpkm.config import PretrainConfig
-from megatron_fwpkm.distributed.startup import distributed_run
+from megatron_fwpkm.engines.megatron_groups import megatron_run
 from tests.engines.test_engine import BASE, VOCABULARY, batches, change
 from tests.spawned_ranks import run_distributed
 from tests.training.double_precision import double_precision
@@ -46,7 +46,7 @@ def trained(config: PretrainConfig) -> tuple[list[tuple[float, float, float]], d
     """(loss, plain loss, gradient norm) of every step, and the weights after the last."""
     from megatron_fwpkm.engines.megatron import MegatronEngine
 
-    with double_precision(), distributed_run(config.parallel, config.training) as world:
+    with double_precision(), megatron_run(config.parallel, config.training) as world:
         engine = MegatronEngine(config, VOCABULARY, world.device)
         source = masked(0, world.rank, world.size, config.training.micro_batch_size)
         results = [engine.train_step(source) for _ in range(STEPS)]
@@ -89,7 +89,7 @@ def test_gradients_are_kept_in_bfloat16(distributed: bool, tmp_path: Path) -> No
     for reduced in (False, True):
         config = change(BASE, "training", bf16=True)
         config = change(config, "parallel", grad_reduce_in_bf16=reduced, use_distributed_optimizer=distributed)
-        with distributed_run(config.parallel, config.training) as world:
+        with megatron_run(config.parallel, config.training) as world:
             engine = MegatronEngine(config, VOCABULARY, world.device)
             buffers = engine.chunks[0].buffers
             wide = [buffer.grad_data.dtype for buffer in buffers if buffer.param_dtype == torch.bfloat16]

@@ -26,9 +26,9 @@ class Shared:
 
 def share_and_check(rank: int, world_size: int) -> None:
     """Two replicas first, two tensor-parallel ranks then."""
-    from megatron_fwpkm.distributed.startup import distributed_run
     from megatron_fwpkm.engines import replicas
     from megatron_fwpkm.engines.megatron import MegatronEngine
+    from megatron_fwpkm.engines.megatron_groups import megatron_run
 
     def tables(engine: MegatronEngine) -> list[torch.Tensor]:
         """Sub-keys and values of every replica."""
@@ -40,7 +40,7 @@ def share_and_check(rank: int, world_size: int) -> None:
 
     config = change(BASE, "training", check_weight_hash_across_dp_replicas_interval=1)
     config = change(config, "fwpkm", dp_sync="average", dp_sync_interval=2)
-    with distributed_run(config.parallel, config.training) as world:
+    with megatron_run(config.parallel, config.training) as world:
         engine = MegatronEngine(config, VOCABULARY, world.device)
         source = batches(0, rank, world_size)
         engine.train_step(source)
@@ -56,7 +56,7 @@ def share_and_check(rank: int, world_size: int) -> None:
         with pytest.raises(ValueError, match="iteration 7: the slow weights of data-parallel replicas differ"):
             replicas.check_slow_weights(7, engine.chunks, world.device)
     parallel = change(BASE, "parallel", tensor_model_parallel_size=2).parallel
-    with distributed_run(parallel, BASE.training) as world:
+    with megatron_run(parallel, BASE.training) as world:
         replicas.check_choices(8, [Shared(5)], world.device)
         message = r"iteration 9: .* different slots, gates or queries in the memory of layer\(s\) 3"
         with pytest.raises(ValueError, match=message):

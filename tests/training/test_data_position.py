@@ -7,26 +7,26 @@ import logging
 import pytest
 
 from megatron_fwpkm.config import PretrainConfig, TrainingConfig
-from megatron_fwpkm.training.checkpointing import Progress
+from megatron_fwpkm.training.checkpointing import TrainingProgress
 from megatron_fwpkm.training.pretrain import check_data_position
 
 CONFIG = PretrainConfig(training=TrainingConfig(train_iters=12))
 
 
 def test_a_new_run_notes_the_size_of_its_dataset(caplog):
-    progress = Progress()
+    progress = TrainingProgress()
     check_data_position(CONFIG, progress, 48, 4)
     assert progress.dataset_windows == 48 and not caplog.records
 
 
 def test_too_few_windows_are_refused_before_training():
-    progress = Progress(iteration=6, consumed_samples=48, dataset_windows=96)
+    progress = TrainingProgress(iteration=6, consumed_samples=48, dataset_windows=96)
     with pytest.raises(ValueError, match=r"48 samples are consumed and 24 more.*--global-batch-size 4.*for 48"):
         check_data_position(CONFIG, progress, 48, 4)
 
 
 def test_another_order_of_the_data_is_said(caplog):
-    progress = Progress(iteration=6, consumed_samples=24, dataset_windows=328)
+    progress = TrainingProgress(iteration=6, consumed_samples=24, dataset_windows=328)
     with caplog.at_level(logging.WARNING):
         check_data_position(CONFIG, progress, 984, 4)
     assert "dealt as 328 windows and is now dealt as 984" in caplog.text
@@ -34,5 +34,5 @@ def test_another_order_of_the_data_is_said(caplog):
 
 
 def test_the_same_dataset_goes_on_in_silence(caplog):
-    check_data_position(CONFIG, Progress(iteration=6, consumed_samples=24, dataset_windows=48), 48, 4)
+    check_data_position(CONFIG, TrainingProgress(iteration=6, consumed_samples=24, dataset_windows=48), 48, 4)
     assert not caplog.records

@@ -17,11 +17,11 @@ import torch
 
 from megatron_fwpkm.config import PretrainConfig
 from megatron_fwpkm.distributed.startup import World
+from megatron_fwpkm.engines.base import Batch, StepResult
 from megatron_fwpkm.engines.losses import Losses
-from megatron_fwpkm.engines.megatron import Batch, StepResult
 from megatron_fwpkm.engines.memory_report import LayerStatistics, MemoryReport
 from megatron_fwpkm.training import loop as loop_module
-from megatron_fwpkm.training.checkpointing import Progress
+from megatron_fwpkm.training.checkpointing import TrainingProgress
 from megatron_fwpkm.training.guards import TrainingDivergedError
 from megatron_fwpkm.training.loop import TrainingLoop
 from megatron_fwpkm.training.metrics import JsonLines, MetricsLog, read_records
@@ -85,7 +85,7 @@ class SavedIterations:
         self.saved_iteration: int | None = None
         self.waited = 0
 
-    def save(self, progress: Progress) -> None:
+    def save(self, progress: TrainingProgress) -> None:
         self.saved.append(progress.iteration)
         self.windows.append(list(progress.window))
         self.begun_iteration = progress.iteration
@@ -114,10 +114,10 @@ def config(**training: Any) -> PretrainConfig:
 
 
 def run(
-    tmp_path: Path, engine: CountingEngine, chosen: PretrainConfig, progress: Progress | None = None
+    tmp_path: Path, engine: CountingEngine, chosen: PretrainConfig, progress: TrainingProgress | None = None
 ) -> tuple[SavedIterations, list[dict[str, Any]]]:
     saved = SavedIterations()
-    progress = progress or Progress()
+    progress = progress or TrainingProgress()
     path = tmp_path / "metrics.jsonl"
     world = World(0, 1, torch.device("cpu"))
     with MetricsLog([JsonLines(path, keep_until=progress.iteration)]) as metrics:
@@ -166,7 +166,7 @@ def test_exit_interval_saves_and_stops_and_the_log_goes_on_where_it_was(tmp_path
     assert len(saved.windows[-1]) == 2  # iterations 6 and 7 wait for the record at 10
     engine = CountingEngine()
     engine.steps = 7
-    progress = Progress(7, 14, 56, best_loss=1 / 7, window=saved.windows[-1])
+    progress = TrainingProgress(7, 14, 56, best_loss=1 / 7, window=saved.windows[-1])
     _, records = run(tmp_path, engine, config(), progress)
     train = {record["iteration"]: record for record in records if record["kind"] == "train"}
     assert train[10]["loss"] == pytest.approx(sum(1 / i for i in range(6, 11)) / 5, rel=1e-15)
@@ -200,7 +200,7 @@ def test_a_signal_in_an_evaluation_is_seen_after_its_batch(tmp_path: Path, when:
     # The run that goes on makes up for it.
     engine = CountingEngine()
     engine.steps = iteration
-    progress = Progress(iteration, 2 * iteration, 8 * iteration, evaluation_cut_off=saved.evaluation_cut_off)
+    progress = TrainingProgress(iteration, 2 * iteration, 8 * iteration, evaluation_cut_off=saved.evaluation_cut_off)
     _, records = run(tmp_path, engine, config(eval_iters=3), progress)
     assert [r["iteration"] for r in records if r["kind"] == "evaluation"] == [8, 16, 20]
     assert [r["iteration"] for r in records if r["kind"] == "test"] == [20]
@@ -289,6 +289,6 @@ def test_a_diverged_memory_is_never_saved(tmp_path: Path) -> None:
 
 def test_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
     engine = CountingEngine()
-    saved, records = run(tmp_path, engine, config(), Progress(20, 40, 160, 0.5))
+    saved, records = run(tmp_path, engine, config(), TrainingProgress(20, 40, 160, 0.5))
     assert engine.steps == 0
     assert records[-1]["reason"] == "finished"

@@ -53,13 +53,12 @@ def test_tables_larger_than_the_device_are_refused():
         parallel=ParallelConfig(pipeline_model_parallel_size=2, tensor_model_parallel_size=2),
     )
     one = (64 * 64 * 256 + 64 * 32) * 4 // 2
-    check_tables_fit(config, 0, 2 * one)
-    check_tables_fit(config, 1, one)
-    check_tables_fit(replace(config, fwpkm=replace(config.fwpkm, layer_numbers=())), 0, 0)
+    check_tables_fit(config, 2 * one)
+    check_tables_fit(replace(config, fwpkm=replace(config.fwpkm, layer_numbers=())), 0)
     with pytest.raises(
         ValueError, match="the memories' tables need 4.0 MiB on each rank, and there are"
     ):
-        check_tables_fit(config, 0, 2 * one - 1)
+        check_tables_fit(config, 2 * one - 1)
 
 
 def test_bfloat16_tables_halve_table_and_log():
@@ -219,9 +218,9 @@ def build(config: PretrainConfig, vocabulary: int):
 
 @pytest.fixture(scope="module")
 def single_process():
-    from megatron_fwpkm.distributed.startup import distributed_run
+    from megatron_fwpkm.engines.megatron_groups import megatron_run
 
-    with distributed_run(ParallelConfig(), TrainingConfig(deterministic=False, num_threads=1)):
+    with megatron_run(ParallelConfig(), TrainingConfig(deterministic=False, num_threads=1)):
         yield
 
 

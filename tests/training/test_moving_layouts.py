@@ -32,13 +32,13 @@ LAYOUTS = ROWS | {layout.name: layout for layout in MORE}
 
 def pass_on(rank: int, world_size: int, names: list[str], root: Path) -> list[list[str]]:
     """The first layout trains and saves; the others load that and save it again. Returns the notices of each load."""
-    from megatron_fwpkm.distributed.startup import distributed_run
     from megatron_fwpkm.engines.megatron import MegatronEngine
+    from megatron_fwpkm.engines.megatron_groups import megatron_run
 
     notices = []
     for number, name in enumerate(names):
         config = LAYOUTS[name].config("float32", "never")
-        with distributed_run(config.parallel, config.training) as world:
+        with megatron_run(config.parallel, config.training) as world:
             engine = MegatronEngine(config, VOCABULARY, world.device)
             if number == 0:
                 assert LAYOUTS[name].replicas == 1, "the first replica's memory is compared"

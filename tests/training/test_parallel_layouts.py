@@ -157,14 +157,14 @@ WHOLE: dict[Precision, tuple[str, ...]] = {
 
 def numbers(layout: Layout, precision: Precision, reset: str) -> dict[str, Any]:
     """Losses, norms, evaluation and whole tables of this rank's layers, in the running processes."""
-    from megatron_fwpkm.distributed.startup import distributed_run
     from megatron_fwpkm.engines.megatron import MegatronEngine
+    from megatron_fwpkm.engines.megatron_groups import megatron_run
 
     config = layout.config(precision, reset)
     reader = packed_batches if layout.packed else batches
     with (
         double_precision() if precision == "float64" else nullcontext(),
-        distributed_run(config.parallel, config.training) as world,
+        megatron_run(config.parallel, config.training) as world,
     ):
         from megatron.core import parallel_state
 

@@ -18,8 +18,8 @@ from megatron_fwpkm.config import PretrainConfig
 from megatron_fwpkm.config.derived import padded_vocab_size
 from megatron_fwpkm.config.field_metadata import MAY_CHANGE, marked
 from megatron_fwpkm.config.loading import option_groups
-from megatron_fwpkm.distributed.startup import distributed_run
 from megatron_fwpkm.engines.megatron import MegatronEngine
+from megatron_fwpkm.engines.megatron_groups import megatron_run
 from tests.engines.test_engine import BASE, VOCABULARY, batches, change, state_of
 from tests.training import test_moving_layouts
 
@@ -164,7 +164,7 @@ def test_options_of_the_optimizer(kind: str, tmp_path: Path) -> None:
     config = layout_of(kind)
     before: dict[str, tuple[Path, dict[str, Any]]] = {}
     wrong = []
-    with distributed_run(config.parallel, config.training) as world:
+    with megatron_run(config.parallel, config.training) as world:
         for name, (values, others) in SCHEDULE.items():
             first, second = (change(config, "optimizer", **part) for part in (values, others))
             assert check_resumable(first, second, "there", finetune=False)  # it is announced
@@ -180,13 +180,13 @@ def test_options_of_the_optimizer(kind: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with distributed_run(BASE.parallel, BASE.training) as world:
+    with megatron_run(BASE.parallel, BASE.training) as world:
         return save(BASE, tmp_path_factory.mktemp("resume") / "checkpoint", world.device)
 
 
 @pytest.fixture(scope="module")
 def unchanged(checkpoint: Path) -> dict[str, Any]:
-    with distributed_run(BASE.parallel, BASE.training) as world:
+    with megatron_run(BASE.parallel, BASE.training) as world:
         return resumed(BASE, checkpoint, world.device)
 
 
@@ -194,7 +194,7 @@ def unchanged(checkpoint: Path) -> dict[str, Any]:
 def test_options_of_model_memory_and_batch(group: str, name: str, checkpoint: Path, unchanged: dict[str, Any]) -> None:
     config = change(BASE, group, **ENGINE[group, name])
     assert check_resumable(BASE, config, "there", finetune=False)  # it is announced
-    with distributed_run(config.parallel, config.training) as world:
+    with megatron_run(config.parallel, config.training) as world:
         found = resumed(config, checkpoint, world.device)
         assert found == new_run(config, world.device)
     assert found != unchanged, "the option is not among what is looked at"
@@ -203,7 +203,7 @@ def test_options_of_model_memory_and_batch(group: str, name: str, checkpoint: Pa
 def test_padding_of_the_vocabulary_leaves_weights_and_moments(checkpoint: Path) -> None:
     states = []
     for config in (BASE, change(BASE, "model", make_vocab_size_divisible_by=50)):
-        with distributed_run(config.parallel, config.training) as world:
+        with megatron_run(config.parallel, config.training) as world:
             engine = build(config, world.device)
             engine.load(checkpoint, weights_only=False)
             states.append(state_of(engine))
@@ -220,7 +220,7 @@ def test_padding_of_the_vocabulary_leaves_weights_and_moments(checkpoint: Path) 
 def test_a_reset_that_is_new_puts_the_initial_memory_back(reset: str, checkpoint: Path) -> None:
     """Also where the run has written into its memory before."""
     config = change(BASE, "fwpkm", reset=reset)
-    with distributed_run(config.parallel, config.training) as world:
+    with megatron_run(config.parallel, config.training) as world:
         engine = build(config, world.device)
         initial = [table.clone() for table in (engine.memories[0].sub_keys, engine.memories[0].values)]
         engine.load(checkpoint, weights_only=False)
@@ -235,7 +235,7 @@ def test_a_table_of_another_dtype_holds_the_saved_numbers(checkpoint: Path, tmp_
     tables, folder = [], checkpoint
     for dtype in ("fp32", "bf16", "fp32"):
         config = change(BASE, "fwpkm", table_dtype=dtype)
-        with distributed_run(config.parallel, config.training) as world:
+        with megatron_run(config.parallel, config.training) as world:
             engine = build(config, world.device)
             engine.load(folder, weights_only=False)
             tables.append(engine.memories[0].fast_weights().values.clone())

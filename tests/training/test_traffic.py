@@ -54,13 +54,13 @@ def one_step(rank: int, world_size: int, names: list[str]) -> list[tuple[Sent, i
     """What this rank sends in a step of every layout, and its parameters."""
     from megatron.core import parallel_state
 
-    from megatron_fwpkm.distributed.startup import distributed_run
     from megatron_fwpkm.engines.megatron import MegatronEngine
+    from megatron_fwpkm.engines.megatron_groups import megatron_run
 
     found = []
     for name in names:
         layout = ROWS[name]
-        with distributed_run(config_of(name).parallel, config_of(name).training) as world:
+        with megatron_run(config_of(name).parallel, config_of(name).training) as world:
             engine = MegatronEngine(config_of(name), VOCABULARY, world.device)
             source = batches(0, parallel_state.get_data_parallel_rank(), layout.replicas)
             with counted() as sent:
