@@ -146,9 +146,10 @@ class _Run:
         self.progress = progress or ProgressReport(sum(file.end - file.begin for file in files))
         self.report = PreprocessReport(options.prefixes)
         encoding = EncodingOptions(
-            options.data, options.json_keys, options.append_eod, options.on_error == "fail", options.prepend_bos,
-            options.control_tokens, options.bad_bytes, options.blend_keys, options.accelerator,
-            options.verify,
+            data=options.data, json_keys=options.json_keys, append_eod=options.append_eod,
+            stop_at_bad=options.on_error == "fail", prepend_bos=options.prepend_bos,
+            control_tokens=options.control_tokens, bad_bytes=options.bad_bytes, blend_keys=options.blend_keys,
+            accelerator=options.accelerator, sample=options.verify,
         )  # fmt: skip
         self.encoder = BlockEncoder(encoding, tokenizer, encode)
         self.dtype = token_dtype(tokenizer.vocab_size)

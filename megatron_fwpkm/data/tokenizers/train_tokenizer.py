@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from ...config import DataConfig
+from ...config.tool_options import Flag, Metavar
 from ..corpus.input_files import STDIN, CorpusFile, corpus_blocks, open_corpus
 from ..corpus.json_keys import check_json_keys
 from ..corpus.records import BadRecord, Record, records
@@ -39,17 +40,29 @@ Normalization = Literal["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"
 class TokenizerOptions:
     """What tools/train_tokenizer.py is asked for; names as its flags."""
 
-    inputs: tuple[str, ...]
-    output_prefix: str
+    inputs: Annotated[tuple[str, ...], Flag("--input"), Metavar("PATH")]
+    """files, patterns or folders; jsonl, JSON arrays, txt or parquet; plain, gzip, bzip2, xz or zstd"""
+    output_prefix: Annotated[str, Metavar("PREFIX")]
+    """writes PREFIX.model and PREFIX.vocab"""
     vocab_size: int
-    character_coverage: float = 0.9995
-    extra_pieces: tuple[str, ...] = ()
-    json_keys: tuple[str, ...] = ("text",)
+    """vocabulary size, including special tokens"""
+    character_coverage: Annotated[float, Metavar("SHARE")] = 0.9995
+    """fraction of the corpus's characters that get a piece; the rest are encoded as bytes"""
+    extra_pieces: Annotated[tuple[str, ...], Metavar("PIECE")] = ()
+    """strings that always become one piece"""
+    json_keys: Annotated[tuple[str, ...], Flag("--json-keys", ("--json-key",)), Metavar("KEY")] = ("text",)
+    """JSON keys of the text; the tokenizer learns from all of them; a.b is key b inside a; 'text|body' is the first of
+    these keys that holds text"""
     normalization: Normalization = "identity"
-    sample_fraction: float = 1.0
+    """identity keeps every character; the others change characters and merge white space"""
+    sample_fraction: Annotated[float, Metavar("SHARE")] = 1.0
+    """fraction of the documents to train on, chosen by hash; for corpora larger than memory"""
     on_error: Literal["fail", "skip"] = "fail"
+    """for a bad record: stop or skip"""
     overwrite: bool = False
+    """replace an existing tokenizer"""
     pad_token: bool = True
+    """add a <pad> token with id 3, for batches of exported models; no document contains it"""
 
     @property
     def control_pieces(self) -> tuple[str, ...]:
