@@ -19,13 +19,13 @@ tags: [fwpkm, fast-weights, long-context]
 
 # FwPKM language model
 
-A causal transformer with a Fast-weight Product Key Memory (arXiv 2601.00671): a sparse table of {slots:,} slots before
-the attention of layers {layers} (counted from 0), which is read for every token and rewritten by gradient descent after
-every {chunk} tokens, in inference too. {summaries}
+A causal transformer with a Fast-weight Product Key Memory (arXiv 2601.00671), a sparse memory of {slots:,} slots before
+the attention of layers {layers} (counted from 0). The model reads the memory for every token and updates it by gradient
+descent after every {chunk} tokens, in inference too. {summaries}
 
-{parameters:,} trained parameters, {tables:,} numbers of memory, {hidden} wide, {num_layers} layers, {vocabulary:,}
-pieces. Exported from iteration {iteration} of a megatron_fwpkm run with sequences of {length} tokens. Every text starts
-from {start}.
+{parameters:,} trained parameters, {tables:,} fast weights, hidden size {hidden}, {num_layers} layers, vocabulary size
+{vocabulary:,}. Exported from iteration {iteration} of a megatron_fwpkm run with sequences of {length} tokens. Every
+text starts from {start}.
 
 ## Use
 
@@ -43,21 +43,21 @@ To read a document and ask about it later:
 
 ```python
 document = tokenizer(open("document.txt").read(), return_tensors="pt")
-cache = model.read(document.input_ids)  # the document is in its memory; attention starts anew
+cache = model.read(document.input_ids)  # the memory keeps the document; attention restarts
 model.generate(**prompt, cache=cache, max_new_tokens=40)
-cache.end_text()                        # before a prompt that does not go on from the last one; the memory stays
+cache.end_text()                        # before an unrelated prompt; the memory stays
 ```
 
-* A call with a cache streams: however a text is cut into calls, the logits are the same. A call with `use_cache=False`
-  is the arithmetic of training.
-* `cache.flush_memory()` writes the tokens that wait for a full chunk; `cache.clone()` copies a memory,
-  `cache.reset_memory()` puts the first one back.
-* `model.memory_mode` is `"on"`, `"frozen"` (read, do not write) or `"off"` (read the memory of the start).
-* Sequences of a batch would write one memory and read each other's text from it, so such a call is refused unless
-  `memory="shared"` (of a call, `model.config` or `model.generation_config`) says that this is meant, as in the paper.
-  Give each sequence a call of its own, or use `"frozen"` or `"off"`, which need nothing.
-* Padding changes nothing, on either side. Only a shared memory needs rows of equal length.
-* Made for Transformers {oldest} to {newest}: an older release is refused, a newer one is warned of.
+* A call with a cache streams: the logits do not depend on how a text is divided into calls. A call with
+  `use_cache=False` computes exactly what training computes.
+* `cache.flush_memory()` writes the tokens of an incomplete chunk; `cache.clone()` copies the memory; and
+  `cache.reset_memory()` restores the initial memory.
+* `model.memory_mode` is `"on"`, `"frozen"` (read, do not write) or `"off"` (read the initial memory).
+* The sequences of a batch would write to one memory and read each other's text from it. Such a call is refused unless
+  `memory="shared"` (of the call, `model.config` or `model.generation_config`) allows it, as in the paper. Otherwise use
+  one call per sequence, or the modes `"frozen"` or `"off"`.
+* Padding on either side changes nothing. A shared memory requires rows of equal length.
+* Requires Transformers {oldest} to {newest}: older releases are refused, newer ones cause a warning.
 """
 
 
@@ -66,7 +66,7 @@ def model_card(contents: CheckpointContents, model: FwPKMForCausalLM) -> str:
     config = model.config
     trained = contents.config
     summaries = (kind.summary(trained, layers_of(trained, kind)) for kind in kinds_in_use(trained))
-    start = "the memory before any write" if config.fwpkm_memory == "initial" else "the memory as training left it"
+    start = "the initial memory" if config.fwpkm_memory == "initial" else "the memory at the end of training"
     return _CARD.format(
         slots=config.fwpkm_num_subkeys**2,
         layers=", ".join(map(str, config.fwpkm_layers)) or "none",

@@ -147,8 +147,8 @@ def test_an_export_and_its_checkpoint_load_alike(checkpoint: Path, tmp_path: Pat
     assert (second.generation_config.eos_token_id, second.generation_config.pad_token_id) == (2, 0)
     assert json.loads((folder / "config.json").read_text())["fwpkm_memory"] == "trained"
     card = (folder / "README.md").read_text()
-    assert "Made for Transformers 5.17 to 5.24" in card
-    assert "64 slots before" in card and "windows of 16 tokens" in card and "the memory as training left it" in card
+    assert "Requires Transformers 5.17 to 5.24" in card
+    assert "64 slots before" in card and "windows of 16 tokens" in card and "the memory at the end of training" in card
 
 
 def test_half_precision_on_disk(checkpoint: Path, tmp_path: Path) -> None:
