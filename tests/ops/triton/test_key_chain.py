@@ -177,6 +177,10 @@ def test_equal_sub_keys_and_queries_on_them(score: str) -> None:
 def test_only_what_is_needed_is_differentiated(key_lr: float, needs: str) -> None:
     inputs = make(10, key_lr=key_lr)
     assert_close(run(TritonKeySteps, *inputs, needs), run(SparseKeySteps, *inputs, needs), 1e-12)
+    for steps in (TritonKeySteps, SparseKeySteps):
+        whole = run(steps, *inputs)
+        for name, found in run(steps, *inputs, needs).items():
+            assert torch.equal(found, whole[name]), "the bits do not depend on what else is asked for"
 
 
 def test_scores_that_nothing_depends_on_have_no_gradients() -> None:
