@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -62,13 +62,28 @@ def full_shapes(memory: FwPKMConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-class FastWeightStore:
-    """Saves and loads the fast weights of a model that runs under megatron.core's parallel state."""
+@dataclass(frozen=True)
+class MemoryRanks:
+    """Which ranks share this rank's memories, and which replica they are."""
 
-    def __init__(self, memory: FwPKMConfig, seed: int) -> None:
+    replica: int
+    replicas: int
+    tensor_group: dist.ProcessGroup
+    """Ranks that hold the columns of the values, in their order."""
+    context_group: dist.ProcessGroup
+    """Ranks among which every one of these parts is cut again."""
+    sharing_group: dist.ProcessGroup
+    """All ranks that share a memory, those of a tensor group side by side."""
+
+
+class FastWeightStore:
+    """Saves and loads the fast weights of a model whose engine says which ranks share a memory."""
+
+    def __init__(self, memory: FwPKMConfig, seed: int, ranks: MemoryRanks) -> None:
         """`memory` gives the whole tables' shapes; `seed` is what the initial memory is made from."""
         self._memory = memory
         self._seed = seed
+        self._ranks = ranks
 
     def save(self, folder: Path, layers: Sequence[MemoryLayer]) -> None:
         """Write this rank's part; called by every rank, also by one without layers (another pipeline stage)."""
@@ -84,9 +99,8 @@ class FastWeightStore:
 
     def _state(self, layers: Sequence[MemoryLayer]) -> dict[str, Tensor]:
         """This rank's tensors by their keys."""
-        replica = parallel_state.get_data_parallel_rank()
         return {
-            key_of(layer.layer_number, replica, name): self._as_global(name, local.detach().contiguous())
+            key_of(layer.layer_number, self._ranks.replica, name): self._as_global(name, local.detach().contiguous())
             for layer in layers
             for name, local in self._tensors(layer.fast_weights()).items()
         }
@@ -95,8 +109,8 @@ class FastWeightStore:
         """Say beside the tensors what they are."""
         if rank() == 0:
             description = {
-                "replicas": parallel_state.get_data_parallel_world_size(),
-                "tensor_parallel": parallel_state.get_tensor_model_parallel_world_size(),
+                "replicas": self._ranks.replicas,
+                "tensor_parallel": self._ranks.tensor_group.size(),
                 "initial_memory_seed": self._seed,
             }
             (folder / DESCRIPTION_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -108,8 +122,7 @@ class FastWeightStore:
         one of the layers or with other table sizes.
         """
         stored = stored_tensors(folder)
-        replicas = parallel_state.get_data_parallel_world_size()
-        mine = parallel_state.get_data_parallel_rank()
+        replicas, mine = self._ranks.replicas, self._ranks.replica
         notice = None
         targets: list[tuple[MemoryLayer, dict[str, Tensor]]] = []
         request: dict[str, Tensor] = {}
@@ -175,7 +188,7 @@ class FastWeightStore:
             whole: tuple[int, ...] = (*local.shape[:-1], self._memory.value_dim)
         else:
             whole = shapes.get(name, tuple(local.shape))
-        size = parallel_state.get_tensor_and_context_parallel_world_size()
+        size = self._ranks.sharing_group.size()
         cut = [axis for axis, (part, full) in enumerate(zip(local.shape, whole, strict=True)) if part != full]
         if not cut:
             if size == 1:
@@ -184,11 +197,10 @@ class FastWeightStore:
         assert len(cut) == 1 and local.shape[cut[0]] * size == whole[cut[0]], (name, tuple(local.shape), whole, size)
         return DTensor.from_local(local, self._mesh(local), [Shard(cut[0]), Shard(cut[0])], run_check=False)
 
-    @staticmethod
-    def _mesh(local: Tensor) -> DeviceMesh:
+    def _mesh(self, local: Tensor) -> DeviceMesh:
         """[tensor-parallel, context-parallel] ranks: the columns of the former are cut again by the latter."""
-        tensor, context = parallel_state.get_tensor_model_parallel_group(), parallel_state.get_context_parallel_group()
-        ranks = dist.get_process_group_ranks(parallel_state.get_tensor_and_context_parallel_group())
+        tensor, context = self._ranks.tensor_group, self._ranks.context_group
+        ranks = dist.get_process_group_ranks(self._ranks.sharing_group)
         mesh = torch.tensor(ranks).view(context.size(), tensor.size()).t()
         return DeviceMesh.from_group([tensor, context], local.device.type, mesh, mesh_dim_names=("tensor", "context"))
 

@@ -28,9 +28,10 @@ from ..models.builder import build_model, memory_layers, preserve_fast_weights
 from .base import Batch, StepResult
 from .learning_rate import build_scheduler
 from .losses import Losses, mean_over_batches, mean_over_tokens, summed_loss, weighted_loss
+from .megatron_groups import memory_ranks
+from .megatron_optimizer import build_optimizer
+from .megatron_replicas import keep_replicas_together
 from .memory_report import MemoryReport, collect_memory_report
-from .optimizer import build_optimizer
-from .replicas import keep_replicas_together
 
 
 class MegatronEngine:
@@ -57,7 +58,7 @@ class MegatronEngine:
             from_checkpoint=config.checkpoint.use_checkpoint_opt_param_scheduler,
         )
         self.memories = memory_layers(self.chunks)
-        self._store = FastWeightStore(config.fwpkm, config.training.seed)
+        self._store = FastWeightStore(config.fwpkm, config.training.seed, memory_ranks())
         model_config = self.chunks[0].config
         model_config.finalize_model_grads_func = finalize_model_grads
         model_config.grad_scale_func = self.optimizer.scale_loss

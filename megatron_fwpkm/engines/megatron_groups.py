@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+from ..checkpoint.fast_weight_store import MemoryRanks
 from ..config import ParallelConfig, TrainingConfig
 from ..distributed import megatron_on_cpu
 from ..distributed.startup import World, distributed_run
@@ -57,6 +58,17 @@ def set_seeds(seed: int) -> None:
     np.random.seed(own % 2**32)
     torch.manual_seed(own)
     model_parallel_cuda_manual_seed(own, force_reset_rng=True)
+
+
+def memory_ranks() -> MemoryRanks:
+    """Which ranks share this rank's memories, by Megatron's parallel state."""
+    return MemoryRanks(
+        replica=parallel_state.get_data_parallel_rank(),
+        replicas=parallel_state.get_data_parallel_world_size(),
+        tensor_group=parallel_state.get_tensor_model_parallel_group(),
+        context_group=parallel_state.get_context_parallel_group(),
+        sharing_group=parallel_state.get_tensor_and_context_parallel_group(),
+    )
 
 
 def _make_groups(parallel: ParallelConfig, world: World) -> None:

@@ -94,6 +94,18 @@ def absolute_imports(sources: Iterable[Source]) -> list[str]:
     ]
 
 
+def megatron_groups(sources: Iterable[Source]) -> list[str]:
+    """Megatron's parallel state outside of layers, models, distributed and the engine that makes it."""
+    found = []
+    for source in sources:
+        if source.parts[0] != "megatron_fwpkm" or source.parts[1] in {"layers", "models", "distributed"}:
+            continue
+        if source.parts[1] == "engines" and source.parts[-1].startswith("megatron"):
+            continue
+        found += _matching_lines([(source.path, source.text)], re.compile(r"\bparallel_state\b"))
+    return found
+
+
 def shared_names(sources: Iterable[Source], allowed: Iterable[str]) -> list[str]:
     """Modules of one name, and public classes of one name, in several places of the package."""
     places: dict[str, list[str]] = {}

@@ -66,6 +66,10 @@ def test_docstrings_say_something():
     check_none(laws.empty_docstrings(shipped_sources()))
 
 
+def test_parallel_groups_stay_behind_the_engine():
+    check_none(laws.megatron_groups(shipped_sources()))
+
+
 def test_entry_points_only_parse_and_call():
     check_none(laws.fat_entry_points(python_sources()))
 

@@ -25,6 +25,7 @@ TOOL = '"""T."""\ndef main(argv=None):\n    return 0\nif __name__ == "__main__":
         (laws.empty_docstrings, "a.py", "def f():\n  'See `g`.'", "def f():\n  'See that all is well.'"),
         (laws.foreign_markup, "a.py", "x = 1  # see :func:`f`", "x = 1  # see `f`"),
         (laws.absolute_imports, "megatron_fwpkm/ops/a.py", "from megatron_fwpkm.ops import b", "from . import b"),
+        (laws.megatron_groups, "megatron_fwpkm/data/a.py", "from megatron.core import parallel_state", "import math"),
         (laws.hidden_globals, "a.py", "def f():\n  global x\n  x = 1", "def f(x):\n  x = 1"),
         (laws.hidden_globals, "a.py", "a = get_args()", "a = typing.get_args(kind)"),
         (laws.communication, "a.py", "import torch.distributed as dist", "import torch"),

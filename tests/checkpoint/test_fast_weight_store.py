@@ -12,6 +12,7 @@ import torch
 from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore
 from megatron_fwpkm.checkpoint.store_layout import stored_tensors
 from megatron_fwpkm.config import FwPKMConfig
+from megatron_fwpkm.engines.megatron_groups import memory_ranks
 from megatron_fwpkm.ops import FastWeightState, PendingTokens
 from tests.layers.megatron import initialize
 from tests.spawned_ranks import run_distributed
@@ -66,13 +67,13 @@ def start(tensor_parallel: int) -> tuple[int, int]:
 def save(folder: Path, tensor_parallel: int) -> None:
     tp, dp = start(tensor_parallel)
     layers = [Layer(n, cut(whole(n, dp), tp, tensor_parallel)) for n in (2, 3)]
-    FastWeightStore(MEMORY, seed=5).save(folder, layers)
+    FastWeightStore(MEMORY, seed=5, ranks=memory_ranks()).save(folder, layers)
 
 
 def load(folder: Path, tensor_parallel: int, saved_replicas: int) -> str | None:
     tp, dp = start(tensor_parallel)
     layers = [Layer(n, cut(whole(n, 99, pending=False), tp, tensor_parallel)) for n in (2, 3)]
-    notice = FastWeightStore(MEMORY, seed=5).load(folder, layers)
+    notice = FastWeightStore(MEMORY, seed=5, ranks=memory_ranks()).load(folder, layers)
     for layer in layers:
         expected = cut(whole(layer.layer_number, dp % saved_replicas), tp, tensor_parallel)
         assert torch.equal(layer.state.sub_keys, expected.sub_keys)
@@ -90,7 +91,7 @@ def by_other_rules(folder: Path) -> None:
     tp, _ = start(2)
     for rule, words in (("replica0", "takes the memory of the first"), ("reset", "begins with the initial memory")):
         layer = Layer(2, cut(whole(2, 99, pending=False), tp, 2))
-        notice = FastWeightStore(replace(MEMORY, load_dp_rule=rule), seed=5).load(folder, [layer])
+        notice = FastWeightStore(replace(MEMORY, load_dp_rule=rule), seed=5, ranks=memory_ranks()).load(folder, [layer])
         assert notice == f"fast weights of 2 replicas go to 1: every replica {words}"
         expected = cut(whole(2, 0), tp, 2).values if rule == "replica0" else torch.zeros(16, 8)
         assert torch.equal(layer.state.values, expected)
@@ -133,7 +134,7 @@ def test_tables_move_between_layouts_exactly(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     initialize()
-    store = FastWeightStore(MEMORY, seed=5)
+    store = FastWeightStore(MEMORY, seed=5, ranks=memory_ranks())
     store.save(tmp_path / "fast", [Layer(2, whole(2, 0))])
     again = Layer(2, whole(2, 1, pending=False))
     assert store.load(tmp_path / "fast", [again]) is None
@@ -143,6 +144,6 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     small = FwPKMConfig(num_heads=2, num_subkeys=2, key_dim=6, value_dim=8)
     state = FastWeightState(torch.zeros(2, 2, 2, 3), torch.zeros(4, 8))
     with pytest.raises(ValueError, match=r"layer2/replica0/.* has shape .* and the model needs .*--fwpkm-num-subkeys"):
-        FastWeightStore(small, seed=5).load(tmp_path / "fast", [Layer(2, state)])
+        FastWeightStore(small, seed=5, ranks=memory_ranks()).load(tmp_path / "fast", [Layer(2, state)])
     with pytest.raises(ValueError, match="nothing holds no stored tensors"):
         store.load(tmp_path / "nothing", [again])

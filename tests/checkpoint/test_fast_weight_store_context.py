@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore
+from megatron_fwpkm.engines.megatron_groups import memory_ranks
 from tests.checkpoint.test_fast_weight_store import MEMORY, Layer, whole
 from tests.spawned_ranks import run_distributed
 
@@ -34,14 +35,13 @@ def _save_and_load(rank: int, world_size: int, folder: Path) -> list[tuple[slice
     from megatron_fwpkm.distributed import megatron_on_cpu
 
     megatron_on_cpu.install()
-    store = FastWeightStore(MEMORY, seed=5)
     saved = _parts(2, 2)
-    store.save(folder, [_part(saved, 2, 0)])
+    FastWeightStore(MEMORY, seed=5, ranks=memory_ranks()).save(folder, [_part(saved, 2, 0)])
     seen = [saved]
     for layout in ((2, 2), (1, 4), (4, 1), (1, 2)):
         seen.append(_parts(*layout))
         layer, expected = _part(seen[-1], 2, 99), _part(seen[-1], 2, 0)
-        store.load(folder, [layer])
+        FastWeightStore(MEMORY, seed=5, ranks=memory_ranks()).load(folder, [layer])
         assert torch.equal(layer.state.values, expected.state.values), layout
         assert torch.equal(layer.state.sub_keys, expected.state.sub_keys), layout
     return seen

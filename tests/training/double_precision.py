@@ -22,7 +22,7 @@ def double_precision() -> Iterator[None]:
     Not for what was chosen before: default arguments, and tensors that exist.
     """
     from megatron_fwpkm.distributed import megatron_on_cpu
-    from megatron_fwpkm.engines import optimizer
+    from megatron_fwpkm.engines import megatron_optimizer as optimizer
 
     megatron_on_cpu.install()
     torch.storage._dtype_to_storage_type_map()  # torch.save and torch.load remember these tables of types for good:

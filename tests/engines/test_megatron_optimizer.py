@@ -10,7 +10,7 @@ import pytest
 
 from megatron_fwpkm.checkpoint.compatibility import check_same_schedule
 from megatron_fwpkm.config import OptimizerConfig, PretrainConfig
-from megatron_fwpkm.engines import optimizer as module
+from megatron_fwpkm.engines import megatron_optimizer as module
 from megatron_fwpkm.engines.learning_rate import build_scheduler
 from megatron_fwpkm.engines.megatron import MegatronEngine
 from megatron_fwpkm.engines.megatron_groups import megatron_run

@@ -26,7 +26,7 @@ class Shared:
 
 def share_and_check(rank: int, world_size: int) -> None:
     """Two replicas first, two tensor-parallel ranks then."""
-    from megatron_fwpkm.engines import replicas
+    from megatron_fwpkm.engines import megatron_replicas as replicas
     from megatron_fwpkm.engines.megatron import MegatronEngine
     from megatron_fwpkm.engines.megatron_groups import megatron_run
 
@@ -80,7 +80,7 @@ class OneOf:
 
 def test_the_mean_of_bfloat16_values_is_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three replicas, of which this is one: sums of two are rounded alike with and without float32."""
-    from megatron_fwpkm.engines import replicas
+    from megatron_fwpkm.engines import megatron_replicas as replicas
 
     rows = 2 * replicas._ROWS_AT_ONCE + 5
     everyone = torch.randn(3, rows, 2, generator=torch.Generator().manual_seed(0)).bfloat16()
