@@ -15,44 +15,26 @@ import sys
 from collections.abc import Sequence
 
 from megatron_fwpkm.config.cli import run_cli, tool_parser
-from megatron_fwpkm.config.command_line_errors import is_flag, join_complaints
-from megatron_fwpkm.data.preprocess.preprocess_flags import add_flags, complaint_of_unknown, tokenizer_config
-
-_PASSED_ON = (
-    "accelerator", "append_eod", "bad_bytes",
-    "blend_keys", "control_tokens", "num_shards", "on_error", "overwrite", "prepend_bos",
-    "resume", "shard_id", "txt_documents", "verify", "workers",
-)  # fmt: skip
+from megatron_fwpkm.config.tool_options import add_tool_options, parse_tool
+from megatron_fwpkm.data.preprocess.options import PreprocessOptions
+from megatron_fwpkm.data.preprocess.preprocess_flags import MEGATRON_PREPROCESS_FLAGS, check_tokenizer_flags
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = tool_parser(__doc__)
-    add_flags(parser)
-    return parser
+    return add_tool_options(tool_parser(__doc__), PreprocessOptions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the corpus and print what was done."""
     parser = build_parser()
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flags = [word for word in unknown if is_flag(word)] or unknown
-        known = list(parser._option_string_actions)
-        parser.error(join_complaints([complaint_of_unknown(word, known) for word in flags]))
-    if args.num_shards > 1 and args.shard_id is None:
-        parser.error(f"--num-shards {args.num_shards}: which of them? --shard-id goes from 0 to {args.num_shards - 1}")
-    args.shard_id = args.shard_id or 0
-    from megatron_fwpkm.data.preprocess.run import PreprocessOptions, preprocess
+    options = parse_tool(parser, PreprocessOptions, argv, MEGATRON_PREPROCESS_FLAGS)
+    if (number := options.num_shards) > 1 and options.shard_id is None:
+        parser.error(f"--num-shards {number}: which of them? --shard-id goes from 0 to {number - 1}")
+    check_tokenizer_flags(options.data)
+    from megatron_fwpkm.data.preprocess.run import preprocess
     from megatron_fwpkm.data.progress_report import table
 
-    options = PreprocessOptions(
-        inputs=tuple(args.input),
-        output_prefix=args.output_prefix,
-        data=tokenizer_config(args),
-        json_keys=tuple(args.json_keys),
-        **{name: getattr(args, name) for name in _PASSED_ON},
-    )
     journal = options.journal_path
     before = journal.stat() if journal.exists() else None
     try:

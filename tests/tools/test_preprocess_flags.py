@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
 import pytest
 
-from megatron_fwpkm.data.preprocess.preprocess_flags import MEGATRON_PREPROCESS_FLAGS, add_flags, complaint_of_unknown
+from megatron_fwpkm.config.tool_options import complaint_of_unknown
+from megatron_fwpkm.data.preprocess.preprocess_flags import MEGATRON_PREPROCESS_FLAGS
 from tests.tools.in_process import run_tool
+from tools.preprocess_data import build_parser
 
 THEIRS = (Path(__file__).parent / "megatron_preprocess_flags.txt").read_text().splitlines()[1:]
 
 
 def our_flags() -> list[str]:
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
-    return list(parser._option_string_actions)
+    return list(build_parser()._option_string_actions)
 
 
 def test_every_flag_of_megatron_works_or_has_advice() -> None:
     ours = our_flags()
     assert len(THEIRS) > 30
     for flag in THEIRS:
-        answer = complaint_of_unknown(flag, ours)
+        answer = complaint_of_unknown(flag, ours, MEGATRON_PREPROCESS_FLAGS)
         assert flag in ours or re.match(rf"unknown flag {flag}: ", answer), answer
 
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
 from ..indexed.indexed_format import token_dtype
 from ..tokenizers import SentencePieceTokenizer, Tokenizer
+from . import Accelerator
 from .gigatoken_encoder import GigatokenEncoder
 from .segments import SegmentEncoder
 
-Accelerator = Literal["auto", "gigatoken", "segments", "none"]
 DocumentsEncoder = Callable[[list[str]], list[bytes]]
 """Texts to their tokens as bytes in the dataset's dtype, a text each, without BOS and EOD."""
 

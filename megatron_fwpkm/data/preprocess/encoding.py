@@ -12,19 +12,19 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import numpy as np
 
 from ...config import DataConfig
 from ...processes.parent import end_with_parent, shielded
 from ..corpus.records import BadBytes, BadRecord, Block, Cursor, Record, records
-from ..encoders.acceleration import Accelerator, DocumentsEncoder, build_encoder
+from ..encoders import Accelerator
+from ..encoders.acceleration import DocumentsEncoder, build_encoder
 from ..indexed.indexed_format import token_dtype
 from ..tokenizers import Tokenizer, build_tokenizer
 from .document_sample import SampledDocument, draw_documents
+from .options import ControlTokens
 
-ControlTokens = Literal["text", "parse", "fail"]
 _LONGEST = 2**31 - 1
 """Tokens of a document: an index holds lengths in 32 bits."""
 

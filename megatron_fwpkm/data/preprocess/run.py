@@ -10,80 +10,28 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ...config import DataConfig
 from ..corpus.input_files import STDIN, CorpusFile, corpus_blocks, open_corpus
-from ..corpus.json_keys import check_json_keys, dataset_name
-from ..corpus.records import BadBytes, BadRecord, Cursor, TxtDocuments
+from ..corpus.json_keys import check_json_keys
+from ..corpus.records import BadRecord, Cursor
 from ..encoders.acceleration import Accelerator, AcceleratorMismatch, DocumentsEncoder, choose_accelerator
 from ..indexed.indexed_format import IndexedWriter, dataset_paths, read_dataset_info, rename_all, token_dtype
 from ..output_prefix import check_output_prefix
 from ..progress_report import ProgressReport
 from ..tokenizers import Tokenizer, build_tokenizer
 from .document_sample import DocumentSample
-from .encoding import BlockEncoder, ControlTokens, EncodedBlock, EncodingOptions, encode_blocks
+from .encoding import BlockEncoder, EncodedBlock, EncodingOptions, encode_blocks
 from .journal import BadRecordsFile, Journal, signature
+from .options import PreprocessOptions
 from .preprocess_report import PreprocessReport
 from .verification import check_sample
 
 _SHOWN_BAD_RECORDS = 10
 TOOL_VERSION = 2
 """Rises when the same inputs and options would give other tokens."""
-
-OnError = Literal["fail", "skip", "quarantine"]
-
-
-@dataclass(frozen=True)
-class PreprocessOptions:
-    """What tools/preprocess_data.py is asked for; names as its flags."""
-
-    inputs: tuple[str, ...]
-    output_prefix: str
-    data: DataConfig
-    json_keys: tuple[str, ...] = ("text",)
-    append_eod: bool = False
-    workers: int = 1
-    on_error: OnError = "fail"
-    txt_documents: TxtDocuments = "file"
-    overwrite: bool = False
-    prepend_bos: bool = False
-    control_tokens: ControlTokens = "text"
-    bad_bytes: BadBytes = "reject"
-    blend_keys: bool = False
-    accelerator: Accelerator = "auto"
-    verify: int = 0
-    resume: bool = False
-    shard_id: int = 0
-    num_shards: int = 1
-
-    @property
-    def shard_prefix(self) -> str:
-        """The output prefix of this shard."""
-        shard = f"-{self.shard_id:05d}-of-{self.num_shards:05d}" if self.num_shards > 1 else ""
-        return self.output_prefix + shard
-
-    def prefix(self, name: str) -> str:
-        """Prefix of the dataset of one key, named as Megatron-LM names it."""
-        return f"{self.shard_prefix}_{name}_document"
-
-    @property
-    def prefixes(self) -> list[str]:
-        """Prefixes of all datasets."""
-        names = list(map(dataset_name, self.json_keys))
-        return [self.prefix("_".join(names))] if self.blend_keys else [*map(self.prefix, names)]
-
-    @property
-    def quarantine_path(self) -> Path:
-        """Where --on-error quarantine puts bad records."""
-        return Path(f"{self.shard_prefix}_quarantine.jsonl")
-
-    @property
-    def journal_path(self) -> Path:
-        """What --resume goes by."""
-        return Path(f"{self.shard_prefix}_journal.json")
 
 
 def preprocess(options: PreprocessOptions, progress: ProgressReport | None = None) -> PreprocessReport:
@@ -97,7 +45,7 @@ def preprocess(options: PreprocessOptions, progress: ProgressReport | None = Non
     """
     tokenizer = build_tokenizer(options.data)
     _check(options, tokenizer)
-    files = open_corpus(options.inputs, options.txt_documents, shard_id=options.shard_id, num_shards=options.num_shards)
+    files = open_corpus(options.inputs, options.txt_documents, shard_id=options.shard, num_shards=options.num_shards)
     if options.resume and any(file.path == STDIN for file in files):
         raise ValueError("--resume cannot read --input - again from its middle; write it to a file first")
     for idle in _idle_options(options, files):
@@ -299,7 +247,7 @@ class _Run:
             "skipped": dict(self.report.skipped),
             "run": run_signature,
         }
-        shard = {"shard": [options.shard_id, options.num_shards]} if options.num_shards > 1 else {}
+        shard = {"shard": [options.shard, options.num_shards]} if options.num_shards > 1 else {}
         return sidecar | shard
 
 
@@ -315,9 +263,9 @@ def _check(options: PreprocessOptions, tokenizer: Tokenizer) -> None:
     if options.workers < 1:
         raise ValueError(f"--workers {options.workers} must be at least 1")
     check_json_keys(options.json_keys)
-    if not 0 <= options.shard_id < options.num_shards:
+    if not 0 <= options.shard < options.num_shards:
         raise ValueError(
-            f"--shard-id {options.shard_id} of --num-shards {options.num_shards}: ids go from 0 to --num-shards - 1"
+            f"--shard-id {options.shard} of --num-shards {options.num_shards}: ids go from 0 to --num-shards - 1"
         )
     if options.prepend_bos and tokenizer.bos is None:
         name = tokenizer.path or tokenizer.kind

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from megatron_fwpkm.config import DataConfig
+from megatron_fwpkm.config.tool_options import parse_tool
 from megatron_fwpkm.data.corpus import records
 from megatron_fwpkm.data.corpus.records import BadRecord, Block, Record
+from megatron_fwpkm.data.preprocess.preprocess_flags import check_tokenizer_flags
+from megatron_fwpkm.data.preprocess.run import PreprocessOptions
 from megatron_fwpkm.data.tokenizers import build_tokenizer, train_tokenizer
-from tools.preprocess_data import build_parser, tokenizer_config
+from tools.preprocess_data import build_parser
 
 from ..conftest import novel
 from ..tokenizers.test_train_tokenizer import train
@@ -66,15 +69,18 @@ def test_a_bad_record_ends_the_training_of_a_tokenizer_at_once(tmp_path: Path) -
     ],
 )
 def test_flags_of_other_tokenizers(words: str, message: str) -> None:
-    args = build_parser().parse_args(["--input", "a", "--output-prefix", "b", *words.split()])
+    given = ["--input", "a", "--output-prefix", "b", *words.split()]
+    options = parse_tool(build_parser(), PreprocessOptions, given)
     with pytest.raises(ValueError, match=message):
-        tokenizer_config(args)
+        check_tokenizer_flags(options.data)
 
 
 def test_flags_of_this_tokenizer() -> None:
     words = "--tokenizer-type TikTokenizer --tokenizer-model a --tiktoken-pattern v1 --tiktoken-num-special-tokens 9"
-    args = build_parser().parse_args(["--input", "a", "--output-prefix", "b", *words.split()])
-    assert tokenizer_config(args).tiktoken_num_special_tokens == 9
+    given = ["--input", "a", "--output-prefix", "b", *words.split()]
+    options = parse_tool(build_parser(), PreprocessOptions, given)
+    check_tokenizer_flags(options.data)
+    assert options.data.tiktoken_num_special_tokens == 9
 
 
 @pytest.mark.parametrize("orjson", [True, False])
