@@ -119,6 +119,19 @@ def test_a_model_without_memory_is_measured(  # noqa: PLR0913
     assert "The model has no fast-weight memory" in page
 
 
+def test_tokenizer_json_decides_where_another_model_has_both(byte_tokenizer, export, folder, tmp_path):  # noqa: F811
+    """Exports of ours keep to tokenizer.model, which training used."""
+    from megatron_fwpkm.evaluation.model_loading import load_tokenizer
+
+    for name in ("other", "ours"):
+        shutil.copytree(byte_tokenizer, tmp_path / name)
+        shutil.copy(folder / "tokenizer.model", tmp_path / name)
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "llama"}')
+    shutil.copy(export / "config.json", tmp_path / "ours")
+    assert load_tokenizer(tmp_path / "other").kind == "HuggingFaceTokenizer"
+    assert load_tokenizer(tmp_path / "ours").kind == "SentencePieceTokenizer"
+
+
 def test_more_tokens_than_learned_positions_are_refused(byte_tokenizer, folder, tiny_model, tmp_path, capsys):  # noqa: F811
     save_baseline("gpt2", tmp_path / "model", byte_tokenizer, tiny_model)
     common = ["--model", tmp_path / "model", "--haystack", folder / "novel.txt", "--output", tmp_path / "out"]
