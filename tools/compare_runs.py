@@ -14,25 +14,35 @@ import megatron_fwpkm.processes.interruption  # noqa: F401
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.config.tool_options import Metavar, add_tool_options, parse_tool
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What the tool is asked for."""
+
+    before: Annotated[str, Metavar("FOLDER")]
+    """folder of the first run"""
+    after: Annotated[str, Metavar("FOLDER")]
+    """folder of the second run"""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's flags."""
-    parser = tool_parser(__doc__)
-    parser.add_argument("--before", type=Path, required=True, metavar="FOLDER", help="folder of the first run")
-    parser.add_argument("--after", type=Path, required=True, metavar="FOLDER", help="folder of the second run")
-    return parser
+    return add_tool_options(tool_parser(__doc__), CompareOptions)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line per file that was compared, and a verdict."""
-    arguments = build_parser().parse_args(argv)
+    options = parse_tool(build_parser(), CompareOptions, argv)
     from megatron_fwpkm.evaluation.run_comparison import compare_runs
 
-    found = compare_runs(arguments.before, arguments.after)
+    found = compare_runs(Path(options.before), Path(options.after))
     print("\n".join(map(str, found)))
     different = sum(comparison.difference is not None for comparison in found)
     print(f"{different} of {len(found)} files differ" if different else f"all {len(found)} files are identical")
