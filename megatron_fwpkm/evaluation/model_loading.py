@@ -44,6 +44,11 @@ class LoadedModel:
     bos: int | None = None
     """The token that every text begins with; None where documents of training began with none."""
 
+    def identity(self) -> dict[str, object]:
+        """What tells this model from others in a log of records, wherever its folder lies."""
+        begins = {} if self.bos is None else {"bos": self.bos}
+        return {"weights": self.weights_digest(), "tokenizer": self.tokenizer.identity, **begins}
+
     def weights_digest(self) -> str:
         """Hex digest of all weights and initial tables: tells whether two folders hold the same model."""
         digest = hashlib.blake2b(digest_size=16)

@@ -100,8 +100,6 @@ def _identity(settings: NeedleSettings, loaded: LoadedModel, haystack: Haystack)
     decisive = {name: value for name, value in settings.decides_a_sample().items() if name not in ("model", "haystack")}
     return {
         **decisive,
-        "weights": loaded.weights_digest(),
-        "tokenizer": loaded.tokenizer.identity,
+        **loaded.identity(),
         "haystack": hashlib.blake2b(haystack.tokens.tobytes(), digest_size=16).hexdigest(),
-        **({} if loaded.bos is None else {"bos": loaded.bos}),
     }

@@ -1,0 +1,18 @@
+"""What tells one loaded model from another."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_fwpkm.evaluation.model_loading import LoadedModel
+from tests.evaluation.oracle import OracleModel
+
+
+def test_a_model_of_other_weights_or_first_token_is_another(tokenizer):
+    """So that records of one are not taken for those of the other."""
+    model = OracleModel(tokenizer.vocab_size)
+    plain, begun = (LoadedModel(model, tokenizer, bos).identity() for bos in (None, 1))
+    assert plain.keys() == {"weights", "tokenizer"} and begun == plain | {"bos": 1}
+    assert plain == LoadedModel(OracleModel(tokenizer.vocab_size), tokenizer).identity()
+    model.state_dict = lambda: {"weight": torch.ones(1)}
+    assert LoadedModel(model, tokenizer).identity()["weights"] != plain["weights"]
