@@ -187,7 +187,7 @@ def test_the_range_is_the_same_everywhere() -> None:
     assert re.search(rf"^transformers=={re.escape(NEWEST)}\.\d+$", text["constraints.txt"], re.MULTILINE)
     tried = re.findall(r"^TRANSFORMERS \?= (.*)$", text["Makefile"], re.MULTILINE)[0].split()
     assert tried[0] == f"{OLDEST}.0" and tried[-1].rpartition(".")[0] == NEWEST
-    assert f"on {OLDEST}, 5.23 and {NEWEST}" in text["README.md"]
+    assert f"on Transformers {OLDEST}, 5.23 and {NEWEST}" in text["README.md"]
     assert f"({OLDEST} to {NEWEST})" in (ROOT / "megatron_fwpkm" / "hf" / "README.md").read_text()
 
 
