@@ -203,7 +203,7 @@ def test_a_missing_checkpoint_ends_the_run_where_that_is_asked(
 ) -> None:
     new = {"save": tmp_path / "new", "exit_on_missing_checkpoint": True}
     assert start(flags(data[0], **new, resume=True)) == 1
-    assert "holds no checkpoint to --resume from, and --exit-on-missing-checkpoint forbids a new run" in said(capfd)
+    assert "contains no checkpoint to --resume from, and --exit-on-missing-checkpoint forbids a new run" in said(capfd)
     assert start(flags(data[0], **new, load=tmp_path / "nowhere")) == 1
     assert "nowhere is not a folder" in said(capfd)
     assert seen == []

@@ -88,7 +88,7 @@ def _no_room(needed: int, free: int | None) -> str:
     room = "" if free is None else f", and {free / 2**20:,.1f} MiB are free"
     return (
         f"the disk is full. A checkpoint needs about {needed:,} bytes{room} (a run keeps --keep-last checkpoints and "
-        "one more while it writes); make room or --save elsewhere, then go on with --resume"
+        "one more while it writes); make room or --save elsewhere, then continue with --resume"
     )
 
 

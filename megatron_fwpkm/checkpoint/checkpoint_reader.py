@@ -83,7 +83,7 @@ def _read_fast_weights(folder: Path, layer_numbers: tuple[int, ...]) -> dict[int
         names = ["sub_keys", "values", *(f"pending/{name}" for name in PENDING_FIELDS)]
         wanted = {name: stored[key] for name in names if (key := key_of(number, 0, name)) in stored}
         if not wanted.keys() >= {"sub_keys", "values"}:
-            raise ValueError(f"{folder} holds no memory for layer {number}")
+            raise ValueError(f"{folder} contains no memory for layer {number}")
         loaded = _read_tensors(folder, {key_of(number, 0, name): meta for name, meta in wanted.items()})
         tensors = {name: loaded[key_of(number, 0, name)] for name in wanted}
         waiting = {name.removeprefix("pending/"): t for name, t in tensors.items() if name.startswith("pending/")}

@@ -85,7 +85,7 @@ def check_same_schedule(saved: PretrainConfig, given: PretrainConfig, where: str
     if found:
         raise ValueError(
             f"cannot continue from {where} with --no-override-opt-param-scheduler: {'; '.join(map(str, found))}; give "
-            "the saved values, or take them with --use-checkpoint-opt-param-scheduler, or these with "
+            "the saved values, or use them with --use-checkpoint-opt-param-scheduler, or these with "
             "--override-opt-param-scheduler"
         )
 

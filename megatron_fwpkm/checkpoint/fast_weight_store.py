@@ -129,7 +129,7 @@ class FastWeightStore:
         for layer in layers:
             saved = replica_count(stored, layer.layer_number)
             if saved == 0:
-                raise ValueError(f"{folder} holds no memory for layer {layer.layer_number}")
+                raise ValueError(f"{folder} contains no memory for layer {layer.layer_number}")
             source = mine
             if saved != replicas:
                 rule = self._memory.load_dp_rule

@@ -58,7 +58,7 @@ def load_rng_state(folder: Path, rank: int) -> dict[str, Any]:
         if isinstance(error, OSError) and error.filename is not None:  # it cannot be opened
             raise
         raise ValueError(
-            f"{file} holds no random states: it is damaged, or holds code, which is not run; use an earlier checkpoint"
+            f"{file} contains no random states: it is damaged, or holds code, which is not run. Use an older checkpoint"
         ) from error
     set_rng_state(state)
     own: dict[str, Any] = state[_ENGINE]

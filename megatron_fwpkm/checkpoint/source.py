@@ -37,7 +37,7 @@ def find_source(chosen: CheckpointConfig) -> Source | None:
         return Source(_named(Path(chosen.load), chosen.ckpt_step), resumed=False)
     if chosen.resume and chosen.exit_on_missing_checkpoint:
         raise ValueError(
-            f"--save {chosen.save} holds no checkpoint to --resume from, and --exit-on-missing-checkpoint forbids a "
+            f"--save {chosen.save} contains no checkpoint to --resume from, and --exit-on-missing-checkpoint forbids a "
             "new run: name another folder, or remove that flag"
         )
     return None
@@ -58,6 +58,6 @@ def _named(path: Path, step: int | None) -> Path:
 def _of_step(root: Path, step: int) -> Path:
     folders = {path.name: path for path in published(root)}
     if folder_name(step) not in folders:
-        there = f"only {', '.join(folders)}; take the number of one" if folders else "no checkpoint at all"
-        raise ValueError(f"--ckpt-step {step}: {root} holds no {folder_name(step)}, {there}")
+        there = f"only {', '.join(folders)}; use the number of one" if folders else "and no other checkpoint"
+        raise ValueError(f"--ckpt-step {step}: {root} contains no {folder_name(step)}, {there}")
     return folders[folder_name(step)]

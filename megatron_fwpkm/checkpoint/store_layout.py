@@ -27,7 +27,7 @@ def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
     try:
         metadata: Metadata = dcp.FileSystemReader(folder).read_metadata()
     except (OSError, EOFError) as error:
-        raise ValueError(f"{folder} holds no stored tensors: {error}") from error
+        raise ValueError(f"{folder} contains no stored tensors: {error}") from error
     return {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
 
 

@@ -28,7 +28,7 @@ def _recompute(config: PretrainConfig) -> Iterator[str]:
         return
     for flag, value in given.items():
         if value is not None:
-            yield f"{flag} {value} belongs to --recompute-granularity full: give it, or remove {flag}"
+            yield f"{flag} {value} requires --recompute-granularity full: give it, or remove {flag}"
 
 
 def _offload(config: PretrainConfig) -> Iterator[str]:
@@ -38,5 +38,5 @@ def _offload(config: PretrainConfig) -> Iterator[str]:
     if layers and config.training.recompute_granularity == "full":
         yield (
             f"--cpu-offloading-num-layers {layers} has nothing to offload with --recompute-granularity full, which "
-            "keeps no activations: take --recompute-granularity selective, or remove one of them"
+            "keeps no activations: use --recompute-granularity selective, or remove one of them"
         )

@@ -304,5 +304,5 @@ def _pair(word: str) -> tuple[int, int]:
 
 def _choice(word: str, choices: tuple[str, ...]) -> str:
     if word not in choices:
-        raise ValueError(f"{word!r} is none of {', '.join(choices)}")
+        raise ValueError(f"{word!r} is not one of {', '.join(choices)}")
     return word

@@ -72,6 +72,6 @@ def rampup_problems(training: TrainingConfig, unit: int, interleaved_stages: int
             stages = f" and {interleaved_stages} stages of an interleaved pipeline" if interleaved_stages > 1 else ""
             shared = f" times {replicas} data-parallel replicas" if replicas > 1 else ""
             yield (
-                f"{given}: {name} {value} is not a multiple of {step}, --micro-batch-size "
+                f"{given}: {name} {value} is not divisible by {step}, --micro-batch-size "
                 f"{training.micro_batch_size}{shared}{stages}"
             )

@@ -29,7 +29,7 @@ def _refuse_beside(flag: str, path: str, values: Mapping[str, object], fields: l
     for field in fields:
         if values.get(field):
             other = "--" + field.replace("_", "-")
-            raise ValueError(f"{flag} {path} and {other} exclude each other: the file says what {other} would")
+            raise ValueError(f"{flag} {path} and {other} are mutually exclusive: the file says what {other} would")
 
 
 def _per_split(path: str) -> dict[str, tuple[str, ...]]:

@@ -33,7 +33,7 @@ def _retention(checkpoint: CheckpointConfig) -> Iterator[str]:
     elif retain % interval:
         below = retain // interval * interval
         near = f"{below} or {below + interval}" if below else str(interval)
-        yield f"--save-retain-interval {retain} is not a multiple of --save-interval {interval}: take {near}"
+        yield f"--save-retain-interval {retain} is not divisible by --save-interval {interval}: use {near}"
     if checkpoint.keep_last == 0:
         yield (
             f"--save-retain-interval {retain} has nothing to spare with --keep-last 0, which keeps all checkpoints: "
@@ -60,7 +60,7 @@ def _schedule(checkpoint: CheckpointConfig) -> Iterator[str]:
         return
     if checkpoint.override_opt_param_scheduler:
         yield (
-            "--override-opt-param-scheduler and --use-checkpoint-opt-param-scheduler exclude each other: the first "
+            "--override-opt-param-scheduler and --use-checkpoint-opt-param-scheduler are mutually exclusive: the first "
             "takes the schedule that is given, the second the checkpoint's"
         )
     if checkpoint.finetune and not checkpoint.resume:

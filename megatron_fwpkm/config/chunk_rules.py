@@ -36,7 +36,7 @@ def chunk_problems(config: PretrainConfig, world_size: int | None = None) -> Ite
             f"writes first after {first} of --seq-length {length}, and --fwpkm-reset document forgets it before "
             "anything is read"
         )
-    advice = f"take a chunk of at most {most}" if most > fwpkm.lookahead else "take longer sequences"
+    advice = f"use a chunk of at most {most}" if most > fwpkm.lookahead else "use longer sequences"
     yield f"{given} {reason}; {advice}"
 
 

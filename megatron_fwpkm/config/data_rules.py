@@ -26,7 +26,7 @@ def _paths(config: PretrainConfig) -> Iterator[str]:
     }
     given = [flag for flag, paths in apart.items() if paths]
     if data.data_path and given:
-        yield f"--data-path and {' '.join(given)} exclude each other: one corpus that --split divides, or one per split"
+        yield f"--data-path and {' '.join(given)} are mutually exclusive: give one corpus for --split, or one per split"
     elif given and not data.train_data_path:
         yield f"{' '.join(given)} needs --train-data-path beside it"
     elif not given and not data.data_path and not training.dry_run:
@@ -50,7 +50,7 @@ def _splits(config: PretrainConfig) -> Iterator[str]:
         )
     if data.train_data_path and not data.valid_data_path and training.eval_iters:
         yield (
-            f"--eval-iters {training.eval_iters} needs --valid-data-path beside --train-data-path, or take "
+            f"--eval-iters {training.eval_iters} needs --valid-data-path beside --train-data-path, or use "
             "--eval-iters 0"
         )
 
@@ -75,7 +75,7 @@ def idle_tiktoken_options(data: DataConfig) -> Iterator[str]:
         if kind != "TikTokenizer" and value != getattr(DataConfig(), name):
             told = " ".join(value) if isinstance(value, tuple) else value
             yield (
-                f"--{name.replace('_', '-')} {told} does nothing with --tokenizer-type {kind}: leave it out, or take "
+                f"--{name.replace('_', '-')} {told} has no effect with --tokenizer-type {kind}: remove it, or use "
                 "--tokenizer-type TikTokenizer"
             )
 

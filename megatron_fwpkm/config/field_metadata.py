@@ -70,7 +70,7 @@ class Between:
 
     def demand(self, value: float) -> str | None:
         """What is demanded of `value`, such as `be at least 1`; None where it is within the range."""
-        return None if self.low <= value <= self.high else f"lie between {self.low} and {self.high}"
+        return None if self.low <= value <= self.high else f"be between {self.low} and {self.high}"
 
 
 @dataclass(frozen=True)

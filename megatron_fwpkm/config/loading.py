@@ -164,7 +164,7 @@ def read_yaml(path: str, known: dict[str, Option]) -> list[tuple[Option, Any, in
         option = _find(where, key, node, known)
         if option.name in seen:
             raise ValueError(
-                f"{where}: {option.name} stands here a second time (first in line {seen[option.name]}); remove one"
+                f"{where}: {option.name} is given a second time (first in line {seen[option.name]}); remove one"
             )
         seen[option.name] = _line(key)
         try:
@@ -212,7 +212,7 @@ def _find(where: str, key: yaml.Node, node: yaml.Node, known: dict[str, Option])
     positive = bare.removeprefix("no-")
     if positive in known and known[positive].is_boolean:
         raise ValueError(f"{where}: write `{positive}: false` instead of {key.value}")
-    raise ValueError(f"{where}: there is no option {key.value}{advice(bare, list(known))}")
+    raise ValueError(f"{where}: unknown option {key.value}{advice(bare, list(known))}")
 
 
 def _value(option: Option, node: yaml.Node) -> Any:

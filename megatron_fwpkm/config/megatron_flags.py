@@ -14,7 +14,7 @@ _FOLDER = "give --tokenizer-type HuggingFaceTokenizer and its folder as --tokeni
 _INIT = "remove it: weights are drawn on the device from a normal distribution, see --init-method-std"
 _ITERATIONS = "a run is counted in iterations here, not in samples"
 _NOT_LOADED = "give --load with --finetune, which takes the weights only"
-_SAVED = "remove it: checkpoints hold all that a run needs to go on"
+_SAVED = "remove it: checkpoints hold all that a run needs to continue"
 _SIGNAL = "remove it: SIGTERM and SIGINT always save and end the run here"
 _TOKENIZER = "remove it: a tokenizer is used as its file says"
 _VOCABULARY = "remove it: the vocabulary is padded to a multiple of --make-vocab-size-divisible-by"
@@ -62,7 +62,7 @@ MEGATRON_FLAGS = {
     "exit-signal-handler": _SIGNAL,
     "exit-signal-handler-for-dataloader": _SIGNAL,
     "exit-signal-handler-for-training": _SIGNAL,
-    "expert-model-parallel-size": "there are no experts here",
+    "expert-model-parallel-size": "there are no experts here: remove it",
     "fp16": "give --bf16, or nothing for float32",
     "freeze-all-layers": "remove it: all slow weights are trained; --fwpkm-inner-lr 0 freezes a memory",
     "full-validation": "give --eval-iters, the batches of one evaluation",
@@ -92,7 +92,7 @@ MEGATRON_FLAGS = {
     "null-tokenizer-eod-id": _WITHOUT_TOKENIZER_FILE,
     "null-tokenizer-pad-id": _WITHOUT_TOKENIZER_FILE,
     "num-dataset-builder-threads": _DATASET,
-    "num-experts": "there are no experts here",
+    "num-experts": "there are no experts here: remove it",
     "num-layers-per-virtual-pipeline-stage": "give --num-virtual-stages-per-pipeline-rank, a stage's parts",
     "onnx-safe": "remove it: models are exported to Hugging Face format, by tools/convert_checkpoint.py",
     "optimizer": "remove it: the optimizer is AdamW here",

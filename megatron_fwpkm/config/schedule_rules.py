@@ -31,13 +31,13 @@ def _learning_rate(config: PretrainConfig) -> Iterator[str]:
         return
     if optimizer.lr_decay_style != "WSD":
         yield (
-            f"--lr-wsd-decay-iters {final} belongs to --lr-decay-style WSD, not {optimizer.lr_decay_style}: choose WSD "
+            f"--lr-wsd-decay-iters {final} requires --lr-decay-style WSD, not {optimizer.lr_decay_style}: choose WSD "
             "or remove it"
         )
     elif optimizer.lr_warmup_iters < decay < final + optimizer.lr_warmup_iters:
         yield (
             f"--lr-wsd-decay-iters {final} does not fit between --lr-warmup-iters {optimizer.lr_warmup_iters} and "
-            f"{source} {decay}: take at most {decay - optimizer.lr_warmup_iters}"
+            f"{source} {decay}: use at most {decay - optimizer.lr_warmup_iters}"
         )
 
 

@@ -85,7 +85,7 @@ def _pieces(path: Path) -> list[bytes]:
             rows = [(base64.b64decode(piece, validate=True), int(rank)) for piece, rank in words]
     except (ValueError, KeyError, TypeError, binascii.Error) as error:
         raise ValueError(
-            f"{path} holds no tiktoken ranks (--tokenizer-model): neither a JSON list of rank and token_bytes nor "
+            f"{path} contains no tiktoken ranks (--tokenizer-model): neither a JSON list of rank and token_bytes nor "
             f"lines of base64 and rank ({error})"
         ) from error
     rows.sort(key=lambda row: row[1])

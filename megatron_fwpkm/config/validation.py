@@ -80,12 +80,12 @@ def _kinds(config: PretrainConfig) -> Iterator[str]:
     for kind in kinds_in_use(config):
         if context > 1 and not kind.context_parallel:
             yield (
-                f"{kind.role.value} {kind.name} does not run with --context-parallel-size {context}: take "
+                f"{kind.role.value} {kind.name} does not run with --context-parallel-size {context}: use "
                 "--context-parallel-size 1"
             )
         if config.data.reset_attention_mask and not kind.separates_documents:
             yield (
-                f"{kind.role.value} {kind.name} cannot keep documents apart, as --reset-attention-mask asks: take "
+                f"{kind.role.value} {kind.name} cannot keep documents apart, as --reset-attention-mask asks: use "
                 "--no-reset-attention-mask"
             )
 
@@ -94,15 +94,15 @@ def _attention(config: PretrainConfig) -> Iterator[str]:
     model = config.model
     if model.kv_channels is None and model.hidden_size % model.num_attention_heads:
         yield (
-            f"--hidden-size {model.hidden_size} is not a multiple of --num-attention-heads "
-            f"{model.num_attention_heads}: take --hidden-size "
+            f"--hidden-size {model.hidden_size} is not divisible by --num-attention-heads "
+            f"{model.num_attention_heads}: use --hidden-size "
             f"{near_multiples(model.hidden_size, model.num_attention_heads)}, or give --kv-channels"
         )
         return
     groups = num_query_groups(model)
     if model.num_attention_heads % groups:
         yield (
-            f"--num-query-groups {groups} must divide --num-attention-heads {model.num_attention_heads}: take "
+            f"--num-query-groups {groups} must divide --num-attention-heads {model.num_attention_heads}: use "
             f"{near_divisors(groups, model.num_attention_heads)}"
         )
     rotated = rotary_dim(model)
@@ -113,11 +113,11 @@ def _attention(config: PretrainConfig) -> Iterator[str]:
         )
     if not model.use_rope_scaling and model.rope_scaling_factor != ModelConfig().rope_scaling_factor:
         yield (
-            f"--rope-scaling-factor {model.rope_scaling_factor:g} does nothing without --use-rope-scaling: give both, "
+            f"--rope-scaling-factor {model.rope_scaling_factor:g} has no effect without --use-rope-scaling: give both, "
             "or none"
         )
     if model.rotary_base != int(model.rotary_base):
-        yield f"--rotary-base {model.rotary_base} must be an integer; take {round(model.rotary_base)}"
+        yield f"--rotary-base {model.rotary_base} must be an integer; use {round(model.rotary_base)}"
 
 
 def _windows(config: PretrainConfig) -> Iterator[str]:
@@ -131,7 +131,7 @@ def _windows(config: PretrainConfig) -> Iterator[str]:
     for left, right in dict.fromkeys(windows):
         if right != 0:
             yield (
-                f"--window-size {left},{right} would see tokens to come: RIGHT must be 0, as in "
+                f"--window-size {left},{right} would attend to future tokens: RIGHT must be 0, as in "
                 f"{left if left >= -1 else 127},0"
             )
         elif left < -1:
@@ -143,7 +143,7 @@ def _windows(config: PretrainConfig) -> Iterator[str]:
 def _tables(fwpkm: FwPKMConfig) -> Iterator[str]:
     if fwpkm.table_dtype == "bf16" and fwpkm.implementation == "reference":
         yield (
-            "--fwpkm-table-dtype bf16 is not for --fwpkm-implementation reference, which computes in one dtype: take "
+            "--fwpkm-table-dtype bf16 is not for --fwpkm-implementation reference, which computes in one dtype: use "
             "auto, sparse or triton, or --fwpkm-table-dtype fp32"
         )
 
@@ -155,7 +155,7 @@ def _memory(config: PretrainConfig) -> Iterator[str]:
         hint = " (the paper counts from 0: add 1)" if 0 in wrong else ""
         yield (
             f"--fwpkm-layer-numbers {_words(wrong)}: the model has layers 1 to {model.num_layers} "
-            f"(--num-layers){hint}; take numbers among them"
+            f"(--num-layers){hint}; use numbers among them"
         )
     twice = sorted(number for number, times in Counter(fwpkm.layer_numbers).items() if times > 1)
     if twice:
@@ -164,26 +164,26 @@ def _memory(config: PretrainConfig) -> Iterator[str]:
         return
     if fwpkm.dp_sync == "average" and fwpkm.reset != "never":
         yield (
-            f"--fwpkm-dp-sync average has nothing to average with --fwpkm-reset {fwpkm.reset}, which throws the memory "
-            "away: remove one of them"
+            f"--fwpkm-dp-sync average has nothing to average with --fwpkm-reset {fwpkm.reset}, which discards the "
+            "memory: remove one of them"
         )
     if fwpkm.topk > fwpkm.num_subkeys:
         yield (
             f"--fwpkm-topk {fwpkm.topk} is more than the {fwpkm.num_subkeys} sub-keys of a half (--fwpkm-num-subkeys); "
-            f"take at most {fwpkm.num_subkeys}"
+            f"use at most {fwpkm.num_subkeys}"
         )
     if fwpkm.key_dim % 2:
         yield (
-            f"--fwpkm-key-dim {fwpkm.key_dim} must be even, for a query is cut into halves; take "
+            f"--fwpkm-key-dim {fwpkm.key_dim} must be even, because a query is split into halves; use "
             f"{fwpkm.key_dim - 1} or {fwpkm.key_dim + 1}"
         )
     yield from _tables(fwpkm)
     if fwpkm.normalize_targets and fwpkm.value_dim < 2:
-        yield "--fwpkm-value-dim 1 cannot be z-scored: take at least 2, or --no-fwpkm-normalize-targets"
+        yield "--fwpkm-value-dim 1 cannot be z-scored: use at least 2, or --no-fwpkm-normalize-targets"
     if fwpkm.lookahead >= fwpkm.chunk_size:
         yield (
             f"--fwpkm-lookahead {fwpkm.lookahead} leaves nothing to write of --fwpkm-chunk-size {fwpkm.chunk_size} "
-            f"tokens: take a lookahead of at most {fwpkm.chunk_size - 1} or a longer chunk"
+            f"tokens: use a lookahead of at most {fwpkm.chunk_size - 1} or a longer chunk"
         )
 
 
@@ -199,7 +199,7 @@ def _layout(config: PretrainConfig) -> Iterator[str]:
     if wrong:
         named = " and ".join(f"{flag} {value} (near: {near_multiples(value, tensor)})" for flag, value in wrong.items())
         yield (
-            f"--tensor-model-parallel-size {tensor} does not divide {named}: take a tensor-parallel size of "
+            f"--tensor-model-parallel-size {tensor} does not divide {named}: use a tensor-parallel size of "
             f"{near_divisors(tensor, math.gcd(*divided.values()))}, which divides everything, or change the sizes"
         )
     if parallel.sequence_parallel and tensor == 1:
@@ -211,7 +211,7 @@ def _pipeline(config: PretrainConfig) -> Iterator[str]:
     chunks = config.parallel.num_virtual_stages_per_pipeline_rank
     if layers % stages:
         yield (
-            f"--pipeline-model-parallel-size {stages} does not divide --num-layers {layers}: take "
+            f"--pipeline-model-parallel-size {stages} does not divide --num-layers {layers}: use "
             f"{near_divisors(stages, layers)} stages"
         )
     elif chunks > 1 and stages == 1:
@@ -222,7 +222,7 @@ def _pipeline(config: PretrainConfig) -> Iterator[str]:
     elif layers // stages % chunks:
         yield (
             f"--num-virtual-stages-per-pipeline-rank {chunks} does not divide the {layers // stages} layers of a stage "
-            f"(--num-layers {layers} over {stages} stages): take {near_divisors(chunks, layers // stages)}"
+            f"(--num-layers {layers} over {stages} stages): use {near_divisors(chunks, layers // stages)}"
         )
 
 
@@ -236,14 +236,14 @@ def _context(config: PretrainConfig) -> Iterator[str]:
     if model.seq_length % pieces:
         yield (
             f"--seq-length {model.seq_length} is not divisible by the {pieces} pieces that --context-parallel-size "
-            f"{context} cuts it into: take --seq-length {near_multiples(model.seq_length, pieces)}"
+            f"{context} cuts it into: use --seq-length {near_multiples(model.seq_length, pieces)}"
         )
     ranks = tensor * context
     for flag, value in {"--fwpkm-num-subkeys": fwpkm.num_subkeys, "--fwpkm-value-dim": fwpkm.value_dim}.items():
         if fwpkm.layer_numbers and value % ranks:
             yield (
                 f"{flag} {value} is spread over --tensor-model-parallel-size {tensor} times --context-parallel-size "
-                f"{context} ranks: take {near_multiples(value, ranks)}"
+                f"{context} ranks: use {near_multiples(value, ranks)}"
             )
 
 
@@ -265,7 +265,7 @@ def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:
         shared = f"--micro-batch-size {training.micro_batch_size}"
         if replicas > 1:
             shared += f" times {replicas} data-parallel replicas"
-        yield f"--global-batch-size {batch} is not a multiple of {shared}: take {near_multiples(batch, unit)}"
+        yield f"--global-batch-size {batch} is not divisible by {shared}: use {near_multiples(batch, unit)}"
         return
     stages, interleaved = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank > 1
     yield from rampup_problems(training, unit, stages if interleaved else 1, replicas)
@@ -273,7 +273,7 @@ def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:
     if interleaved and micro_batches % stages and world_size is not None:
         yield (
             f"an interleaved pipeline needs a multiple of {stages} (--pipeline-model-parallel-size) micro-batches per "
-            f"step, and there are {micro_batches}: take --global-batch-size "
+            f"step, and there are {micro_batches}: use --global-batch-size "
             f"{near_multiples(micro_batches * unit, stages * unit)}"
         )
 

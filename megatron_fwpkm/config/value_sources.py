@@ -26,7 +26,7 @@ def sources_of_named_values(message: str, resolved: Resolved) -> list[str]:
             way = "the command line wins over a file"
             if option.nullable or option.is_list:
                 way = f"`{option.flag} none` on the command line unsets it"
-            lines.append(f"{option.flag} {option.format(value)} stands in {source}; {way}")
+            lines.append(f"{option.flag} {option.format(value)} is set in {source}; {way}")
     return lines
 
 

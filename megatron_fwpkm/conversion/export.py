@@ -146,7 +146,7 @@ def fast_weights(contents: CheckpointContents, layer_number: int, memory: Memory
     """
     if memory == "trained":
         if layer_number not in contents.fast:
-            raise ValueError(f"{contents.path} holds no memory for layer {layer_number}; use --memory initial")
+            raise ValueError(f"{contents.path} contains no memory for layer {layer_number}; use --memory initial")
         state = contents.fast[layer_number]
         return state.sub_keys, state.values
     fwpkm, seed = contents.config.fwpkm, contents.config.training.seed
@@ -254,7 +254,7 @@ def load_for_text(path: str | Path, device: str = "auto") -> tuple[FwPKMForCausa
     target = usable_device(device)
     model, tokenizer = hf_model_from_checkpoint(path)
     if tokenizer is None:
-        raise ValueError(f"{path} holds no tokenizer, so there is no text to read or write")
+        raise ValueError(f"{path} contains no tokenizer, so there is no text to read or write")
     model.to(target)
     return model, tokenizer
 

@@ -21,7 +21,7 @@ def read_export_config(folder: Path) -> FwPKMHFConfig:
     file = folder / "config.json"
     content = FwPKMHFConfig.get_config_dict(folder)[0]
     if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged: it holds no JSON object")
+        raise ValueError(f"{file} is damaged: it contains no JSON object")
     kind = content.get("model_type")
     if kind != FwPKMHFConfig.model_type:
         raise ValueError(

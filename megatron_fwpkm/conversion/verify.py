@@ -87,7 +87,7 @@ def verify(
         ValueError: one of the two cannot be read, or they cannot belong together.
     """
     if not (Path(export) / "config.json").is_file():
-        raise ValueError(f"{export} is no export: it has no config.json; give --export the folder that export wrote")
+        raise ValueError(f"{export} is not an export: it has no config.json; give --export an exported folder")
     contents = checkpoint_contents(checkpoint)
     model, tokenizer = hf_model_from_checkpoint(export)
     exported = model.config.fwpkm_iteration

@@ -118,7 +118,7 @@ def _fail(world: World, error: BaseException, owned: bool) -> None:
         _leave_error(world.roll_call, error)
         raise RankFailedError(f"{who}: {error}") from error
     if (explanation := world.roll_call.explain(error)) is not None:
-        raise RankFailedError(f"{who} cannot go on: {explanation}") from error
+        raise RankFailedError(f"{who} cannot continue: {explanation}") from error
     _leave_error(world.roll_call, error)
     if not isinstance(error, (SystemExit, KeyboardInterrupt)):
         print(f"{who} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

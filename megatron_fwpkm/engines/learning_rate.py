@@ -41,7 +41,7 @@ def make_schedule(config: OptimizerConfig, train_iters: int) -> Schedule:
             "(default --train-iters); shorten the warm-up"
         )
     if not 0 <= config.min_lr <= config.lr:
-        raise ValueError(f"--min-lr {config.min_lr} must lie between 0 and --lr {config.lr}")
+        raise ValueError(f"--min-lr {config.min_lr} must be between 0 and --lr {config.lr}")
     final: int | None = None
     if config.lr_decay_style == "WSD":
         final = max(1, decay // 5) if config.lr_wsd_decay_iters is None else config.lr_wsd_decay_iters

@@ -90,10 +90,10 @@ def check_choices(iteration: int, memories: Sequence[SharedMemory], device: torc
         equal = torch.stack([(other == everyone[0]) for other in everyone]).all(0)
         wrong = [memory.layer_number for memory, same in zip(memories, equal.tolist(), strict=True) if not same]
     if any_rank([bool(wrong)], device)[0]:
-        where = f"of layer(s) {' '.join(map(str, wrong))}" if wrong else "on another rank"
+        where = f"of layer{'s' * (len(wrong) != 1)} {' '.join(map(str, wrong))}" if wrong else "on another rank"
         raise ValueError(
             f"iteration {iteration}: ranks that share a memory had different slots, gates or queries in the memory "
-            f"{where}: their parts of the tables no longer belong together; go on from the last checkpoint, with "
+            f"{where}: their parts of the tables no longer belong together; continue from the last checkpoint, with "
             "--deterministic"
         )
 
@@ -108,5 +108,5 @@ def check_slow_weights(iteration: int, chunks: Sequence[nn.Module], device: torc
         rank = parallel_state.get_data_parallel_rank()
         raise ValueError(
             f"iteration {iteration}: the slow weights of data-parallel replicas differ"
-            f"{f' (seen on replica {rank})' if not same else ''}; go on from the last checkpoint"
+            f"{f' (seen on replica {rank})' if not same else ''}; continue from the last checkpoint"
         )

@@ -143,7 +143,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             return build_tokenizer(replace(data, tokenizer_model=str(checkpoint / name) if name else None))
         file = None
     if file is None:
-        raise ValueError(f"--model {folder} holds no tokenizer (tokenizer.model or tokenizer.json)")
+        raise ValueError(f"--model {folder} contains no tokenizer (tokenizer.model or tokenizer.json)")
     if file.suffix == ".model":
         return build_tokenizer(DataConfig(tokenizer_type="SentencePieceTokenizer", tokenizer_model=str(file)))
     return build_tokenizer(DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(file)))

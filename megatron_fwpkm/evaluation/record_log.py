@@ -61,8 +61,8 @@ class RecordLog(Generic[Stored]):
                 record = from_json(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"{path} is damaged: line {number} is no sample; choose another --output, or --overwrite to begin "
-                    "anew"
+                    f"{path} is damaged: line {number} is not a sample; choose another --output, or --overwrite to "
+                    "start over"
                 ) from error
             self.records[record.key] = record
         os.truncate(path, whole)
@@ -87,5 +87,5 @@ class RecordLog(Generic[Stored]):
         if different:
             raise ValueError(
                 f"{self.path} holds samples of another evaluation ({', '.join(different)} differ); choose another "
-                "--output, or --overwrite to begin anew"
+                "--output, or --overwrite to start over"
             )

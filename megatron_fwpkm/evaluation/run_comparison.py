@@ -42,7 +42,7 @@ def compare_runs(before: Path, after: Path) -> list[Comparison]:
     """
     for folder in (before, after):
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder; give the folders of two runs")
+            raise ValueError(f"{folder} is not a folder; give the folders of two runs")
     names = sorted(set(_comparable(before)) | set(_comparable(after)))
     if not names:
         raise ValueError(

@@ -60,8 +60,8 @@ def _next_result(results: Any, processes: Sequence[Any]) -> Any:
         except queue.Empty:
             if dead:
                 raise ChildProcessError(
-                    f"a worker process died, status {dead[0]} (-9 is often a lack of memory: take fewer --workers). "
-                    "Finished samples are kept, the same command goes on"
+                    f"a worker process died, status {dead[0]} (-9 is often a lack of memory: use fewer --workers). "
+                    "Finished samples are kept, the same command continues"
                 ) from None
             continue
         if kind == "error":

@@ -95,7 +95,7 @@ class FwPKMCache(Cache):
             ValueError: always; assisted decoding needs it and cannot work with a memory that is written.
         """
         raise ValueError(
-            "a memory that has been written cannot be cropped: take cache.clone() before the tokens you may want to "
+            "a memory that has been written cannot be cropped: use cache.clone() before the tokens you may want to "
             "take back, and generate without an assistant model"
         )
 

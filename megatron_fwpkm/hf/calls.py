@@ -43,11 +43,11 @@ def refuse_unknown(keywords: Mapping[str, object]) -> None:
             raise ValueError(f"{name}: {_NO_PACKING}")
         if name in _MAY_BE:
             if bool(value) != _MAY_BE[name]:
-                raise ValueError(f"{name}={value} is not supported by this model; leave it out")
+                raise ValueError(f"{name}={value} is not supported by this model; remove it")
             continue
         raise ValueError(
             f"forward() got {name}, which this model does not know (a newer release of Transformers may call something "
-            "by another name); leave it out"
+            "by another name); remove it"
         )
 
 
@@ -108,7 +108,7 @@ def check_shape(hidden: Tensor, text: ReadText) -> None:
     if text.lengths and len(text.lengths) != hidden.shape[0]:
         raise ValueError(
             f"the cache holds a text of {len(text.lengths)} sequences and this call has {hidden.shape[0]}: end that "
-            "text with cache.end_text() first (its memory stays), or go on with the same sequences"
+            "text with cache.end_text() first (its memory stays), or continue with the same sequences"
         )
 
 
@@ -172,7 +172,7 @@ def check_positions(position_ids: Tensor | None, rows: Rows, text: ReadText, has
             "past_key_values or cache, or give the whole text"
         )
     raise ValueError(
-        f"position_ids has {found} where the text goes on at {wanted}; leave position_ids out, or pass those of the "
+        f"position_ids has {found} where the text continues at {wanted}; leave position_ids out, or pass those of the "
         "text"
     )
 

@@ -127,7 +127,7 @@ class FwPKMGenerationMixin(GenerationMixin):
             self._check_writing(generation_config, batch_size)
         kind = generation_config.cache_implementation
         if kind not in (None, "dynamic"):
-            raise ValueError(f"cache_implementation={kind!r} has no place for the memory; leave it out")
+            raise ValueError(f"cache_implementation={kind!r} has no place for the memory; remove it")
         if model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache is not False:
             model_kwargs[CACHE_NAME] = self.model.new_cache()
         super()._prepare_cache_for_generation(

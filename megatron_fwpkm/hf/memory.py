@@ -56,8 +56,8 @@ class LayerMemory:
         if pending is not None and len(pending.queries) != len(queries):
             raise ValueError(
                 f"the cache holds waiting tokens of {len(pending.queries)} sequences and this call has "
-                f"{len(queries)}: end the earlier text with cache.end_text() first (its memory stays), or go on with "
-                "the same sequences"
+                f"{len(queries)}: end the earlier text with cache.end_text() first (its memory stays), or continue "
+                "with the same sequences"
             )
         in_place = self._may_write()
         output = read_and_write(queries, targets, gates, mask, self.state, self.options, in_place=in_place)

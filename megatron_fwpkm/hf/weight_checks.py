@@ -97,7 +97,7 @@ def check_finite(model: nn.Module, place: str, origins: Mapping[str, str] | None
             total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).item()
             wrong = 0 if math.isfinite(total) else int((~tensor.isfinite()).sum())
         if wrong:
-            cause = "the weights are damaged or their training diverged: take an earlier checkpoint"
+            cause = "the weights are damaged or their training diverged: use an earlier checkpoint"
             if tensor.dtype == torch.float16:
                 cause += ", or another dtype than float16, which ends at 65,504"
             raise ValueError(
@@ -151,7 +151,7 @@ def read_header(file: Path) -> dict[str, Stored]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or not 2 <= length <= max(size, 100_000_000):
-            raise ValueError(f"{file} has {size:,} bytes and is no safetensors file; {AGAIN}")
+            raise ValueError(f"{file} has {size:,} bytes and is not a safetensors file; {AGAIN}")
         text = stream.read(length)
     if len(text) < length:
         raise ValueError(f"{file} is cut short: it has {size:,} bytes, {8 + length:,} to its first tensor; {AGAIN}")
@@ -177,7 +177,7 @@ def _check_generation_config(folder: Path) -> None:
     except ValueError:
         sound = False
     if not sound:
-        raise ValueError(f"{file} is damaged: it holds no JSON object; {AGAIN}")
+        raise ValueError(f"{file} is damaged: it contains no JSON object; {AGAIN}")
 
 
 def _variant(name: str, variant: str | None) -> str:

@@ -121,7 +121,7 @@ class RunCheckpoints:
         source = on_rank_zero(lambda: find_source(chosen))
         if source is None:
             if chosen.resume:
-                logger.info("--resume: %s holds no checkpoint, the run starts anew", chosen.save)
+                logger.info("--resume: %s contains no checkpoint, the run starts from scratch", chosen.save)
             return TrainingProgress()
         if source.passed_over:
             logger.info("--ckpt-step %d passes over %s", chosen.ckpt_step, ", ".join(source.passed_over))
@@ -158,7 +158,7 @@ class RunCheckpoints:
         if record.layout == self._layout:
             self._engine.set_random_state(load_rng_state(folder, self._world.rank))
         else:
-            notices.append(f"layout {record.layout} became {self._layout}: weights are exact, random states start anew")
+            notices.append(f"layout {record.layout} became {self._layout}: weights are exact, random states are new")
         loop = record.loop
         logger.info("resumed from %s: iteration %d, %d samples", folder, record.iteration, record.consumed_samples)
         return TrainingProgress(

@@ -66,7 +66,7 @@ def render(diagnosis: Diagnosis) -> str:
     for problem in diagnosis.problems:
         weight = "stops training" if problem.blocks_training else "to know"
         lines += [f"  [{weight}] {problem.what}", f"      {problem.advice}"]
-    lines += ["", "Training can run here." if diagnosis.can_train else "Training cannot run here until this is mended."]
+    lines += ["", "Training can run here." if diagnosis.can_train else "Training cannot run here until this is fixed."]
     return "\n".join(lines)
 
 

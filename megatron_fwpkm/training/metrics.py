@@ -187,7 +187,7 @@ def summary_lines(summary: JsonRecord) -> list[str]:
     if summary["reason"] == "finished" and not summary["tokens"]:
         first = (
             f"nothing is left to do: the run has finished at iteration {summary['iteration']} before; raise "
-            "--train-iters to go on"
+            "--train-iters to continue"
         )
     lines = [first]
     if summary["last_loss"] is not None:

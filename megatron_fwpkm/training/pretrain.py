@@ -106,7 +106,7 @@ def check_data_position(config: PretrainConfig, progress: TrainingProgress, wind
         raise ValueError(
             f"{progress.consumed_samples} samples are consumed and {left} more are needed to reach --train-iters "
             f"{config.training.train_iters} at --global-batch-size {global_batch}, but the dataset was sized for "
-            f"{windows}: go on with the batch size the run began with, or start anew with --load and --finetune"
+            f"{windows}: keep the batch size that the run began with, or start a new run with --load and --finetune"
         )
     if progress.dataset_windows not in (0, windows):
         logger.warning(

@@ -57,7 +57,7 @@ def test_everything_comes_back_whole(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:torch.distributed is")
 def test_a_missing_memory_is_named(tmp_path: Path) -> None:
     write(tmp_path, {k.replace("layer2", "layer3"): v for k, v in FAST.items()})
-    with pytest.raises(ValueError, match="fast_weights holds no memory for layer 2"):
+    with pytest.raises(ValueError, match="fast_weights contains no memory for layer 2"):
         read_checkpoint(tmp_path)
 
 

@@ -139,11 +139,11 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     again = Layer(2, whole(2, 1, pending=False))
     assert store.load(tmp_path / "fast", [again]) is None
     assert torch.equal(again.state.values, whole(2, 0).values)
-    with pytest.raises(ValueError, match="fast holds no memory for layer 3"):
+    with pytest.raises(ValueError, match="fast contains no memory for layer 3"):
         store.load(tmp_path / "fast", [Layer(3, whole(3, 0))])
     small = FwPKMConfig(num_heads=2, num_subkeys=2, key_dim=6, value_dim=8)
     state = FastWeightState(torch.zeros(2, 2, 2, 3), torch.zeros(4, 8))
     with pytest.raises(ValueError, match=r"layer2/replica0/.* has shape .* and the model needs .*--fwpkm-num-subkeys"):
         FastWeightStore(small, seed=5, ranks=memory_ranks()).load(tmp_path / "fast", [Layer(2, state)])
-    with pytest.raises(ValueError, match="nothing holds no stored tensors"):
+    with pytest.raises(ValueError, match="nothing contains no stored tensors"):
         store.load(tmp_path / "nothing", [again])

@@ -54,16 +54,16 @@ def test_the_latest_or_the_step_that_is_named(own: Path, other: Path, tmp_path: 
 
 def test_what_is_not_there_is_refused(own: Path, other: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
-    with pytest.raises(ValueError, match=r"--ckpt-step 15: .*own holds no iter_0000015, only iter_0000010, iter_0"):
+    with pytest.raises(ValueError, match=r"--ckpt-step 15: .*own contains no iter_0000015, only iter_0000010, iter_0"):
         find(save=own, resume=True, ckpt_step=15)
-    with pytest.raises(ValueError, match=r"--ckpt-step 15: .*empty holds no iter_0000015, no checkpoint at all"):
+    with pytest.raises(ValueError, match=r"--ckpt-step 15: .*empty contains no iter_0000015, and no other checkpoint"):
         find(save=empty, resume=True, ckpt_step=15)
     with pytest.raises(ValueError, match=r"--load .*iter_0000005 is one of them already: name its run, .*other, or"):
         find(load=other / "iter_0000005", ckpt_step=5)
     with pytest.raises(ValueError, match=r"nowhere is not a folder"):
         find(load=tmp_path / "nowhere", ckpt_step=5)
     with pytest.raises(
-        ValueError, match=r"empty holds no checkpoint to --resume from, and --exit-on-missing-checkpoint"
+        ValueError, match=r"empty contains no checkpoint to --resume from, and --exit-on-missing-checkpoint"
     ):
         find(save=empty, resume=True, exit_on_missing_checkpoint=True)
     assert find(save=empty, resume=True, load=other, exit_on_missing_checkpoint=True) is not None

@@ -88,7 +88,7 @@ def test_values(words, change):
         (["--my-count", "none"], "--my-count: 'none' is not an integer"),
         (["--my-share", "fast"], "--my-share: 'fast' is not a number"),
         (["--my-share", "nan"], "--my-share: 'nan' is not a finite number"),
-        (["--my-color", "blue"], "'blue' is none of red, green"),
+        (["--my-color", "blue"], "'blue' is not one of red, green"),
         (["--my-layers", "3", "x"], "--my-layers: 'x' is not an integer"),
         (["--my-layers", "3,7"], "--my-layers: '3,7': separate the values with spaces, 3 7"),
         (["--my-windows", "127"], "'127' is not a pair of integers like 127,0"),

@@ -55,7 +55,7 @@ def test_a_long_ramp_is_counted_at_once() -> None:
         ("--rampup-batch-size 8 2 9 --global-batch-size 8", "8 2 9 does not lead to --global-batch-size 8: START must"),
         ("--rampup-batch-size 2 4 9 --global-batch-size 8", "2 4 9 does not lead to --global-batch-size 8: START must"),
         ("--rampup-batch-size 2 3 9 --global-batch-size 8 --micro-batch-size 2",
-         "--rampup-batch-size 2 3 9: INCREMENT 3 is not a multiple of 2, --micro-batch-size 2"),
+         "--rampup-batch-size 2 3 9: INCREMENT 3 is not divisible by 2, --micro-batch-size 2"),
         ("--rampup-batch-size 1 1 9 --global-batch-size 2000000000", "makes 1999999999 increments, at most 10000"),
     ],
 )  # fmt: skip

@@ -80,7 +80,7 @@ def test_the_advised_chunk_is_accepted_and_one_more_is_not(boundary: str, reset:
     for chunk in (most + 1, 512):
         (said,) = chunk_problems(configured(chunk, 2, boundary, reset, batch=batch), 1)
         assert said.startswith(f"--fwpkm-chunk-size {chunk} ")
-        assert said.endswith(f"; take a chunk of at most {most}")
+        assert said.endswith(f"; use a chunk of at most {most}")
 
 
 def test_what_is_read_by_later_sequences_is_fine() -> None:
@@ -127,13 +127,13 @@ def test_the_issue_s_case() -> None:
     (said,) = chunk_problems(configured(512, length=64))
     assert said == (
         "--fwpkm-chunk-size 512 is longer than --seq-length 64, and a chunk ends with its sequence: none would ever be "
-        "whole; take a chunk of at most 64"
+        "whole; use a chunk of at most 64"
     )
 
 
 def test_a_sequence_too_short_for_any_chunk() -> None:
     (said,) = chunk_problems(configured(4, 3, "carry", "document", length=4))
-    assert said.endswith("; take longer sequences")
+    assert said.endswith("; use longer sequences")
 
 
 def test_a_frozen_memory_is_said() -> None:

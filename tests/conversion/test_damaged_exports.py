@@ -78,7 +78,7 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (without_table, f"model.safetensors: the tensor {TABLE} is missing"),
     (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
     (cut("config.json"), "config.json' is not a valid JSON file"),
-    (replaced("config.json", "[]"), "config.json is damaged: it holds no JSON object"),
+    (replaced("config.json", "[]"), "config.json is damaged: it contains no JSON object"),
     (replaced("config.json", '{"model_type": "gpt2"}'), "kind than fwpkm: its config.json says model_type 'gpt2'"),
     (changed(rope_theta=0), "rope_theta=0 must be a finite number above 1"),
     (changed(num_hidden_layers=10**7), "num_hidden_layers=10000000 must be"),

@@ -263,7 +263,7 @@ def test_sources_that_are_no_model(checkpoint: Path, tmp_path: Path) -> None:
         hf_model_from_checkpoint(tmp_path)
     folder = export(checkpoint, tmp_path / "hf", tokenizer=False)
     assert hf_model_from_checkpoint(folder)[1] is None
-    with pytest.raises(ValueError, match="holds no tokenizer, so there is no text to read or write"):
+    with pytest.raises(ValueError, match="contains no tokenizer, so there is no text to read or write"):
         load_for_text(folder)
     with pytest.raises(ValueError, match="--device nonsense cannot be used here"):
         load_for_text(folder, "nonsense")

@@ -84,7 +84,7 @@ def test_which_memory_is_exported() -> None:
     assert (trained.config.fwpkm_memory, first.config.fwpkm_memory) == ("trained", "initial")
     for reset, expected in (("never", "trained"), ("step", "initial"), ("document", "initial")):
         assert hf_model(contents({"reset": reset})).config.fwpkm_memory == expected
-    with pytest.raises(ValueError, match="holds no memory for layer 2; use --memory initial"):
+    with pytest.raises(ValueError, match="contains no memory for layer 2; use --memory initial"):
         hf_model(replace(source, fast={}), memory="trained")
 
 

@@ -60,7 +60,7 @@ def test_decay_ends_before_the_run() -> None:
     ("change", "message"),
     [
         ({"lr_warmup_iters": 20}, "--lr-warmup-iters 20 must be at least 0 and below --lr-decay-iters 20"),
-        ({"min_lr": 2.0}, r"--min-lr 2.0 must lie between 0 and --lr 1.0"),
+        ({"min_lr": 2.0}, r"--min-lr 2.0 must be between 0 and --lr 1.0"),
         ({"lr_decay_style": "WSD", "lr_wsd_decay_iters": 17}, "--lr-wsd-decay-iters 17 must be at least 1 and fit"),
         ({"lr_decay_iters": 0, "lr_warmup_iters": 0}, "--lr-decay-iters 0 must be at least 1"),
     ],

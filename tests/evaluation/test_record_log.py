@@ -114,6 +114,6 @@ def test_a_damaged_line_is_named(tmp_path, line):
     open_log(path).append(record(0))
     content = path.read_text() + line + "\n{"
     path.write_text(content)
-    with pytest.raises(ValueError, match="is damaged: line 3 is no sample; choose another --output, or --overwrite"):
+    with pytest.raises(ValueError, match="is damaged: line 3 is not a sample; choose another --output, or --overwrite"):
         open_log(path)
     assert path.read_text() == content

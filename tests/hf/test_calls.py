@@ -114,7 +114,7 @@ def test_positions_are_those_of_the_text() -> None:
         with pytest.raises(ValueError, match="position_ids begin at 9, but no cache with the 9 tokens before"):
             model(ids[:, -1:], position_ids=torch.tensor([[9]]))
         model(ids, cache=cache)
-        with pytest.raises(ValueError, match="position_ids has 0 where the text goes on at 9"):
+        with pytest.raises(ValueError, match="position_ids has 0 where the text continues at 9"):
             model(ids, cache=cache, position_ids=torch.arange(9)[None])
         with pytest.raises(ValueError, match="position_ids restart at 0 after 4: several texts packed into one row"):
             model(ids, position_ids=torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3]]))

@@ -103,8 +103,8 @@ def test_other_shapes_begin_anew_only_when_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (0, "model.safetensors has 0 bytes and is no safetensors file"),
-        (7, "model.safetensors has 7 bytes and is no safetensors file"),
+        (0, "model.safetensors has 0 bytes and is not a safetensors file"),
+        (7, "model.safetensors has 7 bytes and is not a safetensors file"),
         (900, "model.safetensors is cut short: it has 900 bytes, 3,... to its first tensor"),
         (-1, "model.safetensors has .* bytes instead of .*: it is cut short or damaged"),
     ],
@@ -188,7 +188,7 @@ def test_a_damaged_generation_config_is_refused(content: str, tmp_path: Path) ->
     """Transformers would go on without it."""
     saved(tmp_path)
     (tmp_path / "generation_config.json").write_text(content, encoding="latin-1")
-    with pytest.raises(ValueError, match="generation_config.json is damaged: it holds no JSON object"):
+    with pytest.raises(ValueError, match="generation_config.json is damaged: it contains no JSON object"):
         loaded(tmp_path)
 
 

@@ -69,7 +69,7 @@ def draw(root: Path, room: str, count: int, seed: int) -> list[Mutant]:
     folder = root / PACKAGE / room
     rooms = sorted(path.name for path in (root / PACKAGE).glob("[a-z]*") if path.is_dir())
     if not room or not folder.is_dir():
-        raise ValueError(f"--room {room!r} is no folder of {PACKAGE}; choose one of {', '.join(rooms)}")
+        raise ValueError(f"--room {room!r} is not a folder of {PACKAGE}; choose one of {', '.join(rooms)}")
     found: list[Mutant] = []
     for file in sorted(folder.rglob("*.py")):
         found += mutants_of(file.read_text(), file.relative_to(root).as_posix())

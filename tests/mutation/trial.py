@@ -146,7 +146,7 @@ def _begin(output: Path, identity: Mapping[str, Any], overwrite: bool) -> dict[s
                 different = sorted(name for name in identity if lines[0].get(name) != identity[name])
                 raise ValueError(
                     f"{output} holds another measurement ({', '.join(different)} differ); choose another --output, or "
-                    "--overwrite to begin anew"
+                    "--overwrite to start over"
                 )
             output.write_text(whole)
             return {line["mutant"]: line for line in lines[1:]}

@@ -93,7 +93,7 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys):
     nothing = run_tool(capsys, "compare_runs", "--before", tmp_path / "empty", "--after", tmp_path / "empty")
     assert nothing.returncode == 1 and "there is nothing to compare" in nothing.stderr
     missing = run_tool(capsys, "compare_runs", "--before", runs[0], "--after", tmp_path / "nowhere")
-    assert missing.returncode == 1 and "nowhere is no folder" in missing.stderr
+    assert missing.returncode == 1 and "nowhere is not a folder" in missing.stderr
     (runs[1] / "metrics.jsonl").write_text("{")
     torn = run_tool(capsys, "compare_runs", "--before", runs[0], "--after", runs[1])
     assert torn.returncode == 1 and "metrics.jsonl, line 1 is not JSON" in torn.stderr

@@ -138,7 +138,7 @@ def test_more_tokens_than_learned_positions_are_refused(byte_tokenizer, folder, 
     done = run_tool(capsys, "evaluate_needle", *common, "--lengths", 256, "--needles", 2)
     assert done.returncode == 1 and not (tmp_path / "out").exists()
     assert re.search(r"--lengths 256 and about \d+ tokens of question and answer are more than the 256 positions that "
-                     r"--model .* has learned; take shorter lengths", done.stderr)  # fmt: skip
+                     r"--model .* has learned; use shorter lengths", done.stderr)  # fmt: skip
 
 
 @pytest.mark.slow
@@ -175,7 +175,7 @@ def test_what_is_wrong_with_a_model_is_told(export, folder, tmp_path):  # noqa: 
         load_model(str(tmp_path))
     shutil.copytree(export, tmp_path / "bare")
     (tmp_path / "bare" / "tokenizer.model").unlink()
-    with pytest.raises(ValueError, match="holds no tokenizer"):
+    with pytest.raises(ValueError, match="contains no tokenizer"):
         load_model(str(tmp_path / "bare"))
 
 
@@ -200,7 +200,7 @@ def test_the_tokenizer_of_a_checkpoint_is_its_copy(folder, tokenizer, tmp_path):
     assert load_tokenizer(tmp_path).kind == "ByteLevelTokenizer"
     (checkpoint / "config.yaml").write_text("seed: 1\n")
     publish(None)
-    with pytest.raises(ValueError, match="holds no tokenizer"):
+    with pytest.raises(ValueError, match="contains no tokenizer"):
         load_tokenizer(tmp_path)
 
 

@@ -87,7 +87,7 @@ def test_wrong_input_is_one_line(
         (("--temperature", "-1"), "--temperature -1.0 must be 0 or more"),
         (("--memory", "off", "--remember", "x"), "--memory off never reads what --remember writes"),
         (("--prompt", "a", "--prompt-file", "b"), "not allowed with argument --prompt"),
-        (("--top-p", "2"), "2 must lie between 0 and 1"),
+        (("--top-p", "2"), "2 must be between 0 and 1"),
     ):
         usage = run_tool(capsys, "generate_text", "--model", folder, *arguments)
         assert usage.returncode == 2 and message in usage.stderr

@@ -207,7 +207,7 @@ def test_the_draw_is_that_of_its_seed(project: Path) -> None:
 
     assert drawn(30, 1)[:10] == drawn(10, 1) != drawn(10, 2)
     assert len({(mutant.path, mutant.line) for mutant in drawn(30, 1)}) == 30
-    with pytest.raises(ValueError, match="--room 'nowhere' is no folder of megatron_fwpkm; choose one of school"):
+    with pytest.raises(ValueError, match="--room 'nowhere' is not a folder of megatron_fwpkm; choose one of school"):
         draw(project, "nowhere", 1, 0)
 
 
@@ -224,7 +224,7 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert listed.returncode == 0 and len(listed.stdout.splitlines()) == 3
     assert all(line.startswith("megatron_fwpkm/evaluation/") for line in listed.stdout.splitlines())
     wrong = run_tool(capsys, "mutate", "--room", "attic", "--list")
-    assert wrong.returncode == 1 and "error: --room 'attic' is no folder" in wrong.stderr
+    assert wrong.returncode == 1 and "error: --room 'attic' is not a folder" in wrong.stderr
     wrong = run_tool(capsys, "mutate", "--room", "data", "--tests", "tests/nowhere")
     assert wrong.returncode == 1 and wrong.stderr == "error: --tests tests/nowhere does not exist\n"
 

@@ -39,6 +39,6 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     assert large.stderr.count("\n") == 1
     (tmp_path / "empty.txt").touch()
     empty = tool("--input", tmp_path / "empty.txt", "--vocab-size", 900, "--output-prefix", tmp_path / "t")
-    assert (empty.returncode, empty.stderr) == (1, "error: --input holds no text to train on\n")
+    assert (empty.returncode, empty.stderr) == (1, "error: --input contains no text to train on\n")
     assert tool("--input", tmp_path / "a.txt").returncode == 2
     assert not list(tmp_path.glob("t*"))

@@ -93,7 +93,7 @@ def test_layout_and_batch(monkeypatch):
     text = shown("--global-batch-size", "32", "--micro-batch-size", "2", "--train-iters", "10")
     assert "Layout: 8 processes = TP 1 x PP 1 x DP 8\n" in text
     assert "32 sequences x 256 tokens = 8,192 tokens in 2 micro-batches per replica; 10 steps = 81,920 tokens" in text
-    with pytest.raises(ValueError, match="--global-batch-size 12 is not a multiple of --micro-batch-size 1 times 8"):
+    with pytest.raises(ValueError, match="--global-batch-size 12 is not divisible by --micro-batch-size 1 times 8"):
         shown("--global-batch-size", "12")
 
 

@@ -149,7 +149,7 @@ def test_kill_9_of_a_rank_in_mid_save(dataset: str, tmp_path: Path) -> None:
     assert ended[1][0] == -signal.SIGKILL
     assert ended[0][0] == 1, ended[0][1]
     assert re.search(
-        r"error: rank 0 of 2 cannot go on: rank 1 \(process \d+ on \S+\) is gone: it was killed or crashed "
+        r"error: rank 0 of 2 cannot continue: rank 1 \(process \d+ on \S+\) is gone: it was killed or crashed "
         r"\(last word: saving iteration 4, \d+ s ago\)",
         ended[0][1],
     ), ended[0][1]
@@ -171,7 +171,7 @@ def test_a_rank_that_stops_answering(dataset: str, tmp_path: Path) -> None:
     assert time.monotonic() - begin < LIMIT
     assert ended[0][0] == 1
     assert re.search(
-        r"rank 0 of 2 cannot go on: rank 1 \(process \d+ on \S+\) is stopped and does not answer "
+        r"rank 0 of 2 cannot continue: rank 1 \(process \d+ on \S+\) is stopped and does not answer "
         r"\(last word: iteration 4, \d+ s ago\)",
         ended[0][1],
     ), ended[0][1]

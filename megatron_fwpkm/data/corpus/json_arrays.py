@@ -50,7 +50,7 @@ def _elements(stream: DecodedStream, block_bytes: int) -> Iterator[tuple[str, st
             lost = len(text)
             while more := stream.read(block_bytes):
                 lost += len(more)
-            told = f"{problem}; all {lost:,} bytes from here on are left out: mend it, or write JSON lines"
+            told = f"{problem}; all {lost:,} bytes from here on are left out: fix it, or write JSON lines"
             yield text[:block_bytes], told
             return
         yield text[:end], ""

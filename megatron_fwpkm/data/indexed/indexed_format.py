@@ -347,7 +347,7 @@ def _near_names(prefix: Path) -> str:
     if prefix.suffix in (".bin", ".idx"):
         return f"; give the prefix without {prefix.suffix}"
     if not prefix.parent.is_dir():
-        return f"; there is no folder {prefix.parent}"
+        return f"; the folder {prefix.parent} does not exist"
     names = sorted(path.with_suffix("") for path in prefix.parent.glob("*.idx"))
     near = [str(name) for name in names if name.name.startswith(prefix.name)]
     near = near or difflib.get_close_matches(str(prefix), map(str, names), cutoff=0.0)

@@ -99,7 +99,7 @@ def index_problems(info: DatasetInfo) -> list[str]:
     documents, idx_path = info.documents, dataset_paths(info.prefix)[1]
     problems = list[str]()
     if not documents:
-        return ["it holds no documents"]
+        return ["it contains no documents"]
     offsets = np.memmap(
         idx_path, np.int64, mode="r", offset=_HEADER_BYTES + 4 * documents, shape=(2 * documents + 1,)
     )  # fmt: skip

@@ -195,7 +195,7 @@ def _check_shards(infos: Sequence[DatasetInfo]) -> None:
         other = [name for name in made if made[name] != of_first.get(name) and name != "on_error"]
         if other:
             raise ValueError(
-                f"{infos[number].prefix} and {first.prefix} are no shards of one run: made with "
+                f"{infos[number].prefix} and {first.prefix} are not shards of one run: made with "
                 f"{other[0].replace('_', '-')} {made[other[0]]} and {of_first.get(other[0])}; make one again"
             )
 

@@ -85,7 +85,7 @@ class DocumentSample:
         """Go on from an earlier run's state. Raises ValueError where that run kept fewer documents."""
         if state["size"] < self._size:
             raise ValueError(
-                f"--verify {self._size}: the run to go on with had --verify {state['size']}, so documents are missing; "
+                f"--verify {self._size}: the run to continue had --verify {state['size']}, so documents are missing; "
                 f"give that number, or start over with --overwrite"
             )
         self._documents = [SampledDocument(*document) for document in state["documents"]][: self._size]

@@ -54,7 +54,7 @@ def preprocess(options: PreprocessOptions, progress: ProgressReport | None = Non
     journal = Journal(options.journal_path, run_signature)
     if journal.path.exists() and not (options.resume or options.overwrite):
         raise ValueError(
-            f"{journal.path} is of a run that was stopped: --resume goes on with it, --overwrite starts over"
+            f"{journal.path} belongs to an interrupted run: --resume continues it, --overwrite starts over"
         )
     state = journal.read() if options.resume else None
     if state is not None and "renames" in state:
@@ -135,7 +135,7 @@ class _Run:
         if writers[0].documents == 0 and options.num_shards == 1:
             found = ", ".join(f"{count} x {reason}" for reason, count in report.skipped.items()) or "the input is empty"
             self.journal.remove()
-            raise ValueError(f"--input holds no document ({found}); nothing was written")
+            raise ValueError(f"--input contains no document ({found}); nothing was written")
         for file in self.files:
             file.check_unchanged()
         if options.verify:
@@ -180,7 +180,7 @@ class _Run:
 
     def _note(self, bad: BadRecord) -> None:
         if self.options.on_error == "fail":
-            raise ValueError(f"{bad}; nothing was written. --on-error skip or quarantine goes on without such records")
+            raise ValueError(f"{bad}; nothing was written. --on-error skip or quarantine leaves out such records")
         self.report.skipped[bad.reason] += 1
         if len(self.report.bad_records) < _SHOWN_BAD_RECORDS:
             self.report.bad_records.append(str(bad))
@@ -205,7 +205,7 @@ class _Run:
     def _restore(self, state: dict[str, Any]) -> tuple[int, Cursor]:
         for file, modified in zip(self.files, state["modified"], strict=True):
             if file.modified != modified:
-                raise ValueError(f"{file.path} was changed since the run to go on with; start over with --overwrite")
+                raise ValueError(f"{file.path} has changed since the interrupted run; start over with --overwrite")
         for writer, written in zip(self.writers, state["writers"], strict=True):
             writer.restore(written)
         if self.quarantine is not None:

@@ -59,6 +59,6 @@ def _of_size(tokenizer: Tokenizer, data: DataConfig) -> Tokenizer:
     if data.vocab_size is not None and data.vocab_size != tokenizer.vocab_size:
         raise ValueError(
             f"--vocab-size {data.vocab_size} differs from the {tokenizer.vocab_size} pieces of "
-            f"{tokenizer.path or tokenizer.kind}; leave it out"
+            f"{tokenizer.path or tokenizer.kind}; remove it"
         )
     return tokenizer

@@ -17,7 +17,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
-            raise ValueError(f"{path} holds no tokenizer.json (--tokenizer-model)")
+            raise ValueError(f"{path} contains no tokenizer.json (--tokenizer-model)")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises a bare Exception
@@ -46,7 +46,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 try:
                     value = json.loads(file.read_text(encoding="utf-8")).get(name)
                 except (ValueError, AttributeError) as error:
-                    raise ValueError(f"{file} (--tokenizer-model) is no JSON object: {error}") from error
+                    raise ValueError(f"{file} (--tokenizer-model) is not a JSON object: {error}") from error
                 token = value.get("content") if isinstance(value, dict) else value
                 if token is not None:
                     return self._tokenizer.token_to_id(token)

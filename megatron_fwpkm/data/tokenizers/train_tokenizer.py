@@ -168,7 +168,7 @@ class _Reader:
         if bad.reason == "empty document":  # white space at the end of a file
             return
         if self._options.on_error == "fail":
-            raise ValueError(f"{bad}; --on-error skip goes on without such records")
+            raise ValueError(f"{bad}; --on-error skip leaves out such records")
         self.skipped[bad.reason] += 1
 
 
@@ -275,7 +275,7 @@ def _explained(
     if failure:
         return failure[0]
     if reader.sentences == 0:
-        return ValueError("--input holds no text to train on")
+        return ValueError("--input contains no text to train on")
     message = str(error)
     if found := re.search(r"Vocabulary size too high \(\d+\).*<= (\d+)", message):
         return ValueError(

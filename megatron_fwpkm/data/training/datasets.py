@@ -194,7 +194,7 @@ def _blends(data: DataConfig) -> list[Blend | None]:
     """The blend of each split; one shared blend three times with --data-path."""
     if data.data_path and (data.train_data_path or data.valid_data_path or data.test_data_path):
         raise ValueError(
-            "--data-path (split by --split) and --train/valid/test-data-path exclude each other; give one kind"
+            "--data-path (split by --split) and --train/valid/test-data-path are mutually exclusive; give one kind"
         )
     if data.data_path:
         return [parse_blend("--data-path", data.data_path)] * 3
@@ -213,7 +213,7 @@ def _checked(prefix: str, tokenizer: Tokenizer) -> DatasetInfo:
     """The dataset, refused when it was not made with this tokenizer."""
     info = read_dataset_info(prefix)
     if info.documents == 0:
-        raise ValueError(f"dataset {prefix} holds no documents")
+        raise ValueError(f"dataset {prefix} contains no documents")
     if info.sidecar is not None:
         made = info.sidecar["tokenizer"]
         if made["identity"] != tokenizer.identity:

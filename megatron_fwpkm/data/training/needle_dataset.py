@@ -45,7 +45,7 @@ class NeedleDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
                 what `NeedleSpec.from_config` refuses.
         """
         if not 0 <= needle.fraction <= 1:
-            raise ValueError(f"--needle-fraction {needle.fraction} must lie between 0 and 1")
+            raise ValueError(f"--needle-fraction {needle.fraction} must be between 0 and 1")
         if needle.facts < 1:
             raise ValueError(f"--needle-facts {needle.facts} must be at least 1")
         if needle.answer_weight < 0:

@@ -38,7 +38,7 @@ class ResumableSampler(torch.utils.data.Sampler[list[int]]):
             )
         if consumed_samples % group:
             raise ValueError(
-                f"{consumed_samples} consumed samples are no multiple of --micro-batch-size {micro_batch_size} times "
+                f"{consumed_samples} consumed samples are not divisible by --micro-batch-size {micro_batch_size} times "
                 f"{data_parallel_size} data-parallel ranks; resume with sizes that divide them"
             )
         self.total_samples = total_samples

@@ -24,7 +24,7 @@ def check_facts(settings: NeedleSettings, spec: NeedleSpec, bos: int | None = No
     if spec.number_of_keys() <= settings.needles:
         raise ValueError(
             f"--needles {settings.needles} and one that is never shown are more than the {spec.number_of_keys()} keys "
-            "that this tokenizer has; take fewer, or raise --needle-key-words"
+            "that this tokenizer has; use fewer, or raise --needle-key-words"
         )
     needed = shortest_context(spec, settings.needles, bos)
     for length in settings.lengths:
@@ -52,5 +52,5 @@ def check_positions(settings: NeedleSettings, spec: NeedleSpec, positions: int |
     if (longest := max(settings.lengths)) + asked > positions:
         raise ValueError(
             f"--lengths {longest} and about {asked} tokens of question and answer are more than the {positions} "
-            f"positions that --model {settings.model} has learned; take shorter lengths"
+            f"positions that --model {settings.model} has learned; use shorter lengths"
         )

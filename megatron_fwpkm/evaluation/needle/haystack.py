@@ -48,7 +48,7 @@ def load_haystack(paths: Sequence[str], tokenizer: Tokenizer, bos: int | None = 
     for path in paths:
         text = _read(Path(path))
         if not text.strip():
-            raise ValueError(f"--haystack {path} holds no text")
+            raise ValueError(f"--haystack {path} contains no text")
         border = [tokenizer.eod] if bos is None else [tokenizer.eod, bos]
         rows += [np.asarray(tokenizer.encode(text), dtype=np.int64), np.asarray(border, dtype=np.int64)]
     return Haystack(np.concatenate(rows[:-1]), tuple(paths))

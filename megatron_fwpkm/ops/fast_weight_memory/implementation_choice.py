@@ -50,7 +50,7 @@ def triton_obstacle(state: FastWeightState, options: MemoryOptions) -> str | Non
             "starts to run the kernels slowly on the CPU"
         )
     if values.shape[1] % 4:
-        return f"value_dim={values.shape[1]} (columns of one process) is not a multiple of 4: pad it to one that is"
+        return f"value_dim={values.shape[1]} (columns of one process) is not divisible by 4: pad it to one that is"
     if options.topk > MAX_TOPK:
         return f"topk={options.topk} is more than {MAX_TOPK}: lower it"
     if heads * options.topk > MAX_PAIRS:

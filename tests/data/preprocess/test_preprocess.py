@@ -155,8 +155,8 @@ def test_wrong_options_are_refused(tmp_path: Path, tokenizer_file: Path) -> None
         (source, {"json_keys": ("text", "text")}, "--json-keys text text: name at least one key, each once"),
         (source, {"data": DataConfig()}, "needs --tokenizer-model"),
         (tmp_path / "absent.jsonl", {}, "absent.jsonl does not exist"),
-        (empty, {}, r"holds no document \(the input is empty\); nothing was written"),
-        (blank, {"on_error": "skip"}, r"holds no document \(2 x blank line\)"),
+        (empty, {}, r"contains no document \(the input is empty\); nothing was written"),
+        (blank, {"on_error": "skip"}, r"contains no document \(2 x blank line\)"),
     ]
     for path, changes, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -201,7 +201,7 @@ def test_every_good_document_once_in_order(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "BLOCK_BYTES", block_bytes)
         if not good:
-            with pytest.raises(ValueError, match="holds no document"):
+            with pytest.raises(ValueError, match="contains no document"):
                 run(tmp_path, tokenizer_file, *inputs, on_error="skip", overwrite=True)
             return
         options = {"on_error": "skip", "overwrite": True, "append_eod": True, "workers": workers}

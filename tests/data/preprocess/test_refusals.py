@@ -55,14 +55,14 @@ def test_a_bad_record_ends_the_training_of_a_tokenizer_at_once(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--tiktoken-pattern v1", "--tiktoken-pattern v1 does nothing with --tokenizer-type SentencePieceTokenizer"),
+        ("--tiktoken-pattern v1", "--tiktoken-pattern v1 has no effect with --tokenizer-type SentencePieceTokenizer"),
         (
             "--tiktoken-num-special-tokens 9 --tokenizer-type HuggingFaceTokenizer",
-            "--tiktoken-num-special-tokens 9 does",
+            "--tiktoken-num-special-tokens 9 has no effect",
         ),
         (
             "--tiktoken-special-tokens <s> </s> --tokenizer-type NullTokenizer",
-            "--tiktoken-special-tokens <s> </s> does",
+            "--tiktoken-special-tokens <s> </s> has no effect",
         ),
         ("--tokenizer-model a --tokenizer-type ByteLevelTokenizer", "--tokenizer-model a has no effect"),
         ("--tokenizer-model a --tokenizer-type NullTokenizer", "reads no file: remove it"),

@@ -162,9 +162,9 @@ def test_resume_refuses_another_run_and_changed_inputs(tmp_path: Path, tokenizer
     with pytest.raises(ValueError, match="is of a run with other options, inputs or tokenizer; repeat its command"):
         run(tmp_path, tokenizer_file, source, on_error="skip", append_eod=True, resume=True)
     os.utime(source, (1, 1))
-    with pytest.raises(ValueError, match=r"a\.jsonl was changed since the run to go on with; start over with"):
+    with pytest.raises(ValueError, match=r"a\.jsonl has changed since the interrupted run; start over with"):
         run(tmp_path, tokenizer_file, source, on_error="skip", resume=True)
-    with pytest.raises(ValueError, match=r"out_journal\.json is of a run that was stopped: --resume goes on"):
+    with pytest.raises(ValueError, match=r"out_journal\.json belongs to an interrupted run: --resume continues"):
         run(tmp_path, tokenizer_file, source, on_error="skip")
     interrupted(tmp_path, tokenizer_file, source, on_error="skip", overwrite=True)
     os.truncate(tmp_path / "out_text_document.bin.partial", 1)

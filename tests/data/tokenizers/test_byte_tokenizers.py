@@ -104,7 +104,7 @@ def test_wrong_options_are_refused(ranks: Path, changes: dict[str, Any], message
 def test_wrong_files_are_refused(ranks: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.tiktoken"
     for content, message in (
-        ("not ranks", "holds no tiktoken ranks"), ('[{"rank": 0}]', "holds no tiktoken ranks"),
+        ("not ranks", "contains no tiktoken ranks"), ('[{"rank": 0}]', "contains no tiktoken ranks"),
         ("YQ== 0\nYg== 2\n", r"the ranks are not 0, 1, 2,"), ("YQ== 0\n", "has no rank for 255 of the 256 bytes"),
     ):  # fmt: skip
         wrong.write_text(content)

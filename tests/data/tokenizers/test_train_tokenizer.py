@@ -121,7 +121,7 @@ def test_bad_records_fail_or_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rows = [json.dumps({"text": part}) for part in novel(30_000).split("\n\n")]
     path.write_text("\n".join([*rows[:3], "{bad", '{"text": "lone \\ud800"}', *rows[3:]]))
-    with pytest.raises(ValueError, match=r"a\.jsonl:4: bad JSON.*--on-error skip goes on"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:4: bad JSON.*--on-error skip leaves out"):
         train(tmp_path, path)
     report = train(tmp_path, path, on_error="skip")
     assert report.skipped == {"bad JSON": 1} and ("  bad JSON", "1") in report.rows()
@@ -154,7 +154,7 @@ def test_wrong_requests_are_refused(tmp_path: Path, text: Path) -> None:
     blocked.touch()
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (tmp_path / "absent.txt", {}, "--input .*absent.txt does not exist"),
-        (empty, {}, "--input holds no text to train on"),
+        (empty, {}, "--input contains no text to train on"),
         (short, {}, r"--vocab-size 600 is more than this corpus can fill; the largest possible is 28\d"),
         (wide, {"vocab_size": 300, "character_coverage": 1.0}, "is less than the 66. pieces that single characters"),
         (text, {"vocab_size": 200}, "--vocab-size 200 must be above 260: 4 control pieces"),

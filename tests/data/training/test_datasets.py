@@ -239,7 +239,7 @@ def test_overlaid_facts_never_overlap(data: st.DataObject, count: int, spare: in
 @pytest.mark.parametrize(
     ("needle", "message"),
     [
-        (NeedleConfig(fraction=1.5), "--needle-fraction 1.5 must lie between 0 and 1"),
+        (NeedleConfig(fraction=1.5), "--needle-fraction 1.5 must be between 0 and 1"),
         (NeedleConfig(fraction=1.0, facts=0), "--needle-facts 0 must be at least 1"),
         (NeedleConfig(fraction=1.0, answer_weight=-1.0), "--needle-answer-weight -1.0 must not be negative"),
         (
@@ -304,12 +304,12 @@ def test_missing_data_is_refused(write_dataset: WriteDataset, null: Tokenizer, t
     absent = str(tmp_path / "numbers")
     cases: list[tuple[dict[str, Any], str]] = [
         ({}, "no training data: give --data-path PREFIX"),
-        ({"valid_data_path": (prefix,)}, "exclude each other|no training data"),
-        ({"data_path": (prefix,), "valid_data_path": (prefix,)}, "exclude each other"),
+        ({"valid_data_path": (prefix,)}, "are mutually exclusive|no training data"),
+        ({"data_path": (prefix,), "valid_data_path": (prefix,)}, "are mutually exclusive"),
         ({"data_path": (absent,)}, "does not exist; did you mean .*numbers_text_document"),
         ({"data_path": (str(tmp_path / "nubmers_text_document"),)}, r"did you mean \S+/numbers_text_document( or|\?)"),
         ({"data_path": (f"{prefix}.bin",)}, r"give the prefix without \.bin"),
-        ({"data_path": (str(tmp_path / "no" / "x"),)}, "there is no folder"),
+        ({"data_path": (str(tmp_path / "no" / "x"),)}, "does not exist"),
         ({"train_data_path": (prefix,)}, "--eval-iters asks for validation, but no --valid-data-path"),
         ({"data_path": (prefix,)}, "the 10 documents of .* leave none for validation: change --split 969,30,1"),
         ({"data_path": (prefix,), "split": "0,1,1"}, "leave none for training"),

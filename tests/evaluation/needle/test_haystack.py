@@ -43,7 +43,7 @@ def test_a_cut_longer_than_the_text_is_refused():
     ("content", "said"),
     [
         (None, "does not exist"),
-        (b"  \n ", "holds no text"),
+        (b"  \n ", "contains no text"),
         (b"caf\xe9", "not UTF-8 text: byte 0xe9 at 3"),
         (gzip.compress(b"words " * 100)[:-20], "damaged gzip"),
     ],

@@ -14,7 +14,7 @@ from megatron_fwpkm.ops.fast_weight_memory.implementation_choice import choose_i
 from tests.ops.cases import make_case
 
 OBSTACLES = [
-    ({"value_dim": 6}, {}, r"value_dim=6 \(columns of one process\) is not a multiple of 4: pad it"),
+    ({"value_dim": 6}, {}, r"value_dim=6 \(columns of one process\) is not divisible by 4: pad it"),
     ({"num_subkeys": 40}, {"topk": 33}, "topk=33 is more than 32: lower it"),
     ({"num_subkeys": 40, "heads": 5}, {"topk": 26}, r"heads \* topk = 5 \* 26 is more than 128: lower one of them"),
     ({"num_subkeys": 4097}, {}, "num_subkeys=4097 is more than 4096: lower it"),
