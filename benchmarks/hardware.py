@@ -81,7 +81,7 @@ def reset_peak(device: str) -> None:
 
 
 def peak_bytes(device: str) -> int:
-    """Peak allocated bytes on CUDA since :func:`reset_peak`; elsewhere the peak of the whole process since it began."""
+    """Peak allocated bytes on CUDA since `reset_peak`; elsewhere the peak of the whole process since it began."""
     import torch
 
     if device.startswith("cuda"):

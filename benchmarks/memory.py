@@ -92,7 +92,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def measure_apart(case: Case) -> dict[str, Any]:
-    """:func:`measure` in a process of its own on the CPU, in this one on a GPU, whose peak can be reset."""
+    """`measure` in a process of its own on the CPU, in this one on a GPU, whose peak can be reset."""
     if case.device.startswith("cuda"):
         import torch
 

@@ -52,7 +52,7 @@ def profile(case: Case) -> tuple[list[Spent], dict[str, Any], int]:
 
     Returns:
         What was spent in every kernel (on the CPU: in every operator of torch), most first; what the first call tells
-        (:func:`benchmarks.memory.prepare`); and how often a call made the host wait for the device.
+        (`prepare`); and how often a call made the host wait for the device.
     """
     import torch
     from torch.profiler import ProfilerActivity

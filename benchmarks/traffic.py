@@ -38,7 +38,7 @@ def forward_stages(shape: Shape, distinct_rows: Sequence[int], *, training: bool
 
 
 def backward_stages(shape: Shape, distinct_rows: Sequence[int]) -> dict[str, int]:
-    """Bytes of each stage of a backward over all chunks; arguments as in :func:`forward_stages`."""
+    """Bytes of each stage of a backward over all chunks; arguments as in `forward_stages`."""
     tokens, rows, chunks = shape.batch * shape.tokens, sum(distinct_rows), len(distinct_rows)
     pairs, row = tokens * shape.heads * shape.topk, FLOAT * shape.value_dim
     queries = FLOAT * tokens * shape.heads * shape.key_dim
@@ -57,7 +57,7 @@ def _bytes_of_rows(shape: Shape) -> tuple[int, int]:
 
 
 def _bytes_of_log(shape: Shape) -> int:
-    """Of a logged row. What ``recompute`` moves is counted as for a whole log, which it stands for."""
+    """Of a logged row. What `recompute` moves is counted as for a whole log, which it stands for."""
     return 2 * shape.value_dim if shape.undo_log == "bf16" else _bytes_of_rows(shape)[0]
 
 

@@ -22,7 +22,7 @@ TRAFFIC = ("spread", "skewed")
 
 
 def measure(tokens: int, traffic: str, table_dtype: str, undo_log: str) -> dict[str, float]:
-    """One training step on one sequence of ``tokens``.
+    """One training step on one sequence of `tokens`.
 
     Returns:
         GiB of the tables, saved for backward, and at the peak of the process; CPU seconds.

@@ -106,7 +106,7 @@ def checkpoint_contents(path: str | Path) -> CheckpointContents:
 
 
 def hf_model(contents: CheckpointContents, *, memory: Memory | None = None, dtype: str = "float32") -> FwPKMForCausalLM:
-    """The Hugging Face model of a checkpoint's contents, in evaluation mode; arguments as in :func:`export`."""
+    """The Hugging Face model of a checkpoint's contents, in evaluation mode; arguments as in `export`."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known; choose one of: {', '.join(DTYPES)}")
     chosen = default_memory(contents.config) if memory is None else memory
@@ -246,7 +246,7 @@ def usable_device(name: str) -> torch.device:
 
 
 def load_for_text(path: str | Path, device: str = "auto") -> tuple[FwPKMForCausalLM, PreTrainedTokenizerFast]:
-    """:func:`hf_model_from_checkpoint` on a device (`auto`: CUDA where there is one), for work that needs a tokenizer.
+    """`hf_model_from_checkpoint` on a device (`auto`: CUDA where there is one), for work that needs a tokenizer.
 
     Raises:
         ValueError: as there; an unknown device; or no tokenizer.

@@ -32,7 +32,7 @@ def convert_tokenizer(path: Path | None, data: DataConfig, *, add_bos: bool = Fa
     A literal `</s>` in a text stays text, as in training. Ids are those of training for every text; with SentencePiece
     but for one that spells the name of a byte or control piece exactly between two user-defined pieces. Nothing is
     added to a text but BOS with `add_bos`; whatever a Hugging Face tokenizer itself would add is taken out, for
-    training never added it. It has a pad token, an own one or one that no text needs (:func:`choose_pad`).
+    training never added it. It has a pad token, an own one or one that no text needs (`choose_pad`).
 
     Args:
         path: a SentencePiece `.model`, a `tokenizer.json`, a folder that holds one, or tiktoken ranks; None for a kind
@@ -69,7 +69,7 @@ def _converted(path: Path | None, data: DataConfig) -> PreTrainedTokenizerFast |
 def save_tokenizer(
     path: Path | None, data: DataConfig, folder: Path, *, add_bos: bool = False
 ) -> PreTrainedTokenizerFast | None:
-    """Write what :func:`convert_tokenizer` makes of its arguments into an export folder, a SentencePiece file too;
+    """Write what `convert_tokenizer` makes of its arguments into an export folder, a SentencePiece file too;
     returns it."""
     converted = convert_tokenizer(path, data, add_bos=add_bos)
     if converted is not None:

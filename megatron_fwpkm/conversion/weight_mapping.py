@@ -62,7 +62,7 @@ def megatron_to_hf(
 def hf_to_megatron(
     hf: Mapping[str, Tensor], shapes: WeightShapes, plan: Sequence[LayerParts], expected: Iterable[str]
 ) -> dict[str, Tensor]:
-    """Translate Hugging Face tensors (without the memory's tables), the inverse of :func:`megatron_to_hf`.
+    """Translate Hugging Face tensors (without the memory's tables), the inverse of `megatron_to_hf`.
 
     Raises:
         ValueError: as there.

@@ -1,6 +1,6 @@
 """Lets megatron-core 0.16.1 run on CPU tensors with gloo, for tests and small models on machines without CUDA.
 
-megatron-core writes ``device="cuda"``, ``torch.cuda.current_device()`` and the like into its source. :func:`install`
+megatron-core writes `device="cuda"`, `torch.cuda.current_device()` and the like into its source. `install`
 gives exactly those places an answer for the CPU. Nothing here is active on a machine with CUDA, nothing runs inside
 the forward pass of a layer (no TorchFunctionMode, so no overhead per operation, and autograd's backward needs no care).
 """
@@ -34,7 +34,7 @@ MODULES_WITH_CUDA_LITERALS = (
     "megatron.core.transformer.utils",
     "megatron.core.utils",
 )
-"""Modules that create tensors with ``device="cuda"`` (``mapping`` with a device handed to it) on a path we use."""
+"""Modules that create tensors with `device="cuda"` (`mapping` with a device handed to it) on a path we use."""
 
 MODULES_WITH_PINNED_MEMORY = ("megatron.core.models.common.embeddings.rope_utils",)
 """Modules that pin what they make for the GPU, here the pieces of a context-parallel rank."""
@@ -44,7 +44,7 @@ _CPU = torch.device("cpu")
 
 
 class CpuTorch(ModuleType):
-    """Stands for the module ``torch`` inside one megatron module: tensor factories put "cuda" tensors on the CPU."""
+    """Stands for the module `torch` inside one megatron module: tensor factories put "cuda" tensors on the CPU."""
 
     def __init__(self) -> None:
         super().__init__("torch")
@@ -115,7 +115,7 @@ def _patch_cuda_queries() -> None:
 
 
 def _patch_tensor_methods() -> None:
-    """``x.cuda()`` stays where it is; ``x.type()`` names the CUDA type that the optimizers compare it with."""
+    """`x.cuda()` stays where it is; `x.type()` names the CUDA type that the optimizers compare it with."""
     original_type = torch.Tensor.type
 
     def cuda(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -141,7 +141,7 @@ def _patch_random(megatron_random: Any) -> None:
 
         @contextlib.contextmanager
         def fork(self, name: str = megatron_random._MODEL_PARALLEL_RNG_TRACKER_NAME) -> Iterator[None]:
-            """Run the body with the random state ``name``, which continues where it stopped last time."""
+            """Run the body with the random state `name`, which continues where it stopped last time."""
             if name not in self.states_:
                 raise ValueError(
                     f"random state {name} is unknown: call model_parallel_cuda_manual_seed before using dropout"
@@ -168,7 +168,7 @@ def _patch_random(megatron_random: Any) -> None:
 
 
 def _patch_literals() -> None:
-    """Let ``torch.zeros(..., device="cuda")`` in megatron's own modules mean the CPU."""
+    """Let `torch.zeros(..., device="cuda")` in megatron's own modules mean the CPU."""
     cpu_torch = CpuTorch()
     for name in MODULES_WITH_CUDA_LITERALS + MODULES_WITH_PINNED_MEMORY:
         module = importlib.import_module(name)

@@ -50,7 +50,7 @@ def rotary_angles(
 
 
 def scaled_frequencies(frequencies: Tensor, factor: float) -> Tensor:
-    """Rotary frequencies with the low ones divided by ``factor``, and a smooth passage to the high ones, which stay."""
+    """Rotary frequencies with the low ones divided by `factor`, and a smooth passage to the high ones, which stay."""
     wavelengths = 2 * math.pi / frequencies
     kept = (SCALED_WHOLLY / wavelengths - 1) / (SCALED_WHOLLY / SCALED_FROM - 1)  # 1 at SCALED_FROM, 0 at SCALED_WHOLLY
     between = (1 - kept) * frequencies / factor + kept * frequencies
@@ -128,7 +128,7 @@ class FullLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, shift: Tensor | None = None, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append [B, heads, T, head_dim] and return all; ``shift`` as for :class:`WindowLayer`."""
+        """Append [B, heads, T, head_dim] and return all; `shift` as for `WindowLayer`."""
         keys, values = super().update(key_states, value_states)
         if shift is not None:
             self.keys, self.values = align_right(keys, shift), align_right(values, shift)
@@ -136,7 +136,7 @@ class FullLayer(DynamicLayer):
 
 
 class WindowLayer(DynamicSlidingWindowLayer):
-    """Keys and values of the last ``sliding_window - 1`` tokens: what the next token can still see besides itself."""
+    """Keys and values of the last `sliding_window - 1` tokens: what the next token can still see besides itself."""
 
     keys: Tensor
     values: Tensor
@@ -146,7 +146,7 @@ class WindowLayer(DynamicSlidingWindowLayer):
     ) -> tuple[Tensor, Tensor]:
         """Append [B, heads, T, head_dim]; return the kept and the new ones, and keep the last window.
 
-        The window is copied: a slice would keep the tensors of a long call alive. ``shift`` [B] is the number of
+        The window is copied: a slice would keep the tensors of a long call alive. `shift` [B] is the number of
         entries at the end of every row that are no tokens: rows are kept aligned to the right.
         """
         if not self.is_initialized:
@@ -176,7 +176,7 @@ class FwPKMAttention(nn.Module):
 
     def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None,
                 cache: FwPKMCache | None) -> Tensor:  # fmt: skip
-        """Attend from [B, T, hidden_size]; ``key_mask`` [B, past + T] is False at keys of no token."""
+        """Attend from [B, T, hidden_size]; `key_mask` [B, past + T] is False at keys of no token."""
         heads = (-1, self.head_dim)
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (project(hidden).unflatten(-1, heads).transpose(1, 2) for project in projections)

@@ -18,7 +18,7 @@ from .rows import ReadText
 class FwPKMCache(Cache):
     """Past of the model along one text, or several texts of equal length that share one memory.
 
-    Made by ``model.new_cache()``. Beside the usual keys and values of attention it owns the fast weights: they start
+    Made by `model.new_cache()`. Beside the usual keys and values of attention it owns the fast weights: they start
     from the model's initial memory, are copied at the first write, and belong to this cache alone.
     """
 
@@ -45,13 +45,13 @@ class FwPKMCache(Cache):
 
     @property
     def is_croppable(self) -> bool:
-        """Never: a write cannot be taken back. Keep a ``clone()`` instead."""
+        """Never: a write cannot be taken back. Keep a `clone()` instead."""
         return False
 
     def flush_memory(self) -> None:
         """Write the tokens that wait for their chunk to fill, so that the next token can already recall them.
 
-        The last ``lookahead`` tokens keep waiting for their targets.
+        The last `lookahead` tokens keep waiting for their targets.
         """
         with torch.no_grad():
             for memory in self.memory.values():

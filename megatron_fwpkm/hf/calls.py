@@ -18,7 +18,7 @@ from .config_checks import MEMORY_OWNERS
 from .rows import ReadText, Rows
 
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
-"""What this release of Transformers calls the cache, in arguments and in outputs (``cache`` from 5.24)."""
+"""What this release of Transformers calls the cache, in arguments and in outputs (`cache` from 5.24)."""
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 _NO_PACKING = (
     "several texts packed into one row are not supported, for memory and attention would run on from one to the next: "
@@ -31,7 +31,7 @@ _MAY_BE = {"is_causal": True, "output_attentions": False, "output_router_logits"
 def refuse_unknown(keywords: Mapping[str, object]) -> None:
     """Check what a call has no parameter for.
 
-    ``num_items_in_batch`` belongs to the loss; ``cache_position`` says what the cache itself knows.
+    `num_items_in_batch` belongs to the loss; `cache_position` says what the cache itself knows.
 
     Raises:
         ValueError: a keyword that asks for something the model does not do.
@@ -67,7 +67,7 @@ def given_cache(past_key_values: object, cache: object) -> FwPKMCache | None:
 
 
 def check_owner(owner: str | None) -> str | None:
-    """Check a value of ``memory``.
+    """Check a value of `memory`.
 
     Raises:
         ValueError: it is not known.

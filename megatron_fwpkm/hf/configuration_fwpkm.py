@@ -61,7 +61,7 @@ class FwPKMHFConfig(PreTrainedConfig):
         fwpkm_memory: which memory the export holds, for information: "initial" or "trained".
         fwpkm_iteration: iteration of the training run that the weights are from, for information.
         memory: whose the memory is when a call has several sequences and writes: "shared" by all of them, or None to
-            refuse such a call. A call's own ``memory`` comes first.
+            refuse such a call. A call's own `memory` comes first.
 
     Raises:
         ValueError: a field is out of its range, or fields do not fit each other; with name, value and what is allowed.

@@ -28,7 +28,7 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for ``model.generate``."""
+        """Keyword arguments for `model.generate`."""
         common = {"max_new_tokens": self.max_new_tokens, "repetition_penalty": self.repetition_penalty}
         if self.temperature == 0:
             return {**common, "do_sample": False}
@@ -51,7 +51,7 @@ def read_text(path: str | Path) -> str:
 
 
 def remember(model: FwPKMForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str, cache: FwPKMCache) -> int:
-    """Read a document into the memory of ``cache`` and end it there; returns its tokens.
+    """Read a document into the memory of `cache` and end it there; returns its tokens.
 
     Raises:
         ValueError: the text has no tokens.
@@ -71,14 +71,14 @@ def continue_text(
     cache: FwPKMCache | None = None,
     streamer: BaseStreamer | None = None,
 ) -> str:
-    """Continue a prompt from what ``cache`` remembers, or from the initial memory.
+    """Continue a prompt from what `cache` remembers, or from the initial memory.
 
     Args:
-        model: its ``memory_mode`` says whether prompt and answer are written.
+        model: its `memory_mode` says whether prompt and answer are written.
         tokenizer: the model's.
         prompt: text to continue.
         sampling: how.
-        cache: with no text begun (fresh, or after ``end_text``); goes on to hold prompt and answer.
+        cache: with no text begun (fresh, or after `end_text`); goes on to hold prompt and answer.
         streamer: is handed tokens as they come.
 
     Returns:

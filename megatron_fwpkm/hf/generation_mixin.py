@@ -35,13 +35,13 @@ class FwPKMGenerationMixin(GenerationMixin):
             input_ids: [B, T] tokens of the document, or of the rest of the text that the cache has begun.
             cache: to read into; default a new one.
             attention_mask: [B, T], 0 at padding.
-            memory: as in :meth:`forward`.
+            memory: as in `forward`.
 
         Returns:
             The cache: the document is in its memory, attention and positions start anew.
 
         Raises:
-            ValueError: as :meth:`forward`, or ``memory_mode`` is not ``on``, so that nothing would be remembered.
+            ValueError: as `forward`, or `memory_mode` is not `on`, so that nothing would be remembered.
         """
         if self.model.memory_mode != "on":
             raise ValueError(
@@ -65,9 +65,9 @@ class FwPKMGenerationMixin(GenerationMixin):
         Args:
             inputs: as there; with a cache that has read a text, the whole text from its beginning.
             *args: as there.
-            memory: "shared" lets several sequences write one memory. Default: ``memory`` of the generation
+            memory: "shared" lets several sequences write one memory. Default: `memory` of the generation
                 configuration, then of the model's.
-            **kwargs: as there; ``cache`` and ``past_key_values`` are two names for one thing.
+            **kwargs: as there; `cache` and `past_key_values` are two names for one thing.
 
         Raises:
             ValueError: several sequences would write one memory and nobody said so, or end apart; a cache of another
@@ -122,7 +122,7 @@ class FwPKMGenerationMixin(GenerationMixin):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Give ``generate`` a memory of its own, unless the caller brought one."""
+        """Give `generate` a memory of its own, unless the caller brought one."""
         if self.model.writes_memory:
             self._check_writing(generation_config, batch_size)
         kind = generation_config.cache_implementation

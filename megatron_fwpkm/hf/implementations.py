@@ -40,7 +40,7 @@ def read_and_write(
         mask: [B, T], 0 where a token must not be written; or None.
         state: the memory before the call.
         options: the memory's.
-        in_place: write the tables of ``state`` instead of copying them at the first write.
+        in_place: write the tables of `state` instead of copying them at the first write.
 
     Returns:
         What was read, and the memory after the call.

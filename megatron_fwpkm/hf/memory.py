@@ -23,7 +23,7 @@ class LayerMemory:
 
     Args:
         initial: the memory before any write.
-        options: the memory's; with ``boundary="carry"``, for tokens of one call wait for those of the next.
+        options: the memory's; with `boundary="carry"`, for tokens of one call wait for those of the next.
     """
 
     def __init__(self, initial: FastWeightState, options: MemoryOptions):
@@ -35,7 +35,7 @@ class LayerMemory:
 
     def step(self, queries: Tensor, targets: Tensor, gates: Tensor | None = None, mask: Tensor | None = None,
              mode: str = "on") -> Tensor:  # fmt: skip
-        """Read the next tokens of the text and, in mode ``on``, write whatever chunks they complete.
+        """Read the next tokens of the text and, in mode `on`, write whatever chunks they complete.
 
         Args:
             queries: [B, T, heads, key_dim].

@@ -36,7 +36,7 @@ class FastWeightProductKeyMemory(nn.Module):
 
     Without a gate r + v takes the place of the mixture, and every write has weight 1.
 
-    The buffers ``sub_keys`` [H, 2, n, key_dim/2] and ``values`` [n*n, value_dim] are the initial memory: float32
+    The buffers `sub_keys` [H, 2, n, key_dim/2] and `values` [n*n, value_dim] are the initial memory: float32
     whatever the model's dtype, because most writes are lost in bfloat16.
     """
 

@@ -1,8 +1,8 @@
 """Causal language model with fast-weight product key memories, for Transformers.
 
 A call with a cache streams: however a text is cut into calls, the logits are the same. A call without one is the
-arithmetic of training: the text starts from the initial memory and chunk boundaries follow ``config.fwpkm_boundary``.
-Sequences of a batch write one memory together, as in the paper, only where ``memory="shared"`` asks for it.
+arithmetic of training: the text starts from the initial memory and chunk boundaries follow `config.fwpkm_boundary`.
+Sequences of a batch write one memory together, as in the paper, only where `memory="shared"` asks for it.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class FwPKMModel(FwPKMPreTrainedModel):
         self.gradient_checkpointing = False
         self.memory_mode = "on"
         self.memory_owner: str | None = None
-        """Set by the contexts of ``generate`` and ``shared_memory``."""
+        """Set by the contexts of `generate` and `shared_memory`."""
         self.post_init()
 
     def new_cache(self) -> FwPKMCache:
@@ -157,22 +157,22 @@ class FwPKMModel(FwPKMPreTrainedModel):
         """Run the decoder.
 
         Args:
-            input_ids: [B, T] tokens, or give ``inputs_embeds``.
+            input_ids: [B, T] tokens, or give `inputs_embeds`.
             attention_mask: [B, past + T] or [B, T], 0 at padding, which reaches no layer: the other tokens give what
                 they give without it. Rows of unequal length cannot share a memory that is written.
             position_ids: [B, T]; only those of the text, which are the default: they are checked.
-            past_key_values: from ``new_cache()`` or an earlier call.
+            past_key_values: from `new_cache()` or an earlier call.
             inputs_embeds: [B, T, hidden_size].
             use_cache: stream through a cache. Default: true in evaluation mode, false in training mode or with
-                ``config.use_cache`` off; given a cache, always true.
+                `config.use_cache` off; given a cache, always true.
             output_hidden_states: also return the states before every layer and after the last norm.
             memory: "shared" lets the sequences of a batch write one memory and read each other's text from it, as in
-                the paper. Without it (here, in the configuration, or by ``shared_memory()``) such a call is refused.
-            cache: another name of ``past_key_values``.
+                the paper. Without it (here, in the configuration, or by `shared_memory()`) such a call is refused.
+            cache: another name of `past_key_values`.
             **kwargs: what Transformers may add; anything that asks for more is refused.
 
         Returns:
-            ``last_hidden_state`` [B, T, hidden_size], the cache, and hidden states when asked.
+            `last_hidden_state` [B, T, hidden_size], the cache, and hidden states when asked.
 
         Raises:
             ValueError: wrong inputs, or a cache of another kind.
@@ -279,7 +279,7 @@ class FwPKMForCausalLM(FwPKMPreTrainedModel, FwPKMGenerationMixin):
     def memory_mode(self) -> str:
         """What the memories do in later calls; may be set between any two, and holds until it is set again.
 
-        ``on`` (default): read and write. ``frozen``: read what the cache holds, write nothing. ``off``: read the
+        `on` (default): read and write. `frozen`: read what the cache holds, write nothing. `off`: read the
         initial memory, write nothing.
 
         Raises:
@@ -295,7 +295,7 @@ class FwPKMForCausalLM(FwPKMPreTrainedModel, FwPKMGenerationMixin):
 
     @contextlib.contextmanager
     def memory_writes(self, enabled: bool) -> Iterator[None]:
-        """Within the context the memory is written (``on``) or only read (``frozen``)."""
+        """Within the context the memory is written (`on`) or only read (`frozen`)."""
         before = self.memory_mode
         self.memory_mode = "on" if enabled else "frozen"
         try:
@@ -320,7 +320,7 @@ class FwPKMForCausalLM(FwPKMPreTrainedModel, FwPKMGenerationMixin):
         num_items_in_batch: int | Tensor | None = None,
         **kwargs: object,
     ) -> CausalLMOutputWithPast:
-        """Predict the next token of every token; arguments as in :meth:`FwPKMModel.forward`, and
+        """Predict the next token of every token; arguments as in `FwPKMModel.forward`, and
 
         Args:
             labels: [B, T], the input ids themselves (they are shifted here), -100 where there is no loss. Padding has
@@ -329,7 +329,7 @@ class FwPKMForCausalLM(FwPKMPreTrainedModel, FwPKMGenerationMixin):
             logits_to_keep: only the logits of the last so many tokens; 0 for all.
 
         Returns:
-            ``loss`` when labels are given, ``logits`` [B, T, vocab_size], the cache.
+            `loss` when labels are given, `logits` [B, T, vocab_size], the cache.
 
         Raises:
             ValueError: as there.

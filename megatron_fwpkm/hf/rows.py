@@ -18,7 +18,7 @@ _MULTIPLIER = 6364136223846793005
 
 @dataclass(frozen=True)
 class Rows:
-    """The tokens of a call. Where nothing is padding, ``mask`` is None and nothing is moved."""
+    """The tokens of a call. Where nothing is padding, `mask` is None and nothing is moved."""
 
     counts: tuple[int, ...]
     """Tokens of every row."""
@@ -91,7 +91,7 @@ class ReadText:
         return ahead + torch.tensor(self.lengths, device=device).unsqueeze(1)
 
     def after(self, counts: Sequence[int], tokens: int, ids: Tensor | None) -> ReadText:
-        """The text after ``counts`` more tokens per row, given as the first of ``ids`` [B, tokens]."""
+        """The text after `counts` more tokens per row, given as the first of `ids` [B, tokens]."""
         before = self.lengths or (0,) * len(counts)
         lengths = tuple(old + new for old, new in zip(before, counts, strict=True))
         known = None
@@ -110,7 +110,7 @@ class ReadText:
 
 @torch.no_grad()
 def fingerprint(ids: Tensor, counts: Sequence[int], start: Tensor | None = None) -> Tensor:
-    """[B] hash of the first ``counts`` of ``ids`` [B, T], after a text of hash ``start``; the same in any cut."""
+    """[B] hash of the first `counts` of `ids` [B, T], after a text of hash `start`; the same in any cut."""
     tokens = ids.shape[1]
     if tokens == 1 and min(counts) == 1:  # a step of decoding, in few operations
         return ids[:, 0].long() + 1 + (0 if start is None else start.to(ids.device) * _MULTIPLIER)
@@ -125,7 +125,7 @@ def fingerprint(ids: Tensor, counts: Sequence[int], start: Tensor | None = None)
 
 
 def align_right(x: Tensor, shift: Tensor) -> Tensor:
-    """Move the entries of every row of [B, heads, S, d] to the right by ``shift`` [B]; what falls out is lost."""
+    """Move the entries of every row of [B, heads, S, d] to the right by `shift` [B]; what falls out is lost."""
     source = torch.arange(x.shape[2], device=x.device) - shift.unsqueeze(1)
     index = source.clamp(min=0)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
     return x.gather(2, index)

@@ -35,7 +35,7 @@ def load_checked(load: Callable[..., Any], source: Any, *args: Any, **options: A
         load: Transformers' `from_pretrained` of the model's class.
         source: its first argument: a folder, a name on the Hub, or None.
         args: its other arguments.
-        options: its keyword arguments. With ``ignore_mismatched_sizes`` tensors of other shapes begin anew, as
+        options: its keyword arguments. With `ignore_mismatched_sizes` tensors of other shapes begin anew, as
             Transformers says in its log.
 
     Returns:

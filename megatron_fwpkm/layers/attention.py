@@ -19,20 +19,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from megatron_fwpkm.layers.documents import document_lengths
-from megatron_fwpkm.layers.table_sharding import ContextSharding
+from .documents import document_lengths
+from .table_sharding import ContextSharding
 
 _SMALLEST_BLOCK = 32  # smaller ones are slower on CPU and GPU alike
 
 
 class WindowedAttention(MegatronModule):
-    """Core attention in which a token sees itself and, with a window, at most ``window`` tokens before it.
+    """Core attention in which a token sees itself and, with a window, at most `window` tokens before it.
 
     With a window, queries are taken in blocks that see their own and the preceding keys only, so that memory and work
     grow with tokens times window and not with the square of the tokens. Key and value heads are not repeated for
     grouped queries: the queries of a group stand one below the other against the same keys.
 
-    Where documents are told apart (``--reset-attention-mask``), every document is attended to by itself, so that memory
+    Where documents are told apart (`--reset-attention-mask`), every document is attended to by itself, so that memory
     and work shrink with the documents.
 
     With context parallelism the keys and values of all ranks are gathered, and each of this rank's two pieces of the
@@ -42,8 +42,8 @@ class WindowedAttention(MegatronModule):
         config: transformer configuration.
         layer_number: counted from 1.
         attn_mask_type: must be causal.
-        attention_type: ``self``.
-        attention_dropout: probability; default from ``config``.
+        attention_type: `self`.
+        attention_dropout: probability; default from `config`.
         softmax_scale: default 1 / sqrt(head width).
         cp_comm_type: unused; part of megatron's interface.
         pg_collection: process groups; default those of megatron's parallel state.
@@ -128,7 +128,7 @@ def attention_by_document(
         attend: takes queries, keys and values of one document, [s, 1, ...] each.
         query: [s, b, heads, width].
         key: [at least s, b, groups, width]; the last s belong to the queries.
-        value: like ``key``.
+        value: like `key`.
 
     Returns:
         [s, b, heads * width].
@@ -148,12 +148,12 @@ def attention_by_document(
 def windowed_attention(
     query: Tensor, key: Tensor, value: Tensor, window: int | None, scale: float, dropout: float = 0.0
 ) -> Tensor:
-    """Causal attention over the last ``window`` tokens and the token itself; see :class:`WindowedAttention`.
+    """Causal attention over the last `window` tokens and the token itself; see `WindowedAttention`.
 
     Args:
         query: [s, b, heads, width].
         key: [at least s, b, groups, width]; the last s belong to the queries, the others stand before them.
-        value: like ``key``.
+        value: like `key`.
         window: visible tokens to the left, or None for all.
         scale: of the scores.
         dropout: on the attention weights.

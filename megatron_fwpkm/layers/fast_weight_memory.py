@@ -14,40 +14,40 @@ from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, mak
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megatron_fwpkm.layers.documents import document_lengths
-from megatron_fwpkm.layers.fast_weight_tables import FastWeightTables
-from megatron_fwpkm.layers.memory_statistics import ForwardRecord, MemoryStatistics, hash_bits
-from megatron_fwpkm.layers.norm import RMSNorm, rms_normalize
-from megatron_fwpkm.layers.table_sharding import (
+from ..ops import FastWeightOutput, FastWeightState, MemoryOptions, fast_weight_memory_, flush_pending_
+from .documents import document_lengths
+from .fast_weight_tables import FastWeightTables
+from .memory_statistics import ForwardRecord, MemoryStatistics, hash_bits
+from .norm import RMSNorm, rms_normalize
+from .table_sharding import (
     ColumnSharding,
     ContextSharding,
     MemorySharding,
     rms_normalize_columns,
     standardize,
 )
-from megatron_fwpkm.ops import FastWeightOutput, FastWeightState, MemoryOptions, fast_weight_memory_, flush_pending_
 
 # Which dimension of a parameter is spread over tensor-parallel ranks; all others are replicated.
 _SHARDED_DIMENSIONS = {"value_proj.weight": 0, "value_proj.bias": 0, "output_norm.weight": 0, "output_proj.weight": 1}
 
 
 class FastWeightProductKeyMemory(FastWeightTables):
-    """``h + Linear(RMSNorm(g * r + (1 - g) * v))``: reads a table of slots for every token and rewrites it per chunk.
+    """`h + Linear(RMSNorm(g * r + (1 - g) * v))`: reads a table of slots for every token and rewrites it per chunk.
 
     With hidden state h: query q = Linear(RMSNorm(h)), value v = zscore(Linear(RMSNorm(h))), gate g =
     sigmoid(Linear(RMSNorm(h))), each with its own norm; r is what the memory returns for q. Without a gate r + v takes
     the place of the mixture, as in the authors' code. It writes in training and in evaluation alike; what is written
-    lasts until a reset (``--fwpkm-reset``).
+    lasts until a reset (`--fwpkm-reset`).
 
     Attributes:
         options: numbers and choices of the memory, from the configuration; may be changed between two forwards.
-        streaming: with ``carry``, keep the tokens that wait at the end of a forward for the next one, which continues
+        streaming: with `carry`, keep the tokens that wait at the end of a forward for the next one, which continues
             the same texts. Otherwise the complete pairs among them are written at the end, and the rest is forgotten.
-        document_starts: [b, whole sequence] bool for ``--fwpkm-reset document``, best on the CPU, True at the first
+        document_starts: [b, whole sequence] bool for `--fwpkm-reset document`, best on the CPU, True at the first
             token of every document; None when every sequence is one document.
 
     Args:
-        config: transformer configuration with ``fwpkm`` and ``init_seed``.
+        config: transformer configuration with `fwpkm` and `init_seed`.
         layer_number: counted from 1 over the whole model.
         pg_collection: process groups; default those of megatron's parallel state.
 
@@ -115,10 +115,10 @@ class FastWeightProductKeyMemory(FastWeightTables):
             write_mask: [b, whole sequence], 0 where a token must not be written (padding); default all are.
 
         Returns:
-            Like ``hidden_states``.
+            Like `hidden_states`.
 
         Raises:
-            ValueError: ``document_starts`` do not fit the sequences.
+            ValueError: `document_starts` do not fit the sequences.
         """
         sharding, sequence_parallel = self.sharding, self.config.sequence_parallel
         x = sharding.gather_sequence(hidden_states) if sequence_parallel else hidden_states
@@ -142,7 +142,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
         return hidden_states + sharding.sum_rows(partial, sequence_parallel) + self.output_proj.bias
 
     def _remember(self, queries: Tensor, values: Tensor, gates: Tensor | None, mask: Tensor | None) -> Tensor:
-        """What the memory returns for ``queries`` [s, b, heads * key_dim], in [s, b, columns]; its tables move on.
+        """What the memory returns for `queries` [s, b, heads * key_dim], in [s, b, columns]; its tables move on.
 
         With context parallelism every rank brings its tokens, and all of them go through this rank's tables.
         """

@@ -19,12 +19,12 @@ _TABLES = ("sub_keys", "values")
 class FastWeightTables(MegatronModule):
     """A module that owns one memory's tables, as buffers outside state dict, optimizer and DDP.
 
-    ``.half()``, ``.bfloat16()``, ``.to(dtype)`` and Float16Module move the tables between devices but never cast them:
-    sub-keys are float32, values as ``--fwpkm-table-dtype`` says. How bfloat16 values are rounded depends on the seed,
-    the layer and the number of writes so far, which a checkpoint holds and ``preserve_fast_weights`` puts back.
+    `.half()`, `.bfloat16()`, `.to(dtype)` and Float16Module move the tables between devices but never cast them:
+    sub-keys are float32, values as `--fwpkm-table-dtype` says. How bfloat16 values are rounded depends on the seed,
+    the layer and the number of writes so far, which a checkpoint holds and `preserve_fast_weights` puts back.
 
     Args:
-        config: the transformer configuration, with ``fwpkm`` and ``init_seed``.
+        config: the transformer configuration, with `fwpkm` and `init_seed`.
         layer_number: counted from 1 over the whole model; the initial memory depends on it.
         rows: which rows of every list of sub-keys this rank holds.
         columns: which columns of the values table this rank holds.
@@ -55,7 +55,7 @@ class FastWeightTables(MegatronModule):
         return FastWeightState(self.sub_keys, self.values, self.pending, self.rounding)
 
     def load_fast_weights(self, state: FastWeightState) -> None:
-        """Copy ``state`` into the tables, for example from a checkpoint. ``reset`` still means the initial memory.
+        """Copy `state` into the tables, for example from a checkpoint. `reset` still means the initial memory.
 
         Args:
             state: this rank's rows of the sub-keys and columns of the values; of its rounding the seed and the number
@@ -159,7 +159,7 @@ class FastWeightTables(MegatronModule):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastWeightTables:
-        """Apply a conversion of ``nn.Module`` to everything but the tables, of which only the device follows."""
+        """Apply a conversion of `nn.Module` to everything but the tables, of which only the device follows."""
         tables = {name: self._buffers.pop(name) for name in _TABLES}
         try:
             super()._apply(fn, recurse)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_fwpkm.ops import FastWeightOutput
+from ..ops import FastWeightOutput
 
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)
 """2**64 / golden ratio as a signed integer: spreads neighbouring numbers over all bits."""
@@ -84,7 +84,7 @@ def _mean(losses: list[Tensor]) -> float:
 
 
 def hash_bits(tensors: Iterable[Tensor]) -> Tensor:
-    """A number (int64 scalar) that changes with any single bit of ``tensors`` and with their order; no host sync."""
+    """A number (int64 scalar) that changes with any single bit of `tensors` and with their order; no host sync."""
     total = torch.zeros((), dtype=torch.int64)
     for tensor in tensors:
         words = tensor.detach().contiguous().view(torch.int32).flatten().long()

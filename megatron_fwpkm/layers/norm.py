@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 def rms_normalize(x: Tensor, eps: float) -> Tensor:
-    """Return ``x * rsqrt(mean(x^2) + eps)`` over the last dimension, in float32 (float64 for float64)."""
+    """Return `x * rsqrt(mean(x^2) + eps)` over the last dimension, in float32 (float64 for float64)."""
     x = x if x.dtype == torch.float64 else x.float()
     return nn.functional.rms_norm(x, x.shape[-1:], eps=eps)
 
 
 class RMSNorm(nn.Module):
-    """``x * rsqrt(mean(x^2) + eps) * (1 + weight)`` with ``weight`` 0 at the start (DESIGN section 2).
+    """`x * rsqrt(mean(x^2) + eps) * (1 + weight)` with `weight` 0 at the start (DESIGN section 2).
 
     Args:
         config: gives the parameter dtype and says whether activations are sharded over the sequence.
@@ -34,9 +34,9 @@ class RMSNorm(nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel and on_sequence_shards  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension of ``x`` [..., hidden_size]; the result has the dtype of ``x``."""
+        """Normalise the last dimension of `x` [..., hidden_size]; the result has the dtype of `x`."""
         return self.scale(rms_normalize(x, self.eps)).to(x.dtype)
 
     def scale(self, normalized: Tensor) -> Tensor:
-        """Multiply what :func:`rms_normalize` returned by ``1 + weight``, for norms that share one input."""
+        """Multiply what `rms_normalize` returned by `1 + weight`, for norms that share one input."""
         return normalized * (1 + self.weight.to(normalized.dtype))

@@ -22,7 +22,7 @@ from torch.distributed import ProcessGroup
 class _CopyToShards(torch.autograd.Function):
     """Identity; backward sums over ranks.
 
-    Megatron's own mapping reduces ``grad.contiguous()`` and returns ``grad``: right for contiguous gradients only, and
+    Megatron's own mapping reduces `grad.contiguous()` and returns `grad`: right for contiguous gradients only, and
     it overwrites them.
     """
 
@@ -84,7 +84,7 @@ class ContextSharding:
         return self._to_text_order(all_to_all(self.group, parts))
 
     def columns_to_tokens(self, x: Tensor) -> Tensor:
-        """Undo :meth:`tokens_to_columns`: [s, b, w/cp] to [s/cp, b, w]."""
+        """Undo `tokens_to_columns`: [s, b, w/cp] to [s/cp, b, w]."""
         if self.size == 1:
             return x
         order = self._pieces.to(x.device)
@@ -92,7 +92,7 @@ class ContextSharding:
         return parts.unflatten(0, (self.size, -1)).permute(1, 2, 0, 3).flatten(2, 3)
 
     def own_pieces(self, length: int) -> tuple[slice, slice]:
-        """Where this rank's two pieces stand in a sequence of ``length`` tokens."""
+        """Where this rank's two pieces stand in a sequence of `length` tokens."""
         width = length // (2 * self.size)
         first, second = self._pieces[2 * self.rank : 2 * self.rank + 2].tolist()
         return slice(first * width, (first + 1) * width), slice(second * width, (second + 1) * width)
@@ -112,7 +112,7 @@ class ContextSharding:
 class MemorySharding:
     """This rank's part of the tables of one memory, and the collectives between the ranks that share it.
 
-    Implements ``megatron_fwpkm.ops.TableSharding``.
+    Implements `megatron_fwpkm.ops.TableSharding`.
 
     Attributes:
         rank: number of the part; context-parallel ranks cut every tensor-parallel rank's part again.
@@ -150,15 +150,15 @@ class MemorySharding:
         return slice(self.rank * width, (self.rank + 1) * width)
 
     def copy_to_shards(self, x: Tensor) -> Tensor:
-        """Return ``x``; in backward, sum its gradient over the ranks, each of which used it for its columns."""
+        """Return `x`; in backward, sum its gradient over the ranks, each of which used it for its columns."""
         return _CopyToShards.apply(x, self.group) if self.size > 1 else x
 
     def sum_shards(self, x: Tensor) -> Tensor:
-        """Return the sum of ``x`` over the ranks, without gradient."""
+        """Return the sum of `x` over the ranks, without gradient."""
         return _sum(x, self.group)
 
     def gather(self, x: Tensor) -> Tensor:
-        """Return every rank's ``x`` [...] in the order of the parts, [size, ...], without gradient."""
+        """Return every rank's `x` [...] in the order of the parts, [size, ...], without gradient."""
         everyone = x.new_empty(self.size * x.numel())
         torch.distributed.all_gather_into_tensor(everyone, x.detach().flatten(), group=self.group)
         by_group = everyone.view(self._context_size, self._tensor_size, *x.shape)
@@ -179,11 +179,11 @@ class ColumnSharding:
         self.num_columns = num_columns
 
     def copy_to_shards(self, x: Tensor) -> Tensor:
-        """Return ``x``; in backward, sum its gradient over the ranks, each of which used it for its columns."""
+        """Return `x`; in backward, sum its gradient over the ranks, each of which used it for its columns."""
         return _CopyToShards.apply(x, self.group) if self.size > 1 else x
 
     def total(self, x: Tensor) -> Tensor:
-        """Return the sum of ``x`` over the ranks; in backward, sum the gradients of all its users, too."""
+        """Return the sum of `x` over the ranks; in backward, sum the gradients of all its users, too."""
         if self.size == 1:
             return x
         return _CopyToShards.apply(_SumOfShards.apply(x, self.group), self.group)
@@ -211,7 +211,7 @@ def standardize(x: Tensor, sharding: ColumnSharding) -> Tensor:
         sharding: how the columns are spread; one sum of two numbers per token crosses ranks.
 
     Returns:
-        Like ``x``, differentiable.
+        Like `x`, differentiable.
     """
     if sharding.size == 1:
         std, mean = torch.std_mean(x, dim=-1, keepdim=True)
@@ -224,6 +224,6 @@ def standardize(x: Tensor, sharding: ColumnSharding) -> Tensor:
 
 
 def rms_normalize_columns(x: Tensor, eps: float, sharding: ColumnSharding) -> Tensor:
-    """``x * rsqrt(mean(x^2) + eps)`` with the mean over all columns; one sum of a number per token crosses ranks."""
+    """`x * rsqrt(mean(x^2) + eps)` with the mean over all columns; one sum of a number per token crosses ranks."""
     mean_square = sharding.total(x.square().sum(-1, keepdim=True)) / sharding.num_columns
     return x * torch.rsqrt(mean_square + eps)

@@ -11,28 +11,28 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor, nn
 
-from megatron_fwpkm.config import PretrainConfig
-from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
-from megatron_fwpkm.layers.seeding import seeded
-from megatron_fwpkm.models.recompute import forward_with_recompute
-from megatron_fwpkm.models.specs import layer_specs
-from megatron_fwpkm.models.transformer_config import transformer_config
+from ..config import PretrainConfig
+from ..layers.fast_weight_memory import FastWeightProductKeyMemory
+from ..layers.seeding import seeded
+from .recompute import forward_with_recompute
+from .specs import layer_specs
+from .transformer_config import transformer_config
 
 
 class FwPKMModel(GPTModel):
     """Megatron's GPT with memories in its layers.
 
-    ``model(tokens [b, s], position_ids [b, s], None, labels=[b, s])`` returns the loss of every token [b, s];
+    `model(tokens [b, s], position_ids [b, s], None, labels=[b, s])` returns the loss of every token [b, s];
     without labels the logits [b, s, vocabulary / tp]. In place of None may stand where documents begin, as
-    :class:`~megatron_fwpkm.layers.attention.WindowedAttention` takes it: the layers hand it on to attention, also to a
+    `WindowedAttention` takes it: the layers hand it on to attention, also to a
     second run for recomputation.
     """
 
     positions_restart = False
-    """Whether positions are those of ``position_ids`` (--reset-position-ids), not the places in the sequence."""
+    """Whether positions are those of `position_ids` (--reset-position-ids), not the places in the sequence."""
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Megatron's own, which rotates by the place in the sequence whatever ``position_ids`` say."""
+        """Megatron's own, which rotates by the place in the sequence whatever `position_ids` say."""
         decoder_input, rotary, *others = super()._preprocess(input_ids, position_ids, *args, **kwargs)
         if self.positions_restart:
             angles = self.rotary_pos_emb.get_emb(self.max_sequence_length)  # [places, 1, 1, width]
@@ -40,7 +40,7 @@ class FwPKMModel(GPTModel):
         return decoder_input, rotary, *others
 
     def set_document_starts(self, document_starts: Tensor | None) -> None:
-        """Say where documents begin in the next forward's sequences; used with ``--fwpkm-reset document`` only.
+        """Say where documents begin in the next forward's sequences; used with `--fwpkm-reset document` only.
 
         Args:
             document_starts: [b, s] bool, best on the CPU, True at the first token of a document; None when a sequence
@@ -58,7 +58,7 @@ def build_model(
     post_process: bool = True,
     vp_stage: int | None = None,
 ) -> FwPKMModel:
-    """Build this process's part of the model, on the CPU and with weights that depend on ``--seed`` only.
+    """Build this process's part of the model, on the CPU and with weights that depend on `--seed` only.
 
     Megatron's parallel state must be initialised.
 
@@ -123,7 +123,7 @@ def memory_layers(model: nn.Module | Iterable[nn.Module]) -> list[FastWeightProd
 
 @contextmanager
 def preserve_fast_weights(model: nn.Module | Iterable[nn.Module]) -> Iterator[None]:
-    """Undo bit for bit at exit whatever the memories of ``model`` write inside, for example in an evaluation."""
+    """Undo bit for bit at exit whatever the memories of `model` write inside, for example in an evaluation."""
     with ExitStack() as stack:
         for memory in memory_layers(model):
             stack.enter_context(memory.preserve_fast_weights())

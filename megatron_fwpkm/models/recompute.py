@@ -27,7 +27,7 @@ def recompute_units(has_memory: Sequence[bool], method: str, num_layers: int) ->
 
     Args:
         has_memory: of every layer of the block.
-        method: ``uniform``: units of ``num_layers`` layers, all recomputed; ``block``: the first ``num_layers`` layers
+        method: `uniform`: units of `num_layers` layers, all recomputed; `block`: the first `num_layers` layers
             are recomputed one by one, the others not at all.
         num_layers: at least 1.
     """
@@ -49,12 +49,12 @@ def forward_with_recompute(
     use_inner_quantization_context: bool,
     padding_mask: Tensor | None = None,
 ) -> Tensor:
-    """Run the layers of ``block``, keeping only the inputs of its units; takes the place of megatron's own method.
+    """Run the layers of `block`, keeping only the inputs of its units; takes the place of megatron's own method.
 
     Args:
         block: with layers of ours.
         hidden_states: [s, b, h].
-        attention_mask: as :class:`~megatron_fwpkm.layers.attention.WindowedAttention` takes it.
+        attention_mask: as `WindowedAttention` takes it.
         context: None: a decoder has no other text to attend to.
         context_mask: None, too.
         rotary_pos_emb: [s, 1 or b, 1, width].

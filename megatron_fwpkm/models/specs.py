@@ -25,7 +25,7 @@ from .transformer_config import FwPKMTransformerConfig
 
 @dataclass
 class FwPKMTransformerLayerSubmodules(TransformerLayerSubmodules):
-    """Modules of a layer; ``memory`` stands before everything else and keeps the residual stream's shape."""
+    """Modules of a layer; `memory` stands before everything else and keeps the residual stream's shape."""
 
     memory: ModuleSpec | type = IdentityOp
 
@@ -59,7 +59,7 @@ class FwPKMTransformerLayer(TransformerLayer):
             )
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None]:
-        """Pass ``hidden_states`` [s, b, h] through memory, token mixer and MLP; the rest as in megatron's layer."""
+        """Pass `hidden_states` [s, b, h] through memory, token mixer and MLP; the rest as in megatron's layer."""
         return self.forward_without_memory(self.memory(hidden_states), *args, **kwargs)
 
     def forward_without_memory(

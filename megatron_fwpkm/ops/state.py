@@ -1,6 +1,6 @@
 """What a fast-weight memory is made of, and what one call gives back.
 
-Shapes: B sequences, T tokens, P pending tokens, ``heads`` heads, ``n`` sub-keys per half, ``n * n`` slots.
+Shapes: B sequences, T tokens, P pending tokens, `heads` heads, `n` sub-keys per half, `n * n` slots.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class FastWeightState:
             every list.
         values: [num_subkeys ** 2, value_dim], moved by the memorization loss; with sharding, this rank's columns. Like
             the sub-keys, or bfloat16: then computed with in float32, and rounded stochastically when written.
-        pending: tokens waiting for their targets (``boundary="carry"`` only), or None when nothing waits.
-        rounding: [3] int64, what the rounding of bfloat16 values depends on (:func:`make_rounding`); None for others.
+        pending: tokens waiting for their targets (`boundary="carry"` only), or None when nothing waits.
+        rounding: [3] int64, what the rounding of bfloat16 values depends on (`make_rounding`); None for others.
     """
 
     sub_keys: Tensor

@@ -283,7 +283,7 @@ def _memories(config: PretrainConfig, stage: int) -> int:
 
 
 def _row_bytes(config: PretrainConfig, number: int | None = None) -> int:
-    """One saved row of a values table on a rank; ``number`` is the bytes of a number, by default the table's."""
+    """One saved row of a values table on a rank; `number` is the bytes of a number, by default the table's."""
     return (number or value_bytes(config)) * config.fwpkm.value_dim // _sharing_ranks(config) + _INDEX_BYTES
 
 

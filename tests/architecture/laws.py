@@ -79,7 +79,7 @@ def empty_docstrings(sources: Iterable[Source]) -> list[str]:
 
 def foreign_markup(sources: Iterable[Source]) -> list[str]:
     """Roles and double backticks of reStructuredText: names stand in single backticks."""
-    pattern = re.compile(r":(?:func|class|meth|mod|attr|data|exc):`|``")
+    pattern = re.compile(r":(?:func|class|meth|mod|attr|data|exc):`|(?<!`)``(?!`)")
     return _matching_lines([(source.path, source.text) for source in sources], pattern)
 
 

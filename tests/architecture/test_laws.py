@@ -70,6 +70,14 @@ def test_parallel_groups_stay_behind_the_engine():
     check_none(laws.megatron_groups(shipped_sources()))
 
 
+def test_names_in_docstrings_stand_in_single_backticks():
+    check_none(laws.foreign_markup(shipped_sources()))
+
+
+def test_imports_within_the_package_are_relative():
+    check_none(laws.absolute_imports(shipped_sources()))
+
+
 def test_entry_points_only_parse_and_call():
     check_none(laws.fat_entry_points(python_sources()))
 

@@ -16,7 +16,7 @@ from tests.spawned_ranks import run_distributed
 BATCH, LENGTH, HIDDEN = 2, 48, 32
 _COLLECTIVES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single")
 Sent = Counter[str]
-"""``name`` -> calls, ``name elements`` -> elements of the larger of input and output, 4 bytes each."""
+"""`name` -> calls, `name elements` -> elements of the larger of input and output, 4 bytes each."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What ``help()`` says of the public functions: every argument in one place, which the others name."""
+"""What `help()` says of the public functions: every argument in one place, which the others name."""
 
 from __future__ import annotations
 

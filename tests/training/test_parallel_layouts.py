@@ -2,7 +2,7 @@
 
 Documents reset the memory before every sequence's first token, so that replicas, which own their memories, see what the
 serial run sees; where one replica does all the work the memory is carried over from step to step as well. Rows with
-``packed`` keep documents apart in everything else, too: attention, positions and loss.
+`packed` keep documents apart in everything else, too: attention, positions and loss.
 """
 
 from __future__ import annotations
