@@ -46,7 +46,7 @@ def _start(resolved: Resolved) -> int:
     from megatron_fwpkm.distributed.startup import silence_known_warnings
 
     silence_known_warnings()
-    from megatron_fwpkm.training.pretrain import run
+    from megatron_fwpkm.training.pretraining import run
 
     return run(resolved)
 

@@ -111,12 +111,12 @@ def _run(
 def _measure_layer(config: PretrainConfig, device: torch.device, repeats: int) -> Measured:
     import torch
 
-    from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
+    from megatron_fwpkm.layers.fast_weight_memory import FastWeightMemoryLayer
     from megatron_fwpkm.models.transformer_config import transformer_config
 
     shape = config.model.seq_length, config.training.micro_batch_size, config.model.hidden_size
     dtype = torch.bfloat16 if config.training.bf16 else torch.float32
-    layer = FastWeightProductKeyMemory(transformer_config(config), config.fwpkm.layer_numbers[0]).to(device)
+    layer = FastWeightMemoryLayer(transformer_config(config), config.fwpkm.layer_numbers[0]).to(device)
     hidden = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
     direction = torch.randn(shape, device=device, dtype=dtype)
     wanted = [hidden, *layer.parameters()]

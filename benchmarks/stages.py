@@ -19,8 +19,8 @@ KERNELS = {
     "backward_token": ("backward_rows_kernel",),
     "adjoint": ("adjoint_rows_kernel", "finish_adjoint_kernel"),
     "key update and its backward": (
-        "reader_sum_kernel", "pull_kernel", "tile_kernel", "finish_kernel", "pull_gradient_kernel", "spread_kernel",
-        "token_backward_kernel",
+        "reader_mean_kernel", "strength_kernel", "tile_kernel", "finish_kernel", "strength_gradient_kernel",
+        "slope_gradient_kernel", "token_backward_kernel",
     ),
 }  # fmt: skip
 """Stage -> kernels by name; `gemm` stands for every matrix product of the vendor's library. The rest is `other`."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megatron_fwpkm.engines.megatron import MegatronEngine
-from megatron_fwpkm.training import pretrain as training
+from megatron_fwpkm.training import pretraining as training
 from megatron_fwpkm.training.loop import TrainingLoop
 from tests.test_pretrain import flags, start, write_dataset
 

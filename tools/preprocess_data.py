@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from megatron_fwpkm.config.cli import run_cli, tool_parser
 from megatron_fwpkm.config.tool_options import add_tool_options, parse_tool
-from megatron_fwpkm.data.preprocess.options import PreprocessOptions
 from megatron_fwpkm.data.preprocess.preprocess_flags import MEGATRON_PREPROCESS_FLAGS, check_tokenizer_flags
+from megatron_fwpkm.data.preprocess.preprocess_options import PreprocessOptions
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .record_log import Record, RecordLog
+from .record_log import KeyedRecord, RecordLog
 from .run_progress import RunProgress
 from .workers import run_in_processes
 
 Item = TypeVar("Item", bound=Hashable)
-Measured = TypeVar("Measured", bound=Record)
+Measured = TypeVar("Measured", bound=KeyedRecord)
 
 
 @dataclass(frozen=True)

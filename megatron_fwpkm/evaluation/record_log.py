@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 
-class Record(Protocol):
+class KeyedRecord(Protocol):
     """What was measured of one item."""
 
     @property
@@ -20,7 +20,7 @@ class Record(Protocol):
         """Plain values, the item among them."""
 
 
-Stored = TypeVar("Stored", bound=Record)
+Stored = TypeVar("Stored", bound=KeyedRecord)
 
 
 class RecordLog(Generic[Stored]):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.fast_weight_memory.calls import Call
+from ..ops.fast_weight_memory.memory_call import Call
 from ..ops.fast_weight_memory.options import MemoryOptions
 from ..ops.fast_weight_memory.plain import read_tables, run_plain
 from ..ops.fast_weight_memory.precision import full_precision

@@ -18,7 +18,7 @@ from ..ops import FastWeightOutput, FastWeightState, MemoryOptions, fast_weight_
 from .documents import document_lengths
 from .fast_weight_tables import FastWeightTables
 from .memory_statistics import ForwardRecord, MemoryStatistics, hash_bits
-from .norm import RMSNorm, rms_normalize
+from .norm import MegatronRMSNorm, rms_normalize
 from .table_sharding import (
     ColumnSharding,
     ContextSharding,
@@ -31,7 +31,7 @@ from .table_sharding import (
 _SHARDED_DIMENSIONS = {"value_proj.weight": 0, "value_proj.bias": 0, "output_norm.weight": 0, "output_proj.weight": 1}
 
 
-class FastWeightProductKeyMemory(FastWeightTables):
+class FastWeightMemoryLayer(FastWeightTables):
     """`h + Linear(RMSNorm(g * r + (1 - g) * v))`: reads a table of slots for every token and rewrites it per chunk.
 
     With hidden state h: query q = Linear(RMSNorm(h)), value v = zscore(Linear(RMSNorm(h))), gate g =
@@ -81,7 +81,7 @@ class FastWeightProductKeyMemory(FastWeightTables):
 
     def _add(self, name: str, width: int, outputs: int) -> None:
         """Make one norm and the linear behind it; both see whole sequences."""
-        norm = RMSNorm(self.config, width, self.config.layernorm_epsilon, on_sequence_shards=False)
+        norm = MegatronRMSNorm(self.config, width, self.config.layernorm_epsilon, on_sequence_shards=False)
         self.add_module(f"{name}_norm", norm)
         # Without torch's own initialisation, which draws as many numbers as this rank has columns.
         linear = nn.utils.skip_init(nn.Linear, width, outputs, dtype=self.config.params_dtype)

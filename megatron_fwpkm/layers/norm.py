@@ -13,7 +13,7 @@ def rms_normalize(x: Tensor, eps: float) -> Tensor:
     return nn.functional.rms_norm(x, x.shape[-1:], eps=eps)
 
 
-class RMSNorm(nn.Module):
+class MegatronRMSNorm(nn.Module):
     """`x * rsqrt(mean(x^2) + eps) * (1 + weight)` with `weight` 0 at the start (DESIGN section 2).
 
     Args:

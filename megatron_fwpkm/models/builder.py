@@ -12,14 +12,14 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor, nn
 
 from ..config import PretrainConfig
-from ..layers.fast_weight_memory import FastWeightProductKeyMemory
+from ..layers.fast_weight_memory import FastWeightMemoryLayer
 from ..layers.seeding import seeded
 from .recompute import forward_with_recompute
 from .specs import layer_specs
 from .transformer_config import transformer_config
 
 
-class FwPKMModel(GPTModel):
+class MegatronFwPKMModel(GPTModel):
     """Megatron's GPT with memories in its layers.
 
     `model(tokens [b, s], position_ids [b, s], None, labels=[b, s])` returns the loss of every token [b, s];
@@ -57,7 +57,7 @@ def build_model(
     pre_process: bool = True,
     post_process: bool = True,
     vp_stage: int | None = None,
-) -> FwPKMModel:
+) -> MegatronFwPKMModel:
     """Build this process's part of the model, on the CPU and with weights that depend on `--seed` only.
 
     Megatron's parallel state must be initialised.
@@ -81,7 +81,7 @@ def build_model(
         )
     megatron_config = transformer_config(config)
     with seeded(config.training.seed, "embedding"):  # the layers seed themselves
-        built = FwPKMModel(
+        built = MegatronFwPKMModel(
             megatron_config,
             layer_specs(megatron_config, vp_stage),
             vocab_size=padded_vocab_size,
@@ -105,7 +105,7 @@ def build_model(
 
 
 @torch.no_grad()
-def _initialize_output_layer(model: FwPKMModel, seed: int) -> None:
+def _initialize_output_layer(model: MegatronFwPKMModel, seed: int) -> None:
     """Draw the output layer from its own seed: what was drawn before it depends on the pipeline stage."""
     group = model.pg_collection.tp
     weight = model.output_layer.weight
@@ -114,10 +114,10 @@ def _initialize_output_layer(model: FwPKMModel, seed: int) -> None:
     weight.copy_(whole.chunk(group.size())[group.rank()])
 
 
-def memory_layers(model: nn.Module | Iterable[nn.Module]) -> list[FastWeightProductKeyMemory]:
+def memory_layers(model: nn.Module | Iterable[nn.Module]) -> list[FastWeightMemoryLayer]:
     """All memories of a model or of its pipeline chunks, in the order of their layers, through any wrapper."""
     chunks = [model] if isinstance(model, nn.Module) else list(model)
-    found = [module for chunk in chunks for module in chunk.modules() if isinstance(module, FastWeightProductKeyMemory)]
+    found = [module for chunk in chunks for module in chunk.modules() if isinstance(module, FastWeightMemoryLayer)]
     return sorted(found, key=lambda memory: memory.layer_number)
 
 

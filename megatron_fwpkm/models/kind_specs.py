@@ -13,8 +13,8 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from ..layers.attention import WindowedAttention
-from ..layers.fast_weight_memory import FastWeightProductKeyMemory
-from ..layers.norm import RMSNorm
+from ..layers.fast_weight_memory import FastWeightMemoryLayer
+from ..layers.norm import MegatronRMSNorm
 from .transformer_config import FwPKMTransformerConfig
 
 SpecMaker = Callable[[FwPKMTransformerConfig, int], ModuleSpec]
@@ -32,7 +32,7 @@ def register_spec(kind: str, make: SpecMaker) -> None:
 
 
 def _attention(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
-    qk_norm = RMSNorm if config.qk_layernorm else IdentityOp
+    qk_norm = MegatronRMSNorm if config.qk_layernorm else IdentityOp
     return ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
@@ -53,7 +53,7 @@ def _swiglu(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
 
 
 def _fwpkm(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
-    return ModuleSpec(module=FastWeightProductKeyMemory)
+    return ModuleSpec(module=FastWeightMemoryLayer)
 
 
 register_spec("attention", _attention)

@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 from torch import Tensor
 
-from ..layers.norm import RMSNorm
+from ..layers.norm import MegatronRMSNorm
 from ..layers.seeding import seeded
 from .kind_specs import KIND_SPECS
 from .offload import offloading
@@ -86,10 +86,10 @@ def layer_spec(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
         module=FwPKMTransformerLayer,
         submodules=FwPKMTransformerLayerSubmodules(
             memory=memory,
-            input_layernorm=RMSNorm,
+            input_layernorm=MegatronRMSNorm,
             self_attention=KIND_SPECS[parts.mixer](config, layer_number),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=RMSNorm,
+            pre_mlp_layernorm=MegatronRMSNorm,
             mlp=KIND_SPECS[parts.mlp](config, layer_number),
             mlp_bda=get_bias_dropout_add,
         ),
@@ -101,4 +101,4 @@ def layer_specs(config: FwPKMTransformerConfig, vp_stage: int | None = None) -> 
     offset = get_transformer_layer_offset(config, vp_stage)
     count = get_num_layers_to_build(config, vp_stage)
     specs = [layer_spec(config, offset + number) for number in range(1, count + 1)]
-    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=MegatronRMSNorm)

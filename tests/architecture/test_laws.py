@@ -78,6 +78,22 @@ def test_imports_within_the_package_are_relative():
     check_none(laws.absolute_imports(shipped_sources()))
 
 
+SHARED = {
+    "attention.py": "a kind has a module in every room",
+    "reference.py": "every operation has its oracle",
+    "key_steps.py": "the steps of a driver in torch and in Triton",
+    "value_steps.py": "the same",
+    "run.py": "the run of a tool or an evaluation, in its own folder",
+    "base.py": "what the other modules of a folder build on",
+    "build.py": "which one of a folder's classes is made",
+}
+"""Names that several places share, and why."""
+
+
+def test_a_name_has_one_meaning():
+    check_none(laws.shared_names([s for s in shipped_sources() if s.parts[0] == "megatron_fwpkm"], SHARED))
+
+
 def test_entry_points_only_parse_and_call():
     check_none(laws.fat_entry_points(python_sources()))
 

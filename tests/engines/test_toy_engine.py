@@ -15,7 +15,7 @@ import torch
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.engines.build import build_engine
 from megatron_fwpkm.training.metrics import read_records
-from megatron_fwpkm.training.pretrain import run
+from megatron_fwpkm.training.pretraining import run
 from tests.engines.toy_engine import ToyEngine, build_toy
 from tests.test_pretrain import ROOT, flags, losses, write_dataset
 

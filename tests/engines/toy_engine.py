@@ -109,6 +109,6 @@ def build_toy(config: PretrainConfig, world: World, vocab_size: int) -> Iterator
 if __name__ == "__main__":
     from megatron_fwpkm.config.cli import run_cli
     from megatron_fwpkm.config.loading import parse_pretrain
-    from megatron_fwpkm.training.pretrain import run
+    from megatron_fwpkm.training.pretraining import run
 
     sys.exit(run_cli(lambda argv: run(parse_pretrain(argv), build_toy), sys.argv[1:]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_fwpkm.config import FwPKMConfig
-from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
+from megatron_fwpkm.layers.fast_weight_memory import FastWeightMemoryLayer
 from megatron_fwpkm.models.transformer_config import FwPKMTransformerConfig
 from megatron_fwpkm.ops import FastWeightState
 from tests.training.double_precision import double_precision
@@ -17,7 +17,7 @@ _NAMES = {"query": "fw_q", "value": "fw_v", "output": "fw_out"}
 _TOLERANCE = 2e-6
 
 
-def _block(golden) -> FastWeightProductKeyMemory:
+def _block(golden) -> FastWeightMemoryLayer:
     theirs = golden.meta["config"]
     fwpkm = FwPKMConfig(
         layer_numbers=(1,),
@@ -39,7 +39,7 @@ def _block(golden) -> FastWeightProductKeyMemory:
         params_dtype=torch.float64,
         fwpkm=fwpkm,
     )
-    block = FastWeightProductKeyMemory(config, layer_number=1)
+    block = FastWeightMemoryLayer(config, layer_number=1)
     for name, parameter in block.named_parameters():
         parameter.data.copy_(_theirs(golden, "param.", name).view_as(parameter))
     keys = golden["param.fwpkm.keys"].double().view_as(block.sub_keys)

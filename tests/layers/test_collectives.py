@@ -54,7 +54,7 @@ def _count(rank: int, world_size: int, layouts: list[Layout]) -> list[tuple[Sent
     """Forward and backward of one memory for every layout."""
     from megatron.core import parallel_state
 
-    from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
+    from megatron_fwpkm.layers.fast_weight_memory import FastWeightMemoryLayer
     from megatron_fwpkm.models.transformer_config import transformer_config
 
     found = []
@@ -63,7 +63,7 @@ def _count(rank: int, world_size: int, layouts: list[Layout]) -> list[tuple[Sent
             parallel_state.destroy_model_parallel()
         initialize(world_size // context, context)
         config = transformer_config(tiny(sequence_parallel=sequence, chunk_size=chunk, addressing_weight=weight))
-        memory = FastWeightProductKeyMemory(config, 1)
+        memory = FastWeightMemoryLayer(config, 1)
         share = context * (world_size // context if sequence else 1)
         hidden = torch.randn(LENGTH // share, BATCH, HIDDEN, requires_grad=True)
         with _counted() as forward:

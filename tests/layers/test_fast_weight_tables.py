@@ -9,7 +9,7 @@ import torch
 from megatron.core.transformer.module import Float16Module
 
 from megatron_fwpkm.config import FwPKMConfig
-from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
+from megatron_fwpkm.layers.fast_weight_memory import FastWeightMemoryLayer
 from megatron_fwpkm.models.transformer_config import transformer_config
 from megatron_fwpkm.ops import FastWeightState
 from megatron_fwpkm.ops.initialization import initial_sub_keys, initial_values
@@ -18,17 +18,17 @@ from tests.layers.megatron import tiny
 _RESETS = ["never", "step"]
 
 
-def memory(**options: Any) -> FastWeightProductKeyMemory:
+def memory(**options: Any) -> FastWeightMemoryLayer:
     """A small memory, always with the same weights."""
     torch.manual_seed(0)
-    return FastWeightProductKeyMemory(transformer_config(tiny(**options)), layer_number=2)
+    return FastWeightMemoryLayer(transformer_config(tiny(**options)), layer_number=2)
 
 
 def hidden(seed: int, length: int = 48) -> torch.Tensor:
     return torch.randn(length, 2, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def snapshot(block: FastWeightProductKeyMemory) -> tuple[torch.Tensor, torch.Tensor]:
+def snapshot(block: FastWeightMemoryLayer) -> tuple[torch.Tensor, torch.Tensor]:
     return block.sub_keys.clone(), block.values.clone()
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_fwpkm.layers.norm import RMSNorm
+from megatron_fwpkm.layers.norm import MegatronRMSNorm
 from megatron_fwpkm.models.transformer_config import transformer_config
 from tests.layers.megatron import tiny
 
 
-def _norm(dtype: torch.dtype = torch.float32, **options: bool) -> RMSNorm:
-    norm = RMSNorm(transformer_config(tiny()), 6, eps=1e-3, **options)
+def _norm(dtype: torch.dtype = torch.float32, **options: bool) -> MegatronRMSNorm:
+    norm = MegatronRMSNorm(transformer_config(tiny()), 6, eps=1e-3, **options)
     norm.weight.data.copy_(torch.linspace(-0.5, 0.5, 6))
     return norm.to(dtype)
 
@@ -25,7 +25,7 @@ def test_it_is_the_formula() -> None:
 
 
 def test_it_starts_as_plain_normalisation() -> None:
-    norm = RMSNorm(transformer_config(tiny()), 6)
+    norm = MegatronRMSNorm(transformer_config(tiny()), 6)
     assert torch.equal(norm.weight, torch.zeros(6))
 
 
@@ -42,6 +42,6 @@ def test_bfloat16_is_normalised_in_float32() -> None:
 def test_only_norms_of_sequence_shards_are_summed_over_ranks(on_shards: bool, expected: bool) -> None:
     config = transformer_config(tiny())
     config.sequence_parallel = True
-    assert RMSNorm(config, 6, on_sequence_shards=on_shards).weight.sequence_parallel is expected
+    assert MegatronRMSNorm(config, 6, on_sequence_shards=on_shards).weight.sequence_parallel is expected
     config.sequence_parallel = False
-    assert RMSNorm(config, 6, on_sequence_shards=on_shards).weight.sequence_parallel is False
+    assert MegatronRMSNorm(config, 6, on_sequence_shards=on_shards).weight.sequence_parallel is False

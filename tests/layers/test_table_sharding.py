@@ -89,14 +89,14 @@ def test_choices_are_those_of_one_process_bit_for_bit(by_layout: Any, layout: tu
 
 def _layer_on_two_ranks(rank: int, world_size: int) -> dict[str, int]:
     """Hashes of a memory on two tensor-parallel ranks, one of which comes to harm; then a part's resets and loads."""
-    from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
+    from megatron_fwpkm.layers.fast_weight_memory import FastWeightMemoryLayer
     from megatron_fwpkm.models.transformer_config import transformer_config
 
     hidden = torch.randn(48, 2, 32, generator=torch.Generator().manual_seed(1))
     found = {}
     for harm in ("none", "queries", "gates", "row"):
         _start(world_size, 1)
-        memory = FastWeightProductKeyMemory(transformer_config(tiny()), 1)
+        memory = FastWeightMemoryLayer(transformer_config(tiny()), 1)
         if rank == 1 and harm != "none":
             weight = {"queries": memory.query_proj.weight, "gates": memory.gate_proj.bias, "row": memory.sub_keys}[harm]
             weight.data.view(-1)[0] += 1e-3
@@ -105,7 +105,7 @@ def _layer_on_two_ranks(rank: int, world_size: int) -> dict[str, int]:
         found[harm] = int(memory.consistency_hash())
     for reset in ("never", "step"):
         _part_is_reset_preserved_and_loaded(
-            FastWeightProductKeyMemory(transformer_config(tiny(reset=reset)), 1), hidden, rank
+            FastWeightMemoryLayer(transformer_config(tiny(reset=reset)), 1), hidden, rank
         )
     return found
 

@@ -7,16 +7,16 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.transformer.module import Float16Module
 
-from megatron_fwpkm.layers.norm import RMSNorm
-from megatron_fwpkm.models.builder import FwPKMModel, build_model, memory_layers, preserve_fast_weights
+from megatron_fwpkm.layers.norm import MegatronRMSNorm
+from megatron_fwpkm.models.builder import MegatronFwPKMModel, build_model, memory_layers, preserve_fast_weights
 from tests.layers.megatron import VOCABULARY, batch, tiny
 
 
-def _model(**options) -> FwPKMModel:
+def _model(**options) -> MegatronFwPKMModel:
     return build_model(tiny(**options), VOCABULARY)
 
 
-def _logits(model: FwPKMModel, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def _logits(model: MegatronFwPKMModel, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     with torch.no_grad(), preserve_fast_weights(model):
         return model(tokens, positions, None)
 
@@ -26,7 +26,7 @@ def test_every_layer_gets_what_its_number_says() -> None:
     assert [memory.layer_number for memory in memory_layers(model)] == [2, 3]
     assert [layer.self_attention.core_attention.window for layer in model.decoder.layers] == [5, None, 9]
     norms = {name: module for name, module in model.named_modules() if "Norm" in type(module).__name__}
-    assert all(isinstance(module, RMSNorm) for module in norms.values())
+    assert all(isinstance(module, MegatronRMSNorm) for module in norms.values())
     assert {"decoder.final_layernorm", "decoder.layers.0.self_attention.q_layernorm"} <= norms.keys()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_fwpkm.models.builder import FwPKMModel, build_model, preserve_fast_weights
+from megatron_fwpkm.models.builder import MegatronFwPKMModel, build_model, preserve_fast_weights
 from tests.layers.megatron import VOCABULARY, batch, tiny
 from tests.training.double_precision import double_precision
 
@@ -21,7 +21,7 @@ def _packed(rows: int) -> tuple[torch.Tensor, ...]:
     return tokens, positions - torch.where(starts, positions, 0).cummax(dim=1).values, labels, starts
 
 
-def _losses(model: FwPKMModel, *inputs: torch.Tensor | None) -> torch.Tensor:
+def _losses(model: MegatronFwPKMModel, *inputs: torch.Tensor | None) -> torch.Tensor:
     tokens, positions, labels, starts, documents = inputs
     with preserve_fast_weights(model):
         model.set_document_starts(starts)

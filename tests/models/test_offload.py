@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
+from megatron_fwpkm.layers.fast_weight_memory import FastWeightMemoryLayer
 from megatron_fwpkm.models import offload
 from megatron_fwpkm.models.offload import offloading
 from tests.models.micro_batches import MEMORIES, train
@@ -33,7 +33,7 @@ class Packed:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tensors = self.elements = self.in_memories = 0
         self._inside = False
-        to_host, forward = offload._to_host, FastWeightProductKeyMemory.forward
+        to_host, forward = offload._to_host, FastWeightMemoryLayer.forward
 
         def counted(tensor: torch.Tensor) -> Any:
             self.tensors += 1
@@ -41,7 +41,7 @@ class Packed:
             self.in_memories += self._inside
             return to_host(tensor)
 
-        def watched(memory: FastWeightProductKeyMemory, *args: Any) -> torch.Tensor:
+        def watched(memory: FastWeightMemoryLayer, *args: Any) -> torch.Tensor:
             self._inside = True
             try:
                 return forward(memory, *args)
@@ -49,7 +49,7 @@ class Packed:
                 self._inside = False
 
         monkeypatch.setattr(offload, "_to_host", counted)
-        monkeypatch.setattr(FastWeightProductKeyMemory, "forward", watched)
+        monkeypatch.setattr(FastWeightMemoryLayer, "forward", watched)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megatron_fwpkm.config import TrainingConfig
-from megatron_fwpkm.layers.fast_weight_memory import FastWeightProductKeyMemory
+from megatron_fwpkm.layers.fast_weight_memory import FastWeightMemoryLayer
 from megatron_fwpkm.models.builder import build_model
 from megatron_fwpkm.models.recompute import Unit, recompute_units
 from tests.layers.megatron import VOCABULARY, batch, tiny
@@ -50,7 +50,7 @@ def test_evaluation_recomputes_nothing() -> None:
     runs = []
     first_layer.self_attention.register_forward_hook(lambda *_: runs.append(1))
     model(tokens, positions, None, labels=labels).mean().backward()
-    assert len(runs) == 1 and isinstance(model.decoder.layers[1].memory, FastWeightProductKeyMemory)
+    assert len(runs) == 1 and isinstance(model.decoder.layers[1].memory, FastWeightMemoryLayer)
 
 
 @pytest.mark.parametrize(

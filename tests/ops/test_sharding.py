@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_fwpkm.ops import FastWeightState, MemoryOptions
 from megatron_fwpkm.ops.fast_weight_memory import flush_pending, flush_pending_
-from megatron_fwpkm.ops.fast_weight_memory.calls import Call
+from megatron_fwpkm.ops.fast_weight_memory.memory_call import Call
 from megatron_fwpkm.ops.fast_weight_memory.touched_rows import run_chains
 from tests.ops.cases import Case, distance, gradients, make_case
 from tests.ops.shards import ThreadShards, part_of, run_part, run_ranks

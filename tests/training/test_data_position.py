@@ -8,7 +8,7 @@ import pytest
 
 from megatron_fwpkm.config import PretrainConfig, TrainingConfig
 from megatron_fwpkm.training.checkpointing import TrainingProgress
-from megatron_fwpkm.training.pretrain import check_data_position
+from megatron_fwpkm.training.pretraining import check_data_position
 
 CONFIG = PretrainConfig(training=TrainingConfig(train_iters=12))
 

@@ -23,7 +23,7 @@ from ..encoders.acceleration import DocumentsEncoder, build_encoder
 from ..indexed.indexed_format import token_dtype
 from ..tokenizers import Tokenizer, build_tokenizer
 from .document_sample import SampledDocument, draw_documents
-from .options import ControlTokens
+from .preprocess_options import ControlTokens
 
 _LONGEST = 2**31 - 1
 """Tokens of a document: an index holds lengths in 32 bits."""

@@ -25,7 +25,7 @@ from ..tokenizers import Tokenizer, build_tokenizer
 from .document_sample import DocumentSample
 from .encoding import BlockEncoder, EncodedBlock, EncodingOptions, encode_blocks
 from .journal import BadRecordsFile, Journal, signature
-from .options import PreprocessOptions
+from .preprocess_options import PreprocessOptions
 from .preprocess_report import PreprocessReport
 from .verification import check_sample
 

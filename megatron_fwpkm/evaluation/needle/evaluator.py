@@ -10,7 +10,7 @@ from ..model_loading import LoadedModel
 from ..text_model import text_model
 from .answers import NeedleReader
 from .haystack import Haystack
-from .record import NeedleRecord
+from .needle_record import NeedleRecord
 from .samples import Cell, NeedleSample, all_cells, make_sample
 from .settings import NeedleSettings
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from ..causality import CausalityCheck
 from ..result_files import csv_text, json_text, rounded
+from .needle_record import NeedleRecord
 from .recall import Recall, recall
-from .record import NeedleRecord
 from .settings import NeedleSettings
 
 Where = Literal["anywhere", "beyond window", "in window"]

@@ -20,7 +20,7 @@ from .early_checks import check_facts, check_places, check_positions, check_text
 from .evaluator import Evaluator, Loader, make_evaluator
 from .haystack import Haystack, load_haystack
 from .heatmap import draw_heatmap
-from .record import NeedleRecord
+from .needle_record import NeedleRecord
 from .report import render_report
 from .results import NeedleResults, reading_speed, tabulate
 from .samples import all_cells

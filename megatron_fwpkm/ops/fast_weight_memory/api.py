@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..sharding import TableSharding
 from ..state import FastWeightOutput, FastWeightState
-from .calls import Call, ChainResult
 from .implementation_choice import choose_implementation
+from .memory_call import Call, ChainResult
 from .options import MemoryOptions
 from .plain import run_plain
 from .reference import run_reference

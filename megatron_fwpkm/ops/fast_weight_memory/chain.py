@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..sharding import TableSharding
-from .arguments import Stream
 from .chunk_pieces import Piece
+from .input_checks import Stream
 from .options import MemoryOptions
 
 

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from ..product_key.epsilons import ENTROPY_EPSILON, IDW_EPSILON
 from ..undo_log import UndoLog
-from .arguments import Stream
-from .calls import Call, ChainResult
 from .chunk_pieces import Piece
+from .input_checks import Stream
+from .memory_call import Call, ChainResult
 from .options import MemoryOptions
 
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from ..product_key.reference import addressing_loss, read_slots
 from ..sharding import TableSharding
 from ..undo_log import UndoLog
-from .arguments import Stream
-from .calls import ChainResult
 from .chain import mean_over_columns, write_scales
 from .chunk_pieces import Piece
+from .input_checks import Stream
+from .memory_call import ChainResult
 from .options import MemoryOptions
 
 

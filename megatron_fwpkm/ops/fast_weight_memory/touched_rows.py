@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..sharding import TableSharding
 from ..undo_log import UndoLog
-from .calls import Call, ChainResult
 from .chain import mean_over_columns, write_scales
 from .chunk_pieces import Piece
 from .key_chain import KeyChain, KeyOptions, KeyPiece, KeySteps
 from .key_rows import KeyRows
+from .memory_call import Call, ChainResult
 from .sparse.key_steps import SparseKeySteps
 from .sparse.value_steps import VALUE_STEPS
 from .value_chain import ValueChain, ValueLog, ValueOptions, ValueSteps

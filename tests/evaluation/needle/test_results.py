@@ -8,7 +8,7 @@ import re
 import pytest
 
 from megatron_fwpkm.evaluation.item_runner import RunOptions
-from megatron_fwpkm.evaluation.needle.record import NeedleRecord
+from megatron_fwpkm.evaluation.needle.needle_record import NeedleRecord
 from megatron_fwpkm.evaluation.needle.results import reading_speed, text_table
 from megatron_fwpkm.evaluation.needle.run import evaluate
 from megatron_fwpkm.evaluation.needle.samples import Cell

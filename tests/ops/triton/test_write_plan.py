@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from megatron_fwpkm.ops.fast_weight_memory.sparse.segments import find_segments
+from megatron_fwpkm.ops.fast_weight_memory.sparse.slot_segments import find_segments
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, make_adjoint_plan, make_write_plan
 from tests.ops.triton.values import DEVICE, drop_pieces, random_slots
 

@@ -13,7 +13,7 @@ from ..rounding import round_rows
 from ..value_chain import Position, ValueInputs, ValueSteps
 from ..write_plan import AdjointPlan
 from .row_sums import gather_rows, paired_dots, sum_rows
-from .segments import Segments, find_segments
+from .slot_segments import Segments, find_segments
 
 
 class _Pass:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..state import FastWeightOutput, FastWeightState
 from ..undo_log import UndoLog
-from .arguments import Stream, check_tables, make_stream, pending_stream
 from .chunk_pieces import Piece, carry_schedule, drop_schedule, flush_schedule, official_schedule
+from .input_checks import Stream, check_tables, make_stream, pending_stream
 from .options import MemoryOptions
 from .precision import full_precision
 
