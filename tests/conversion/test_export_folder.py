@@ -60,7 +60,7 @@ torch.save([ids.input_ids, logits, generated], out + "/results.pt")
 # The commands of the model card, as they stand there.
 os.chdir(folder)
 open("document.txt", "w").write("She was all attention. " * 40)
-for block in re.findall("``python\\n(.*?)``", open("README.md").read(), re.DOTALL):
+for block in re.findall("```python\\n(.*?)```", open("README.md").read(), re.DOTALL):
     exec(block)
 values = cache.memory[1].state.values
 assert values.ne(model.model.layers[1].memory.values).any() and values.grad_fn is None

@@ -87,3 +87,8 @@ def test_every_command_is_accepted(command):
         assert os.access(ROOT / program, os.X_OK), f"{command}: {program} is not an executable file of the repository"
     else:
         assert program in _ACCEPTED, f"{command}: unknown program {program}"
+
+
+def test_there_are_commands_and_paths_to_check():
+    """An extraction that no longer matches would leave the tests above nothing to look at."""
+    assert len(COMMANDS) > 30 and sum(len(list(named_paths(path))) for path in FILES) > 100

@@ -11,7 +11,7 @@ import megatron_fwpkm.ops
 
 def test_the_example_runs() -> None:
     text = (Path(megatron_fwpkm.ops.__file__).parent / "fast_weight_memory" / "README.md").read_text()
-    (example,) = re.findall(r"``python\n(.*?)``", text, flags=re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(example, names)
     output = names["output"]
