@@ -61,6 +61,7 @@ def measure_side(side: str, folder: str, memories: int, num_subkeys: int, repeat
         found: dict[str, Any] = {name: [] for name in ("held", "published", "alone", "meanwhile")}
 
         def step() -> float:
+            """Seconds of one step."""
             start = time.perf_counter()
             engine.train_step(batches)
             progress.iteration += 1

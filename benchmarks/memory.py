@@ -64,6 +64,7 @@ def prepare(case: Case) -> tuple[Callable[[], None], dict[str, Any]]:
     del sub_keys, values
 
     def call() -> None:
+        """One call of the memory, with its backward pass in training."""
         with torch.set_grad_enabled(training):
             output = function(
                 queries, targets, gates, states.pop(), topk=s.topk, chunk_size=s.chunk_size,

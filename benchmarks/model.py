@@ -122,6 +122,7 @@ def _measure_layer(config: PretrainConfig, device: torch.device, repeats: int) -
     wanted = [hidden, *layer.parameters()]
 
     def step() -> None:
+        """One backward pass of the layer."""
         torch.autograd.grad(layer(hidden), wanted, direction)
 
     milliseconds, peak = _time(step, str(device), repeats)

@@ -47,6 +47,7 @@ def measure(tokens: int, traffic: str, table_dtype: str, undo_log: str) -> dict[
     saved: dict[int, int] = {}
 
     def note(tensor: Any) -> Any:
+        """Count the storage of a tensor that autograd saves."""
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 

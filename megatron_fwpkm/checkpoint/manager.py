@@ -87,6 +87,7 @@ class CheckpointManager:
         partial = self.root / f".{folder_name(iteration)}.partial"
 
         def make() -> None:
+            """Make the folder that is written into, on rank 0."""
             self.check_held()
             self.root.mkdir(parents=True, exist_ok=True)
             self._forget_leftovers(".partial", iteration + 1)
@@ -108,6 +109,7 @@ class CheckpointManager:
         partial = self.root / f".{folder_name(iteration)}.partial"
 
         def publish() -> None:
+            """Publish what was written and delete what retention lets go, on rank 0."""
             self.check_held()
             write_record(partial, record)
             self._publish(partial, iteration)

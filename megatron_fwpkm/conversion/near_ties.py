@@ -49,6 +49,7 @@ def first_near_tie(model: FwPKMForCausalLM, ids: Tensor) -> int:
     found = [ids.shape[1]]
 
     def look(memory: FastWeightProductKeyMemory, inputs: tuple[Tensor, ...]) -> None:
+        """Keep the first tied token of what enters a memory."""
         tied = _tied_tokens(memory, inputs[0]).nonzero()
         found.extend(tied[:1].flatten().tolist())
 

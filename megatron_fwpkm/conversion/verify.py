@@ -161,6 +161,7 @@ def megatron_forward(
         layer.sub_keys, layer.values = layer.sub_keys.to(compute), layer.values.to(compute)
 
     def forward(ids: Tensor) -> Tensor:
+        """Logits of [B, T] ids on the CPU, without the padded vocabulary."""
         positions = torch.arange(ids.shape[1], device=device).unsqueeze(0)
         with torch.no_grad(), preserve_fast_weights(trained):
             logits = trained(ids.to(device), positions, None)
@@ -198,6 +199,7 @@ def _self_checks(exact: FwPKMForCausalLM, ids: Tensor) -> list[Check]:
     length = ids.shape[1]
 
     def streamed(cuts: Sequence[int]) -> Tensor:
+        """Logits of the text, read in pieces between the cuts."""
         cache = exact.new_cache()
         with torch.no_grad():
             return torch.cat([exact(ids[:, a:b], past_key_values=cache).logits for a, b in pairwise(cuts)], 1)

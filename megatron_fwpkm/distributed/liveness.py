@@ -42,6 +42,7 @@ def within(seconds: float, function: Callable[[], T]) -> T:
     outcome: list[tuple[T | None, BaseException | None]] = []
 
     def call() -> None:
+        """Keep the result of the function, or its error."""
         try:
             outcome.append((function(), None))
         except BaseException as error:  # handed to the caller

@@ -57,6 +57,7 @@ class CpuTorch(ModuleType):
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def create(*args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        """Call the factory with the CPU in place of a CUDA device."""
         if device is not None and torch.device(device).type == "cuda":
             device = _CPU
         kwargs.pop("pin_memory", None)  # is for copies to a GPU, and an error without one
@@ -119,9 +120,11 @@ def _patch_tensor_methods() -> None:
     original_type = torch.Tensor.type
 
     def cuda(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The tensor itself, on the CPU."""
         return self
 
     def type_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The name of the type as it would be on CUDA."""
         result = original_type(self, *args, **kwargs)
         if args or kwargs or result.startswith("torch.cuda."):
             return result

@@ -162,6 +162,7 @@ class MegatronEngine:
         output = model(batch["tokens"], batch["position_ids"], documents, labels=batch["labels"])
 
         def loss(token_losses: Tensor) -> tuple[Any, ...]:
+            """What Megatron wants of a loss function: loss, tokens where they are counted, sums to report."""
             if self._config.training.calculate_per_token_loss:
                 total, tokens, sums = summed_loss(token_losses, batch["loss_mask"], self._sum_over_context)
                 return total, tokens, {"sums": sums}

@@ -289,6 +289,7 @@ class FwPKMForCausalLM(FwPKMPreTrainedModel, FwPKMGenerationMixin):
 
     @memory_mode.setter
     def memory_mode(self, mode: str) -> None:
+        """Set the mode; raises ValueError where it is not known."""
         if mode not in MEMORY_MODES:
             raise ValueError(f"memory_mode={mode!r} is not known; choose one of: {', '.join(MEMORY_MODES)}")
         self.model.memory_mode = mode

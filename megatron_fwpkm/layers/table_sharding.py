@@ -28,11 +28,13 @@ class _CopyToShards(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, group: ProcessGroup) -> Tensor:
+        """The tensor itself."""
         ctx.group = group  # type: ignore[attr-defined]
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The sum of the gradients over the group."""
         return _sum(gradients[0], ctx.group), None  # type: ignore[attr-defined]
 
 
@@ -41,10 +43,12 @@ class _SumOfShards(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, group: ProcessGroup) -> Tensor:
+        """The sum over the group."""
         return _sum(x, group)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient itself."""
         return gradients[0], None
 
 

@@ -37,9 +37,11 @@ def offloading(resident: Iterable[Tensor]) -> saved_tensors_hooks:
     stay = {_address(tensor) for tensor in resident}
 
     def pack(tensor: Tensor) -> Tensor | _OnHost:
+        """Move a saved tensor to the host, unless it stays."""
         return tensor if _address(tensor) in stay else _to_host(tensor)
 
     def unpack(saved: Tensor | _OnHost) -> Tensor:
+        """Bring a saved tensor back."""
         return saved if isinstance(saved, Tensor) else _from_host(saved)
 
     return saved_tensors_hooks(pack, unpack)

@@ -76,6 +76,7 @@ def forward_with_recompute(
         hidden_states = layers[0].memory(hidden_states)
 
         def run(hidden_states: Tensor, rotary_pos_emb: Tensor | None, layers: Sequence = layers) -> Tensor:
+            """Run a unit of layers without their memories."""
             for layer in layers:
                 hidden_states, _ = layer.forward_without_memory(
                     hidden_states, attention_mask, rotary_pos_emb=rotary_pos_emb

@@ -32,6 +32,7 @@ def watch(when_gone: Callable[[], None]) -> None:
     ended = threading.Event()
 
     def look() -> None:
+        """Poll until the parent has ended."""
         while not is_gone():
             ended.wait(_POLL_SECONDS)
         when_gone()
@@ -47,6 +48,7 @@ def end_with_parent() -> None:
     assert parent is not None
 
     def look() -> None:
+        """Wait for the end of the parent, and end."""
         connection.wait([parent.sentinel])
         os._exit(1)
 
@@ -80,10 +82,12 @@ def end_forks_with_parent() -> None:
     forking: list[int] = []
 
     def before() -> None:
+        """Remember the forking process, where it is the main thread that forks."""
         # The signal comes when the forking thread ends: only a main thread lasts as long as its process.
         forking[:] = [os.getpid()] if threading.current_thread() is threading.main_thread() else []
 
     def in_child() -> None:
+        """Ask the kernel to end this process with its parent."""
         if forking:
             prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() != forking[0]:  # it ended before the kernel was told

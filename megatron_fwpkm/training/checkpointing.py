@@ -65,6 +65,7 @@ def save_folder(config: PretrainConfig) -> Iterator[CheckpointManager | None]:
     with ExitStack() as held:
 
         def hold() -> None:
+            """Lock the folder, on rank 0."""
             manager.check_held = held.enter_context(run_lock(manager.root)).check
 
         on_rank_zero(hold)

@@ -135,6 +135,7 @@ def parameters_table(config: PretrainConfig, vocab_size: int) -> Table:
         table.add_column(heading, justify="right")
 
     def add(name: str, parameters: ShardedCount, style: str | None = None) -> None:
+        """Add a row of parameters to the table."""
         table.add_row(name, f"{parameters.total:,}", f"{parameters.on_rank(tensor):,}", style=style)
 
     for name, part in parts.items():

@@ -166,6 +166,7 @@ def progress_line(record: JsonRecord, train_iters: int, remaining_seconds: float
     if layers:
 
         def mean(name: str) -> float:
+            """Mean of a statistic over the layers."""
             return sum(layer[name] for layer in layers) / len(layers)
 
         parts += [

@@ -42,25 +42,18 @@ def long_functions(sources: Iterable[Source]) -> list[str]:
 
 
 def undocumented(sources: Iterable[Source]) -> list[str]:
-    """Modules, public classes, public functions and public methods of public classes without a docstring."""
+    """Modules, and public classes and functions, nested ones and setters among them, without a docstring."""
     found: list[str] = []
-
-    def visit(source: Source, body: list[ast.stmt], owner: str) -> None:
-        for node in body:
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
-                continue
-            decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
-            # The getter of a property, or the implementation of an overload, speaks for its companions.
-            spoken_for = any(name.endswith(("overload", ".setter", ".deleter")) for name in decorators)
-            if ast.get_docstring(node) is None and not spoken_for:
-                found.append(f"{source.path}:{node.lineno} {owner}{node.name}")
-            if isinstance(node, ast.ClassDef):
-                visit(source, node.body, f"{owner}{node.name}.")
-
     for source in sources:
         if source.text.strip() and ast.get_docstring(source.tree) is None:
             found.append(f"{source.path}:1 (module)")
-        visit(source, source.tree.body, "")
+        for node in ast.walk(source.tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
+                continue
+            # The implementation of an overload speaks for its companions.
+            overload = any(ast.unparse(decorator).endswith("overload") for decorator in node.decorator_list)
+            if ast.get_docstring(node) is None and not overload:
+                found.append(f"{source.path}:{node.lineno} {node.name}")
     return found
 
 

@@ -66,6 +66,7 @@ def _built(name: str, tokenizer: Tokenizer) -> DocumentsEncoder:
     encode = _BUILDERS[name](tokenizer)
 
     def guarded(texts: list[str]) -> list[bytes]:
+        """Encode, with every failure of the library as a mismatch."""
         try:
             return encode(texts)
         except (KeyboardInterrupt, SystemExit):
@@ -91,6 +92,7 @@ def _checked(encode: DocumentsEncoder, tokenizer: Tokenizer) -> DocumentsEncoder
     left, room = _CHECKED_AT_FIRST, float(_CHARACTERS_AT_FIRST)
 
     def checked(texts: list[str]) -> list[bytes]:
+        """Encode, and compare some documents with the tokenizer."""
         nonlocal left, room
         documents = encode(texts)
         first = min(left, len(texts))

@@ -46,6 +46,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     at = 0
 
     def varint() -> int:
+        """Read the next integer of variable length."""
         nonlocal at
         value = shift = 0
         while True:

@@ -234,6 +234,7 @@ def _train(options: TokenizerOptions, reader: _Reader) -> bytes:
     failure: list[ValueError | OSError] = []
 
     def guarded() -> Iterator[str]:
+        """The sentences, with an error of the reader kept for later."""
         # an exception of the iterator ends the training and comes out of the C++ code as an unreadable RuntimeError
         try:
             yield from reader

@@ -169,6 +169,7 @@ def _computed_by(call: Call, sharding: TableSharding | None) -> Callable[[Call, 
         )
 
     def run(call: Call, in_place: bool) -> ChainResult:
+        """Run the call with the chosen implementation."""
         if implementation == "plain":
             return run_plain(call, in_place)
         if implementation == "reference":

@@ -47,6 +47,7 @@ class Stream:
         joined_and_whole = self.num_pending > 0 and start == 0
 
         def kept(field: Tensor) -> Tensor:
+            """The waiting tokens of one field, detached."""
             # Cloned, so that a few waiting tokens do not keep a whole batch alive.
             return field.detach() if joined_and_whole else field[:, start:].detach().clone()
 

@@ -100,6 +100,7 @@ class AdjointPlan(NamedTuple):
         nowhere = self.rows.new_full((), -1)
 
         def rows_where(touched: Tensor) -> Tensor:
+            """Rows of the touched pairs, and a row that nobody uses elsewhere."""
             return torch.where(torch.empty_like(touched).scatter_(0, pairs, touched), self.rows, nowhere)
 
         sources = rows_where(touched_by < touched_by[heads + lengths - 1])
