@@ -13,63 +13,49 @@ import megatron_fwpkm.processes.interruption  # noqa: F401
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from megatron_fwpkm.config.cli import positive_float, positive_int, run_cli
+from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.config.tool_options import add_tool_options, parse_tool
+from megatron_fwpkm.conversion.convert_options import ExportOptions, VerifyOptions
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The tool's commands and flags."""
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=style)
+    parser = tool_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{export,verify}")
-    export = commands.add_parser(
-        "export", help="write a self-contained Hugging Face folder", allow_abbrev=False, formatter_class=style
-    )
-    add = export.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="checkpoint or --save folder of a run")
-    add("--output", required=True, metavar="DIR", help="folder to write")
-    add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32",
-        help="data type of the weights; the fast weights stay float32 (default: float32)")  # fmt: skip
-    add("--memory", choices=["initial", "trained"],
-        help="memory that every text starts from: the initial one, or the one at the end of training (default: trained "
-        "for runs with --fwpkm-reset never, else initial)")  # fmt: skip
-    add("--no-tokenizer", action="store_true", help="do not export the tokenizer")
-    add("--overwrite", action="store_true", help="replace an existing folder")
-    verify = commands.add_parser(
-        "verify", help="compare an export with its checkpoint", allow_abbrev=False, formatter_class=style
-    )
-    add = verify.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="checkpoint or --save folder of a run")
-    add("--export", required=True, metavar="DIR", help="exported folder")
-    add("--lengths", nargs="+", type=positive_int, metavar="N",
-        help="lengths, in tokens, of the compared inputs (default: around multiples of the chunk size)")  # fmt: skip
-    add("--text", metavar="FILE", help="file with text to compare on (default: a few sentences)")
-    add("--tolerance", type=positive_float, default=1e-5, metavar="X",
-        help="largest accepted difference from Megatron's logits, in float32 (default: 1e-05)")  # fmt: skip
-    add("--seed", type=int, default=0, metavar="N", help="random seed of the tokens (default: 0)")
+    export = commands.add_parser("export", help="write a self-contained Hugging Face folder", allow_abbrev=False)
+    verify = commands.add_parser("verify", help="compare an export with its checkpoint", allow_abbrev=False)
+    add_tool_options(export, ExportOptions)
+    add_tool_options(verify, VerifyOptions)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert or compare; 1 when a comparison fails."""
-    args = build_parser().parse_args(argv)
-    if args.command == "export":
-        from megatron_fwpkm.conversion.export import export
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["verify"]:
+        return run_verify(parse_tool(build_parser(), VerifyOptions, words))
+    options = parse_tool(build_parser(), ExportOptions, words)
+    from megatron_fwpkm.conversion.export import export
 
-        folder = export(args.checkpoint, args.output, dtype=args.dtype, memory=args.memory,
-                        tokenizer=not args.no_tokenizer, overwrite=args.overwrite)  # fmt: skip
-        print(f"exported to {folder}")
-        return 0
+    folder = export(**asdict(options))
+    print(f"exported to {folder}")
+    return 0
+
+
+def run_verify(options: VerifyOptions) -> int:
+    """Compare an export with its checkpoint and print the comparisons; 1 when one fails."""
     from megatron_fwpkm.config import ParallelConfig, TrainingConfig
     from megatron_fwpkm.conversion.library_messages import quiet_libraries
     from megatron_fwpkm.conversion.verify import verify
     from megatron_fwpkm.engines.megatron_groups import megatron_run
     from megatron_fwpkm.hf.generation import read_text
 
-    text = None if args.text is None else read_text(args.text)
+    text = None if options.text is None else read_text(options.text)
     with quiet_libraries(), megatron_run(ParallelConfig(), TrainingConfig()):
-        checks = verify(args.checkpoint, args.export, lengths=args.lengths, text=text, tolerance=args.tolerance,
-                        seed=args.seed)  # fmt: skip
+        checks = verify(options.checkpoint, options.export, lengths=options.lengths or None, text=text,
+                        tolerance=options.tolerance, seed=options.seed)  # fmt: skip
     print("\n".join(check.row() for check in checks))
     failed = sum(not check.passed for check in checks)
     print(f"{failed} of {len(checks)} comparisons failed" if failed else f"all {len(checks)} comparisons passed")

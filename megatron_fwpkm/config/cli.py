@@ -1,9 +1,8 @@
-"""What every command line shares: exit status, errors in one line, types of arguments."""
+"""What every command line shares: exit status, errors in one line, parsers."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -55,36 +54,3 @@ def _said(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed here; run `make setup`, or see `python tools/doctor.py`"
     return str(error) or type(error).__name__
-
-
-def positive_int(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    return _at_least(text, 1)
-
-
-def positive_float(text: str) -> float:
-    """argparse type: a finite number above 0."""
-    value = _finite(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0")
-    return value
-
-
-def _at_least(text: str, low: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
-    if value < low:
-        raise argparse.ArgumentTypeError(f"{text} must be at least {low}")
-    return value
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return value

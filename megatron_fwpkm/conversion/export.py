@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from ..hf import FwPKMForCausalLM, FwPKMHFConfig
 from ..hf.weight_checks import check_finite
 from ..ops.initialization import initial_sub_keys, initial_values
 from .bundle import AUTO_MAP, write_bundle
+from .convert_options import Memory
 from .export_reading import read_export_config, read_export_tokenizer
 from .library_messages import quiet_libraries
 from .model_card import model_card
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("megatron_fwpkm")
 
-Memory = Literal["initial", "trained"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TABLES = ("sub_keys", "values")
 MEMORY_FIELDS = sorted(

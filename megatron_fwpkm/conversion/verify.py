@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..config import ParallelConfig
 from ..hf import FwPKMForCausalLM
-from .export import DTYPES, Memory, checkpoint_contents, fast_weights, hf_model_from_checkpoint
+from .convert_options import Memory
+from .export import DTYPES, checkpoint_contents, fast_weights, hf_model_from_checkpoint
 from .near_ties import first_near_tie
 from .special_tokens import special_tokens_fit
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fwpkm.config.cli import positive_float, positive_int, run_cli
+from megatron_fwpkm.config.cli import run_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,26 +89,3 @@ def test_a_closed_pipe_is_silent():
     )  # fmt: skip
     assert run.stdout == "line 0\n"
     assert run.stderr == ""
-
-
-@pytest.mark.parametrize(
-    ("kind", "text", "value"),
-    [(positive_int, "3", 3), (positive_float, "1e-3", 1e-3)],
-)
-def test_types(kind, text, value):
-    assert kind(text) == value
-
-
-@pytest.mark.parametrize(
-    ("kind", "text", "message"),
-    [
-        (positive_int, "0", "0 must be at least 1"),
-        (positive_int, "1.5", "'1.5' is not an integer"),
-        (positive_float, "0", "0 must be above 0"),
-        (positive_float, "x", "'x' is not a number"),
-        (positive_float, "inf", "inf is not a finite number"),
-    ],
-)
-def test_types_refuse(kind, text, message):
-    with pytest.raises(argparse.ArgumentTypeError, match=message):
-        kind(text)

@@ -1,0 +1,49 @@
+"""The options of tools/convert_checkpoint.py. Quick to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ..config.field_metadata import Above, AtLeast
+from ..config.tool_options import Metavar
+
+Memory = Literal["initial", "trained"]
+"""Which memory an export starts every text from."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the command `export` is asked for: the arguments of `export`."""
+
+    checkpoint: Annotated[str, Metavar("DIR")]
+    """checkpoint or --save folder of a run"""
+    output: Annotated[str, Metavar("DIR")]
+    """folder to write"""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """data type of the weights; the fast weights stay float32"""
+    memory: Memory | None = None
+    """memory that every text starts from: the initial one, or the one at the end of training (default: trained for runs
+    with --fwpkm-reset never, else initial)"""
+    tokenizer: bool = True
+    """export the tokenizer"""
+    overwrite: bool = False
+    """replace an existing folder"""
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What the command `verify` is asked for."""
+
+    checkpoint: Annotated[str, Metavar("DIR")]
+    """checkpoint or --save folder of a run"""
+    export: Annotated[str, Metavar("DIR")]
+    """exported folder"""
+    lengths: Annotated[tuple[int, ...], AtLeast(1)] = ()
+    """lengths, in tokens, of the compared inputs (default: around multiples of the chunk size)"""
+    text: Annotated[str | None, Metavar("FILE")] = None
+    """file with text to compare on (default: a few sentences)"""
+    tolerance: Annotated[float, Above(0)] = 1e-5
+    """largest accepted difference from Megatron's logits, in float32"""
+    seed: int = 0
+    """random seed of the tokens"""
