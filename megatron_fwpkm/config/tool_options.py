@@ -49,6 +49,11 @@ class NotWith:
     name: str
 
 
+@dataclass(frozen=True)
+class MayBeEmpty:
+    """The flag of a list may be given without a value, for an empty list."""
+
+
 def options_of_tool(cls: type) -> list[tuple[type, Option]]:
     """(dataclass, option) of every flag of a tool."""
     hints = typing.get_type_hints(cls)
@@ -74,6 +79,8 @@ def add_tool_options(parser: argparse.ArgumentParser, cls: type) -> argparse.Arg
                 changes["metavar"] = item.word
             elif isinstance(item, Flag):
                 changes["more_names"] = item.others
+            elif isinstance(item, MayBeEmpty):
+                changes["nargs"] = "*"
             elif isinstance(item, NotWith):
                 if item.name not in exclusive:
                     exclusive[item.name] = parser.add_mutually_exclusive_group()

@@ -10,7 +10,7 @@ import pytest
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.config.cli import tool_parser
 from megatron_fwpkm.config.field_metadata import TOKENIZER, AtLeast
-from megatron_fwpkm.config.tool_options import Flag, Metavar, NotWith, Only, add_tool_options, parse_tool
+from megatron_fwpkm.config.tool_options import Flag, MayBeEmpty, Metavar, NotWith, Only, add_tool_options, parse_tool
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Sample:
     """A file (default: a text)."""
     check: bool = True
     """A switch."""
+    parts: Annotated[tuple[str, ...], MayBeEmpty()] = ("all",)
+    """Parts."""
 
 
 def parse(*words: str) -> Sample:
@@ -39,6 +41,14 @@ def test_words_become_the_dataclass() -> None:
     assert parse("--in", "a", "b") == Sample(("a", "b"))
     made = parse("--input", "a", "--count", "5", "--no-check", "--vocab-size", "7")
     assert made == Sample(("a",), DataConfig(vocab_size=7), 5, check=False)
+
+
+def test_a_list_may_be_empty_where_its_field_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse("--input", "a").parts == ("all",)
+    assert parse("--input", "a", "--parts").parts == ()
+    with pytest.raises(SystemExit, match="2"):
+        parse("--input")
+    assert "argument --input/--in: expected at least one argument" in capsys.readouterr().err
 
 
 def test_none_is_a_text() -> None:

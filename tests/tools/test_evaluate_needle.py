@@ -13,6 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_fwpkm.config import NeedleConfig
+from megatron_fwpkm.config.cli import tool_parser
+from megatron_fwpkm.config.tool_options import add_tool_options, parse_tool
+from megatron_fwpkm.evaluation.item_runner import RunOptions
+from megatron_fwpkm.evaluation.needle.needle_options import NeedleOptions
+from megatron_fwpkm.evaluation.needle.settings import NeedleSettings
 from tests.evaluation.conftest import WORDS, folder, tiny_model, tokenizer  # noqa: F401
 from tests.tools.in_process import run_tool
 
@@ -287,12 +293,33 @@ def test_user_errors_are_one_line(export, folder, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize(
     ("flag", "value", "said"),
-    [("--protocol", "official", "invalid choice"), ("--controls", "no", "invalid choice"), ("--lengths", "4k", "int")],
+    [
+        ("--protocol", "official", "'official' is not one of ask-after-write, streaming"),
+        ("--controls", "no", "'no' is not one of memory-off, never-shown"),
+        ("--lengths", "4k", "'4k' is not an integer"),
+    ],
 )
 def test_wrong_usage_has_status_2(flag, value, said):
     process = run("--model", "m", "--haystack", "h", "--lengths", "96", "--output", "o", flag, value)
     assert process.returncode == 2
     assert said in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "controls"),
+    [
+        ([], ("memory-off", "never-shown")),
+        (["--controls"], ()),
+        (["--controls", "never-shown", "never-shown"], ("never-shown",)),
+    ],
+)
+def test_flags_become_settings(words, controls):
+    """`--controls` alone measures none of them, and each is measured once."""
+    given = "--model m --haystack h --lengths 96 8 --output o --needle-key-words 4 --model-name n --workers 3".split()
+    options = parse_tool(add_tool_options(tool_parser(None), NeedleOptions), NeedleOptions, [*given, *words])
+    needle = NeedleConfig(key_words=4)
+    assert options.settings() == NeedleSettings("m", ("h",), (96, 8), controls=controls, needle=needle)
+    assert options.run_options(("it",)) == RunOptions(Path("o"), 3, command=("it",), model_name="n")
 
 
 def test_the_help_shows_an_example_that_can_be_copied(capsys):
