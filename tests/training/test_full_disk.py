@@ -65,7 +65,7 @@ def test_what_cannot_fit_is_not_begun(dataset: str, small_disk: Path, capfd: pyt
     assert start(run_of(dataset, save, train_iters=4, resume=True)) == 1
     message = (
         r"error: iter_0000004 was not written to \S+/disk/run: the disk is full. A checkpoint needs about [\d,]+ "
-        r"bytes, and [\d.]+ MiB are free .* go on with --resume; \S+/iter_0000002 is the last good checkpoint"
+        r"bytes, and [\d.]+ MiB are free .* continue with --resume; \S+/iter_0000002 is the last good checkpoint"
     )
     assert re.search(message, capfd.readouterr().err)
     assert [path.name for path in save.iterdir() if path.is_dir()] == ["iter_0000002"]

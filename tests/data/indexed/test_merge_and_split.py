@@ -235,7 +235,7 @@ def test_shards_of_other_options_are_no_shards(tmp_path: Path, write_dataset: Wr
     for number, (cut, on_error) in enumerate((("line", "fail"), ("file", "skip"))):
         options = {"txt_documents": cut, "on_error": on_error}
         rewrite(inputs[number] + ".json", options=options, shard=[number, 2])
-    with pytest.raises(ValueError, match="no shards of one run: made with txt-documents file and line; make one again"):
+    with pytest.raises(ValueError, match="not shards of one run: made with txt-documents file and line; make one"):
         merge(inputs, str(tmp_path / "merged"))
     rewrite(inputs[1] + ".json", options={"txt_documents": "line", "on_error": "skip"})
     assert merge(inputs, str(tmp_path / "merged")).outputs[0][1] == 2  # what was left out and kept does not differ
