@@ -125,3 +125,9 @@ def test_reading(tmp_path: Path) -> None:
             read_text(tmp_path / name)
     with pytest.raises(ValueError, match="the text to remember is empty"):
         remember(small_model(), words(), "", small_model().new_cache())
+
+
+def test_a_stray_word_is_answered_with_a_flag_of_this_tool_only(capsys):
+    stray = run_tool(capsys, "generate_text", "--model", "folder", "--prompt", "a", "hello")
+    assert stray.returncode == 2 and "unexpected argument 'hello': every option is a flag" in stray.stderr
+    assert "--input" not in stray.stderr.partition("error:")[2]
