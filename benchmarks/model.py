@@ -152,11 +152,11 @@ def _measure_model(config: PretrainConfig, device: torch.device, repeats: int) -
 
 def _time_training(config: PretrainConfig, device: torch.device, repeats: int) -> tuple[float, int, int]:
     """(median milliseconds of a training step, peak bytes, parameters); the model is gone afterwards."""
-    from megatron_fwpkm.config.derived import padded_vocab_size
+    from megatron_fwpkm.config.derived import embedding_rows
     from megatron_fwpkm.engines.megatron import MegatronEngine
 
     assert config.data.vocab_size is not None
-    rows = padded_vocab_size(config.data.vocab_size, config.model.make_vocab_size_divisible_by, 1)
+    rows = embedding_rows(config, config.data.vocab_size)
     gc.collect()  # of what stood before
     engine = MegatronEngine(config, rows, device)
     shape = config.training.micro_batch_size, config.model.seq_length

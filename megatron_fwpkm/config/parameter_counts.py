@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .derived import ShardedCount, padded_vocab_size, stage_layers
+from .derived import ShardedCount, embedding_rows, stage_layers
 from .layer_kinds import LAYER_KINDS, LayerKind, Role, count_parts, kinds_in_use, layers_of
 from .pretrain import PretrainConfig
 
@@ -16,9 +16,7 @@ def kind_parameters(config: PretrainConfig, kind: LayerKind) -> ShardedCount:
 def parameters_by_part(config: PretrainConfig, vocab_size: int) -> dict[str, ShardedCount]:
     """Slow weights of the whole model by part; `vocab_size` is the tokenizer's, padding is added here."""
     model = config.model
-    padded = padded_vocab_size(
-        vocab_size, model.make_vocab_size_divisible_by, config.parallel.tensor_model_parallel_size
-    )
+    padded = embedding_rows(config, vocab_size)
     embedding = ShardedCount(sharded=padded * model.hidden_size)
     parts = {
         "embedding": embedding,

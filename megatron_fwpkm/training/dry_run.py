@@ -17,8 +17,8 @@ from ..config.chunk_rules import notes_on_writing
 from ..config.derived import (
     ShardedCount,
     data_parallel_size,
+    embedding_rows,
     global_batch_size,
-    padded_vocab_size,
     replica_size,
     stage_layers,
     table_bytes,
@@ -205,7 +205,7 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     if training.rampup_batch_size:
         start, increment, samples = training.rampup_batch_size
         yield f"Ramp-up: from {start} sequences per step by {increment} each to {batch}, within {samples:,} sequences"
-    padded = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by, tensor)
+    padded = embedding_rows(config, vocab_size)
     yield f"Vocabulary: {vocab_size} pieces, padded to {padded}"
     for kind in kinds_in_use(config):
         if kind.role is Role.MEMORY:

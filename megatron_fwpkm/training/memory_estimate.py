@@ -13,9 +13,9 @@ from ..config import PretrainConfig
 from ..config.derived import (
     chunk_layers,
     data_parallel_size,
+    embedding_rows,
     global_batch_size,
     num_slots,
-    padded_vocab_size,
     stage_layers,
     sub_key_elements,
     table_bytes,
@@ -205,7 +205,7 @@ def activation_bytes(config: PretrainConfig, vocab_size: int, stage: int) -> int
     for parts, count in count_parts(config, (number for number in layers if number not in elsewhere)).items():
         own += count * layer_bytes_per_token(config, parts)
     if stage == parallel.pipeline_model_parallel_size - 1:
-        vocabulary = padded_vocab_size(vocab_size, model.make_vocab_size_divisible_by, tensor)
+        vocabulary = embedding_rows(config, vocab_size)
         # The loss works in float32 on whole rows of logits.
         own += 4 * vocabulary // tensor + (8 + size) * model.hidden_size
     return _own_tokens(config) * own

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megatron_fwpkm.config import FwPKMConfig, ModelConfig, ParallelConfig, PretrainConfig, TrainingConfig
-from megatron_fwpkm.config.derived import padded_vocab_size, table_bytes
+from megatron_fwpkm.config.derived import embedding_rows, table_bytes
 from megatron_fwpkm.config.layer_kinds import layer_plan
 from megatron_fwpkm.config.parameter_counts import num_parameters, stage_parameters
 from megatron_fwpkm.training.memory_estimate import (
@@ -210,9 +210,7 @@ def test_no_cut_of_a_sequence_logs_more(num_subkeys, undo_log):
 def build(config: PretrainConfig, vocabulary: int):
     from megatron_fwpkm.models.builder import build_model
 
-    rows = padded_vocab_size(
-        vocabulary, config.model.make_vocab_size_divisible_by, config.parallel.tensor_model_parallel_size
-    )
+    rows = embedding_rows(config, vocabulary)
     return build_model(config, rows)
 
 

@@ -15,7 +15,7 @@ import torch
 from megatron_fwpkm.checkpoint.compatibility import check_resumable
 from megatron_fwpkm.checkpoint.slow_weights import unwrap
 from megatron_fwpkm.config import PretrainConfig
-from megatron_fwpkm.config.derived import padded_vocab_size
+from megatron_fwpkm.config.derived import embedding_rows
 from megatron_fwpkm.config.field_metadata import MAY_CHANGE, marked
 from megatron_fwpkm.config.loading import option_groups
 from megatron_fwpkm.engines.megatron import MegatronEngine
@@ -127,7 +127,7 @@ def trained_with(engine: MegatronEngine) -> dict[str, Any]:
 
 
 def build(config: PretrainConfig, device: torch.device) -> MegatronEngine:
-    rows = padded_vocab_size(VOCABULARY, config.model.make_vocab_size_divisible_by, 1)
+    rows = embedding_rows(config, VOCABULARY)
     return MegatronEngine(config, rows, device)
 
 
