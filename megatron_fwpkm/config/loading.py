@@ -180,6 +180,9 @@ def _compose(path: str) -> yaml.Node | None:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except OSError as error:
+        why = "the file does not exist" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ValueError(f"--config {path}: {why}; give the path of a YAML file of flags") from None
     try:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:

@@ -146,11 +146,6 @@ def test_a_file_that_is_not_text(write, tmp_path):
         parse_pretrain(["--config", "run.yaml"])
 
 
-def test_a_missing_file_is_an_error_with_its_path():
-    with pytest.raises(FileNotFoundError, match="absent.yaml"):
-        parse_pretrain(["--config", "absent.yaml"])
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -259,3 +254,10 @@ def test_megatrons_two_spellings_of_the_schedulers_flags() -> None:
         assert config.checkpoint.use_checkpoint_opt_param_scheduler
         assert config.checkpoint.override_opt_param_scheduler is False
     assert parse_pretrain([]).config.checkpoint.override_opt_param_scheduler is None
+
+
+def test_a_configuration_that_cannot_be_read_is_named_with_its_flag(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^--config nowhere.yaml: the file does not exist; give the path of a YAML"):
+        parse_pretrain(["--config", "nowhere.yaml"])
+    with pytest.raises(ValueError, match=r"^--config \S+: Is a directory; give the path of a YAML file of flags"):
+        parse_pretrain(["--config", str(tmp_path)])
