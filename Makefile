@@ -31,7 +31,7 @@ help: ## List the targets
 setup: $(VENV)/.ready ## Create the environment (once; keeps a CUDA torch that PYTHON already has)
 
 $(VENV)/.ready: $(setup_inputs)
-	@PYTHON='$(PYTHON)' bash tools/setup.sh '$(VENV)' train,hf,eval,test
+	@PYTHON='$(PYTHON)' bash tools/setup.sh '$(VENV)' train,hf,eval,deepspeed,test
 	@touch $@
 
 $(VENV)/.ready-dev: $(setup_inputs) $(VENV)/.ready

@@ -59,3 +59,11 @@ def test_make_alone_lists_every_target(target):
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert listed.returncode == 0
     assert re.search(rf"^  make {target} +\w", listed.stdout, re.MULTILINE)
+
+
+def test_the_environment_of_the_tests_has_deepspeed_without_compiling_it(tmp_path):
+    asked = subprocess.run(
+        ["make", "-n", "-B", "setup", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert re.search(r"tools/setup\.sh \S+ train,\S*\bdeepspeed\b", asked.stdout), asked.stdout + asked.stderr
+    assert re.search(r"^export DS_BUILD_OPS=0\b", (ROOT / "tools/setup.sh").read_text(), re.MULTILINE)
