@@ -121,7 +121,7 @@ def test_yaml_values(write, text, group, field, value):
         ("lr-decay-style: cosin", r"^run.yaml:1: lr-decay-style: 'cosin' is not one of constant, linear, cosine, WSD"),
         ("fwpkm-layer-numbers: 3 7", r"^run.yaml:1: fwpkm-layer-numbers: write several values as a list: \[3, 7\]"),
         ("fwpkm-layer-numbers: 3,7", r"^run.yaml:1: fwpkm-layer-numbers: write several values as a list: \[3, 7\]"),
-        ("swiglu: true", r"^run.yaml:1: unknown option swiglu: remove it, it is always so here"),
+        ("swiglu: true", r"^run.yaml:1: unknown option swiglu: this is always on; remove it"),
         ("fwpkm-layer-numbers: [3, x]", r"^run.yaml:1: fwpkm-layer-numbers: 'x' is not an integer"),
         ("fwpkm-layer-numbers: [[3]]", r"^run.yaml:1: fwpkm-layer-numbers: expected integer, but got a list"),
         ("data-path:\n  - a: b", r"^run.yaml:2: data-path: expected text, but got a mapping"),
@@ -158,13 +158,13 @@ def test_a_file_that_is_not_text(write, tmp_path):
         (["--bf16", "true"], "--bf16 true: a switch takes no value; write --bf16 or --no-bf16"),
         (["--no-bf16=true"], "--no-bf16=true: a switch takes no value; write --bf16 or --no-bf16"),
         (["--fwpkm-layer-numbers", "2,3"], "'2,3': separate the values with spaces, 2 3"),
-        (["--use-flash-attn"], "unknown flag --use-flash-attn: remove it: attention is torch's"),
-        (["--no-load-optim"], "unknown flag --no-load-optim: give --load with --finetune"),
+        (["--use-flash-attn"], "unknown flag --use-flash-attn: attention always uses PyTorch's scaled_dot_product_attention"),
+        (["--no-load-optim"], "unknown flag --no-load-optim: use --load with --finetune instead"),
         (["--num-layer-widths", "3"], "unknown flag --num-layer-widths\n"),
         (
             ["--swiglu", "--bf16", "true", "--topk", "3", "--seed", "1", "run.yaml"],
             "4 arguments are wrong:\n  - --bf16 true: a switch takes no value; write --bf16 or --no-bf16\n"
-            "  - unknown flag --swiglu: remove it, it is always so here\n"
+            "  - unknown flag --swiglu: this is always on; remove it\n"
             "  - unknown flag --topk; did you mean --fwpkm-topk?\n"
             "  - unexpected argument 'run.yaml'",
         ),
