@@ -134,7 +134,7 @@ def test_twenty_steps_equal_ten_and_resume_and_ten(
     # A finished run says so and does nothing.
     assert start(flags(dataset, save=halves, bf16=True, resume=True)) == 0
     assert (
-        "nothing is left to do: the run has finished at iteration 20 before; raise --train-iters"
+        "nothing to do: the run already finished at iteration 20; increase --train-iters"
         in capfd.readouterr().out
     )
 
@@ -164,7 +164,7 @@ def test_finetuning_takes_weights_and_memory_and_starts_anew(
     still = {"train_iters": 1, "lr_warmup_iters": 1, "lr_decay_iters": 2, "eval_iters": 0, "fwpkm_inner_lr": 0}
     places = {"load": tmp_path / "first", "save": tmp_path / "second"}
     assert start(flags(dataset, finetune=True, seed=7, **places, **still)) == 0
-    assert "weights and fast weights from" in capfd.readouterr().out
+    assert "loaded weights and fast weights from" in capfd.readouterr().out
     assert_same_checkpoint(read_checkpoint(tmp_path / "first"), read_checkpoint(tmp_path / "second"))
     second = json.loads((tmp_path / "second" / "iter_0000001" / "run.json").read_text())
     assert second["consumed_samples"] == 4
@@ -200,7 +200,7 @@ def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"save": "{trained}", "resume": True, "seed": 5}, "--seed is 1234 there and 5 here.*--finetune"),
         ({"load": "{tmp}/file"}, "file is not a folder"),
         ({"load": "{tmp}"}, "is not a checkpoint: it has no run.json"),
-        ({"fwpkm_num_subkeys": 120_000}, r"need \S+ GiB on each rank.*lower --fwpkm-num-subkeys 120000"),
+        ({"fwpkm_num_subkeys": 120_000}, r"need \S+ GiB on each rank.*reduce --fwpkm-num-subkeys 120000"),
         (
             {"micro_batch_size": 10**9, "global_batch_size": None},
             r"--micro-batch-size 1000000000 and --seq-length 32 need \S+ TiB on a rank for activations and undo log",

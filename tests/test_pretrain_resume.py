@@ -191,7 +191,7 @@ def test_a_run_goes_on_from_the_step_that_is_named(
     assert go_on(data, run, ckpt_step=2) == 0
     output = capfd.readouterr().out
     assert seen[0].progress.iteration == 2 and seen[0].progress.consumed_samples == 8
-    assert "--ckpt-step 2 passes over iter_0000004" in output and f"resumed from {run}/iter_0000002" in output
+    assert "--ckpt-step 2 skips the newer iter_0000004" in output and f"resumed from {run}/iter_0000002" in output
     assert start(flags(data[0], load=run, ckpt_step=2)) == 0
     assert seen[1].progress.iteration == 2
     assert go_on(data, run, ckpt_step=3) == 1

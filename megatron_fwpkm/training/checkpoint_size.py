@@ -11,14 +11,14 @@ from ..config.parameter_counts import num_parameters, stage_parameters
 
 @dataclass(frozen=True)
 class CheckpointBytes:
-    """Bytes of one checkpoint, but for what does not grow with the model (random states, tokenizer, file headers)."""
+    """Bytes of one checkpoint, without what does not grow with the model (random states, tokenizer, file headers)."""
 
     weights: int
     optimizer: int
     fast_weights: int
     """Of all replicas."""
     largest_rank: int
-    """What the rank that writes most of it writes."""
+    """Bytes written by the rank that writes the most."""
 
     @property
     def total(self) -> int:
@@ -51,14 +51,14 @@ def checkpoint_bytes(config: PretrainConfig, vocab_size: int, world_size: int) -
 def _bytes_per_parameter(config: PretrainConfig) -> tuple[int, int]:
     """Bytes of a slow weight, and of what the optimizer keeps for it.
 
-    That is two moments, and a float32 copy of bf16 weights; a distributed optimizer saves a copy of any.
+    That is two moments, and a float32 copy of bf16 weights; a distributed optimizer also saves a copy of fp32 weights.
     """
     copied = config.training.bf16 or config.parallel.use_distributed_optimizer
     return 2 if config.training.bf16 else 4, 12 if copied else 8
 
 
 def checkpoints_on_disk(config: PretrainConfig) -> int:
-    """How many checkpoints of a run that is not stopped lie in --save at most, one that is being written included."""
+    """The most checkpoints that an uninterrupted run has in --save at once, including the one being written."""
     last, interval = config.training.train_iters, config.checkpoint.save_interval
     saved = {*range(interval, last + 1, interval), last} if interval is not None else {last}
     keep, retain = config.checkpoint.keep_last, config.checkpoint.save_retain_interval

@@ -1,4 +1,4 @@
-"""What a run saves and how it goes on: engine, random states, data position, configuration, tokenizer in one folder."""
+"""Save and resume a run: engine, random states, data position, configuration and tokenizer in one folder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("megatron_fwpkm")
 
 @dataclass
 class TrainingProgress:
-    """How far a run has come, and what its logs and guards remember; saved with every checkpoint."""
+    """The progress of a run and the state of its logs and guards; saved with every checkpoint."""
 
     iteration: int = 0
     consumed_samples: int = 0
@@ -84,8 +84,8 @@ class RunCheckpoints:
         tokenizer: Tokenizer,
         documents: dict[str, bool | None] | None = None,
     ) -> None:
-        """Nothing is touched here; `restore` comes first, then `save` as often as wanted. No `manager`: no --save.
-        `documents` is what the record says of them."""
+        """Touches nothing; call `restore` first, then `save` as often as needed. `manager` is None without --save;
+        `documents` goes into the record."""
         self._resolved = resolved
         self._config = resolved.config
         self._world = world
@@ -114,18 +114,18 @@ class RunCheckpoints:
         return str(self._manager.root / folder_name(self.saved_iteration))
 
     def restore(self) -> TrainingProgress:
-        """Load what --resume, --load, --ckpt-step and --finetune ask for; returns where training goes on.
+        """Load what --resume, --load, --ckpt-step and --finetune ask for; returns where training continues.
 
-        Raises ValueError for a checkpoint that is torn, foreign or does not fit, with the reason.
+        Raises ValueError, with the reason, for a checkpoint that is incomplete, of another program or incompatible.
         """
         chosen = self._config.checkpoint
         source = on_rank_zero(lambda: find_source(chosen))
         if source is None:
             if chosen.resume:
-                logger.info("--resume: %s contains no checkpoint, the run starts from scratch", chosen.save)
+                logger.info("--resume: %s contains no checkpoint; the run starts from scratch", chosen.save)
             return TrainingProgress()
         if source.passed_over:
-            logger.info("--ckpt-step %d passes over %s", chosen.ckpt_step, ", ".join(source.passed_over))
+            logger.info("--ckpt-step %d skips the newer %s", chosen.ckpt_step, ", ".join(source.passed_over))
         progress = self._load(source.folder, finetune=chosen.finetune and not source.resumed)
         if source.resumed:
             self.saved_iteration = self.begun_iteration = progress.iteration
@@ -139,14 +139,13 @@ class RunCheckpoints:
             check_same_schedule(saved, self._config, str(folder))
         if record.tokenizer_hash != self._tokenizer.identity:
             raise ValueError(
-                f"cannot continue from {folder}: it was trained with another tokenizer ({record.vocab_size} pieces, "
-                f"identity {record.tokenizer_hash[:12]}) than --tokenizer-model gives "
-                f"({self._tokenizer.vocab_size} pieces, identity {self._tokenizer.identity[:12]}); a copy of the right "
-                "one lies in the checkpoint"
+                f"cannot continue from {folder}: its tokenizer (vocabulary size {record.vocab_size}, identity "
+                f"{record.tokenizer_hash[:12]}) is not the one given (vocabulary size {self._tokenizer.vocab_size}, "
+                f"identity {self._tokenizer.identity[:12]}); set --tokenizer-model to the copy in the checkpoint"
             )
         notices += self._engine.load(folder, weights_only=finetune)
         if finetune:
-            logger.info("weights and fast weights from %s (iteration %d)", folder, record.iteration)
+            logger.info("loaded weights and fast weights from %s (iteration %d)", folder, record.iteration)
             progress = TrainingProgress()
         else:
             progress = self._go_on(folder, record, notices)
@@ -159,7 +158,10 @@ class RunCheckpoints:
         if record.layout == self._layout:
             self._engine.set_random_state(load_rng_state(folder, self._world.rank))
         else:
-            notices.append(f"layout {record.layout} became {self._layout}: weights are exact, random states are new")
+            notices.append(
+                f"the layout changed from {record.layout} to {self._layout}: weights are restored exactly, random "
+                "states are initialized anew"
+            )
         loop = record.loop
         logger.info("resumed from %s: iteration %d, %d samples", folder, record.iteration, record.consumed_samples)
         return TrainingProgress(
@@ -174,7 +176,7 @@ class RunCheckpoints:
         )
 
     def save(self, progress: TrainingProgress) -> None:
-        """Write and publish a checkpoint of the present state; without --save nothing happens.
+        """Write and publish a checkpoint of the current state; does nothing without --save.
 
         With --async-save forked processes write it, and a later `save` or `finish` publishes it. Raises CheckpointError
         when it cannot be written; what was published before is untouched then.
@@ -194,7 +196,7 @@ class RunCheckpoints:
         self.begun_iteration = iteration
 
     def finish(self, *, wait: bool) -> None:
-        """Publish the checkpoint that is being written, if it is whole by now; with `wait`, wait for that.
+        """Publish the checkpoint that is being written if it is complete; with `wait`, wait until it is.
 
         Raises CheckpointError when it could not be written.
         """
@@ -209,7 +211,7 @@ class RunCheckpoints:
 
     @contextmanager
     def _removed_on_error(self) -> Iterator[None]:
-        """Leave no part of a checkpoint, which would take room for nothing, and no writer where saving fails."""
+        """Leave no incomplete checkpoint and no writer behind if saving fails."""
         assert self._manager is not None
         try:
             yield

@@ -95,13 +95,15 @@ def options_table(resolved: Resolved) -> Table:
             value = getattr(getattr(config, group), option.field_name)
             table.add_row(f"  {option.flag}", _plain(option.format(value)), _plain(resolved.value_sources[option.flag]))
     if hidden:
-        table.caption = f"{hidden} more options have their default; --dry-run-all prints them, too"
+        table.caption = (
+            f"{_count(hidden, 'more option has its', 'more options have their')} default; --dry-run-all shows all"
+        )
         table.caption_justify = "left"
     return table
 
 
 def layers_table(config: PretrainConfig) -> Table:
-    """What every layer is; equal neighbours share a row."""
+    """The parts of every layer; equal consecutive layers share a row."""
     table = Table(title="\nLayer plan", title_justify="left", box=None, pad_edge=False)
     mixers = [kind.name for kind in kinds_in_use(config) if kind.role is Role.MIXER]
     mixer = mixers[0] if len(mixers) == 1 else "token mixer"
@@ -126,7 +128,7 @@ def _layers(config: PretrainConfig, named: bool) -> Iterator[tuple[int, int, str
 
 
 def parameters_table(config: PretrainConfig, vocab_size: int) -> Table:
-    """Slow weights by part, and the fast weights apart: they belong to no optimizer."""
+    """Slow weights by part, and separately the fast weights, which no optimizer updates."""
     tensor, context = config.parallel.tensor_model_parallel_size, config.parallel.context_parallel_size
     parts = parameters_by_part(config, vocab_size)
     table = Table(title="\nParameters", title_justify="left", box=None, pad_edge=False)
@@ -153,7 +155,7 @@ def parameters_table(config: PretrainConfig, vocab_size: int) -> Table:
 
 
 def memory_table(config: PretrainConfig, vocab_size: int, world_size: int) -> Table:
-    """Bytes on a rank of every pipeline stage; of many stages only the first, the fullest and the last."""
+    """Bytes on a rank of every pipeline stage; if there are many, only of the first, the largest and the last."""
     stages: Sequence[int] = range(config.parallel.pipeline_model_parallel_size)
     found = [estimate_memory(config, vocab_size, world_size, stage) for stage in stages]
     if len(stages) > _MOST_STAGES:
@@ -161,29 +163,29 @@ def memory_table(config: PretrainConfig, vocab_size: int, world_size: int) -> Ta
         stages = sorted({0, fullest, stages[-1]})
         found = [found[stage] for stage in stages]
     table = Table(title="\nMemory per rank", title_justify="left", box=None, pad_edge=False)
-    table.add_column("what")
+    table.add_column("part")
     for stage in stages:
-        table.add_column(f"stage {stage}" if len(stages) > 1 else "bytes", justify="right")
+        table.add_column(f"stage {stage}" if len(stages) > 1 else "size", justify="right")
     precision = "bf16" if config.training.bf16 else "fp32"
-    sharded = " (sharded over replicas)" if config.parallel.use_distributed_optimizer else ""
+    sharded = ", sharded over replicas" if config.parallel.use_distributed_optimizer else ""
     rows = {
         f"weights ({precision})": [one.weights for one in found],
         f"gradients ({'bf16' if config.parallel.grad_reduce_in_bf16 else 'fp32'})": [one.gradients for one in found],
-        f"optimizer states (fp32){sharded}": [one.optimizer for one in found],
+        f"optimizer states (fp32{sharded})": [one.optimizer for one in found],
         "fast-weight tables (fp32)": [one.tables for one in found],
-        "undo log and reset journal, at most": [one.undo_log for one in found],
-        "activations, about": [one.activations for one in found],
+        "undo log and reset journal (upper bound)": [one.undo_log for one in found],
+        "activations (estimate)": [one.activations for one in found],
     }
     for name, values in rows.items():
         table.add_row(name, *(format_bytes(value) for value in values))
-    table.add_row("together, about", *(format_bytes(one.total) for one in found), style="bold")
+    table.add_row("total (estimate)", *(format_bytes(one.total) for one in found), style="bold")
     if config.training.cpu_offloading_num_layers:
-        table.add_row("in host memory, about", *(format_bytes(one.offloaded) for one in found))
+        table.add_row("host memory (estimate)", *(format_bytes(one.offloaded) for one in found))
     return table
 
 
 def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_known: bool) -> Iterator[str]:
-    """The closing lines: layout, batch, vocabulary, table, and what is missing for a real run."""
+    """The closing lines: layout, batch, vocabulary, memories, and what is missing for training."""
     parallel, model, training, data = config.parallel, config.model, config.training, config.data
     tensor, replicas = parallel.tensor_model_parallel_size, data_parallel_size(config, world_size)
     batch = global_batch_size(config, replicas)
@@ -195,7 +197,7 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
         f"PP {parallel.pipeline_model_parallel_size} x "
         + (f"CP {parallel.context_parallel_size} x " if parallel.context_parallel_size > 1 else "")
         + f"DP {replicas}"
-        + ("" if world_known else "  (the least; WORLD_SIZE=N before the command shows N processes)")
+        + ("" if world_known else "  (the minimum; set WORLD_SIZE=N for N processes)")
     )
     yield (
         f"Step: {batch} sequences x {model.seq_length} tokens = {tokens:,} tokens in "
@@ -204,9 +206,9 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     )
     if training.rampup_batch_size:
         start, increment, samples = training.rampup_batch_size
-        yield f"Ramp-up: from {start} sequences per step by {increment} each to {batch}, within {samples:,} sequences"
+        yield f"Batch size ramp-up: from {start} to {batch} in steps of {increment}, over {samples:,} sequences"
     padded = embedding_rows(config, vocab_size)
-    yield f"Vocabulary: {vocab_size} pieces, padded to {padded}"
+    yield f"Vocabulary size: {vocab_size}, padded to {padded}"
     for kind in kinds_in_use(config):
         if kind.role is Role.MEMORY:
             yield from _about_memories(config, kind_parameters(config, kind).total)
@@ -215,36 +217,36 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     for flag, paths in (("--data-path", data.data_path), ("--train-data-path", data.train_data_path)):
         for prefix in paths[1::2] if len(paths) > 1 else paths:
             if not Path(f"{prefix}.idx").is_file():
-                yield f"Missing for a real run: {prefix}.idx ({flag}), made by tools/preprocess_data.py"
+                yield f"Missing for training: {prefix}.idx ({flag}); create it with tools/preprocess_data.py"
     if not data.data_path and not data.train_data_path:
-        yield "Missing for a real run: --data-path, made by tools/preprocess_data.py"
+        yield "Missing for training: --data-path; create a dataset with tools/preprocess_data.py"
     needs_file = data.tokenizer_type not in TOKENIZERS_WITHOUT_FILE
     if needs_file and (not data.tokenizer_model or not Path(data.tokenizer_model).exists()):
-        yield f"Missing for a real run: --tokenizer-model {data.tokenizer_model or ''}".rstrip()
+        yield f"Missing for training: --tokenizer-model {data.tokenizer_model or ''}".rstrip()
 
 
 def _about_memories(config: PretrainConfig, slow_weights: int) -> Iterator[str]:
-    """What one memory takes and when it is written."""
+    """The size of one memory and when it is written."""
     yield (
-        f"One memory: {format_bytes(table_bytes(config))} of fast weights beside {slow_weights:,} slow weights; every "
-        f"replica has its own, reset {config.fwpkm.reset}"
+        f"One memory: {format_bytes(table_bytes(config))} of fast weights and {slow_weights:,} slow weights; every "
+        f"replica has its own fast weights (--fwpkm-reset {config.fwpkm.reset})"
     )
     yield from notes_on_writing(config)
     if config.fwpkm.reset == "document":
         one = format_bytes(document_start_bytes(config))
-        yield f"Undo log: up to {one} more per memory for every document start inside a sequence; it cuts a chunk"
+        yield f"Undo log: up to {one} more per memory for every document start inside a sequence, which splits a chunk"
 
 
 def checkpoint_line(config: PretrainConfig, vocab_size: int, world_size: int) -> str:
-    """What a checkpoint of this run takes on disk, and all that lie there at once."""
+    """The size of one checkpoint on disk, and of all that are kept at once."""
     one, count = checkpoint_bytes(config, vocab_size, world_size), checkpoints_on_disk(config)
     parts = f"{format_bytes(one.weights)} of slow weights + {format_bytes(one.optimizer)} of optimizer states"
     if config.fwpkm.layer_numbers:
         replicas = _count(data_parallel_size(config, world_size), "replica")
         parts += f" + {format_bytes(one.fast_weights)} of fast weights ({replicas})"
     return (
-        f"Checkpoint: {format_bytes(one.total)} = {parts}, up to {format_bytes(one.largest_rank)} from one rank; at "
-        f"most {count} in --save, {format_bytes(count * one.total)}"
+        f"Checkpoint: {format_bytes(one.total)} = {parts}, up to {format_bytes(one.largest_rank)} written by one rank; "
+        f"at most {_count(count, 'checkpoint')} in --save, {format_bytes(count * one.total)}"
     )
 
 

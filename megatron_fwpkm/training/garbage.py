@@ -1,4 +1,4 @@
-"""Python's garbage collection at chosen moments instead of anywhere: --manual-gc."""
+"""Python's garbage collection at chosen iterations instead of at any time: --manual-gc."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..config import TrainingConfig
 class GarbageCollection:
     """Context manager of a training loop; does nothing without --manual-gc.
 
-    Collections cost the more the more objects there are, and happen on every rank at another moment, where all ranks
-    then wait for it. Inside the context the automatic one is off.
+    Automatic collections happen at different times on different ranks, and all ranks wait for each of them. Inside the
+    context automatic collection is off.
     """
 
     def __init__(self, training: TrainingConfig) -> None:
@@ -23,7 +23,7 @@ class GarbageCollection:
         self._was_enabled = False
 
     def __enter__(self) -> GarbageCollection:
-        """Switch the automatic collection off and collect once."""
+        """Disable automatic collection and collect once."""
         if self._training.manual_gc:
             self._was_enabled = gc.isenabled()
             gc.disable()
@@ -33,19 +33,19 @@ class GarbageCollection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the automatic collection as it was."""
+        """Restore automatic collection."""
         if self._was_enabled:
             gc.enable()
 
     def after_iteration(self, iteration: int) -> None:
-        """Collect where --manual-gc-interval is due."""
+        """Collect if --manual-gc-interval is due."""
         interval = self._training.manual_gc_interval
         if self._training.manual_gc and interval and iteration % interval == 0:
             gc.collect()
 
     @contextmanager
     def around_evaluation(self) -> Iterator[None]:
-        """Collect before, and afterwards what the evaluation has left, unless --no-manual-gc-eval."""
+        """Collect before and after an evaluation, unless --no-manual-gc-eval is given."""
         wanted = self._training.manual_gc and self._training.manual_gc_eval
         if wanted:
             gc.collect()

@@ -1,4 +1,4 @@
-"""Guards that stop a run which has gone wrong: loss or gradients not finite, or a memory that diverges.
+"""Guards that stop a run if the loss or a gradient is not finite, or if a memory diverges.
 
 They see numbers only (no tensors), the same on every rank, so that all ranks stop together.
 """
@@ -16,7 +16,7 @@ BASELINE_OBSERVATIONS = 10
 
 
 class TrainingDivergedError(ValueError):
-    """The run went wrong in a way that more steps cannot repair; the message names step, place and what to try."""
+    """Training diverged, and more steps cannot repair it; the message names step, place and what to try."""
 
 
 def check_finite(iteration: int, numbers: Mapping[str, float], config: PretrainConfig, kept: str | None) -> None:
@@ -71,7 +71,7 @@ class MemoryGuard:
             if loss > limit:
                 raise TrainingDivergedError(
                     f"iteration {iteration}: the memory of layer {layer} diverges: memorization loss {loss:.4g} is "
-                    f"above --divergence-factor {self.factor:g} times its early median {median(early):.4g}."
+                    f"more than --divergence-factor {self.factor:g} times its early median {median(early):.4g}."
                     f"{_way_out(self._ways, kept)}"
                 )
 
@@ -85,5 +85,6 @@ class MemoryGuard:
 
 
 def _way_out(ways: Sequence[str], kept: str | None) -> str:
-    """What is left of the run, and what to try; sentences with a space before them."""
-    return (f" {kept} is intact." if kept else "") + f" Try {', '.join(ways[:-1])}, or {ways[-1]}"
+    """The newest checkpoint and what to try; sentences with a space before them."""
+    tries = " or ".join(ways) if len(ways) == 2 else f"{', '.join(ways[:-1])}, or {ways[-1]}"
+    return (f" The checkpoint {kept} is intact." if kept else "") + f" Try {tries}"

@@ -44,14 +44,14 @@ class Checkpoints(Protocol):
         """Write and publish a checkpoint, or begin to."""
 
     def finish(self, *, wait: bool) -> None:
-        """Publish what is being written, if it is whole; with `wait`, wait for that."""
+        """Publish what is being written if it is complete; with `wait`, wait until it is."""
 
     def newest(self) -> str | None:
         """Path of the newest checkpoint."""
 
 
 class TrainingLoop:
-    """Runs a model from where `progress` stands to --train-iters, or to an earlier wish to stop."""
+    """Trains a model from `progress` to --train-iters, or until an earlier request to stop."""
 
     def __init__(
         self,
@@ -196,15 +196,15 @@ class TrainingLoop:
             self._evaluate_validation(validation)
 
     def _evaluate_validation(self, validation: Iterable[Batch] | None) -> None:
-        """Measure the validation data, and remember it where that was cut off: the run that goes on does it first."""
+        """Evaluate the validation data; if that is interrupted, remember it, so that a resumed run does it first."""
         if validation is not None:
             self._validation_loss = self._evaluate("validation", validation)
             self.progress.evaluation_cut_off = self._validation_loss is None
 
     def _evaluate(self, split: str, batches: Iterable[Batch]) -> float | None:
-        """Measure a split with the memories put back afterwards, write and say the result; returns the LM loss.
+        """Evaluate a split, restore the memories, and write and log the result; returns the LM loss.
 
-        A wish to stop cuts it off between two batches: then nothing is written, and None returned.
+        A request to stop interrupts it between two batches: then nothing is written and None is returned.
         """
         iteration, begin = self.progress.iteration, time.monotonic()
         self._world.mark(f"evaluating {split} data at iteration {iteration}")
@@ -214,7 +214,7 @@ class TrainingLoop:
             )
         seconds = time.monotonic() - begin
         if losses is None:
-            logger.info("the evaluation of %s data at iteration %d was cut off after %.1f s", split, iteration, seconds)
+            logger.info("the %s evaluation at iteration %d was interrupted after %.1f s", split, iteration, seconds)
             return None
         kind = "evaluation" if split == "validation" else "test"
         self._metrics.write(kind, {"iteration": iteration, **asdict(losses), "seconds": seconds})
@@ -242,20 +242,20 @@ class TrainingLoop:
         return wish
 
     def _wish_to_stop(self) -> str | None:
-        """Why somebody, or the clock, wants this run to stop as soon as it can, the same on every rank."""
+        """Why a signal or --exit-duration-in-mins asks this run to stop now, the same on every rank; else None."""
         training = self._config.training
         minutes = (time.monotonic() - self._started) / 60
         late = training.exit_duration_in_mins is not None and minutes >= training.exit_duration_in_mins
         signalled, late = any_rank([self._stop.received is not None, late], self._world.device)
         if signalled:
-            name = self._stop.received.name if self._stop.received is not None else "a signal to another rank"
+            name = self._stop.received.name if self._stop.received is not None else "a signal on another rank"
             return f"stopped by {name}"
         if late:
             return f"stopped after --exit-duration-in-mins {training.exit_duration_in_mins:g}"
         return None
 
     def _save_if_due(self, report: MemoryReport | None, *, ending: bool) -> None:
-        """Save at the interval and at the end, but never a memory that the guard has not seen healthy."""
+        """Save at the interval and at the end, but only memories that the guard has checked."""
         progress, interval = self.progress, self._config.checkpoint.save_interval
         due = ending or (interval is not None and progress.iteration % interval == 0)
         if not self._checkpoints.enabled or not due or self._checkpoints.begun_iteration == progress.iteration:
@@ -269,19 +269,23 @@ class TrainingLoop:
         if self._config.checkpoint.async_save:
             self._save_began = (progress.iteration, begin)
             seconds = time.monotonic() - begin
-            logger.info("writing the checkpoint of iteration %d (began in %.1f s)", progress.iteration, seconds)
+            logger.info(
+                "writing the checkpoint of iteration %d in the background (training waited %.1f s)",
+                progress.iteration,
+                seconds,
+            )
             if ending:
                 self._finish_saving(wait=True)
         else:
             logger.info("saved %s in %.1f s", self._checkpoints.newest(), time.monotonic() - begin)
 
     def _finish_saving(self, *, wait: bool) -> None:
-        """Let what is being written be published, and say it when it is."""
+        """Publish what is being written if it is complete, and log that."""
         self._checkpoints.finish(wait=wait)
         if self._save_began is not None and self._checkpoints.saved_iteration == self._save_began[0]:
             seconds = time.monotonic() - self._save_began[1]
             logger.info(
-                "the checkpoint of iteration %d is published: %s, %.1f s after it began",
+                "the checkpoint of iteration %d is complete: %s, saved in %.1f s",
                 self._save_began[0],
                 self._checkpoints.newest(),
                 seconds,
@@ -289,7 +293,7 @@ class TrainingLoop:
             self._save_began = None
 
     def _finish(self, reason: str | None, places: dict[str, str | None]) -> None:
-        """Write the `end` record and say the summary."""
+        """Write the `end` record and log the summary."""
         progress = self.progress
         summary: JsonRecord = {
             "iteration": progress.iteration,

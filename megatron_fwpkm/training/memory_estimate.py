@@ -1,4 +1,4 @@
-"""Bytes that a rank of a run needs, before anything runs: exact for what is stored, estimated for what lives in a step.
+"""Bytes that a rank needs, before anything runs: exact for what is stored, estimated for what lives within a step.
 
 Weights, gradients, optimizer states and tables follow from the shapes. Activations are an estimate, fitted to what
 autograd saves for this model on torch's own attention (tests compare it with a measurement); the undo log is given at
@@ -44,7 +44,7 @@ class MemoryEstimate:
     activations: int
     """About: what autograd keeps for the micro-batches in flight."""
     offloaded: int
-    """About: activations that wait in host memory instead, no part of the total."""
+    """About: activations that wait in host memory instead; not part of the total."""
 
     @property
     def total(self) -> int:
@@ -79,22 +79,22 @@ def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, st
 
 
 def check_tables_fit(config: PretrainConfig, room: int) -> None:
-    """Raise ValueError where the tables of a stage's memories alone need more than the `room` bytes of a device."""
+    """Raise ValueError if the tables of a stage's memories alone need more than the `room` bytes of a device."""
     most = max(_memories(config, stage) for stage in range(config.parallel.pipeline_model_parallel_size))
     wanted = most * table_bytes(config, _sharing_ranks(config))
     if wanted > room:
         raise ValueError(
-            f"the memories' tables need {format_bytes(wanted)} on each rank, and there are "
-            f"{format_bytes(room)}: lower --fwpkm-num-subkeys {config.fwpkm.num_subkeys} (a table has the square of it "
-            f"as rows) or --fwpkm-value-dim {config.fwpkm.value_dim}, or share them among more ranks with "
-            "--tensor-model-parallel-size; --dry-run shows what a rank needs"
+            f"the fast-weight tables need {format_bytes(wanted)} on each rank, but the device has only "
+            f"{format_bytes(room)}: reduce --fwpkm-num-subkeys {config.fwpkm.num_subkeys} (a table has its square as "
+            f"rows) or --fwpkm-value-dim {config.fwpkm.value_dim}, or shard the tables over more ranks with "
+            "--tensor-model-parallel-size; --dry-run shows the memory per rank"
         )
 
 
 def check_step_fits(config: PretrainConfig, vocab_size: int, world_size: int) -> None:
-    """Raise ValueError where what a step keeps for its backward pass is more than any machine holds.
+    """Raise ValueError if a step keeps more for its backward pass than any machine has.
 
-    Whether the device at hand holds it is seen in the first step: the figure is about right only.
+    The figure is an estimate, so only the first step shows whether the device at hand has enough.
     """
     first_and_last = sorted({0, config.parallel.pipeline_model_parallel_size - 1})
     found = [estimate_memory(config, vocab_size, world_size, stage) for stage in first_and_last]
@@ -102,8 +102,8 @@ def check_step_fits(config: PretrainConfig, vocab_size: int, world_size: int) ->
     if wanted > _MOST_BYTES:
         raise ValueError(
             f"--micro-batch-size {config.training.micro_batch_size} and --seq-length {config.model.seq_length} need "
-            f"{format_bytes(wanted)} on a rank for activations and undo log, and no machine holds more than "
-            f"{format_bytes(_MOST_BYTES)}: lower them, or raise --context-parallel-size"
+            f"{format_bytes(wanted)} on a rank for activations and undo log, more than the limit of "
+            f"{format_bytes(_MOST_BYTES)}: reduce them, or increase --context-parallel-size"
         )
 
 
@@ -126,7 +126,7 @@ def _in_flight(config: PretrainConfig, replicas: int, stage: int) -> float:
 
 
 def micro_batches(config: PretrainConfig, replicas: int) -> int:
-    """Micro-batches of a step on every replica."""
+    """Micro-batches per step on every replica."""
     return max(1, global_batch_size(config, replicas) // (config.training.micro_batch_size * replicas))
 
 

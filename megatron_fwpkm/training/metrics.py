@@ -1,4 +1,4 @@
-"""What a run says while it trains: metrics.jsonl always, TensorBoard when asked, a progress line, a closing summary."""
+"""The output of training: metrics.jsonl, TensorBoard if asked for, the progress line and the closing summary."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Sink(Protocol):
         """Take one record."""
 
     def close(self) -> None:
-        """Flush and let go."""
+        """Flush and close."""
 
 
 class JsonLines:
@@ -66,7 +66,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ValueError(
-                "--tensorboard-dir needs the tensorboard package: pip install tensorboard, or leave the flag out"
+                "--tensorboard-dir needs the tensorboard package: pip install tensorboard, or remove the flag"
             ) from error
         self._writer = SummaryWriter(folder, purge_step=purge_step)
 
@@ -107,7 +107,7 @@ class MetricsLog:
 
 
 def read_records(path: Path) -> list[JsonRecord]:
-    """All complete records of a metrics file; a last line torn by a kill is left out."""
+    """All complete records of a metrics file; an incomplete last line of a killed run is left out."""
     found = [_record(line) for line in path.read_bytes().split(b"\n")]
     return [record for record in found if record is not None]
 
@@ -187,8 +187,8 @@ def summary_lines(summary: JsonRecord) -> list[str]:
     )
     if summary["reason"] == "finished" and not summary["tokens"]:
         first = (
-            f"nothing is left to do: the run has finished at iteration {summary['iteration']} before; raise "
-            "--train-iters to continue"
+            f"nothing to do: the run already finished at iteration {summary['iteration']}; increase --train-iters to "
+            "continue"
         )
     lines = [first]
     if summary["last_loss"] is not None:

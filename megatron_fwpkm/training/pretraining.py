@@ -94,24 +94,24 @@ def _loaders(
 
 
 def check_data_position(config: PretrainConfig, progress: TrainingProgress, windows: int, global_batch: int) -> None:
-    """Whether the data goes on where a resumed run left it; a new run only notes the dataset's size.
+    """Check that the data continues where a resumed run left it; a new run only notes the dataset's size.
 
-    Megatron deals all epochs at once, so another number of windows is another order: that is said, not refused.
-    Raises ValueError when the windows that are left do not suffice.
+    Megatron shuffles all epochs at once, so a different number of windows means a different order: a warning.
+    Raises ValueError if too few windows are left.
     """
     training = config.training
     ahead = training.train_iters - progress.iteration
     left = samples_ahead(training, global_batch, progress.consumed_samples, ahead)
     if progress.consumed_samples + left > windows:
         raise ValueError(
-            f"{progress.consumed_samples} samples are consumed and {left} more are needed to reach --train-iters "
-            f"{config.training.train_iters} at --global-batch-size {global_batch}, but the dataset was sized for "
-            f"{windows}: keep the batch size that the run began with, or start a new run with --load and --finetune"
+            f"the run has consumed {progress.consumed_samples} samples and needs {left} more to reach --train-iters "
+            f"{config.training.train_iters} at --global-batch-size {global_batch}, but the dataset has only {windows}: "
+            "keep the batch size that the run started with, or start a new run with --load and --finetune"
         )
     if progress.dataset_windows not in (0, windows):
         logger.warning(
-            "the training data was dealt as %d windows and is now dealt as %d (--train-iters, --global-batch-size or "
-            "the data changed), in another order: from here on some windows come again and some never",
+            "the training data had %d windows and now has %d, in a different order (--train-iters, --global-batch-size "
+            "or the data changed): some windows will be seen again and some never",
             progress.dataset_windows,
             windows,
         )
@@ -146,18 +146,17 @@ def open_metrics(config: PretrainConfig, world: World, log_dir: Path, iteration:
 
 
 def _announce(config: PretrainConfig, world: World, global_batch: int, parameters: int) -> None:
-    """One line on what is about to be trained where, and what to know of its memories' writes."""
+    """Log what is trained and where, and notes on when its memories are written."""
     parallel, layers = config.parallel, " ".join(map(str, config.fwpkm.layer_numbers))
     logger.info(
-        "training on %s: %d process%s, TP %d, PP %d | %s parameters per rank, %s | "
-        "%d sequences of %d tokens per step",
+        "training on %s: %d process%s, TP %d, PP %d | %s parameters per rank, %s | %d sequences of %d tokens per step",
         world.device,
         world.size,
         "es" * (world.size != 1),
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
         f"{parameters:,}",
-        f"memories at layers {layers}" if layers else "a plain transformer without memory (--fwpkm-layer-numbers)",
+        f"memories at layers {layers}" if layers else "no memory: a plain transformer (see --fwpkm-layer-numbers)",
         global_batch,
         config.model.seq_length,
     )

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask for an orderly end: the step is finished, a checkpoint is saved, the exit status is 0."""
+"""SIGTERM and SIGINT stop a run cleanly: the step is finished, a checkpoint is saved, the exit status is 0."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ CHILD_GRACE_SECONDS = 300
 
 
 class StopSignals:
-    """Context manager that turns the first SIGTERM or SIGINT into a wish to stop; the second ends the process at once.
+    """Context manager: the first SIGTERM or SIGINT is a request to stop, the second ends the process at once.
 
-    Ctrl-C and a scheduler's SIGTERM reach forked children (loader workers), too. They go on, because the step that is
-    being finished may need them, and end with their parent, or by themselves after CHILD_GRACE_SECONDS.
+    Ctrl-C and a scheduler's SIGTERM also reach forked children (loader workers). They continue, because the step that
+    is being finished may need them, and end with their parent, or after CHILD_GRACE_SECONDS.
     """
 
     def __init__(self, signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)) -> None:

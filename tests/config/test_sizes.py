@@ -92,7 +92,7 @@ def test_any_sizes_are_answered_soon(capsys: pytest.CaptureFixture[str], sizes: 
          "--fwpkm-num-heads 1048576 and --fwpkm-key-dim 512 make one memory of 1.0 TiB on each rank, and no device"),
         (["--micro-batch-size", "1000000000"],
          "--micro-batch-size 1000000000 and --seq-length 4096 need 4,192,352.3 TiB on a rank for activations "
-         "and undo log, and no machine holds more than 16.0 TiB: lower them"),
+         "and undo log, more than the limit of 16.0 TiB: reduce them"),
         (["--seq-length", str(2**24)],
          f"--micro-batch-size 1 and --seq-length {2**24} need 17.5 TiB on a rank for activations"),
     ],

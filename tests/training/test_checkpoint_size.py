@@ -123,7 +123,7 @@ def test_dry_run_prints_them() -> None:
     line = next(line for line in _shown(argv).splitlines() if line.startswith("Checkpoint: "))
     assert re.fullmatch(
         r"Checkpoint: [\d.]+ MiB = [\d.]+ MiB of slow weights \+ [\d.]+ MiB of optimizer states \+ [\d.]+ MiB of fast "
-        r"weights \(1 replica\), up to [\d.]+ MiB from one rank; at most 3 in --save, [\d.]+ MiB",
+        r"weights \(1 replica\), up to [\d.]+ MiB written by one rank; at most 3 checkpoints in --save, [\d.]+ MiB",
         line,
     ), line
     assert "Checkpoint" not in _shown(flags("none", **SIZES))

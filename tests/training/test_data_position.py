@@ -21,7 +21,7 @@ def test_a_new_run_notes_the_size_of_its_dataset(caplog):
 
 def test_too_few_windows_are_refused_before_training():
     progress = TrainingProgress(iteration=6, consumed_samples=48, dataset_windows=96)
-    with pytest.raises(ValueError, match=r"48 samples are consumed and 24 more.*--global-batch-size 4.*for 48"):
+    with pytest.raises(ValueError, match=r"consumed 48 samples and needs 24 more.*--global-batch-size 4.*has only 48:"):
         check_data_position(CONFIG, progress, 48, 4)
 
 
@@ -29,7 +29,7 @@ def test_another_order_of_the_data_is_said(caplog):
     progress = TrainingProgress(iteration=6, consumed_samples=24, dataset_windows=328)
     with caplog.at_level(logging.WARNING):
         check_data_position(CONFIG, progress, 984, 4)
-    assert "dealt as 328 windows and is now dealt as 984" in caplog.text
+    assert "had 328 windows and now has 984" in caplog.text
     assert progress.dataset_windows == 984
 
 

@@ -52,7 +52,7 @@ def test_options_with_their_origins(tmp_path):
     text = shown("--config", str(path))
     assert row(text, "--lr ")[0] == "0.0002" and row(text, "--lr ")[1].endswith("run.yaml:1")
     assert row(text, "--fwpkm-layer-numbers") == ["2", "4", "command", "line"]
-    assert "--min-lr" not in text and "more options have their default" in text
+    assert "--min-lr" not in text and "more options have their default; --dry-run-all shows all" in text
     everything = shown("--config", str(path), "--dry-run-all")
     assert row(everything, "--min-lr") == ["0.0", "default"]
     assert row(everything, "--fwpkm-score") == ["idw", "default"]
@@ -80,14 +80,14 @@ def test_parameters_and_tables():
 
 def test_documents_that_cut_chunks_are_named():
     assert "Undo log" not in shown() + shown("--fwpkm-reset", "document", "--fwpkm-layer-numbers", "none")
-    line = "more per memory for every document start inside a sequence; it cuts a chunk"
+    line = "more per memory for every document start inside a sequence, which splits a chunk"
     assert f"Undo log: up to 8.0 KiB {line}\n" in shown("--fwpkm-reset", "document")  # 2 x 64 sub-keys of 16 numbers
     assert f"Undo log: up to 0 B {line}\n" in shown("--fwpkm-reset", "document", "--fwpkm-inner-lr", "0")
 
 
 def test_layout_and_batch(monkeypatch):
     text = shown("--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2")
-    assert "Layout: 4 processes = TP 2 x PP 2 x DP 1  (the least;" in text
+    assert "Layout: 4 processes = TP 2 x PP 2 x DP 1  (the minimum;" in text
     assert "stage 0" in text and "stage 1" in text
     monkeypatch.setenv("WORLD_SIZE", "8")
     text = shown("--global-batch-size", "32", "--micro-batch-size", "2", "--train-iters", "10")
@@ -105,12 +105,12 @@ def test_only_rank_0_prints(monkeypatch):
 
 def test_what_a_real_run_misses(tmp_path):
     text = shown()
-    assert "Missing for a real run: --data-path, made by tools/preprocess_data.py" in text
-    assert "Missing for a real run: --tokenizer-model\n" in text
+    assert "Missing for training: --data-path; create a dataset with tools/preprocess_data.py" in text
+    assert "Missing for training: --tokenizer-model\n" in text
     (tmp_path / "b.idx").touch()
     text = shown("--data-path", "0.5", f"{tmp_path}/a", "0.5", f"{tmp_path}/b", "--tokenizer-model", "absent.model")
     assert f"{tmp_path}/a.idx (--data-path)" in text and f"{tmp_path}/b.idx" not in text
-    assert "Missing for a real run: --tokenizer-model absent.model" in text
+    assert "Missing for training: --tokenizer-model absent.model" in text
 
 
 def test_vocabulary():

@@ -30,10 +30,10 @@ def test_not_finite_stops(numbers: dict[str, float], named: str) -> None:
 @pytest.mark.parametrize(
     ("clip_grad", "bf16", "kept", "advice"),
     [
-        (1.0, False, None, "nan. Try a smaller --lr, or a longer --lr-warmup-iters"),
+        (1.0, False, None, "nan. Try a smaller --lr or a longer --lr-warmup-iters"),
         (0.0, False, None, "nan. Try a smaller --lr, a longer --lr-warmup-iters, or --clip-grad 1.0"),
-        (3.0, True, "runs/x/iter_0000005", "nan. runs/x/iter_0000005 is intact. Try a smaller --lr, a longer "
-         "--lr-warmup-iters, --clip-grad 1.0, or --no-bf16"),
+        (3.0, True, "runs/x/iter_0000005", "nan. The checkpoint runs/x/iter_0000005 is intact. Try a smaller --lr, "
+         "a longer --lr-warmup-iters, --clip-grad 1.0, or --no-bf16"),
     ],
 )  # fmt: skip
 def test_only_advice_that_applies(clip_grad: float, bf16: bool, kept: str | None, advice: str) -> None:
@@ -58,7 +58,9 @@ def test_only_advice_that_applies_to_a_memory(changes: dict[str, Any], advice: s
     config = replace(PretrainConfig(), fwpkm=replace(PretrainConfig().fwpkm, **changes))
     with pytest.raises(TrainingDivergedError) as caught:
         MemoryGuard(config).check(1, {7: math.inf}, {7: True}, "runs/x/iter_0000005")
-    assert str(caught.value).endswith(f"(memorization loss inf). runs/x/iter_0000005 is intact. {advice}")
+    assert str(caught.value).endswith(
+        f"(memorization loss inf). The checkpoint runs/x/iter_0000005 is intact. {advice}"
+    )
 
 
 def test_diverging_memory_is_measured_against_its_early_median() -> None:

@@ -259,10 +259,10 @@ def test_a_background_save_says_when_it_is_published(
         run(tmp_path, engine, chosen)
     said = [line for line in caplog.messages if "checkpoint of" in line]
     assert said == [
-        "writing the checkpoint of iteration 6 (began in 0.0 s)",
-        "the checkpoint of iteration 6 is published: iter_6, 6.0 s after it began",
-        "writing the checkpoint of iteration 9 (began in 0.0 s)",
-        "the checkpoint of iteration 9 is published: iter_9, 0.0 s after it began",
+        "writing the checkpoint of iteration 6 in the background (training waited 0.0 s)",
+        "the checkpoint of iteration 6 is complete: iter_6, saved in 6.0 s",
+        "writing the checkpoint of iteration 9 in the background (training waited 0.0 s)",
+        "the checkpoint of iteration 9 is complete: iter_9, saved in 0.0 s",
     ]
 
 

@@ -55,9 +55,7 @@ def test_tables_larger_than_the_device_are_refused():
     one = (64 * 64 * 256 + 64 * 32) * 4 // 2
     check_tables_fit(config, 2 * one)
     check_tables_fit(replace(config, fwpkm=replace(config.fwpkm, layer_numbers=())), 0)
-    with pytest.raises(
-        ValueError, match="the memories' tables need 4.0 MiB on each rank, and there are"
-    ):
+    with pytest.raises(ValueError, match="the fast-weight tables need 4.0 MiB on each rank, but the device has only"):
         check_tables_fit(config, 2 * one - 1)
 
 
