@@ -180,7 +180,7 @@ def convert(option: Option, words: list[str]) -> Any:
         for word in words:
             parts = split_values(option, word)
             if option.kind != "text" and len(parts) > 1:
-                raise ValueError(f"{word!r}: separate the values with spaces, {' '.join(parts)}")
+                raise ValueError(f"{word!r} must be written with spaces: {' '.join(parts)}")
         return tuple(option.parse(word) for word in words)
     return option.parse(words[0])
 
@@ -224,7 +224,7 @@ class _StoreOption(argparse.Action):
             if self.option.none_is_text:
                 _check_ranges(self.option, words, converted)
         except ValueError as error:
-            raise argparse.ArgumentError(self, str(error)) from None
+            raise argparse.ArgumentError(None, f"{option_string} {error}") from None
         setattr(namespace, self.dest, converted)
 
 

@@ -6,6 +6,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from .command_line_errors import in_one_sentence
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -35,9 +38,17 @@ def run_cli(main: Main, argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are sentences like all other errors of the program."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and what is wrong with the command line, and leave with status 2."""
+        super().error(in_one_sentence(message))
+
+
 def tool_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser that shows a tool's docstring as it is written, and takes flags in full only."""
-    return argparse.ArgumentParser(
+    return Parser(
         description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 

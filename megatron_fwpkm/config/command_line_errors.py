@@ -7,7 +7,16 @@ import re
 from collections.abc import Collection, Sequence
 
 from .arguments import Option
+from .familiar_names import familiar_name
 from .megatron_flags import known_megatron_flags, megatron_advice
+
+_ARGPARSE = (
+    (r"argument ([^\s/]+)\S*: expected one argument", "{} needs a value"),
+    (r"argument ([^\s/]+)\S*: expected at least one argument", "{} needs at least one value"),
+    (r"argument ([^\s/]+)\S*: not allowed with argument ([^\s/]+)\S*", "{} and {} are mutually exclusive: remove one"),
+    (r"argument \S+: invalid choice: ('.*') \(choose from (.*)\)", "{!r} is not one of {}"),
+)
+"""What argparse says, and what is said here of the same flags."""
 
 
 def in_our_spelling(argv: Sequence[str]) -> list[str]:
@@ -53,6 +62,20 @@ def complaints_of_unknown(words: Sequence[str], unknown: Sequence[str], names: S
     return complaints
 
 
+def in_one_sentence(complaint: str) -> str:
+    """A complaint of argparse in our words: `--x needs a value` for `argument --x: expected one argument`."""
+    for pattern, words in _ARGPARSE:
+        if (found := re.fullmatch(pattern, complaint, re.DOTALL)) is not None:
+            return words.format(*(group.replace("', '", ", ").strip("'") for group in found.groups()))
+    required = "the following arguments are required: "
+    if not complaint.startswith(required):
+        return complaint
+    names = [name.split("/")[0].strip("{}").replace(",", " or ") for name in complaint[len(required) :].split(", ")]
+    if len(names) == 1:
+        return f"{names[0]} is required"
+    return f"{', '.join(names[:-1])} and {names[-1]} are required"
+
+
 def is_flag(word: str) -> bool:
     """Whether a word of a command line is a flag; `-1` is a value."""
     return re.match(r"--?[A-Za-z_]", word) is not None
@@ -68,11 +91,15 @@ def join_complaints(complaints: Sequence[str]) -> str:
 def advice(name: str, names: Sequence[str], dashes: str = "") -> str:
     """What to do about an unknown name: the answer to a flag of Megatron-LM, `; did you mean X?`, or nothing.
 
+    A name that another program has for one of ours suggests ours, as does one that is spelled like it.
+
     `dashes` stand before names on the command line and are missing in YAML.
     """
     answer = megatron_advice(name)
     if answer is not None:
         return f": {answer}"
+    if (ours := familiar_name(name, names)) is not None:
+        return f"; did you mean {dashes}{ours}?"
     # A forgotten prefix or a forgotten half, as in `topk` or `subkeys`; whole words only.
     near = sorted((other for other in names if len(name) > 3 and f"-{name}-" in f"-{other}-"), key=len)[:1]
     if near:

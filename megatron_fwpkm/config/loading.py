@@ -27,6 +27,7 @@ from .arguments import (
     split_values,
 )
 from .blend_files import blends_from_files
+from .cli import Parser
 from .command_line_errors import (
     advice,
     complaints_of_unknown,
@@ -92,7 +93,7 @@ def option_groups() -> Iterator[tuple[str, type, list[Option]]]:
 
 def build_parser(prog: str | None = "pretrain.py") -> argparse.ArgumentParser:
     """The parser of pretrain.py: --config and a group of flags per dataclass."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         usage=_USAGE,
         description=_DESCRIPTION,

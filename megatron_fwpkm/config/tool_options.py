@@ -17,6 +17,7 @@ from typing import Any
 
 from .arguments import D, Option, add_option, from_namespace, options
 from .command_line_errors import in_our_spelling, is_flag, join_complaints, without_values_of_switches
+from .familiar_names import familiar_name
 from .field_metadata import Mark, field_metadata
 
 
@@ -133,7 +134,8 @@ def complaint_of_unknown(word: str, known: Sequence[str], answers: Mapping[str, 
     for form in (name, name.removeprefix("no-"), name.removeprefix("disable-")):
         if form in answers:
             return f"unknown flag {flag}: {answers[form]}"
-    near = difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.8)
+    ours = familiar_name(name, [other.lstrip("-") for other in known])
+    near = [f"--{ours}"] if ours else difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.8)
     return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "")
 
 

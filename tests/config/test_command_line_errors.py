@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from megatron_fwpkm.config.command_line_errors import advice, complaints_of_unknown
-from megatron_fwpkm.config.loading import option_groups
+from megatron_fwpkm.config.familiar_names import FAMILIAR_NAMES, familiar_name
+from megatron_fwpkm.config.loading import option_groups, parse_pretrain
 from megatron_fwpkm.config.megatron_families import FAMILIES
 from megatron_fwpkm.config.megatron_flags import MEGATRON_FLAGS, megatron_advice
+from tools.convert_checkpoint import main as convert
 
 OPTIONS = {option.name: option for _, _, found in option_groups() for option in found}
 NAMES = [*OPTIONS]
@@ -63,7 +65,7 @@ def test_a_misspelt_flag_of_megatron_is_not_taken_for_another_option():
     assert text.startswith("; did you mean Megatron-LM's --no-position-embedding? position embeddings are always")
 
 
-@pytest.mark.parametrize("name", ["save-dir", "tp-size", "max-steps", "zzzzzz", "tial", "pecial"])
+@pytest.mark.parametrize("name", ["drop-path", "zzzzzz", "tial", "pecial"])
 def test_what_is_far_from_every_option_gets_no_suggestion(name):
     assert advice(name, NAMES) == ""
 
@@ -77,7 +79,38 @@ def test_a_negative_value_is_no_flag():
 @pytest.mark.parametrize(
     ("name", "meant"),
     [("subkeys", "fwpkm-num-subkeys"), ("seq-len", "seq-length"), ("lr-warmup-steps", "lr-warmup-iters"),
-     ("no-qk-layer-norm", "qk-layernorm")],
+     ("no-qk-layer-norm", "qk-layernorm"), ("learning-rate", "lr"), ("per-device-train-batch-size", "micro-batch-size"),
+     ("save-dir", "save"), ("tp-size", "tensor-model-parallel-size"), ("max-steps", "train-iters")],
 )  # fmt: skip
 def test_what_is_near_gets_one(name, meant):
     assert advice(name, NAMES, "--") == f"; did you mean --{meant}?"
+
+
+def test_familiar_names_hide_no_option_and_no_answer():
+    theirs = [name for names in FAMILIAR_NAMES.values() for name in names.split()]
+    assert not [name for name in theirs if megatron_advice(name) is not None]
+    tool_flags = {"max-new-tokens", "model", "prompt", "input", "output", "output-prefix", "workers", "json-keys"}
+    assert set(FAMILIAR_NAMES) <= {*NAMES, *tool_flags}
+
+
+def test_a_familiar_name_stands_for_an_option_of_the_same_program():
+    assert familiar_name("max-length", NAMES) == "seq-length"
+    assert familiar_name("max-length", ["max-new-tokens"]) == "max-new-tokens"
+    assert familiar_name("max-length", ["input"]) is None
+
+
+@pytest.mark.parametrize(
+    ("parse", "words", "said"),
+    [
+        (parse_pretrain, ["--lr"], "pretrain.py: error: --lr needs a value\n"),
+        (parse_pretrain, ["--config"], "pretrain.py: error: --config needs a value\n"),
+        (parse_pretrain, ["--learning_rate", "1"], "error: unknown flag --learning_rate; did you mean --lr?\n"),
+        (convert, [], "error: export or verify is required\n"),
+        (convert, ["exprt"], "error: 'exprt' is not one of export, verify\n"),
+        (convert, ["export"], "error: --checkpoint and --output are required\n"),
+    ],
+)
+def test_an_error_of_argparse_is_a_sentence(parse, words, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse(words)
+    assert capsys.readouterr().err.endswith(said)

@@ -86,7 +86,7 @@ def test_wrong_input_is_one_line(
     for arguments, message in (
         (("--temperature", "-1"), "--temperature -1.0 must be 0 or more"),
         (("--memory", "off", "--remember", "x"), "--memory off never reads what --remember writes"),
-        (("--prompt", "a", "--prompt-file", "b"), "not allowed with argument --prompt"),
+        (("--prompt", "a", "--prompt-file", "b"), "--prompt-file and --prompt are mutually exclusive: remove one"),
         (("--top-p", "2"), "2 must be between 0 and 1"),
     ):
         usage = run_tool(capsys, "generate_text", "--model", folder, *arguments)
