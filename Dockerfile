@@ -1,6 +1,9 @@
 # Two images from one file:
 #   docker build --target test  -t megatron-fwpkm:test  .      CPU: runs `make test`
 #   docker build --target train -t megatron-fwpkm:train .      GPU: docker run --gpus all --shm-size=8g megatron-fwpkm:train --config ...
+# The GPU image with another pair of NVIDIA's image and Megatron-Core (docs/engines.md):
+#   docker build --target train --build-arg NGC_RELEASE=26.06 --build-arg MCORE=0.19.2 -t megatron-fwpkm:train .
+ARG NGC_RELEASE=25.11
 
 # ---- CPU: everything that needs no GPU ----
 FROM python:3.11.14-slim-bookworm AS test
@@ -23,7 +26,8 @@ COPY --chown=fwpkm:fwpkm . .
 CMD ["make", "test"]
 
 # ---- GPU: NVIDIA's image brings torch 2.10, Triton, Transformer Engine 2.11 and Apex, built for each other ----
-FROM nvcr.io/nvidia/pytorch:25.11-py3 AS train
+FROM nvcr.io/nvidia/pytorch:${NGC_RELEASE}-py3 AS train
+ARG MCORE=0.16.1
 
 # The image pins its own packages through PIP_CONSTRAINT and every package below must leave them alone: hence --no-deps for
 # megatron-core (it would pull another torch) and for the project itself.
@@ -33,7 +37,7 @@ ENV PIP_CONSTRAINT="" \
 WORKDIR /opt/megatron_fwpkm
 COPY constraints.txt ./
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-RUN python -m pip install --no-deps megatron-core==0.16.1 \
+RUN python -m pip install --no-deps "megatron-core==${MCORE}" \
     && grep -E '^(huggingface_hub|protobuf|psutil|rich|safetensors|sentencepiece|tensorboard|tokenizers|transformers)==' constraints.txt > train.txt \
     && grep -vE '^(torch|triton|numpy|setuptools)==' constraints.txt > others.txt \
     && python -m pip install --constraint others.txt --requirement train.txt

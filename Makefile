@@ -1,12 +1,14 @@
 # Everything a user or a developer types. `make` alone lists the targets.
 # Variables: PYTHON=python3.12 (interpreter of the environment), VENV=folder, PYTEST_WORKERS=processes, PYTEST_ARGS="-k memory",
-# TRANSFORMERS="5.17.0 5.24.0" (releases that test-transformers tries)
+# TRANSFORMERS="5.17.0 5.24.0" (releases that test-transformers tries), MCORE=0.19.2 (a release of Megatron-Core other than the pinned one,
+# in an environment of its own, e.g. make test MCORE=0.19.2)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-VENV ?= .venv
+MCORE ?=
+VENV ?= $(if $(MCORE),.venv-mcore/$(MCORE),.venv)
 PYTHON ?=
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
@@ -31,11 +33,11 @@ help: ## List the targets
 setup: $(VENV)/.ready ## Create the environment (once; keeps a CUDA torch that PYTHON already has)
 
 $(VENV)/.ready: $(setup_inputs)
-	@PYTHON='$(PYTHON)' bash tools/setup.sh '$(VENV)' train,hf,eval,deepspeed,test
+	@PYTHON='$(PYTHON)' MCORE='$(MCORE)' bash tools/setup.sh '$(VENV)' train,hf,eval,deepspeed,test
 	@touch $@
 
 $(VENV)/.ready-dev: $(setup_inputs) $(VENV)/.ready
-	@PYTHON='$(PYTHON)' bash tools/setup.sh '$(VENV)' dev
+	@PYTHON='$(PYTHON)' MCORE='$(MCORE)' bash tools/setup.sh '$(VENV)' dev
 	@touch $@
 
 quickstart: setup ## From text to a trained, exported and evaluated model, with a report
@@ -76,4 +78,4 @@ docs: setup ## Write the generated documents anew (docs/options.md)
 
 clean: ## Remove caches and build products (not the environment, not runs/)
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis ./*.egg-info
-	@find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(VENV)-transformers/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -not -path './.venv*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +

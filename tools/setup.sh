@@ -3,6 +3,7 @@
 # PYTHON names the interpreter (3.11 or 3.12). If it already has a CUDA build of torch, that torch is kept; otherwise torch 2.13.0 is
 # installed first, the rest after it. TORCH_PIP_ARGS goes to pip for torch only, e.g. --index-url of a CPU-only build.
 # TRANSFORMERS names another release of Transformers than the pinned one; what it depends on is then not pinned either.
+# MCORE names another release of Megatron-Core than the pinned one; one that has no wheel for this Python is built from its source package.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -72,16 +73,21 @@ fi
 python=$venv/bin/python
 supported "$python" || fail "$python does not run or is not Python 3.11 or 3.12; remove $venv and run make setup again"
 
+if [ -z "$(cuda_torch_folder "$python")" ] &&
+  ! "$python" -c "import torch; assert torch.__version__.split('+')[0] == '$torch_version'" 2>/dev/null; then
+  echo "== install torch $torch_version (a large download the first time)"
+  # A CUDA torch pins its own Triton.
+  grep -v '^triton==' constraints.txt >"$venv/constraints-torch.txt"
+  # shellcheck disable=SC2086  # several options in one variable, split on purpose
+  quietly "$python" -m pip install --disable-pip-version-check -c "$venv/constraints-torch.txt" ${TORCH_PIP_ARGS:-} "torch==$torch_version"
+fi
+
 constraints=constraints.txt
 if [ -n "$(cuda_torch_folder "$python")" ]; then
   # torch brings its own Triton: pin both to what is there and take the other pins as they are.
   constraints=$venv/constraints.txt
   grep -vE '^(torch|triton)==' constraints.txt >"$constraints"
   "$python" -m pip freeze 2>/dev/null | grep -E '^(torch|triton)==' >>"$constraints" || true
-elif ! "$python" -c "import torch; assert torch.__version__.split('+')[0] == '$torch_version'" 2>/dev/null; then
-  echo "== install torch $torch_version (a large download the first time)"
-  # shellcheck disable=SC2086  # several options in one variable, split on purpose
-  quietly "$python" -m pip install --disable-pip-version-check -c constraints.txt ${TORCH_PIP_ARGS:-} "torch==$torch_version"
 fi
 
 if [ -n "${TRANSFORMERS:-}" ]; then
@@ -90,7 +96,11 @@ if [ -n "${TRANSFORMERS:-}" ]; then
   constraints=$venv/constraints-transformers.txt
 fi
 
-echo "== install the project with [$extras]${TRANSFORMERS:+ and transformers $TRANSFORMERS}"
+echo "== install the project with [$extras]${TRANSFORMERS:+ and transformers $TRANSFORMERS}${MCORE:+ and megatron-core $MCORE}"
 quietly "$python" -m pip install --disable-pip-version-check -c "$constraints" "setuptools>=77"
 quietly "$python" -m pip install --disable-pip-version-check -c "$constraints" --no-build-isolation -e ".[$extras]"
+if [ -n "${MCORE:-}" ]; then
+  # Releases from 0.17 on declare Python 3.12, but run on 3.11. Everything that they need is there.
+  quietly "$python" -m pip install --disable-pip-version-check --no-deps --ignore-requires-python "megatron-core==$MCORE"
+fi
 echo "== ready: source $venv/bin/activate"

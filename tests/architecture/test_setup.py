@@ -51,6 +51,26 @@ def test_a_broken_environment_is_told(tmp_path):
     assert re.search(r"error: .*venv/bin/python does not run .* remove .* and run make setup again", run.stderr)
 
 
+def test_another_megatron_is_installed_in_an_environment_of_its_own(tmp_path):
+    """MCORE: whatever Python the release declares, and nothing else with it."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    python = fake_python(tmp_path, 0).rename(tmp_path / "venv" / "bin" / "python")
+    python.write_text(f'#!/usr/bin/env bash\n[ "$1" = -m ] && echo "$*" >>{tmp_path}/calls\nexit 0\n')
+    assert setup(tmp_path / "venv", MCORE="0.19.2").returncode == 0
+    last = (tmp_path / "calls").read_text().splitlines()[-1]
+    assert last.startswith("-m pip install ")
+    assert last.endswith(" --no-deps --ignore-requires-python megatron-core==0.19.2")
+
+    def plan(*words: str) -> str:
+        command = ["make", "--dry-run", "--always-make", "test", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True).stdout
+
+    own = plan("MCORE=0.19.2")
+    assert "MCORE='0.19.2' bash tools/setup.sh '.venv-mcore/0.19.2'" in own
+    assert ".venv-mcore/0.19.2/bin/python -m pytest" in own and ".venv/" not in own
+    assert "MCORE='' bash tools/setup.sh '.venv'" in plan()
+
+
 TARGETS = ["setup", "quickstart", "test", "test-all", "test-transformers", "lint", "bench", "docs", "clean"]
 
 
