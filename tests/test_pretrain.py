@@ -184,7 +184,7 @@ def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"data_path": "{tmp}/nowhere"}, "nowhere"),
         ({"data_path": None}, "--data-path"),
         ({"data_path": "{tmp}/empty"}, "contains no documents"),
-        ({"vocab_size": 30}, "made with another tokenizer"),
+        ({"vocab_size": 30}, "made with a different tokenizer"),
         (
             {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "{tmp}/no.model", "vocab_size": None},
             "no.model does not exist",

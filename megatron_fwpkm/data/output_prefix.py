@@ -9,6 +9,6 @@ def check_output_prefix(prefix: str) -> None:
     """Raises ValueError where --output-prefix names a folder only: the files in it would have half a name."""
     if os.path.basename(prefix) in ("", os.curdir, os.pardir):
         raise ValueError(
-            f"--output-prefix {prefix!r} is a folder; add how the names of the files begin, such as "
+            f"--output-prefix {prefix!r} is a folder; append the beginning of the file names, for example "
             f"{os.path.join(prefix, 'corpus')}"
         )

@@ -40,7 +40,7 @@ def test_the_way_of_the_guide(tmp_path: Path) -> None:
     assert (tmp_path / "h.png").is_file() and f"plotted to {tmp_path / 'h.png'}" in shown.stdout
     other = train_tokenizer(TokenizerOptions((str(raw),), str(tmp_path / "other"), 289)).model
     for flags, told in (
-        (("--tokenizer-model", other), "was made with another tokenizer (SentencePieceTokenizer, 290 ids)"),
+        (("--tokenizer-model", other), "was made with a different tokenizer (SentencePieceTokenizer, 290 ids)"),
         (("--png", tmp_path / "absent" / "h.png"), "absent does not exist"),
     ):
         wrong = tool("--input", f"{merged}_train", "--check", *flags, name="inspect_dataset")

@@ -69,7 +69,7 @@ def test_the_run_and_its_table(tmp_path: Path, model: Path) -> None:
         "a.jsonl", "out_quarantine.jsonl", *(f"out_text_document.{suffix}" for suffix in ("bin", "idx", "json"))
     }  # fmt: skip
     assert json.loads((tmp_path / "out_text_document.json").read_text())["options"]["append_eod"] is True
-    assert rows["input"].strip() == "1 file: 1 JSON lines"
+    assert rows["input"].strip() == "1 file: 1 JSON Lines"
     assert rows["quarantine"].strip() == str(tmp_path / "out_quarantine.jsonl")
     again = tool(
         "--input", source, "--output-prefix", tmp_path / "out", "--tokenizer-model", model, "--append-eod",
@@ -126,8 +126,8 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, model: Path)
 def test_errors_are_one_line(tmp_path: Path, model: Path) -> None:
     missing = tool("--input", tmp_path / "absent", "--output-prefix", tmp_path / "out", "--tokenizer-model", model)
     assert (missing.returncode, missing.stdout) == (1, "")
-    advice = "name a file, a folder or a pattern that does"
-    assert missing.stderr == f"error: --input {tmp_path / 'absent'} does not exist: {advice}\n"
+    advice = "give an existing file or folder, or a pattern that matches files"
+    assert missing.stderr == f"error: --input {tmp_path / 'absent'} does not exist; {advice}\n"
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n')
     bad = tool("--input", tmp_path / "a.jsonl", "--output-prefix", tmp_path / "out", "--tokenizer-model", model)
     assert bad.returncode == 1 and bad.stderr.startswith(

@@ -34,7 +34,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     large = tool("--input", tmp_path / "a.txt", "--vocab-size", 9000, "--output-prefix", tmp_path / "t")
     assert (large.returncode, large.stdout) == (1, "")
     assert large.stderr.startswith(
-        "error: --vocab-size 9000 is more than this corpus can fill; the largest possible is 2"
+        "error: --vocab-size 9000 is too large for this corpus; the largest possible value is 2"
     )
     assert large.stderr.count("\n") == 1
     (tmp_path / "empty.txt").touch()

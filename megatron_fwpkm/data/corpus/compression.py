@@ -14,7 +14,7 @@ Compression = Literal["", "gzip", "bzip2", "xz", "zstd"]
 
 _MAGIC: tuple[tuple[bytes, Compression], ...] = (
     (b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"),
-    *((bytes([number]) + b"\x2a\x4d\x18", "zstd") for number in range(0x50, 0x60)),  # begun by a frame to be skipped
+    *((bytes([number]) + b"\x2a\x4d\x18", "zstd") for number in range(0x50, 0x60)),  # skippable frames
 )  # fmt: skip
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 """Endings of names that say nothing about what is inside."""
@@ -91,8 +91,8 @@ class DecodedStream:
             raise
 
     def _damaged(self, error: Exception) -> ValueError:
-        told = f"{self._path} is damaged {self._compression} data: {error}"
-        return ValueError(f"{told}; get or compress it again, or leave it out")
+        told = f"{self._path} contains damaged {self._compression} data: {error}"
+        return ValueError(f"{told}; download or compress it again, or leave it out")
 
 
 class _WholeFrames(io.RawIOBase):
@@ -115,7 +115,7 @@ class _WholeFrames(io.RawIOBase):
             self._input = self._input or self._stream.read(1 << 16)
             if not self._input:
                 if self._frame is not None:
-                    raise EOFError("it ends inside a frame")
+                    raise EOFError("the data ends inside a frame")
                 return 0
             if self._frame is None:
                 self._frame = self._library.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
@@ -137,18 +137,20 @@ def _decoder(stream: IO[bytes], compression: Compression, path: str, buffer: int
     elif compression == "xz":
         decoded = lzma.LZMAFile(stream)
     elif compression == "zstd":
-        decoded = _WholeFrames(stream, needed_package("zstandard", f"{path} is zstd data"))
+        decoded = _WholeFrames(stream, needed_package("zstandard", f"reading the zstd file {path}"))
     else:
         return stream
     return io.BufferedReader(decoded, buffer)
 
 
-def needed_package(name: str, reason: str) -> Any:
-    """Import an optional package. Raises ValueError telling how to install it."""
+def needed_package(name: str, purpose: str) -> Any:
+    """Import an optional package that `purpose` requires. Raises ValueError that says how to install it."""
     import importlib
 
     try:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.split(".")[0]
-        raise ValueError(f"{reason}, which needs a package that is not installed: pip install {package}") from error
+        raise ValueError(
+            f"{purpose} requires the package {package}, which is not installed: pip install {package}"
+        ) from error

@@ -58,7 +58,7 @@ class CorpusFile:
         if self.compression:
             head = self._text_head()
         if status is None and head.startswith(_PARQUET_MAGIC):
-            raise ValueError("--input - is a parquet file, which cannot be read from a pipe; give its name")
+            raise ValueError("--input - is a parquet file, which cannot be read from a pipe; give its path")
         self.kind: Kind = "parquet" if head.startswith(_PARQUET_MAGIC) else self._text_kind()
 
     @property
@@ -90,9 +90,9 @@ class CorpusFile:
         try:
             status = os.stat(self.path)
         except FileNotFoundError as error:
-            raise ValueError(f"{self.path} vanished during the run; nothing was written") from error
+            raise ValueError(f"{self.path} was moved or deleted during the run; nothing was written") from error
         if (status.st_size, status.st_mtime_ns) != (self.size, self.modified):
-            raise ValueError(f"{self.path} was changed during the run; nothing was written, start again")
+            raise ValueError(f"{self.path} changed during the run; nothing was written; start again")
 
     def blocks(
         self, keys: Sequence[str], before: int = 0, number: int = 0, start: Cursor | None = None
@@ -150,7 +150,7 @@ class CorpusFile:
                 return
 
     def _parquet_blocks(self, keys: Sequence[str], before: int, number: int, start: Cursor) -> Iterator[Block]:
-        parquet = needed_package("pyarrow.parquet", f"{self.path} is a parquet file")
+        parquet = needed_package("pyarrow.parquet", f"reading the parquet file {self.path}")
         try:
             opened = parquet.ParquetFile(self._decompressed() if self.compression else self.path)
             columns = self._columns(opened.schema_arrow.names, keys)
@@ -177,7 +177,8 @@ class CorpusFile:
             columns = [name if name in there else name.split(".")[0] for name in alternatives(key)]
             if not set(columns).intersection(there):
                 raise ValueError(
-                    f"{self.path} has no column {' or '.join(columns)} (--json-keys); it has {', '.join(there)}"
+                    f"{self.path} has no column {' or '.join(columns)} (--json-keys); its columns are "
+                    f"{', '.join(there)}"
                 )
             wanted.update(set(columns).intersection(there))
         return sorted(wanted)
@@ -268,12 +269,12 @@ def open_corpus(
         files = [CorpusFile(path, txt_documents) for path in _expanded(paths)]
     except PermissionError as error:
         raise ValueError(
-            f"--input {error.filename} may not be read by this user: change its permissions, or leave it out"
+            f"--input {error.filename} cannot be read: permission denied; change its permissions, or leave it out"
         ) from error
     if num_shards == 1:
         return files
     if any(file.path == STDIN for file in files):
-        raise ValueError("--input - cannot be read in shards; write it to a file first")
+        raise ValueError("--input - cannot be split into shards; write it to a file first")
     total = sum(file.size for file in files)
     low, high = total * shard_id // num_shards, total * (shard_id + 1) // num_shards
     mine, before = list[CorpusFile](), 0
@@ -295,7 +296,7 @@ def _expanded(paths: Sequence[str]) -> list[str]:
     seen = set[str]()
     for path in found:
         if (real := os.path.realpath(path) if path != STDIN else path) in seen:
-            raise ValueError(f"--input names {path} twice; give every file once (weights belong into --data-path)")
+            raise ValueError(f"--input names {path} twice; give each file once (weights belong in --data-path)")
         seen.add(real)
     return found
 
@@ -308,14 +309,14 @@ def _files_of(path: str) -> list[str]:
         inside = (Path(folder) / name for folder, _, names in walk for name in names)
         if names := sorted(str(at) for at in inside if not _hidden(at.relative_to(path))):
             return names
-        raise ValueError(f"--input {path} is a folder without files")
+        raise ValueError(f"--input {path} is a folder that contains no files")
     if Path(path).exists():
-        raise ValueError(f"--input {path} is neither a file nor a folder; - reads the standard input")
+        raise ValueError(f"--input {path} is neither a file nor a folder; use - for standard input")
     if glob.has_magic(path):
         if names := sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file()):
             return names
         raise ValueError(f"--input {path} matches no file")
-    raise ValueError(f"--input {path} does not exist: name a file, a folder or a pattern that does")
+    raise ValueError(f"--input {path} does not exist; give an existing file or folder, or a pattern that matches files")
 
 
 def _raise(error: OSError) -> None:

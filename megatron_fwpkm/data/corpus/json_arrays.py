@@ -45,12 +45,12 @@ def _elements(stream: DecodedStream, block_bytes: int) -> Iterator[tuple[str, st
             if more:
                 text = (text + more.decode("latin-1")).lstrip(" \t\r\n,")
                 continue
-            problem = "" if end else "it ends without its closing bracket"
+            problem = "" if end else "its closing bracket is missing"
         if problem:
             lost = len(text)
             while more := stream.read(block_bytes):
                 lost += len(more)
-            told = f"{problem}; all {lost:,} bytes from here on are left out: fix it, or write JSON lines"
+            told = f"{problem}; the remaining {lost:,} bytes are left out; fix the array, or write JSON Lines"
             yield text[:block_bytes], told
             return
         yield text[:end], ""
@@ -63,7 +63,7 @@ def _element_end(decoder: json.JSONDecoder, text: str) -> tuple[int, str]:
         return decoder.raw_decode(text)[1], ""
     except json.JSONDecodeError as error:
         broken = error.pos < len(text) - 16 and not error.msg.startswith("Unterminated")
-        return 0, f"{error.msg} {error.pos:,} bytes behind its beginning" if broken else ""
+        return 0, f"{error.msg} {error.pos:,} bytes after its beginning" if broken else ""
     except RecursionError:
         return 0, "it is nested too deeply"
     except ValueError as error:

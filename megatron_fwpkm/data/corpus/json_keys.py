@@ -21,7 +21,9 @@ def check_json_keys(keys: Sequence[str]) -> None:
     for key in keys:
         names = alternatives(key)
         if "" in names or len(set(names)) < len(names):
-            raise ValueError(f"{flag}: {key!r} is not a key, or keys such as text|body, each once")
+            raise ValueError(f"{flag}: {key!r} is invalid; give a key, or alternatives such as text|body, each once")
     names = tuple(map(dataset_name, keys))
     if not keys or len(set(names)) < len(names):
-        raise ValueError(f"{flag}: name at least one key, each once (a dataset has the name of the first of text|body)")
+        raise ValueError(
+            f"{flag}: give at least one key, and each key once (a dataset is named after the first key of text|body)"
+        )

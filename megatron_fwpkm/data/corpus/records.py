@@ -74,7 +74,7 @@ class Block:
             stream.seek(self.offset)
             data = stream.read(self.size)
         if len(data) < self.size:
-            raise ValueError(f"{self.path} became shorter while it was read; start again when it is complete")
+            raise ValueError(f"{self.path} became shorter while it was being read; start again when it is complete")
         return data
 
 
@@ -204,7 +204,7 @@ def _object_record(
     path: str, line: int, value: Any, keys: Sequence[tuple[str, ...]], raw: bytes, bad_bytes: BadBytes
 ) -> Record | BadRecord:
     if not isinstance(value, dict):
-        return BadRecord(path, line, "not an object", f"a {type(value).__name__}", raw)
+        return BadRecord(path, line, "not an object", f"type {type(value).__name__}", raw)
     texts = list[str]()
     for names in keys:
         try:
@@ -234,7 +234,7 @@ def _text_under(value: dict[str, Any], names: tuple[str, ...], bad_bytes: BadByt
             except UnicodeDecodeError as error:
                 raise _NoText("bad UTF-8", f"{key!r}, {_where(error)}", text) from error
         if text is not None and not isinstance(text, str):
-            raise _NoText("not a string", f"{key!r} is a {type(text).__name__}")
+            raise _NoText("not a string", f"{key!r} has type {type(text).__name__}")
         if text and "\0" in text:
             text = _without_nul(text, bad_bytes, f"{key!r}, ")
         if text and not text.isspace():
@@ -246,7 +246,7 @@ def _text_under(value: dict[str, Any], names: tuple[str, ...], bad_bytes: BadByt
 def _without_nul(text: str, bad_bytes: BadBytes, where: str = "") -> str:
     """A text that has NULs with something else for them. Raises _NoText where they make a record bad."""
     if bad_bytes == "reject":
-        raise _NoText("NUL", f"{where}character {text.index(chr(0))}: is it a binary file?")
+        raise _NoText("NUL", f"{where}character {text.index(chr(0))}; is this a binary file?")
     return text.replace("\0", "\ufffd" if bad_bytes == "replace" else "")
 
 

@@ -85,7 +85,7 @@ def _plain(tokenizer: Tokenizer, texts: list[str]) -> list[bytes]:
 def _check(encode: DocumentsEncoder, tokenizer: Tokenizer, texts: tuple[str, ...] | list[str]) -> None:
     for text, found, expected in zip(texts, encode(list(texts)), _plain(tokenizer, list(texts)), strict=True):
         if found != expected:
-            raise AcceleratorMismatch(f"other tokens than the plain tokenizer for {text[:60]!r}")
+            raise AcceleratorMismatch(f"its tokens differ from the plain tokenizer's for {text[:60]!r}")
 
 
 def _checked(encode: DocumentsEncoder, tokenizer: Tokenizer) -> DocumentsEncoder:
@@ -103,7 +103,7 @@ def _checked(encode: DocumentsEncoder, tokenizer: Tokenizer) -> DocumentsEncoder
                 continue
             room -= len(texts[number])
             if documents[number] != _plain(tokenizer, [texts[number]])[0]:
-                raise AcceleratorMismatch(f"other tokens than the plain tokenizer for {texts[number][:60]!r}")
+                raise AcceleratorMismatch(f"its tokens differ from the plain tokenizer's for {texts[number][:60]!r}")
         return documents
 
     return checked
@@ -114,7 +114,7 @@ def _sentencepiece_only(
 ) -> DocumentsEncoder:
     """Raises ValueError for other tokenizers, and what `encoder` raises."""
     if not isinstance(tokenizer, SentencePieceTokenizer):
-        raise ValueError("works with SentencePieceTokenizer only")
+        raise ValueError("only SentencePieceTokenizer is supported")
     return encoder(tokenizer)
 
 

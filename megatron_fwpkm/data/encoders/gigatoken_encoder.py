@@ -45,7 +45,7 @@ class GigatokenEncoder:
         except importlib.metadata.PackageNotFoundError as error:
             raise ValueError(f"not installed (pip install gigatoken=={GIGATOKEN_VERSION})") from error
         if found != GIGATOKEN_VERSION:
-            raise ValueError(f"version {found} is installed, {GIGATOKEN_VERSION} is the one that was tested")
+            raise ValueError(f"version {found} is installed, but only {GIGATOKEN_VERSION} is supported")
         from gigatoken.gigatoken_rs import load_hf_json
 
         try:
@@ -87,18 +87,18 @@ def check_model(tokenizer: SentencePieceTokenizer) -> None:
     check_keeps_text(settings)  # normalizing could make or take away a character that has changed places
     kinds = piece_kinds(messages)
     if USER_DEFINED in kinds:
-        raise ValueError("the model has user-defined pieces, which gigatoken does not look for")
+        raise ValueError("the model has user-defined pieces, which gigatoken does not support")
     if UNUSED in kinds:
-        raise ValueError("the model has unused pieces, which gigatoken would not cut again")
+        raise ValueError("the model has unused pieces, which gigatoken would not split further")
     ranked = zip(tokenizer.pieces(), tokenizer.scores(), kinds, strict=True)
     normal = {piece: score for piece, score, kind in ranked if kind == NORMAL}
     if alone := set("".join(normal)).difference(normal):
-        raise ValueError(f"the model has pieces with {min(alone)!r} but none of it alone, from which gigatoken begins")
+        raise ValueError(f"the model has pieces with {min(alone)!r}, but gigatoken also needs a piece for it alone")
     # Of runs of one sign, as Llama's spaces are, both make the leftmost as long as they can.
     merged = Counter(score for piece, score in normal.items() if len(piece) > 1)
     if tied := [piece for piece, score in normal.items() if merged[score] > 1 and len(set(piece)) > 1]:
         raise ValueError(
-            f"the model has a piece of the same score as {tied[0]!r}; gigatoken does not merge the leftmost"
+            f"the model has another piece with the score of {tied[0]!r}; gigatoken would not merge the leftmost first"
         )
 
 

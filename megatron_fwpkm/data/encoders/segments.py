@@ -162,10 +162,10 @@ def edge_classes(pieces: list[str]) -> tuple[bytes, bytes]:
         spelled = np.frombuffer(piece.replace(_SPACE, " ").encode(), np.uint8)
         stand_together[spelled[:-1], spelled[1:]] = True
         if "\n" in piece and piece != "\n":
-            raise ValueError(f"piece {piece!r} reaches over a line end")
+            raise ValueError(f"piece {piece!r} spans a line end")
     letters, digits, signs = _codes(string.ascii_letters), _codes(string.digits), _codes(string.punctuation)
     if stand_together[letters, ord(" ")].mean() > 0.5:
-        raise ValueError("pieces reach over spaces behind most letters")
+        raise ValueError("pieces span spaces after most letters")
     signs = signs[~stand_together[np.concatenate((letters, digits))][:, signs].any(axis=0)]
     characters = np.delete(np.arange(256), slice(0x80, 0xC0))  # what else is a byte within one
     before, behind = np.zeros(256, np.uint8), np.zeros(256, np.uint8)

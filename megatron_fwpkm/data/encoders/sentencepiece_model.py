@@ -36,7 +36,7 @@ def check_keeps_text(settings: bytes) -> None:
     if trainer.get(3, 1) != 2:
         raise ValueError("the model is not BPE")
     if not trainer.get(35, 0) or trainer.get(24, 0):
-        raise ValueError("the model has no byte fallback, or puts spaces behind words")
+        raise ValueError("the model has no byte fallback, or puts spaces after words")
     if normalizer.get(2) or normalizer.get(4, 1) or not normalizer.get(5, 1):
         raise ValueError("the model normalizes text")
 

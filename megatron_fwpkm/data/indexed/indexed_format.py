@@ -75,7 +75,7 @@ class IndexedWriter:
         existing = [path for path in self._finals if path.exists()]
         if existing and not overwrite:
             raise ValueError(
-                f"{existing[0]} exists already; give another --output-prefix, or --overwrite to replace it"
+                f"{existing[0]} already exists; give another --output-prefix, or use --overwrite to replace it"
             )
         folder = self._finals[0].parent
         try:
@@ -137,7 +137,9 @@ class IndexedWriter:
         self.documents, self.tokens = state["documents"], state["tokens"]
         for stream, size in ((self._bin, self.tokens * self.dtype.itemsize), (self._lengths, 4 * self.documents)):
             if os.fstat(stream.fileno()).st_size < size:
-                raise ValueError(f"{self.prefix}: what the earlier run left is incomplete; start over with --overwrite")
+                raise ValueError(
+                    f"{self.prefix}: the interrupted run's output is incomplete; start over with --overwrite"
+                )
             stream.truncate(size)
         self._bin.seek(0)
         while data := self._bin.read(_BLOCK):
@@ -281,11 +283,11 @@ def read_dataset_info(prefix: str | Path) -> DatasetInfo:
     with open(idx_path, "rb") as stream:
         head = stream.read(_HEADER.size)
     if len(head) < _HEADER.size or not head.startswith(_MAGIC):
-        raise ValueError(f"{idx_path} is not an index made by preprocess_data")
+        raise ValueError(f"{idx_path} is not the index of a Megatron dataset; make one with tools/preprocess_data.py")
     _, version, code, sequences, marks = _HEADER.unpack(head)
     if version != 1 or code not in _CODES:
         raise ValueError(
-            f"{idx_path} has version {version} and dtype code {code}; this program reads version 1, codes 1 to 8"
+            f"{idx_path} has version {version} and dtype code {code}; only version 1 and codes 1 to 8 are supported"
         )
     _check_layout(idx_path, sequences, marks)
     dtype = np.dtype(_CODES[code])
@@ -297,7 +299,7 @@ def read_dataset_info(prefix: str | Path) -> DatasetInfo:
         expected = int.from_bytes(last.tobytes(), "little", signed=True) + int(lengths[-1]) * dtype.itemsize
     actual = bin_path.stat().st_size
     if actual != expected:
-        raise ValueError(f"{bin_path} has {actual} bytes but its index tells {expected}; prepare the corpus again")
+        raise ValueError(f"{bin_path} has {actual} bytes, but its index expects {expected}; prepare the corpus again")
     sidecar = _read_sidecar(json_path)
     facts: list[Any] = [size, actual]
     if sidecar is not None:
@@ -312,18 +314,18 @@ def _check_layout(idx_path: Path, sequences: int, marks: int) -> None:
     size, wanted = idx_path.stat().st_size, _HEADER.size + 12 * sequences + 8 * marks
     if sequences and size == wanted + sequences:
         raise ValueError(
-            f"{idx_path} is a multimodal index, which holds a mode for each of its {sequences} sequences; training "
-            f"reads text only, so prepare the text alone"
+            f"{idx_path} is a multimodal index, with a mode for each of its {sequences} sequences; only text is "
+            f"supported, so prepare the text alone"
         )
     if size != wanted:
         raise ValueError(
-            f"{idx_path} is truncated or overwritten: it has {size} bytes, where {sequences} sequences and {marks} "
-            f"document marks take {wanted}; prepare the corpus again"
+            f"{idx_path} is truncated or overwritten: it has {size} bytes, but {sequences} sequences and {marks} "
+            f"document marks need {wanted}; prepare the corpus again"
         )
     if marks != sequences + 1:
         raise ValueError(
-            f"{idx_path} has {sequences} sequences in {marks - 1} documents, where a document must be one sequence; "
-            f"training would shuffle the sentences of --split-sentences one by one, so prepare the corpus without it"
+            f"{idx_path} has {sequences} sequences in {marks - 1} documents, but each document must be one sequence; "
+            f"prepare the corpus without --split-sentences, or training would shuffle its sentences one by one"
         )
 
 
@@ -333,7 +335,7 @@ def _read_sidecar(path: Path) -> dict[str, Any] | None:
     try:
         sidecar = json.loads(path.read_text(encoding="utf-8"))
         if sidecar["format"] != SIDECAR_FORMAT:
-            raise ValueError(f"{path} has format {sidecar['format']}; this program reads {SIDECAR_FORMAT}")
+            raise ValueError(f"{path} has format {sidecar['format']}; only format {SIDECAR_FORMAT} is supported")
         made = sidecar["tokenizer"]
         texts = made["identity"], made["type"], sidecar["bin_sha256"]
         if not isinstance(made["vocab_size"], int) or not all(isinstance(text, str) for text in texts):

@@ -114,19 +114,19 @@ def index_problems(info: DatasetInfo) -> list[str]:
         if len(wrong):
             at = begin + int(wrong[0])
             problems.append(
-                f"document {at} is said to begin at byte {int(offsets[at])}, but those in front of it end at "
-                f"{int(expected[wrong[0]])}"
+                f"the index says that document {at} begins at byte {int(offsets[at])}, but the documents before it end "
+                f"at byte {int(expected[wrong[0]])}"
             )
             break
     for begin in range(documents, 2 * documents + 1, _BLOCK):
         marks = offsets[begin : begin + _BLOCK]
         if not np.array_equal(marks, np.arange(begin - documents, begin - documents + len(marks))):
-            problems.append("the document marks do not count up one by one")
+            problems.append("the document marks are not consecutive")
             break
     told = info.sidecar or {}
     facts = {"dtype": info.dtype.name, "documents": documents, "tokens": info.tokens_between(0, documents)}
     differing = {name: value for name, value in facts.items() if told.get(name, value) != value}
-    return problems + [f"the .idx tells {name} {value}, the .json {told[name]}" for name, value in differing.items()]
+    return problems + [f"the .idx has {name} {value}, the .json {told[name]}" for name, value in differing.items()]
 
 
 def _token_problems(info: DatasetInfo) -> list[str]:
@@ -139,15 +139,16 @@ def _token_problems(info: DatasetInfo) -> list[str]:
     problems = list[str]()
     vocab_size = sidecar.get("tokenizer", {}).get("vocab_size")
     if low < 0 or (vocab_size is not None and high >= vocab_size):
-        problems.append(f"token ids go from {low} to {high}, outside the tokenizer's {vocab_size}")
+        wanted = "at least 0" if vocab_size is None else f"between 0 and {vocab_size - 1}"
+        problems.append(f"token ids must be {wanted}, but range from {low} to {high}")
     if sidecar and digest.hexdigest() != sidecar["bin_sha256"]:
-        problems.append("the .bin is not the one that was written: its SHA-256 differs from the .json")
+        problems.append("the .bin was modified: its SHA-256 differs from the one in the .json")
     if sidecar.get("options", {}).get("append_eod"):
         bin_file = np.memmap(dataset_paths(info.prefix)[0], info.dtype, mode="r")
         ends = np.cumsum(info.lengths, dtype=np.int64) - 1
         missing = int((bin_file[ends] != sidecar["tokenizer"].get("eod")).sum())
         if missing:
-            problems.append(f"{missing:,} documents do not end with the end-of-document token")
+            problems.append(f"documents that do not end with the end-of-document token: {missing:,}")
     return problems
 
 
@@ -162,7 +163,7 @@ def check_tokenizer(info: DatasetInfo, tokenizer: Tokenizer) -> None:
     made = (info.sidecar or {}).get("tokenizer")
     if made is not None and made["identity"] != tokenizer.identity:
         raise ValueError(
-            f"{info.prefix} was made with another tokenizer ({made['type']}, {made['vocab_size']} ids) than "
+            f"{info.prefix} was made with a different tokenizer ({made['type']}, {made['vocab_size']} ids) than "
             f"--tokenizer-model {tokenizer.path}"
         )
 
@@ -181,7 +182,7 @@ def sample_documents(info: DatasetInfo, tokenizer: Tokenizer, count: int, seed: 
 
 def write_histogram(found: Inspection, path: Path) -> None:
     """The length histogram as a picture. Raises ValueError when matplotlib is not installed."""
-    needed_package("matplotlib", "--png draws a picture")
+    needed_package("matplotlib", "--png")
     import matplotlib
 
     with matplotlib.rc_context(STYLE):

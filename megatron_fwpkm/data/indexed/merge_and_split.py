@@ -55,7 +55,7 @@ def expand_prefixes(names: Sequence[str]) -> list[str]:
         raise ValueError("--input names no dataset")
     for prefix in prefixes:
         if prefixes.count(prefix) > 1:
-            raise ValueError(f"--input names {prefix} twice; give it once (weights belong into --data-path)")
+            raise ValueError(f"--input names {prefix} twice; give it once (weights belong in --data-path)")
     return prefixes
 
 
@@ -103,7 +103,7 @@ def split(
         ValueError: shares that are no shares, a part that would be empty, a missing or damaged input, existing output.
     """
     if len(shares) != 3 or not all(0 <= share < float("inf") for share in shares) or sum(shares) <= 0:
-        raise ValueError(f"--shares {','.join(f'{share:g}' for share in shares)}: three shares such as 98,1,1")
+        raise ValueError(f"--shares {','.join(f'{share:g}' for share in shares)} must be three shares such as 98,1,1")
     check_output_prefix(output_prefix)
     info = _compatible([input_prefix], [f"{output_prefix}_{name}" for name in _SPLITS])[0]
     parts = _assignment(info, shares, seed)
@@ -135,7 +135,10 @@ def split(
             renames += _prepared(writer, [info], about)
             outputs.append((writer.prefix, writer.documents, writer.tokens))
             if writer.documents == 0:
-                raise ValueError(f"--shares leaves none of the {info.documents} documents for {name}; give more or 0")
+                raise ValueError(
+                    f"--shares leaves no documents for {name} (the input has {info.documents}); raise its share or set "
+                    f"it to 0"
+                )
         rename_all(renames)
     return CopyReport(tuple(outputs), duplicates)
 
@@ -154,7 +157,7 @@ def _compatible(inputs: Sequence[str], outputs: Sequence[str]) -> list[DatasetIn
     prefixes = expand_prefixes(inputs)
     for output in outputs:
         if dataset_paths(output)[0].resolve() in {dataset_paths(prefix)[0].resolve() for prefix in prefixes}:
-            raise ValueError(f"--output-prefix: {output} is also an input; give another")
+            raise ValueError(f"--output-prefix would overwrite the input {output}; give another")
     infos = [read_dataset_info(prefix) for prefix in prefixes]
     first = infos[0]
     for info in infos:
@@ -163,18 +166,20 @@ def _compatible(inputs: Sequence[str], outputs: Sequence[str]) -> list[DatasetIn
     for info in infos[1:]:
         if info.dtype != first.dtype:
             raise ValueError(
-                f"{info.prefix} holds {info.dtype.name} and {first.prefix} {first.dtype.name}: not of one tokenizer; "
-                f"prepare them again with the same"
+                f"{info.prefix} has dtype {info.dtype.name} and {first.prefix} has {first.dtype.name}, so their "
+                f"tokenizers differ; prepare both with the same tokenizer"
             )
         made, of_first = ((it.sidecar or {}).get("tokenizer", {}).get("identity") for it in (info, first))
         if made != of_first and None in (made, of_first):
             silent, other = (info, first) if made is None else (first, info)
             raise ValueError(
-                f"{silent.prefix} has no description ({dataset_paths(silent.prefix)[2].name}), so nothing says that it "
-                f"was made with the tokenizer of {other.prefix}; put its .json beside it, or prepare it again"
+                f"{silent.prefix} has no description ({dataset_paths(silent.prefix)[2].name}), so its tokenizer "
+                f"cannot be compared with that of {other.prefix}; put its .json beside it, or prepare it again"
             )
         if made != of_first:
-            raise ValueError(f"{info.prefix} and {first.prefix} were made with different tokenizers; prepare one again")
+            raise ValueError(
+                f"{info.prefix} and {first.prefix} were made with different tokenizers; prepare both with the same one"
+            )
     return infos
 
 
@@ -188,15 +193,16 @@ def _check_shards(infos: Sequence[DatasetInfo]) -> None:
         if shards[number - at : number - at + count] != [[i, count] for i in range(count)] or at > number:
             raise ValueError(
                 f"{infos[number].prefix} is shard {at} of {count} (--num-shards), but --input does not name all "
-                f"{count} in order, one after another; name them, or make the missing ones"
+                f"{count} shards one after another and in order; name them all, or make those that are missing"
             )
         first = infos[number - at]
         made, of_first = ((info.sidecar or {}).get("options", {}) for info in (infos[number], first))
         other = [name for name in made if made[name] != of_first.get(name) and name != "on_error"]
         if other:
             raise ValueError(
-                f"{infos[number].prefix} and {first.prefix} are not shards of one run: made with "
-                f"{other[0].replace('_', '-')} {made[other[0]]} and {of_first.get(other[0])}; make one again"
+                f"{infos[number].prefix} and {first.prefix} are not shards of the same run: "
+                f"{other[0].replace('_', '-')} is {made[other[0]]} in one and {of_first.get(other[0])} in the other; "
+                f"make one of them again"
             )
 
 

@@ -85,8 +85,8 @@ class DocumentSample:
         """Go on from an earlier run's state. Raises ValueError where that run kept fewer documents."""
         if state["size"] < self._size:
             raise ValueError(
-                f"--verify {self._size}: the run to continue had --verify {state['size']}, so documents are missing; "
-                f"give that number, or start over with --overwrite"
+                f"--verify {self._size} is larger than --verify {state['size']} of the interrupted run, which kept no "
+                f"more documents; use {state['size']}, or start over with --overwrite"
             )
         self._documents = [SampledDocument(*document) for document in state["documents"]][: self._size]
         self._last_file = {dataset: number for dataset, number in state["last_file"]}

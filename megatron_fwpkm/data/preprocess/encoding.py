@@ -215,7 +215,7 @@ def encode_blocks(blocks: Iterable[Block], encoder: BlockEncoder, workers: int) 
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise ValueError(
-            f"one of the {workers} worker processes died (killed, or out of memory?); nothing was written, try fewer "
+            f"one of the {workers} worker processes died (killed, or out of memory?); nothing was written; try fewer "
             f"--workers"
         ) from error
     finally:

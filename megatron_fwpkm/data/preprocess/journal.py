@@ -43,8 +43,8 @@ class Journal:
             raise ValueError(f"{self.path} is not a journal of this tool; remove it to start over") from error
         if state["signature"] != self._signature:
             raise ValueError(
-                f"--resume: {self.path} is of a run with other options, inputs or tokenizer; repeat its command, or "
-                f"start over with --overwrite"
+                f"--resume: {self.path} belongs to a run with different options, inputs or tokenizer; repeat that "
+                "run's command, or start over with --overwrite"
             )
         return state
 
@@ -74,7 +74,7 @@ class BadRecordsFile:
 
     def __init__(self, path: Path, *, overwrite: bool, resume: bool) -> None:
         if path.exists() and not overwrite:
-            raise ValueError(f"{path} exists already; give another --output-prefix, or --overwrite to replace it")
+            raise ValueError(f"{path} already exists; give another --output-prefix, or use --overwrite to replace it")
         self.keep = False
         self._path = path
         self._partial = path.with_name(path.name + ".partial")
@@ -111,8 +111,8 @@ class BadRecordsFile:
         if found < size:
             self.keep = True
             raise ValueError(
-                f"{self._partial} has {found} bytes of the {size} that the earlier run left; start over with "
-                "--overwrite"
+                f"{self._partial} has only {found} of the {size} bytes that the interrupted run wrote; start over "
+                "with --overwrite"
             )
         self._stream.truncate(size)
 

@@ -11,8 +11,8 @@ def check_tokenizer_flags(data: DataConfig) -> None:
     """Raises ValueError for a flag that would do nothing with this tokenizer."""
     if data.tokenizer_model is not None and data.tokenizer_type in TOKENIZERS_WITHOUT_FILE:
         raise ValueError(
-            f"--tokenizer-model {data.tokenizer_model} has no effect: --tokenizer-type {data.tokenizer_type} "
-            f"reads no file: remove it, or give the --tokenizer-type of this file"
+            f"--tokenizer-model {data.tokenizer_model} has no effect, because --tokenizer-type "
+            f"{data.tokenizer_type} reads no file; remove it, or give the --tokenizer-type of this file"
         )
     for problem in idle_tiktoken_options(data):
         raise ValueError(problem)
@@ -21,19 +21,19 @@ def check_tokenizer_flags(data: DataConfig) -> None:
 _SENTENCES = "remove it: texts are not split into sentences, because language models read whole documents"
 _FOLDER = "give --tokenizer-type HuggingFaceTokenizer and its folder as --tokenizer-model"
 _PROGRESS = "remove it: progress is shown at fixed time intervals, and the speed at the end"
-_WORKERS = "remove it: give --workers the number of cores; the output is the same with any number"
+_WORKERS = "remove it, and set --workers to the number of cores; the output does not depend on it"
 _PARTS = "run once per part with --num-shards and --shard-id, and join the parts with tools/merge_datasets.py"
 _VOCABULARY = "remove it: the vocabulary is padded in training, not in the dataset"
 _AS_IT_SAYS = "remove it: the settings in the tokenizer's file apply"
 _NULL = "remove it: NullTokenizer has the ids below --vocab-size, and --vocab-size itself is the EOD id"
 
 MEGATRON_PREPROCESS_FLAGS = {
-    "append-bos": "write --prepend-bos, which begins every document with BOS",
+    "append-bos": "use --prepend-bos, which begins every document with BOS",
     "chat-template": "remove it: a corpus is plain text; render dialogues as text first",
     "dataset-impl": "remove it: datasets are memory-mapped .bin and .idx files",
     "find-optimal-num-workers": _WORKERS,
     "keep-newlines": _SENTENCES,
-    "keep-sequential-samples": "remove it: documents always keep their order, also with --num-shards",
+    "keep-sequential-samples": "remove it: documents always keep their order, even with --num-shards",
     "lang": _SENTENCES,
     "log-interval": _PROGRESS,
     "max-documents": _WORKERS,
@@ -52,7 +52,7 @@ MEGATRON_PREPROCESS_FLAGS = {
     "tokenizer-sentencepiece-legacy": _AS_IT_SAYS,
     "tokenizer-special-tokens": "give --tiktoken-special-tokens for TikTokenizer; other tokenizers define their own",
     "trust-remote-code": "remove it: code in a tokenizer's folder is never executed",
-    "use-gigatoken": "write --accelerator gigatoken",
+    "use-gigatoken": "use --accelerator gigatoken",
     "vocab-extra-ids": "remove it: the vocabulary is the one in the tokenizer's file",
     "vocab-file": _FOLDER,
     "workers-to-check": _WORKERS,

@@ -34,9 +34,9 @@ class PreprocessOptions:
     workers: int = 1
     """number of tokenizing processes; the output does not depend on it"""
     on_error: OnError = "fail"
-    """for a bad record: stop, skip it, or skip it and keep it in PREFIX_quarantine.jsonl"""
+    """what to do with a bad record: stop, skip it, or skip it and keep it in PREFIX_quarantine.jsonl"""
     txt_documents: TxtDocuments = "file"
-    """what one document is in txt files; blank lines separate paragraphs"""
+    """what counts as one document in txt files; blank lines separate paragraphs"""
     overwrite: bool = False
     """replace existing datasets"""
     prepend_bos: bool = False

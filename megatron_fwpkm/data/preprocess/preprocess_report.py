@@ -11,8 +11,8 @@ from ..corpus.records import Kind
 from ..progress_report import clock
 
 _KINDS: dict[Kind, str] = {
-    "jsonl": "JSON lines", "array": "JSON arrays", "parquet": "parquet", "file": "text, a document each",
-    "paragraph": "text, by paragraphs", "line": "text, by lines",
+    "jsonl": "JSON Lines", "array": "JSON arrays", "parquet": "parquet", "file": "text, one document per file",
+    "paragraph": "text, one document per paragraph", "line": "text, one document per line",
 }  # fmt: skip
 
 
@@ -63,7 +63,7 @@ class PreprocessReport:
             rows.append(("quarantine", self.quarantine))
         rows.append(("verified", self.verified or "no (see --verify)"))
         if self.finished_before:
-            rows.append(("encoded by", "nothing now"))
+            rows.append(("encoded by", "an earlier run"))
         else:
             speed = text_bytes / 1e6 / max(self.seconds, 1e-9)
             rows += [

@@ -47,7 +47,9 @@ def preprocess(options: PreprocessOptions, progress: ProgressReport | None = Non
     _check(options, tokenizer)
     files = open_corpus(options.inputs, options.txt_documents, shard_id=options.shard, num_shards=options.num_shards)
     if options.resume and any(file.path == STDIN for file in files):
-        raise ValueError("--resume cannot read --input - again from its middle; write it to a file first")
+        raise ValueError(
+            "--resume cannot be used with --input -, which can be read only once; write the input to a file first"
+        )
     for idle in _idle_options(options, files):
         print(f"note: {idle}", file=sys.stderr)
     run_signature = _signature(options, tokenizer, files)
@@ -72,7 +74,7 @@ def preprocess(options: PreprocessOptions, progress: ProgressReport | None = Non
             return run.work(state, run_signature)
     except AcceleratorMismatch as error:
         if any(file.path == STDIN for file in files):
-            raise ValueError(f"{error}; nothing was written; give --accelerator none with --input -") from error
+            raise ValueError(f"{error}; nothing was written; use --accelerator none with --input -") from error
         print(f"note: --accelerator {accelerator}: {error}; starting over with the plain tokenizer", file=sys.stderr)
         journal.remove()
         return preprocess(replace(options, accelerator="none", resume=False))
@@ -135,7 +137,7 @@ class _Run:
         if writers[0].documents == 0 and options.num_shards == 1:
             found = ", ".join(f"{count} x {reason}" for reason, count in report.skipped.items()) or "the input is empty"
             self.journal.remove()
-            raise ValueError(f"--input contains no document ({found}); nothing was written")
+            raise ValueError(f"--input contains no documents ({found}); nothing was written")
         for file in self.files:
             file.check_unchanged()
         if options.verify:
@@ -180,7 +182,7 @@ class _Run:
 
     def _note(self, bad: BadRecord) -> None:
         if self.options.on_error == "fail":
-            raise ValueError(f"{bad}; nothing was written. --on-error skip or quarantine leaves out such records")
+            raise ValueError(f"{bad}; nothing was written; use --on-error skip or quarantine to leave out such records")
         self.report.skipped[bad.reason] += 1
         if len(self.report.bad_records) < _SHOWN_BAD_RECORDS:
             self.report.bad_records.append(str(bad))
@@ -257,23 +259,23 @@ def _check(options: PreprocessOptions, tokenizer: Tokenizer) -> None:
     for path in options.inputs:
         if path != STDIN and Path(path).is_dir() and folder.is_relative_to(Path(path).resolve()):
             raise ValueError(
-                f"--output-prefix {options.output_prefix} lies in the folder --input {path}, all of which is read: the "
-                f"next run would take this one's datasets for text; write to another folder"
+                f"--output-prefix {options.output_prefix} is inside the folder --input {path}, so the next run would "
+                f"read these datasets as text; write to another folder"
             )
     if options.workers < 1:
         raise ValueError(f"--workers {options.workers} must be at least 1")
     check_json_keys(options.json_keys)
     if not 0 <= options.shard < options.num_shards:
         raise ValueError(
-            f"--shard-id {options.shard} of --num-shards {options.num_shards}: ids go from 0 to --num-shards - 1"
+            f"--shard-id {options.shard} must be at least 0 and less than --num-shards {options.num_shards}"
         )
     if options.prepend_bos and tokenizer.bos is None:
         name = tokenizer.path or tokenizer.kind
-        raise ValueError(f"--prepend-bos: {name} has no beginning-of-sequence token; leave the flag out")
+        raise ValueError(f"--prepend-bos: {name} has no beginning-of-sequence token; remove the flag")
     if options.control_tokens != "text" and not tokenizer.control_tokens():
         raise ValueError(
-            f"--control-tokens {options.control_tokens}: {tokenizer.kind} has no control token that text could spell; "
-            "leave the flag out"
+            f"--control-tokens {options.control_tokens}: {tokenizer.kind} has no control tokens that text can contain; "
+            "remove the flag"
         )
     if options.verify < 0:
         raise ValueError(f"--verify {options.verify} must be at least 0")
@@ -283,10 +285,10 @@ def _idle_options(options: PreprocessOptions, files: list[CorpusFile]) -> Iterat
     """What was asked for and does nothing with these inputs, or something else than it seems."""
     texts = [file.path for file in files if file.kind in ("file", "paragraph", "line")]
     if options.txt_documents != "file" and not texts and options.num_shards == 1:
-        yield f"--txt-documents {options.txt_documents} does nothing: no input is a text file"
+        yield f"--txt-documents {options.txt_documents} has no effect: no input is a text file"
     if len(options.json_keys) > 1 and texts:
         keys = " ".join(options.json_keys)
-        yield f"--json-keys {keys}: text files such as {texts[0]} give their text under every key"
+        yield f"--json-keys {keys}: text files such as {texts[0]} give the same text for every key"
 
 
 def _signature(options: PreprocessOptions, tokenizer: Tokenizer, files: list[CorpusFile]) -> str:
@@ -311,7 +313,7 @@ def _finished(options: PreprocessOptions, run_signature: str) -> PreprocessRepor
     return PreprocessReport(
         options.prefixes, first["documents"], [sidecar["tokens"] for sidecar in sidecars],
         [sidecar["text_bytes"] for sidecar in sidecars], options.append_eod, first["dtype"],
-        skipped=Counter(first["skipped"]), verified="nothing now: complete since an earlier run", finished_before=True,
+        skipped=Counter(first["skipped"]), verified="not now (complete since an earlier run)", finished_before=True,
     )  # fmt: skip
 
 

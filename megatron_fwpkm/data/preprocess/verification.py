@@ -24,7 +24,7 @@ def check_sample(sample: DocumentSample, encoder: BlockEncoder, writers: Sequenc
         if found.tobytes() != encoder.document(text):
             raise ValueError(
                 f"--verify: document {number} of {writers[dataset].prefix} does not hold the tokens of its text, which "
-                f"begins {text[:40]!r}; nothing was written. Please report this, and run with --accelerator none"
+                f"begins {text[:40]!r}; nothing was written; please report this, and run with --accelerator none"
             )
         ids = found[1 if options.prepend_bos else 0 : len(found) - (1 if options.append_eod else 0)].tolist()
         changed += options.control_tokens != "parse" and tokenizer.decode(ids) != text
@@ -33,5 +33,5 @@ def check_sample(sample: DocumentSample, encoder: BlockEncoder, writers: Sequenc
         "document holds the tokens of its text" if one else "documents hold the tokens of their text"
     )
     if changed:
-        return f"{told}; {changed:,} decode{'s' * (changed == 1)} to another text (the tokenizer normalizes)"
+        return f"{told}; {changed:,} decode{'s' * (changed == 1)} to different text (the tokenizer normalizes)"
     return f"{told} and decode{'s' * one} back to it"

@@ -55,9 +55,8 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def whole_words(self) -> list[str]:
-        """Words that are exactly one piece when they follow a space in a sentence, in order of id (for BPE about the
-        most
-        frequent first). For text tokenizers: lower-case words of at least four letters."""
+        """Words that are exactly one piece when they follow a space in a sentence, in order of id (for BPE roughly
+        the most frequent first). For text tokenizers: lower-case words of at least four letters."""
 
     def control_tokens(self) -> dict[str, int]:
         """Control tokens by the text that spells them; none by default."""
@@ -65,7 +64,9 @@ class Tokenizer(ABC):
 
     def _check_range(self, ids: Sequence[int]) -> None:
         if len(ids) and not (0 <= min(ids) and max(ids) < self.vocab_size):
-            raise ValueError(f"token ids {min(ids)}..{max(ids)} are outside the tokenizer's {self.vocab_size} pieces")
+            raise ValueError(
+                f"token ids must be between 0 and {self.vocab_size - 1}, but range from {min(ids)} to {max(ids)}"
+            )
 
 
 def unencodable(text: str, error: Exception) -> ValueError:

@@ -29,11 +29,11 @@ def build_tokenizer(data: DataConfig) -> Tokenizer:
     tokenizer: Tokenizer
     if data.tokenizer_type == "SentencePieceTokenizer":
         if path.is_dir():
-            raise ValueError(f"--tokenizer-model {path} is a folder; a SentencePieceTokenizer is a .model file")
+            raise ValueError(f"--tokenizer-model {path} is a folder; SentencePieceTokenizer expects a .model file")
         tokenizer = SentencePieceTokenizer(path)
     elif data.tokenizer_type == "TikTokenizer":
         if path.is_dir():
-            raise ValueError(f"--tokenizer-model {path} is a folder; a TikTokenizer is a file of ranks")
+            raise ValueError(f"--tokenizer-model {path} is a folder; TikTokenizer expects a file of ranks")
         tokenizer = TikTokenizer(path, data)
     else:
         tokenizer = HuggingFaceTokenizer(path)
@@ -47,10 +47,10 @@ def _existing_path(data: DataConfig) -> Path:
     if not path.exists():
         advice = "train one with tools/train_tokenizer.py"
         if data.tokenizer_type == "HuggingFaceTokenizer":
-            advice = "give a folder with a tokenizer.json (nothing is downloaded)"
+            advice = "give a folder that contains tokenizer.json (nothing is downloaded)"
         raise ValueError(f"--tokenizer-model {path} does not exist; {advice}")
     if path.is_file() and not path.stat().st_size:
-        raise ValueError(f"--tokenizer-model {path} is empty; get or train it again")
+        raise ValueError(f"--tokenizer-model {path} is empty; download or train it again")
     return path
 
 
@@ -58,7 +58,7 @@ def _of_size(tokenizer: Tokenizer, data: DataConfig) -> Tokenizer:
     """The tokenizer, refused when it has another size than --vocab-size."""
     if data.vocab_size is not None and data.vocab_size != tokenizer.vocab_size:
         raise ValueError(
-            f"--vocab-size {data.vocab_size} differs from the {tokenizer.vocab_size} pieces of "
+            f"--vocab-size {data.vocab_size} differs from the vocabulary size {tokenizer.vocab_size} of "
             f"{tokenizer.path or tokenizer.kind}; remove it"
         )
     return tokenizer

@@ -21,7 +21,8 @@ class TikTokenizer(Tokenizer):
             import tiktoken
         except ImportError as error:
             raise ValueError(
-                "--tokenizer-type TikTokenizer needs a package that is not installed: pip install tiktoken"
+                "--tokenizer-type TikTokenizer requires the package tiktoken, which is not installed: pip install "
+                "tiktoken"
             ) from error
         vocabulary = read_tiktoken_file(path, data)
         self._control, self._pieces = vocabulary.special_ids(), vocabulary.pieces

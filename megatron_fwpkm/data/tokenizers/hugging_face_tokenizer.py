@@ -26,8 +26,8 @@ class HuggingFaceTokenizer(Tokenizer):
         eod = self._special_id(file.parent, "eos_token")
         if eod is None:
             raise ValueError(
-                f"no eos_token for {file}: name it in tokenizer_config.json or special_tokens_map.json beside it; "
-                f"it ends every document"
+                f"{file} has no eos_token, which ends every document; set it in tokenizer_config.json or "
+                f"special_tokens_map.json in the same folder"
             )
         size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         super().__init__(

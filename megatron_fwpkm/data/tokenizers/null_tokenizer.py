@@ -24,7 +24,7 @@ class NullTokenizer(Tokenizer):
         try:
             ids = [int(word) for word in text.split()]
         except ValueError as error:
-            raise ValueError(f"NullTokenizer reads numbers separated by spaces: {error}") from error
+            raise ValueError(f"NullTokenizer expects numbers separated by spaces: {error}") from error
         if ids and not (0 <= min(ids) and max(ids) < self.eod):
             raise ValueError(f"numbers {min(ids)}..{max(ids)} are outside 0..{self.eod - 1} (--vocab-size {self.eod})")
         return ids

@@ -21,7 +21,7 @@ class SentencePieceTokenizer(Tokenizer):
             raise ValueError(f"{path} is not a SentencePiece model (--tokenizer-model): {error}") from error
         eod, bos = self._processor.eos_id(), self._processor.bos_id()
         if eod < 0:
-            raise ValueError(f"{path} has no </s> piece, so documents cannot be ended; train a tokenizer with one")
+            raise ValueError(f"{path} has no </s> piece to end documents with; train a tokenizer that has one")
         size = self._processor.get_piece_size()
         super().__init__("SentencePieceTokenizer", path, size, eod, bos if bos >= 0 else None, [blob])
 

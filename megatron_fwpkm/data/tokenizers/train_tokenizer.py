@@ -58,7 +58,7 @@ class TokenizerOptions:
     sample_fraction: Annotated[float, Metavar("SHARE")] = 1.0
     """fraction of the documents to train on, chosen by hash; for corpora larger than memory"""
     on_error: Literal["fail", "skip"] = "fail"
-    """for a bad record: stop or skip"""
+    """what to do with a bad record: stop, or skip it"""
     overwrite: bool = False
     """replace an existing tokenizer"""
     pad_token: bool = True
@@ -95,7 +95,7 @@ class TokenizerReport:
             ("bytes per token", f"{self.text_bytes / max(self.tokens, 1):.3f}"),
             ("fertility", f"{self.tokens / max(self.words, 1):.3f} tokens per word"),
             ("byte fallback", f"{100 * (self.byte_pieces - self.line_ends) / tokens:.2f} % of tokens"),
-            ("line ends, tabs", f"{100 * self.line_ends / tokens:.2f} % of tokens (bytes, too)"),
+            ("line ends, tabs", f"{100 * self.line_ends / tokens:.2f} % of tokens (also encoded as bytes)"),
             ("whole words", f"{self.whole_words:,} (lower case, four letters or more)"),
             ("skipped records", f"{sum(self.skipped.values()):,}"),
             *skipped,
@@ -119,10 +119,10 @@ def train_tokenizer(options: TokenizerOptions, progress: ProgressReport | None =
     model, vocabulary = Path(f"{options.output_prefix}.model"), Path(f"{options.output_prefix}.vocab")
     for path in (model, vocabulary):
         if path.exists() and not options.overwrite:
-            raise ValueError(f"{path} exists already; give another --output-prefix, or --overwrite to replace it")
+            raise ValueError(f"{path} already exists; give another --output-prefix, or use --overwrite to replace it")
     files = open_corpus(options.inputs, "paragraph")
     if any(file.path == STDIN for file in files):
-        raise ValueError("--input - cannot be read twice, and the report needs that; write it to a file first")
+        raise ValueError("--input - cannot be read twice, as the report requires; write it to a file first")
     progress = progress or ProgressReport(sum(file.size for file in files))
     reader = _Reader(options, files, progress)
     blob = _train(options, reader)
@@ -168,7 +168,7 @@ class _Reader:
         if bad.reason == "empty document":  # white space at the end of a file
             return
         if self._options.on_error == "fail":
-            raise ValueError(f"{bad}; --on-error skip leaves out such records")
+            raise ValueError(f"{bad}; use --on-error skip to leave out such records")
         self.skipped[bad.reason] += 1
 
 
@@ -213,18 +213,22 @@ def _check(options: TokenizerOptions) -> None:
     if not 0 < options.sample_fraction <= 1:
         raise ValueError(f"--sample-fraction {options.sample_fraction} must be above 0 and at most 1")
     if options.vocab_size > _MOST_PIECES:
-        raise ValueError(f"--vocab-size {options.vocab_size} must be at most {_MOST_PIECES}; usual are 1000 to 300000")
+        raise ValueError(
+            f"--vocab-size {options.vocab_size} must be at most {_MOST_PIECES}; typical values are 1000 to 300000"
+        )
     control = options.control_pieces
     smallest = len(control) + 256 + len(options.extra_pieces)
     if options.vocab_size <= smallest:
         raise ValueError(
-            f"--vocab-size {options.vocab_size} must be above {smallest}: {len(control)} control pieces, 256 bytes and "
-            f"{len(options.extra_pieces)} extra pieces come first"
+            f"--vocab-size {options.vocab_size} must be above {smallest}, the number of control pieces "
+            f"({len(control)}), bytes (256) and --extra-pieces ({len(options.extra_pieces)})"
         )
     for piece in options.extra_pieces:
         known = piece in control or options.extra_pieces.count(piece) > 1
         if known or piece.split() != [piece]:  # SentencePiece never finds a piece with a space in text
-            raise ValueError(f"--extra-pieces {piece!r}: each must be new, not empty, and without white space")
+            raise ValueError(
+                f"--extra-pieces {piece!r}: every piece must be unique, not empty, and without white space"
+            )
 
 
 def _train(options: TokenizerOptions, reader: _Reader) -> bytes:
@@ -280,14 +284,14 @@ def _explained(
     message = str(error)
     if found := re.search(r"Vocabulary size too high \(\d+\).*<= (\d+)", message):
         return ValueError(
-            f"--vocab-size {options.vocab_size} is more than this corpus can fill; the largest possible is {found[1]}"
+            f"--vocab-size {options.vocab_size} is too large for this corpus; the largest possible value is {found[1]}"
         )
     if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return ValueError(
-            f"--vocab-size {options.vocab_size} is less than the {found[1]} pieces that single characters and bytes "
-            f"need; raise it or lower --character-coverage {options.character_coverage}"
+            f"--vocab-size {options.vocab_size} is smaller than the {found[1]} pieces that single characters and "
+            f"bytes need; raise it, or lower --character-coverage {options.character_coverage}"
         )
-    return ValueError(f"SentencePiece refused: {message}")
+    return ValueError(f"SentencePiece failed: {message}")
 
 
 def _replace(path: Path, content: bytes) -> None:

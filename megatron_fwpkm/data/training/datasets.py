@@ -132,7 +132,7 @@ def build_datasets(
         raise ValueError(f"--train-iters {training.train_iters} leaves nothing to train")
     if sizes[1] > 0 and not needed[1]:
         raise ValueError(
-            "--eval-iters asks for validation, but no --valid-data-path is given; give one or --eval-iters 0"
+            f"--eval-iters {training.eval_iters} needs --valid-data-path; give one, or use --eval-iters 0"
         )
     gpt_config = GPTDatasetConfig(
         random_seed=training.seed,
@@ -186,7 +186,7 @@ def parse_blend(flag: str, words: Sequence[str]) -> Blend | None:
         raise ValueError(f"{flag} {' '.join(words)}: every weight must be a positive number")
     prefixes = list(words[1::2])
     if len(set(prefixes)) < len(prefixes):
-        raise ValueError(f"{flag} {' '.join(words)}: a dataset is named twice; add its weights up")
+        raise ValueError(f"{flag} {' '.join(words)}: a dataset is named twice; add up its weights")
     return (prefixes, weights) if len(prefixes) > 1 else (prefixes, None)
 
 
@@ -194,7 +194,7 @@ def _blends(data: DataConfig) -> list[Blend | None]:
     """The blend of each split; one shared blend three times with --data-path."""
     if data.data_path and (data.train_data_path or data.valid_data_path or data.test_data_path):
         raise ValueError(
-            "--data-path (split by --split) and --train/valid/test-data-path are mutually exclusive; give one kind"
+            "--data-path (split by --split) and --train/valid/test-data-path are mutually exclusive; give only one"
         )
     if data.data_path:
         return [parse_blend("--data-path", data.data_path)] * 3
@@ -218,20 +218,21 @@ def _checked(prefix: str, tokenizer: Tokenizer) -> DatasetInfo:
         made = info.sidecar["tokenizer"]
         if made["identity"] != tokenizer.identity:
             raise ValueError(
-                f"dataset {prefix} was made with another tokenizer ({made['type']}, {made['vocab_size']} pieces, "
+                f"dataset {prefix} was made with a different tokenizer ({made['type']}, {made['vocab_size']} pieces, "
                 f"identity {made['identity'][:12]}) than this run's ({tokenizer.kind}, {tokenizer.vocab_size} pieces, "
-                f"identity {tokenizer.identity[:12]}): name the dataset's tokenizer with --tokenizer-type, "
+                f"identity {tokenizer.identity[:12]}); give the dataset's tokenizer with --tokenizer-type, "
                 "--tokenizer-model and --vocab-size, or prepare the corpus again"
             )
         return info
     logger.warning(
-        "dataset %s has no sidecar .json, so its tokenizer cannot be checked; only its first tokens are", prefix
+        "dataset %s has no sidecar .json, so its tokenizer cannot be checked, only the range of its first ids", prefix
     )
     sample = map_array(f"{prefix}.bin", info.dtype, 0, min(info.tokens_between(0, info.documents), 1 << 22))
     low, high = int(sample.min()), int(sample.max())
     if low < 0 or high >= tokenizer.vocab_size:
         raise ValueError(
-            f"dataset {prefix} holds token ids {low}..{high}, outside the tokenizer's {tokenizer.vocab_size} pieces"
+            f"dataset {prefix} has token ids from {low} to {high}, but those of the tokenizer are between 0 and "
+            f"{tokenizer.vocab_size - 1}; give the tokenizer that the dataset was made with"
         )
     return info
 
@@ -275,7 +276,9 @@ def _has_documents(
             advice = "prepare it again"
         if number == 1:
             advice += ", or turn validation off with --eval-iters 0"
-        raise ValueError(f"the {info.documents} documents of {prefix} leave none for {SPLIT_NAMES[number]}: {advice}")
+        raise ValueError(
+            f"dataset {prefix} has no documents for {SPLIT_NAMES[number]} (of {info.documents} in total); {advice}"
+        )
     return True
 
 
@@ -292,11 +295,11 @@ def _check_eods(infos: dict[str, DatasetInfo]) -> None:
     names = f"{' '.join(without)} {'was' if len(without) == 1 else 'were'} prepared without end-of-document tokens"
     if len(without) == len(infos):
         raise ValueError(
-            f"--eod-mask-loss has nothing to leave out: {names}; prepare with --append-eod, or leave the flag out "
-            "(documents are known without it)"
+            f"--eod-mask-loss has no effect: {names}; prepare with --append-eod, or remove the flag (document "
+            "boundaries are known without it)"
         )
     logger.warning(
-        "--eod-mask-loss leaves nothing out of a part of the data: %s; prepare all datasets with --append-eod", names
+        "--eod-mask-loss has no effect on part of the data: %s; prepare all datasets with --append-eod", names
     )
 
 
@@ -314,7 +317,7 @@ def _epochs(blend: Blend, share: tuple[float, float], infos: dict[str, DatasetIn
     for prefix, weight in zip(prefixes, weights or [1.0], strict=True):
         held = _tokens_of(infos[prefix], share)
         parts.append(f"{wanted * weight / total / held:.3g} times the {held:,} training tokens of {prefix}")
-    return f"the run takes {wanted:,} tokens: {', '.join(parts)}"
+    return f"the run uses {wanted:,} tokens: {', '.join(parts)}"
 
 
 def _cache_folder(data: DataConfig, infos: dict[str, DatasetInfo]) -> Path:
@@ -330,7 +333,7 @@ def _cache_folder(data: DataConfig, infos: dict[str, DatasetInfo]) -> Path:
     except OSError:
         writable = False
     if not writable:
-        raise ValueError(f"the index cache {folder} cannot be written; give --data-cache-path a folder that can")
+        raise ValueError(f"the index cache {folder} cannot be written; set --data-cache-path to a writable folder")
     return folder
 
 

@@ -28,9 +28,9 @@ def bos_doubt(data: DataConfig) -> str | None:
     by_answer: dict[bool | None, list[str]] = {True: [], False: [], None: []}
     for prefix, told in options.items():
         by_answer[told.get("prepend_bos")].append(prefix)
-    result = "so the tokenizer of an export adds none to a text"
+    result = "so the tokenizer of an export does not add it to a text"
     if by_answer[None]:
-        return f"{' '.join(by_answer[None])}: nothing says whether documents begin with BOS (--prepend-bos), {result}"
+        return f"{' '.join(by_answer[None])}: it is unknown whether documents begin with BOS (--prepend-bos), {result}"
     if by_answer[True] and by_answer[False]:
         return (
             f"documents of {' '.join(by_answer[True])} begin with BOS, those of {' '.join(by_answer[False])} do not, "

@@ -115,7 +115,7 @@ def _is_whole(folder: Path, files: Sequence[str]) -> bool:
         return False
     for name in files[:-1]:
         if not _is_whole_array(folder / name):
-            logger.info("%s is missing or cut short: the cache is built anew", folder / name)
+            logger.info("%s is missing or truncated; building the cache again", folder / name)
             return False
     return True
 
@@ -134,9 +134,7 @@ def _is_whole_array(path: Path) -> bool:
 def _complaint(folder: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
-            f"the disk is full while the index cache in {folder} is written ({error.strerror}): free space there, or "
-            "give --data-cache-path a folder on another disk"
+            f"the disk is too full to write the index cache in {folder} ({error.strerror}); free space there, or set "
+            "--data-cache-path to a folder on another disk"
         )
-    return (
-        f"the index cache in {folder} cannot be written ({error}); give --data-cache-path a folder that can be written"
-    )
+    return f"the index cache in {folder} cannot be written ({error}); set --data-cache-path to a writable folder"

@@ -119,6 +119,6 @@ def _places(rng: np.random.Generator, lengths: Sequence[int], begin: int, end: i
 def _check_space(needed: int, space: int, facts: int) -> None:
     if needed > space:
         raise ValueError(
-            f"--needle-facts {facts} sentences need {needed} tokens, but half a window (--seq-length) has {space}; use "
-            f"at most {space * facts // needed} facts, a shorter --needle-template or a longer --seq-length"
+            f"--needle-facts {facts}: the sentences need {needed} tokens, but half of --seq-length has {space}; use at "
+            f"most {space * facts // needed}, a shorter --needle-template or a longer --seq-length"
         )

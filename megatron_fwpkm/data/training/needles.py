@@ -65,9 +65,9 @@ class NeedleSpec:
         needed = NUM_VALUE_WORDS + MIN_KEY_WORDS
         if len(vocabulary) < needed:
             raise ValueError(
-                f"the tokenizer has {len(vocabulary)} lower-case words of four letters or more as single pieces, facts "
-                f"need at least {needed} ({NUM_VALUE_WORDS} for values, the rest for keys); train one with a larger "
-                f"--vocab-size"
+                f"the tokenizer has {len(vocabulary)} lower-case words of four letters or more as single pieces, but "
+                f"facts need at least {needed} ({NUM_VALUE_WORDS} for values, the rest for keys); train one with a "
+                "larger --vocab-size"
             )
         self.tokenizer = tokenizer
         self.template = template
@@ -103,8 +103,8 @@ class NeedleSpec:
         available = self.number_of_keys()
         if count > available:
             raise ValueError(
-                f"{count} facts are more than the {available} different keys this tokenizer offers; ask for fewer "
-                "facts, or raise --needle-key-words"
+                f"{count} facts need as many different keys, but this tokenizer has {available}; use fewer facts, or "
+                "raise --needle-key-words"
             )
         facts: list[Fact] = []
         seen: set[str] = set()
@@ -135,8 +135,8 @@ class NeedleSpec:
         if tokens[: answer.start] != question or told != fact.value.split():
             raise ValueError(
                 f"in {sentence!r} the words of the value {fact.value!r} are not one piece each (the tokenizer gives "
-                f"{told} there); put a space before {{value}} and no letters right behind it in --needle-template, and "
-                f"use words that are single pieces"
+                f"{told} there); in --needle-template, put a space before {{value}} and no letters directly after it, "
+                "and use words that are single pieces"
             )
         return EncodedFact(tuple(tokens), answer)
 
@@ -155,16 +155,16 @@ class NeedleSpec:
 def _check_template(template: str) -> None:
     for name in ("{key}", "{value}"):
         if template.count(name) != 1:
-            raise ValueError(f"--needle-template {template!r} must hold {name} exactly once")
+            raise ValueError(f"--needle-template {template!r} must contain {name} exactly once")
     after_key = template.index("{key}") + len("{key}")
     if template.index("{value}") < after_key:
         raise ValueError(
-            f"--needle-template {template!r} must have {{value}} behind {{key}}: the value is what is asked for"
+            f"--needle-template {template!r} must have {{value}} after {{key}}, because the value is what is asked for"
         )
     between = template[after_key : template.index("{value}")]
     if between.strip():
         logger.warning(
-            "--needle-template %r has %r between {key} and {value}: small models do not learn to recall across words",
+            "--needle-template %r has %r between {key} and {value}: small models do not learn to recall across them",
             template,
             between.strip(),
         )

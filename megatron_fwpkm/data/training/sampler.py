@@ -33,8 +33,8 @@ class ResumableSampler(torch.utils.data.Sampler[list[int]]):
         group = micro_batch_size * data_parallel_size
         if not 0 <= consumed_samples <= total_samples:
             raise ValueError(
-                f"the run has consumed {consumed_samples} samples but its dataset has {total_samples}; "
-                f"--train-iters or --global-batch-size became smaller, or the data changed"
+                f"the run has consumed {consumed_samples} samples, but its dataset has {total_samples}; "
+                f"--train-iters or --global-batch-size was reduced, or the data changed"
             )
         if consumed_samples % group:
             raise ValueError(

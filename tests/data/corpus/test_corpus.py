@@ -100,13 +100,13 @@ def test_unreadable_inputs_are_refused(tmp_path: Path) -> None:
         open_corpus([], "file")
     with pytest.raises(ValueError, match="--input .*absent.jsonl does not exist"):
         open_corpus([str(tmp_path / "absent.jsonl")], "file")
-    with pytest.raises(ValueError, match="is a folder without files"):
+    with pytest.raises(ValueError, match="is a folder that contains no files"):
         open_corpus([str(tmp_path)], "file")
     whole = gzip.compress(json.dumps({"text": "x" * 1000}).encode())
     for number, content in enumerate((whole[:-12], whole[:-8] + b"\0" * 8, whole + b"trailing")):
         path = tmp_path / f"{number}.jsonl.gz"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="is damaged gzip data: .*; get or compress it again, or leave it out"):
+        with pytest.raises(ValueError, match="damaged gzip data: .*; download or compress it again, or leave it out"):
             read([path])
 
 

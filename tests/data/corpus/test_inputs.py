@@ -55,7 +55,7 @@ def test_compressions_are_told_by_content(tmp_path: Path, name: str) -> None:
         assert texts(read([path])) == TEXTS
     whole = compress(jsonl(TEXTS * 50))
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"wrong\.name is damaged \w+ data: .*; get or compress it again"):
+    with pytest.raises(ValueError, match=r"wrong\.name contains damaged \w+ data: .*; download or compress it again"):
         read([path])
 
 
@@ -63,11 +63,11 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "a.jsonl").write_bytes(b"\x28\xb5\x2f\xfd....")
     (tmp_path / "b.parquet").write_bytes(b"PAR1....")
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    with pytest.raises(ValueError, match="a.jsonl is zstd data, which needs .* pip install zstandard"):
+    with pytest.raises(ValueError, match="zstd file .*a.jsonl requires the package zstandard.* pip install zstandard"):
         read([tmp_path / "a.jsonl"])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ValueError, match="b.parquet is a parquet file, which needs .* pip install pyarrow"):
+    with pytest.raises(ValueError, match="parquet file .*b.parquet requires .* pip install pyarrow"):
         read([tmp_path / "b.parquet"])
 
 
@@ -86,7 +86,7 @@ def test_json_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_byte
 def test_broken_arrays_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     lost = '[{"text": "a"}, {broken}, {"text": "this long element cannot be found any more"}]'
-    unended = "it ends without its closing bracket"
+    unended = "its closing bracket is missing"
     for content, good, told, bytes_lost in (
         ('[{"text": "a"}, {"text": "b"}', 2, unended, 0),
         ('[{"text": "a"}, {"text": "b', 1, unended, 11),
@@ -99,7 +99,7 @@ def test_broken_arrays_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             found = read([path])
             bad = [r for r in found if isinstance(r, BadRecord)]
             assert len(texts(found)) == good and [(r.line, r.reason) for r in bad] == [(good + 1, "broken array")]
-            assert bad[0].detail.startswith(told) and f"all {bytes_lost:,} bytes from here on" in bad[0].detail
+            assert bad[0].detail.startswith(told) and f"the remaining {bytes_lost:,} bytes are" in bad[0].detail
             blocks = list(corpus_blocks(open_corpus([str(path)], "file"), start=(0, Cursor(good, good + 1))))
             assert [block.broken for block in blocks] == [bad[0].detail]
             assert not list(corpus_blocks(open_corpus([str(path)], "file"), start=(0, Cursor(good + 1, good + 2))))
@@ -116,7 +116,7 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert texts(found) == [*TEXTS, "last"]
     assert [(r.line, r.reason) for r in found if isinstance(r, BadRecord)] == [(5, "null")]
     assert texts(read([tmp_path / "a.parquet"], ("meta.title",))) == [f"t{i}" for i in range(6)]
-    with pytest.raises(ValueError, match=r"has no column body \(--json-keys\); it has text, meta, n"):
+    with pytest.raises(ValueError, match=r"has no column body \(--json-keys\); its columns are text, meta, n"):
         read([tmp_path / "a.parquet"], ("body",))
     data = (tmp_path / "a.parquet").read_bytes()
     for name, compress in COMPRESSIONS.items():
@@ -272,5 +272,5 @@ def test_what_may_not_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.Mo
     for name, place, real in (("scandir", "inner", listing), ("stat", "a.txt", stat)):
         with monkeypatch.context() as patch:
             patch.setattr(os, name, refuse(place, real))
-            with pytest.raises(ValueError, match=rf"--input .*{place} may not be read by this user: change its perm"):
+            with pytest.raises(ValueError, match=rf"--input .*{place} cannot be read: permission denied; change"):
                 read([tmp_path / "raw"])

@@ -31,7 +31,7 @@ KEY = "text|body|meta.body"
 BAD = [
     (5, "missing key", "'text' | 'body' | 'meta.body'"),
     (6, "null", "'body'"),
-    (7, "not a string", "'text' is a list"),
+    (7, "not a string", "'text' has type list"),
 ]
 
 
@@ -62,7 +62,7 @@ def test_columns_of_parquet_files_of_two_schemas(tmp_path: Path) -> None:
         parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
     found = read([tmp_path / f"{name}.parquet" for name in "abc"], (KEY,))
     assert told(found) == (["one", "two", "three"], [(2, "null", "'text'")])
-    with pytest.raises(ValueError, match=r"a\.parquet has no column body or meta \(--json-keys\); it has text, n"):
+    with pytest.raises(ValueError, match=r"a\.parquet has no column body or meta .*; its columns are text, n"):
         read([tmp_path / "a.parquet"], ("text", "body|meta.body"))
 
 
@@ -84,14 +84,14 @@ def test_a_dataset_has_the_name_of_its_first_key(tmp_path: Path, tokenizer_file:
 def test_keys_that_are_none(tmp_path: Path, tokenizer_file: Path, keys: tuple[str, ...]) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text("{}")
-    with pytest.raises(ValueError, match=r"--json-keys .*: '.*' is not a key, or keys such as text\|body, each once"):
+    with pytest.raises(ValueError, match=r"--json-keys .*: '.*' is invalid; give a key, or alternatives such"):
         run(tmp_path, tokenizer_file, source, json_keys=keys)
-    with pytest.raises(ValueError, match="'.*' is not a key"):
+    with pytest.raises(ValueError, match="'.*' is invalid"):
         train(tmp_path, source, json_keys=keys)
 
 
 def test_two_datasets_of_one_name(tmp_path: Path, tokenizer_file: Path) -> None:
-    with pytest.raises(ValueError, match=r"--json-keys text\|a text: name at least one key, each once"):
+    with pytest.raises(ValueError, match=r"--json-keys text\|a text: give at least one key, and each key once"):
         run(tmp_path, tokenizer_file, tmp_path, output_prefix="x/y", json_keys=("text|a", "text"))
 
 

@@ -194,13 +194,13 @@ def test_what_cannot_be_cut_is_refused(
     (tmp_path / "a.txt").write_text(novel(60_000))
     for changes, message in (
         ({"normalization": "nmt_nfkc"}, "the model normalizes text"),
-        ({"extra_pieces": tuple(f"{letter}\u2581" for letter in ascii_letters[:27])}, "reach over spaces behind most"),
+        ({"extra_pieces": tuple(f"{letter}\u2581" for letter in ascii_letters[:27])}, "span spaces after most"),
     ):
         options = TokenizerOptions((str(tmp_path / "a.txt"),), str(tmp_path / "t"), 800, overwrite=True, **changes)  # type: ignore[arg-type]
         model = train_tokenizer(options).model
         chosen, _, told = choose_accelerator(build_tokenizer(DataConfig(tokenizer_model=str(model))), "segments")
         assert chosen == "none" and message in told and told.endswith("using the plain tokenizer")
-    with pytest.raises(ValueError, match=r"piece 'a\\n' reaches over a line end"):
+    with pytest.raises(ValueError, match=r"piece 'a\\n' spans a line end"):
         edge_classes(["\n", "a\n"])
     numbers = build_tokenizer(DataConfig(tokenizer_type="NullTokenizer", vocab_size=9))
     chosen, _, told = choose_accelerator(numbers, "auto")
@@ -259,9 +259,9 @@ def test_gigatoken_is_not_given_what_it_would_get_wrong(tmp_path: Path, separabl
 
     tied = changed(separable, tmp_path / "s.model", level)
     for tokenizer, told in (
-        (tied, "the model has a piece of the same score as '.?he'"), (nfkc, "the model normalizes text"),
+        (tied, "the model has another piece with the score of '.?he'"), (nfkc, "the model normalizes text"),
         (unused, "the model has unused pieces"),
-        (alone, "the model has pieces with 't' but none of it alone"),
+        (alone, "the model has pieces with 't', but gigatoken also needs"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             acceleration._BUILDERS["gigatoken"](tokenizer)
@@ -319,7 +319,7 @@ def test_a_mismatch_starts_over_with_the_plain_tokenizer(
     run(tmp_path / "right", separable.path, source, accelerator="none")
     monkeypatch.setitem(acceleration._BUILDERS, "segments", wrong)
     report = run(tmp_path, separable.path, source, accelerator="segments")
-    assert "other tokens than the plain tokenizer" in capsys.readouterr().err and "plain" in report.accelerator
+    assert "its tokens differ from the plain tokenizer's" in capsys.readouterr().err and "plain" in report.accelerator
     for suffix in ("bin", "idx"):
         name = f"out_text_document.{suffix}"
         assert (tmp_path / name).read_bytes() == (tmp_path / "right" / name).read_bytes()
@@ -327,7 +327,7 @@ def test_a_mismatch_starts_over_with_the_plain_tokenizer(
         build_encoder(separable, "segments")(["Sir Walter"])
     with open(source, "rb") as stream:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream))
-        with pytest.raises(ValueError, match="other tokens .*; give --accelerator none with --input -"):
+        with pytest.raises(ValueError, match="its tokens differ .*; use --accelerator none with --input -"):
             run(tmp_path / "pipe", separable.path, Path("-"), accelerator="segments")
 
 

@@ -64,7 +64,7 @@ def test_the_dtype_is_megatrons_choice(vocab_size: int) -> None:
 
 def test_existing_datasets_are_kept(tmp_path: Path) -> None:
     write(tmp_path / "a", [[1, 2]])
-    with pytest.raises(ValueError, match=r"a\.bin exists already; give another --output-prefix, or --overwrite"):
+    with pytest.raises(ValueError, match=r"a\.bin already exists; give another --output-prefix, or use --overwrite"):
         write(tmp_path / "a", [[3]])
     assert (tmp_path / "a.bin").read_bytes() == np.array([1, 2], np.uint16).tobytes()
     write(tmp_path / "a", [[3]], overwrite=True)
@@ -138,19 +138,19 @@ def damage_idx(prefix: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_bin, r"\.bin has 6 bytes but its index tells 8"),
+        (damage_bin, r"\.bin has 6 bytes, but its index expects 8"),
         (damage_idx, r"\.idx is truncated"),
-        (lambda prefix: prefix.with_suffix(".idx").write_bytes(b"x" * 99), "is not an index made by preprocess_data"),
-        (lambda prefix: prefix.with_suffix(".idx").write_bytes(b""), "is not an index made by preprocess_data"),
+        (lambda prefix: prefix.with_suffix(".idx").write_bytes(b"x" * 99), "is not the index of a Megatron dataset"),
+        (lambda prefix: prefix.with_suffix(".idx").write_bytes(b""), "is not the index of a Megatron dataset"),
         (
             lambda prefix: prefix.with_suffix(".idx").write_bytes(b"MMIDIDX\0\0" + b"\x02" * 40),
-            "this program reads version 1",
+            "only version 1 and codes",
         ),
         (lambda prefix: prefix.with_suffix(".json").write_text("[]"), "is not a dataset description"),
         (lambda prefix: prefix.with_suffix(".json").write_text("{"), "is not a dataset description"),
         (
             lambda prefix: prefix.with_suffix(".json").write_text(json.dumps(SIDECAR | {"format": 9})),
-            "has format 9; this program reads 1",
+            "has format 9; only format 1",
         ),
         (lambda prefix: prefix.with_suffix(".bin").unlink(), r"\.bin does not exist"),
     ],

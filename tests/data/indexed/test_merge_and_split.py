@@ -63,9 +63,9 @@ def test_merging_refuses_what_does_not_belong_together(
     wide = write_dataset("wide", [[1]], build_tokenizer(DataConfig(tokenizer_type="NullTokenizer", vocab_size=70000)))
     for inputs, output, message in (
         ([one, other], "out", "were made with different tokenizers"),
-        ([one, wide], "out", "wide holds int32 and .*one uint16: not of one tokenizer"),
+        ([one, wide], "out", "wide has dtype int32 and .*one has uint16, so their tokenizers"),
         ([one, one], "out", "names .*one twice"),
-        ([one], "one", "is also an input"),
+        ([one], "one", "would overwrite the input"),
         ([f"{tmp_path}/none*"], "out", "matches no dataset"),
         ([], "out", "names no dataset"),
     ):
@@ -93,9 +93,9 @@ def test_splitting(tmp_path: Path, write_dataset: WriteDataset, numbers: Tokeniz
     doubled = write_dataset("doubled", [[1, 2]] * 50 + [[3]] * 50, numbers)
     report = split(doubled, str(tmp_path / "d"), (1, 0, 0), deduplicate=True)
     assert report.duplicates == 98 and documents_of(tmp_path / "d_train") == [[1, 2], [3]]
-    with pytest.raises(ValueError, match="--shares leaves none of the 100 documents for test"):
+    with pytest.raises(ValueError, match="--shares leaves no documents for test \\(the input has 100\\)"):
         split(whole, str(tmp_path / "e"), (1, 1, 0.001))
-    with pytest.raises(ValueError, match="--shares 1,2: three shares"):
+    with pytest.raises(ValueError, match="--shares 1,2 must be three shares"):
         split(whole, str(tmp_path / "e"), (1, 2))
     assert not list(tmp_path.glob("e_*"))
 
@@ -154,7 +154,7 @@ def test_inspection_counts_and_decodes(tmp_path: Path, write_dataset: WriteDatas
     assert sample_documents(found.info, numbers, 99) == [(i, " ".join(map(str, d))) for i, d in enumerate(DOCUMENTS)]
     write_histogram(found, tmp_path / "h.png")
     assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="was made with another tokenizer"):
+    with pytest.raises(ValueError, match="was made with a different tokenizer"):
         sample_documents(found.info, build_tokenizer(DataConfig(tokenizer_type="NullTokenizer", vocab_size=7)), 1)
 
 
@@ -175,17 +175,17 @@ def rewrite(path: str, **changes: object) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[str], None], str]] = {
-    "short bin": (lambda prefix: os.truncate(prefix + ".bin", 100), "has 100 bytes but its index tells 112"),
+    "short bin": (lambda prefix: os.truncate(prefix + ".bin", 100), "has 100 bytes, but its index expects 112"),
     "short idx": (lambda prefix: os.truncate(prefix + ".idx", 100), "is truncated"),
-    "dtype": (lambda prefix: patch(prefix + ".idx", 17, b"\x03"), "the .idx tells dtype int16, the .json uint16"),
-    "pointer": (lambda prefix: patch(prefix + ".idx", 34 + 40 + 16, b"\x09"), "document 2 is said to begin at byte 9"),
-    "mark": (lambda prefix: patch(prefix + ".idx", 34 + 120 + 8, b"\x07"), "document marks do not count up"),
-    "long idx": (lambda prefix: os.truncate(prefix + ".idx", 300), "it has 300 bytes, where 10 sequences .* take 242"),
+    "dtype": (lambda prefix: patch(prefix + ".idx", 17, b"\x03"), "the .idx has dtype int16, the .json uint16"),
+    "pointer": (lambda prefix: patch(prefix + ".idx", 34 + 40 + 16, b"\x09"), "document 2 begins at byte 9"),
+    "mark": (lambda prefix: patch(prefix + ".idx", 34 + 120 + 8, b"\x07"), "document marks are not consecutive"),
+    "long idx": (lambda prefix: os.truncate(prefix + ".idx", 300), "it has 300 bytes, but 10 sequences .* need 242"),
     "sentences": (lambda prefix: cut_marks(prefix + ".idx", 4), "has 10 sequences in 4 documents"),
-    "count": (lambda prefix: rewrite(prefix + ".json", tokens=7), "the .idx tells tokens 56, the .json 7"),
+    "count": (lambda prefix: rewrite(prefix + ".json", tokens=7), "the .idx has tokens 56, the .json 7"),
     "type": (lambda prefix: rewrite(prefix + ".json", tokenizer={"identity": "x"}), "is not a dataset description"),
     "length": (lambda prefix: patch(prefix + ".idx", 34, b"\x00"), "document 0 has 0 tokens"),
-    "token": (lambda prefix: patch(prefix + ".bin", 0, b"\xff\xff"), "from 5 to 65535, outside the tokenizer's 101"),
+    "token": (lambda prefix: patch(prefix + ".bin", 0, b"\xff\xff"), "between 0 and 100, but range from 5 to 65535"),
     "other token": (lambda prefix: patch(prefix + ".bin", 0, b"\x06\x00"), "its SHA-256 differs"),
 }
 
@@ -235,7 +235,7 @@ def test_shards_of_other_options_are_no_shards(tmp_path: Path, write_dataset: Wr
     for number, (cut, on_error) in enumerate((("line", "fail"), ("file", "skip"))):
         options = {"txt_documents": cut, "on_error": on_error}
         rewrite(inputs[number] + ".json", options=options, shard=[number, 2])
-    with pytest.raises(ValueError, match="not shards of one run: made with txt-documents file and line; make one"):
+    with pytest.raises(ValueError, match="not shards of the same run: txt-documents is file in one and line in"):
         merge(inputs, str(tmp_path / "merged"))
     rewrite(inputs[1] + ".json", options={"txt_documents": "line", "on_error": "skip"})
     assert merge(inputs, str(tmp_path / "merged")).outputs[0][1] == 2  # what was left out and kept does not differ

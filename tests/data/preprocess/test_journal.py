@@ -22,7 +22,7 @@ def test_a_quarantine_that_lost_lines_is_not_filled_up_with_zeros(tmp_path: Path
         bad.keep = True
     assert partial.read_bytes() == b'{"line": 1}\n'
     partial.write_bytes(b'{"li')
-    message = rf"{partial} has 4 bytes of the {size} that the earlier run left; start over with --overwrite"
+    message = rf"{partial} has only 4 of the {size} bytes that the interrupted run wrote; start over with --overwrite"
     with pytest.raises(ValueError, match=message), BadRecordsFile(path, overwrite=False, resume=True) as bad:
         bad.restore(size)
     assert partial.read_bytes() == b'{"li'

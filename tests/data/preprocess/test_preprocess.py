@@ -115,7 +115,7 @@ def test_training_reads_it_and_refuses_another_tokenizer(tmp_path: Path, tokeniz
     train, _, _ = build_datasets(config, build_tokenizer(data))
     assert train[0]["tokens"].shape == (32,)
     other = build_tokenizer(DataConfig(tokenizer_type="NullTokenizer", vocab_size=899))
-    with pytest.raises(ValueError, match="was made with another tokenizer"):
+    with pytest.raises(ValueError, match="was made with a different tokenizer"):
         build_datasets(config, other)
 
 
@@ -126,7 +126,7 @@ BAD = b'{"text": "good"}\n{bad\n\n{"text": null}\n{"text": "also \\ud800"}\n{"te
 def test_bad_records_fail_are_skipped_or_kept(tmp_path: Path, tokenizer_file: Path, workers: int) -> None:
     source = tmp_path / "a.jsonl.gz"
     source.write_bytes(gzip.compress(BAD))
-    with pytest.raises(ValueError, match=r"a\.jsonl\.gz:2: bad JSON .*nothing was written\. --on-error skip"):
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz:2: bad JSON .*nothing was written; use --on-error skip"):
         run(tmp_path, tokenizer_file, source, workers=workers)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl.gz"]
     report = run(tmp_path, tokenizer_file, source, workers=workers, on_error="skip")
@@ -140,7 +140,7 @@ def test_bad_records_fail_are_skipped_or_kept(tmp_path: Path, tokenizer_file: Pa
         (2, "bad JSON"), (3, "blank line"), (4, "null"), (5, "cannot be encoded"), (6, "bad UTF-8")
     ]  # fmt: skip
     assert rows[0]["record"] == "{bad" and "record" not in rows[4] and rows[4]["record_base64"]
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         run(tmp_path, tokenizer_file, source, on_error="quarantine", output_prefix=str(tmp_path / "out"))
 
 
@@ -152,11 +152,11 @@ def test_wrong_options_are_refused(tmp_path: Path, tokenizer_file: Path) -> None
     blank.write_text("\n\n")
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (source, {"workers": 0}, "--workers 0 must be at least 1"),
-        (source, {"json_keys": ("text", "text")}, "--json-keys text text: name at least one key, each once"),
+        (source, {"json_keys": ("text", "text")}, "--json-keys text text: give at least one key, and each key once"),
         (source, {"data": DataConfig()}, "needs --tokenizer-model"),
         (tmp_path / "absent.jsonl", {}, "absent.jsonl does not exist"),
-        (empty, {}, r"contains no document \(the input is empty\); nothing was written"),
-        (blank, {"on_error": "skip"}, r"contains no document \(2 x blank line\)"),
+        (empty, {}, r"contains no documents \(the input is empty\); nothing was written"),
+        (blank, {"on_error": "skip"}, r"contains no documents \(2 x blank line\)"),
     ]
     for path, changes, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -167,7 +167,7 @@ def test_wrong_options_are_refused(tmp_path: Path, tokenizer_file: Path) -> None
 def test_existing_output_is_kept_unless_told(tmp_path: Path, tokenizer_file: Path, tokenizer: Tokenizer) -> None:
     source = jsonl(tmp_path / "a.jsonl", ["first"])
     run(tmp_path, tokenizer_file, source)
-    with pytest.raises(ValueError, match=r"out_text_document\.bin exists already"):
+    with pytest.raises(ValueError, match=r"out_text_document\.bin already exists"):
         run(tmp_path, tokenizer_file, source)
     report = run(tmp_path, tokenizer_file, jsonl(source, ["second"]), overwrite=True)
     assert [tokenizer.decode(document) for document in documents_of(report.prefixes[0])] == ["second"]
@@ -234,7 +234,7 @@ def test_the_death_of_a_worker_is_an_error(
     monkeypatch.setattr(encoding, "_encode", die)
     source = jsonl(tmp_path / "a.jsonl", ["x"] * 5)
     with pytest.raises(
-        ValueError, match="one of the 2 worker processes died.*nothing was written, try fewer --workers"
+        ValueError, match="one of the 2 worker processes died.*nothing was written; try fewer --workers"
     ):
         run(tmp_path, tokenizer_file, source, workers=2)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
@@ -303,7 +303,7 @@ def test_outputs_are_not_put_among_the_inputs(tmp_path: Path, tokenizer_file: Pa
     jsonl(tmp_path / "a.jsonl", ["a"])
     for prefix in ("out", "deeper/out"):
         with pytest.raises(
-            ValueError, match=f"--output-prefix .*{prefix} lies in the folder --input .*, all of which is"
+            ValueError, match=f"--output-prefix .*{prefix} is inside the folder --input .*, so the next run"
         ):
             run(tmp_path, tokenizer_file, tmp_path, output_prefix=str(tmp_path / prefix))
     assert os.listdir(tmp_path) == ["a.jsonl"]

@@ -27,7 +27,7 @@ from .test_preprocess import jsonl, run
 )
 def test_an_empty_tokenizer_is_named(tmp_path: Path, kind: str, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"--tokenizer-model .*{name} is empty; get or train it again"):
+    with pytest.raises(ValueError, match=rf"--tokenizer-model .*{name} is empty; download or train it again"):
         build_tokenizer(DataConfig(tokenizer_type=kind, tokenizer_model=str(tmp_path / name)))
 
 
@@ -65,7 +65,7 @@ def test_a_bad_record_ends_the_training_of_a_tokenizer_at_once(tmp_path: Path) -
             "--tiktoken-special-tokens <s> </s> has no effect",
         ),
         ("--tokenizer-model a --tokenizer-type ByteLevelTokenizer", "--tokenizer-model a has no effect"),
-        ("--tokenizer-model a --tokenizer-type NullTokenizer", "reads no file: remove it"),
+        ("--tokenizer-model a --tokenizer-type NullTokenizer", "reads no file; remove it"),
     ],
 )
 def test_flags_of_other_tokenizers(words: str, message: str) -> None:
@@ -92,7 +92,7 @@ def test_text_with_nul_is_no_text(orjson: bool, monkeypatch: pytest.MonkeyPatch)
         block = Block("a", kind, 1, data, 0)  # type: ignore[arg-type]
         found = {way: list(records.records(block, ("text",), way)) for way in ("reject", "replace", "drop")}
         bad = [(one.line, one.reason) for one in found["reject"] if isinstance(one, BadRecord)]
-        assert bad == [(1, "NUL"), (2, "NUL")] and "character 1: is it a binary file?" in str(found["reject"][0])
+        assert bad == [(1, "NUL"), (2, "NUL")] and "character 1; is this a binary file?" in str(found["reject"][0])
         texts = {way: [one.texts[0] for one in some if isinstance(one, Record)] for way, some in found.items()}
         assert texts == {"reject": ["good"], "replace": ["a\ufffdb", "\ufffd\ufffd", "good"], "drop": ["ab", "good"]}
         assert [one.reason for one in found["drop"] if isinstance(one, BadRecord)] == ["empty document"]
@@ -100,7 +100,7 @@ def test_text_with_nul_is_no_text(orjson: bool, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_file_of_nuls_ends_the_run(tmp_path: Path, tokenizer_file: Path) -> None:
     (tmp_path / "zeros.txt").write_bytes(bytes(4096))
-    with pytest.raises(ValueError, match=r"zeros\.txt:1: NUL \(character 0: is it a binary file\?\); nothing"):
+    with pytest.raises(ValueError, match=r"zeros\.txt:1: NUL \(character 0; is this a binary file\?\); nothing"):
         run(tmp_path, tokenizer_file, tmp_path / "zeros.txt")
 
 
@@ -110,8 +110,8 @@ def test_options_that_do_nothing_with_these_inputs(
     lines, text = jsonl(tmp_path / "a.jsonl", ["one"]), tmp_path / "b.txt"
     text.write_text("two")
     run(tmp_path, tokenizer_file, lines, txt_documents="line")
-    assert capsys.readouterr().err.count("note: --txt-documents line does nothing: no input is a text file") == 1
+    assert capsys.readouterr().err.count("note: --txt-documents line has no effect: no input is a text file") == 1
     run(tmp_path, tokenizer_file, text, json_keys=("a", "b"), overwrite=True)
-    assert "b.txt give their text under every key" in capsys.readouterr().err
+    assert "b.txt give the same text for every key" in capsys.readouterr().err
     run(tmp_path, tokenizer_file, text, txt_documents="line", overwrite=True)
     assert capsys.readouterr().err == ""

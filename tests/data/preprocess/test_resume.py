@@ -99,7 +99,7 @@ def test_a_run_cut_off_anywhere_gives_the_same_bytes(
         assert outputs(folder) == outputs(tmp_path / "whole")
         again = run(folder, tokenizer_file, source, resume=True, **options)
         assert again.finished_before and again.skipped == {"bad JSON": 1, "blank line": 1}
-        with pytest.raises(ValueError, match="exists already"):
+        with pytest.raises(ValueError, match="already exists"):
             run(folder, tokenizer_file, source, **options)
 
 
@@ -159,7 +159,7 @@ def interrupted(folder: Path, tokenizer_file: Path, source: Path, **options: Any
 
 def test_resume_refuses_another_run_and_changed_inputs(tmp_path: Path, tokenizer_file: Path, source: Path) -> None:
     interrupted(tmp_path, tokenizer_file, source, on_error="skip")
-    with pytest.raises(ValueError, match="is of a run with other options, inputs or tokenizer; repeat its command"):
+    with pytest.raises(ValueError, match="belongs to a run with different options, inputs or tokenizer; repeat"):
         run(tmp_path, tokenizer_file, source, on_error="skip", append_eod=True, resume=True)
     os.utime(source, (1, 1))
     with pytest.raises(ValueError, match=r"a\.jsonl has changed since the interrupted run; start over with"):
@@ -168,7 +168,7 @@ def test_resume_refuses_another_run_and_changed_inputs(tmp_path: Path, tokenizer
         run(tmp_path, tokenizer_file, source, on_error="skip")
     interrupted(tmp_path, tokenizer_file, source, on_error="skip", overwrite=True)
     os.truncate(tmp_path / "out_text_document.bin.partial", 1)
-    with pytest.raises(ValueError, match="what the earlier run left is incomplete"):
+    with pytest.raises(ValueError, match="the interrupted run's output is incomplete"):
         run(tmp_path, tokenizer_file, source, on_error="skip", resume=True)
     (tmp_path / "out_journal.json").write_text("{")
     with pytest.raises(ValueError, match="is not a journal of this tool"):
@@ -191,7 +191,7 @@ def test_an_input_that_changes_is_an_error(
         source.unlink() if change == "vanish" else os.utime(source, (1, 1))
 
     monkeypatch.setattr(preprocess._Run, "_take", changing)
-    with pytest.raises(ValueError, match="vanished during the run" if change == "vanish" else "was changed during"):
+    with pytest.raises(ValueError, match="deleted during the run" if change == "vanish" else "a.jsonl changed during"):
         run(tmp_path, tokenizer_file, source)
     assert not list(tmp_path.glob("out*"))
 
@@ -213,7 +213,7 @@ def test_shards_merge_to_the_whole(tmp_path: Path, tokenizer_file: Path, source:
             merge(wrong, str(tmp_path / "incomplete"))
     for suffix in (".bin", ".idx"):
         assert (tmp_path / f"merged{suffix}").read_bytes() == Path(whole.prefixes[0] + suffix).read_bytes()
-    with pytest.raises(ValueError, match="--shard-id 3 of --num-shards 3: ids go from 0"):
+    with pytest.raises(ValueError, match="--shard-id 3 must be at least 0 and less than --num-shards 3"):
         run(tmp_path, tokenizer_file, source, shard_id=3, num_shards=3)
 
 

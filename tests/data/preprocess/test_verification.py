@@ -78,7 +78,7 @@ def test_the_same_documents_however_the_run_went(
     with monkeypatch.context() as inner, suppress(Killed):
         inner.setattr(preprocess._Run, "_take", stopping_after(20))
         run(tmp_path / "cut", tokenizer_file, mixed, resume=True, **options)
-    with pytest.raises(ValueError, match="--verify 201: the run to continue had --verify 200, so documents are"):
+    with pytest.raises(ValueError, match="--verify 201 is larger than --verify 200 of the interrupted run"):
         run(tmp_path / "cut", tokenizer_file, mixed, resume=True, **options | {"verify": 201})
     run(tmp_path / "cut", tokenizer_file, mixed, resume=True, **options)
     assert samples[0] == samples[1] == samples[2] and len(samples[0]) == 200

@@ -110,12 +110,12 @@ def test_wrong_files_are_refused(ranks: Path, tmp_path: Path) -> None:
         wrong.write_text(content)
         with pytest.raises(ValueError, match=message):
             tik(wrong)
-    with pytest.raises(ValueError, match="is a folder; a TikTokenizer is a file of ranks"):
+    with pytest.raises(ValueError, match="is a folder; TikTokenizer expects a file of ranks"):
         tik(tmp_path)
     for kind in (tik(ranks), build_tokenizer(DataConfig(tokenizer_type="ByteLevelTokenizer"))):
         with pytest.raises(ValueError, match="lone surrogate at character 1: not valid Unicode"):
             kind.encode("a\ud800b")
-    with pytest.raises(ValueError, match="--vocab-size 256 differs from the 258 pieces of ByteLevelTokenizer"):
+    with pytest.raises(ValueError, match="--vocab-size 256 differs from the vocabulary size 258 of ByteLevelTokenizer"):
         build_tokenizer(DataConfig(tokenizer_type="ByteLevelTokenizer", vocab_size=256))
 
 
@@ -135,5 +135,5 @@ def test_a_corpus_of_each(ranks: Path, tmp_path: Path) -> None:
     data = DataConfig(tokenizer_type="ByteLevelTokenizer")
     report = run(tmp_path / "b", None, source, data=data, append_eod=True, verify=2)
     assert report.tokens == [len("Sir </s> Walter") + len("plain") + 2] and "decode back" in report.verified
-    with pytest.raises(ValueError, match="--control-tokens fail: ByteLevelTokenizer has no control token that"):
+    with pytest.raises(ValueError, match="--control-tokens fail: ByteLevelTokenizer has no control tokens that"):
         run(tmp_path / "c", None, source, data=data, control_tokens="fail")

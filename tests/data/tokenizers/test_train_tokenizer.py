@@ -121,7 +121,7 @@ def test_bad_records_fail_or_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rows = [json.dumps({"text": part}) for part in novel(30_000).split("\n\n")]
     path.write_text("\n".join([*rows[:3], "{bad", '{"text": "lone \\ud800"}', *rows[3:]]))
-    with pytest.raises(ValueError, match=r"a\.jsonl:4: bad JSON.*--on-error skip leaves out"):
+    with pytest.raises(ValueError, match=r"a\.jsonl:4: bad JSON.*use --on-error skip to leave out"):
         train(tmp_path, path)
     report = train(tmp_path, path, on_error="skip")
     assert report.skipped == {"bad JSON": 1} and ("  bad JSON", "1") in report.rows()
@@ -155,13 +155,13 @@ def test_wrong_requests_are_refused(tmp_path: Path, text: Path) -> None:
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (tmp_path / "absent.txt", {}, "--input .*absent.txt does not exist"),
         (empty, {}, "--input contains no text to train on"),
-        (short, {}, r"--vocab-size 600 is more than this corpus can fill; the largest possible is 28\d"),
-        (wide, {"vocab_size": 300, "character_coverage": 1.0}, "is less than the 66. pieces that single characters"),
-        (text, {"vocab_size": 200}, "--vocab-size 200 must be above 260: 4 control pieces"),
+        (short, {}, r"--vocab-size 600 is too large for this corpus; the largest possible value is 28\d"),
+        (wide, {"vocab_size": 300, "character_coverage": 1.0}, "is smaller than the 66. pieces that single characters"),
+        (text, {"vocab_size": 200}, "--vocab-size 200 must be above 260, the number of control pieces \\(4\\)"),
         (text, {"character_coverage": 0.0}, "--character-coverage 0.0 must be above 0 and at most 1"),
         (text, {"sample_fraction": 0.0}, "--sample-fraction 0.0 must be above 0 and at most 1"),
-        (text, {"extra_pieces": ("<s>",)}, "--extra-pieces '<s>': each must be new"),
-        (text, {"extra_pieces": ("x", "x")}, "--extra-pieces 'x': each must be new"),
+        (text, {"extra_pieces": ("<s>",)}, "--extra-pieces '<s>': every piece must be unique"),
+        (text, {"extra_pieces": ("x", "x")}, "--extra-pieces 'x': every piece must be unique"),
         (text, {"extra_pieces": ("a b",)}, "--extra-pieces 'a b': .* without white space"),
         (text, {"output_prefix": str(blocked / "tokenizer")}, r"cannot write .* \(--output-prefix\)"),
     ]
@@ -170,7 +170,7 @@ def test_wrong_requests_are_refused(tmp_path: Path, text: Path) -> None:
             train(tmp_path, path, **changes)
     assert not list(tmp_path.glob("tokenizer*"))
     train(tmp_path, text)
-    with pytest.raises(ValueError, match=r"tokenizer\.model exists already"):
+    with pytest.raises(ValueError, match=r"tokenizer\.model already exists"):
         train(tmp_path, text)
     assert train(tmp_path, text, vocab_size=500, overwrite=True).vocab_size == 500
 
@@ -178,7 +178,7 @@ def test_wrong_requests_are_refused(tmp_path: Path, text: Path) -> None:
 def test_the_largest_possible_vocabulary_works(tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("hello world\n" * 5)
-    with pytest.raises(ValueError, match="largest possible is") as refused:
+    with pytest.raises(ValueError, match="largest possible value is") as refused:
         train(tmp_path, short)
     largest = int(str(refused.value).rsplit(" ", 1)[1])
     assert train(tmp_path, short, vocab_size=largest).vocab_size == largest

@@ -244,7 +244,7 @@ def test_overlaid_facts_never_overlap(data: st.DataObject, count: int, spare: in
         (NeedleConfig(fraction=1.0, answer_weight=-1.0), "--needle-answer-weight -1.0 must not be negative"),
         (
             NeedleConfig(fraction=1.0, facts=50),
-            r"--needle-facts 50 sentences need \d+ tokens, but half a window .* has 64",
+            r"--needle-facts 50: the sentences need \d+ tokens, but half of --seq-length has 64",
         ),
     ],
 )
@@ -259,7 +259,7 @@ def test_the_advised_number_of_facts_fits(write_dataset: WriteDataset, tokenizer
     config = novel_config(write_dataset, tokenizer, needle=NeedleConfig(fraction=1.0, facts=50))
     with pytest.raises(ValueError, match="use at most") as refused:
         build_datasets(config, tokenizer)
-    most = int(str(refused.value).split("at most ")[1].split()[0])
+    most = int(str(refused.value).split("at most ")[1].split(",")[0])
     config = dataclasses.replace(config, needle=NeedleConfig(fraction=1.0, facts=most))
     assert len(build_datasets(config, tokenizer)[0][0]["tokens"]) == 128
     spec = NeedleSpec.from_config(config.needle, tokenizer)
@@ -270,7 +270,7 @@ def test_the_advised_number_of_facts_fits(write_dataset: WriteDataset, tokenizer
 def test_another_tokenizer_is_refused(write_dataset: WriteDataset, null: Tokenizer, tokenizer: Tokenizer) -> None:
     prefix = write_dataset("numbers", numbered(10), null)
     config = configuration(DataConfig(data_path=(prefix,), split="1,0,0"), eval_iters=0)
-    with pytest.raises(ValueError, match=r"was made with another tokenizer \(NullTokenizer, 60001 pieces.*900 pieces"):
+    with pytest.raises(ValueError, match=r"made with a different tokenizer \(NullTokenizer, 60001 pieces.*900 pieces"):
         build_datasets(config, tokenizer)
 
 
@@ -282,7 +282,7 @@ def test_a_dataset_of_another_tool_is_sampled(
     config = configuration(dataclasses.replace(NULL, data_path=(prefix,), split="1,0,0"), eval_iters=0)
     build_datasets(config, null)
     assert "has no sidecar .json" in caplog.text
-    with pytest.raises(ValueError, match=r"token ids 0\.\.2099, outside the tokenizer's 900 pieces"):
+    with pytest.raises(ValueError, match=r"token ids from 0 to 2099, but those of the tokenizer are between 0 and 899"):
         build_datasets(config, tokenizer)
 
 
@@ -294,9 +294,9 @@ def test_the_log_says_how_often_the_data_is_seen(
     for data in ({"data_path": (two,), "split": "1,1,0"}, {"train_data_path": ("3", one, "1", two)}):
         with caplog.at_level(logging.INFO, logger="megatron_fwpkm"):
             build_datasets(configuration(dataclasses.replace(NULL, **data), eval_iters=0), null)
-    assert f"the run takes 640 tokens: 9.14 times the 70 training tokens of {two}" in caplog.messages
+    assert f"the run uses 640 tokens: 9.14 times the 70 training tokens of {two}" in caplog.messages
     both = f"6.86 times the 70 training tokens of {one}, 1.14 times the 140 training tokens of {two}"
-    assert f"the run takes 640 tokens: {both}" in caplog.messages
+    assert f"the run uses 640 tokens: {both}" in caplog.messages
 
 
 def test_missing_data_is_refused(write_dataset: WriteDataset, null: Tokenizer, tmp_path: Path) -> None:
@@ -310,9 +310,9 @@ def test_missing_data_is_refused(write_dataset: WriteDataset, null: Tokenizer, t
         ({"data_path": (str(tmp_path / "nubmers_text_document"),)}, r"did you mean \S+/numbers_text_document( or|\?)"),
         ({"data_path": (f"{prefix}.bin",)}, r"give the prefix without \.bin"),
         ({"data_path": (str(tmp_path / "no" / "x"),)}, "does not exist"),
-        ({"train_data_path": (prefix,)}, "--eval-iters asks for validation, but no --valid-data-path"),
-        ({"data_path": (prefix,)}, "the 10 documents of .* leave none for validation: change --split 969,30,1"),
-        ({"data_path": (prefix,), "split": "0,1,1"}, "leave none for training"),
+        ({"train_data_path": (prefix,)}, "--eval-iters 2 needs --valid-data-path"),
+        ({"data_path": (prefix,)}, "has no documents for validation \\(of 10 in total\\); change --split 969,30,1"),
+        ({"data_path": (prefix,), "split": "0,1,1"}, "has no documents for training"),
         ({"data_path": (prefix,), "split": "9,1"}, "--split '9,1' must be three shares"),
         ({"data_path": (prefix,), "split": "9,one,1"}, "--split '9,one,1' must be three shares"),
         ({"data_path": (prefix,), "split": "0,0,0"}, "--split '0,0,0' must be three shares"),
@@ -326,7 +326,7 @@ def test_missing_data_is_refused(write_dataset: WriteDataset, null: Tokenizer, t
     blocked = tmp_path / "file"
     blocked.touch()
     data = dataclasses.replace(NULL, data_path=(prefix,), split="8,1,1", data_cache_path=str(blocked))
-    with pytest.raises(ValueError, match="cannot be written; give --data-cache-path"):
+    with pytest.raises(ValueError, match="cannot be written; set --data-cache-path"):
         build_datasets(configuration(data), null)
 
 

@@ -59,10 +59,10 @@ def test_doubts_name_the_datasets(prefixes: dict[str, str]) -> None:
     differ = bos_doubt(blend(prefixes, "with", "without"))
     assert differ == (
         f"documents of {prefixes['with']} begin with BOS, those of {prefixes['without']} do not, so the tokenizer of "
-        "an export adds none to a text; prepare all of them with --prepend-bos, or none"
+        "an export does not add it to a text; prepare all of them with --prepend-bos, or none"
     )
     silent = bos_doubt(blend(prefixes, "with", "absent"))
-    assert silent is not None and silent.startswith(f"{prefixes['absent']}: nothing says whether documents begin with")
+    assert silent is not None and silent.startswith(f"{prefixes['absent']}: it is unknown whether documents begin with")
 
 
 def test_a_mask_behind_tokens_that_were_not_written_is_refused(
@@ -81,7 +81,7 @@ def test_a_mask_behind_tokens_that_were_not_written_is_refused(
         )
         for words in blends
     )
-    with pytest.raises(ValueError, match="--eod-mask-loss has nothing to leave out: .*/without .*--append-eod"):
+    with pytest.raises(ValueError, match="--eod-mask-loss has no effect: .*/without .*--append-eod"):
         build_datasets(first, null)
     told = []
     for config in (dataclasses.replace(first, data=dataclasses.replace(first.data, eod_mask_loss=False)), *others):
@@ -89,4 +89,4 @@ def test_a_mask_behind_tokens_that_were_not_written_is_refused(
         build_datasets(config, null)
         told.append([message for message in caplog.messages if "--eod-mask-loss" in message])
     assert [len(messages) for messages in told] == [0, 1, 0]
-    assert f"of a part of the data: {prefixes[0]} was prepared without end-of-document tokens" in told[1][0]
+    assert f"on part of the data: {prefixes[0]} was prepared without end-of-document tokens" in told[1][0]

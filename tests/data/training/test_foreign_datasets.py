@@ -25,8 +25,8 @@ from .test_datasets import NULL, configuration, numbered
 @pytest.mark.parametrize(
     ("multimodal", "message"),
     [
-        (True, r"theirs\.idx is a multimodal index, which holds a mode for each of its 4 sequences"),
-        (False, r"theirs\.idx has 4 sequences in 2 documents, where a document must be one sequence"),
+        (True, r"theirs\.idx is a multimodal index, with a mode for each of its 4 sequences"),
+        (False, r"theirs\.idx has 4 sequences in 2 documents, but each document must be one sequence"),
     ],
 )
 def test_what_is_no_text_in_whole_documents(tmp_path: Path, multimodal: bool, message: str) -> None:
@@ -51,7 +51,7 @@ def test_a_missing_description_is_not_another_tokenizer(tmp_path: Path, write_da
     with_one, without = write_dataset("with", [[1]], null), write_dataset("without", [[2]], null)
     os.remove(f"{without}.json")
     for inputs in ([with_one, without], [without, with_one]):
-        with pytest.raises(ValueError, match=r"/without has no description \(without\.json\).* tokenizer of .*/with;"):
+        with pytest.raises(ValueError, match=r"/without has no description .* compared with that of .*/with;"):
             merge(inputs, str(tmp_path / "merged"))
     assert merge([without], str(tmp_path / "merged")).outputs[0][1:] == (1, 1)
 
@@ -79,6 +79,6 @@ def test_an_output_prefix_is_more_than_a_folder(tmp_path: Path, write_dataset: W
         lambda: preprocess(PreprocessOptions((f"{source}.json",), prefix, NULL)),
         lambda: train_tokenizer(TokenizerOptions((f"{source}.json",), prefix, 300)),
     ):
-        with pytest.raises(ValueError, match="--output-prefix '.*' is a folder; add how the names of the files begin"):
+        with pytest.raises(ValueError, match="--output-prefix '.*' is a folder; append the beginning of the file"):
             refused()
     assert sorted(tmp_path.iterdir()) == before

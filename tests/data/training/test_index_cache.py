@@ -105,7 +105,7 @@ def test_every_cached_file_that_was_cut_short_is_built_anew(
             path.write_bytes(contents[path][:size])
             with caplog.at_level(logging.INFO):
                 assert same(build([prefix], null), expected)
-            assert f"{path} is missing or cut short: the cache is built anew" in caplog.text
+            assert f"{path} is missing or truncated; building the cache again" in caplog.text
             caplog.clear()
             assert path.read_bytes() == contents[path]
     assert orders(tmp_path) == files and not list(tmp_path.glob("index_cache/*/.being-built*"))
@@ -114,7 +114,7 @@ def test_every_cached_file_that_was_cut_short_is_built_anew(
 @pytest.mark.parametrize(
     "number, message",
     [
-        (errno.ENOSPC, r"the disk is full while the index cache in .* is written .*--data-cache-path"),
+        (errno.ENOSPC, r"the disk is too full to write the index cache in .*--data-cache-path"),
         (errno.EACCES, r"the index cache in .* cannot be written .*Permission denied.*--data-cache-path"),
     ],
 )

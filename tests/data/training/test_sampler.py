@@ -78,7 +78,7 @@ def test_the_loader_resumes_restarts_and_leaves_the_global_generator_alone(num_w
 
 
 def test_positions_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="has consumed 30 samples but its dataset has 24"):
+    with pytest.raises(ValueError, match="has consumed 30 samples, but its dataset has 24"):
         ResumableSampler(24, micro_batch_size=1, consumed_samples=30)
     with pytest.raises(ValueError, match="5 consumed samples are not divisible by --micro-batch-size 2 times 1"):
         ResumableSampler(24, micro_batch_size=2, consumed_samples=5)
