@@ -233,7 +233,7 @@ def test_a_refused_value_of_a_file_is_told_with_its_place(
     file = tmp_path / "run.yaml"
     file.write_text("save-interval: 20\n")
     assert start(["--config", str(file), *flags(dataset)]) == 1
-    error = "error: --save-interval 20 saves nothing without --save: give --save (--save-interval 20 is set in"
+    error = "error: --save-interval 20 has no effect without --save: add --save (--save-interval 20 is set in"
     assert f"{error} {file}:1; " in capfd.readouterr().err
     assert start(flags(dataset, fwpkm_layer_numbers=None, train_iters=1)) == 1
     assert "the model has no memory that this could be about" in capfd.readouterr().err

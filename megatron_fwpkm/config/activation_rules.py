@@ -21,22 +21,22 @@ def _recompute(config: PretrainConfig) -> Iterator[str]:
     if granularity == "full":
         missing = [flag for flag, value in given.items() if value is None]
         if missing:
-            yield f"--recompute-granularity full needs {' and '.join(missing)}, like uniform and 1"
+            yield f"--recompute-granularity full requires {' and '.join(missing)}, for example uniform and 1"
         share = chunk_layers(config)
         if layers is not None and layers > share > 0:
-            yield f"--recompute-num-layers {layers} is more than the {share} layers that a model chunk has"
+            yield f"--recompute-num-layers {layers} exceeds the {share} layers of a model chunk: use at most {share}"
         return
     for flag, value in given.items():
         if value is not None:
-            yield f"{flag} {value} requires --recompute-granularity full: give it, or remove {flag}"
+            yield f"{flag} {value} requires --recompute-granularity full: add it, or remove {flag}"
 
 
 def _offload(config: PretrainConfig) -> Iterator[str]:
     layers, share = config.training.cpu_offloading_num_layers, chunk_layers(config)
     if layers > share > 0:
-        yield f"--cpu-offloading-num-layers {layers} is more than the {share} layers that a model chunk has"
+        yield f"--cpu-offloading-num-layers {layers} exceeds the {share} layers of a model chunk: use at most {share}"
     if layers and config.training.recompute_granularity == "full":
         yield (
             f"--cpu-offloading-num-layers {layers} has nothing to offload with --recompute-granularity full, which "
-            "keeps no activations: use --recompute-granularity selective, or remove one of them"
+            "stores no activations: use --recompute-granularity selective, or remove one of them"
         )

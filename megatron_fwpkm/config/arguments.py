@@ -278,7 +278,7 @@ def _integer(word: str) -> int:
 def _refuse_many_digits(word: str) -> None:
     digits = word.strip().strip("+-")
     if len(digits) > _MOST_DIGITS and digits.isdecimal():
-        raise ValueError(f"{digits[:9]}... has {len(digits)} digits, and no option takes so large a number")
+        raise ValueError(f"{digits[:9]}... has {len(digits)} digits, which is too large for any option")
 
 
 def _number(word: str) -> float:

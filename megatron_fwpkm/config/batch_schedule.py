@@ -57,15 +57,15 @@ def rampup_problems(training: TrainingConfig, unit: int, interleaved_stages: int
     start, increment, _ = training.rampup_batch_size
     full = training.global_batch_size
     if full is None:
-        yield f"{given} ends at --global-batch-size: give that, too"
+        yield f"{given} requires --global-batch-size, at which the ramp-up ends"
         return
     if start >= full or (full - start) % increment:
         yield (
-            f"{given} does not lead to --global-batch-size {full}: START must be below it, and INCREMENT must divide "
+            f"{given} does not reach --global-batch-size {full}: START must be below it, and INCREMENT must divide "
             "the difference"
         )
     elif (full - start) // increment > _MOST_INCREMENTS:
-        yield f"{given} makes {(full - start) // increment} increments, at most {_MOST_INCREMENTS}: raise INCREMENT"
+        yield f"{given} has {(full - start) // increment} increments, more than {_MOST_INCREMENTS}: raise INCREMENT"
     step = unit * interleaved_stages
     for name, value in (("START", start), ("INCREMENT", increment)):
         if value % step:

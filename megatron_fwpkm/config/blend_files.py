@@ -29,7 +29,7 @@ def _refuse_beside(flag: str, path: str, values: Mapping[str, object], fields: l
     for field in fields:
         if values.get(field):
             other = "--" + field.replace("_", "-")
-            raise ValueError(f"{flag} {path} and {other} are mutually exclusive: the file says what {other} would")
+            raise ValueError(f"{flag} {path} and {other} are mutually exclusive: remove one of them")
 
 
 def _per_split(path: str) -> dict[str, tuple[str, ...]]:
@@ -39,8 +39,8 @@ def _per_split(path: str) -> dict[str, tuple[str, ...]]:
         raise ValueError(f"--per-split-data-args-path {path} is not JSON: {error}") from error
     if not isinstance(read, dict) or "train" not in read or not read.keys() <= _SPLITS.keys():
         raise ValueError(
-            f'--per-split-data-args-path {path} must hold {{"train": ..., "valid": ..., "test": ...}}, and "train" at '
-            "least"
+            f'--per-split-data-args-path {path} must contain {{"train": ..., "valid": ..., "test": ...}}; "train" '
+            "is required"
         )
     return {name: _words(f"{path}, {name}", value) for name, value in read.items() if value is not None}
 
@@ -51,5 +51,5 @@ def _words(place: str, value: object) -> tuple[str, ...]:
     if not isinstance(words, list) or not all(isinstance(word, str | int | float) for word in words):
         raise ValueError(f"{place} must be a prefix or WEIGHT PREFIX pairs, as text or as a list")
     if not words:
-        raise ValueError(f"{place} is empty: it must hold a prefix or WEIGHT PREFIX pairs")
+        raise ValueError(f"{place} is empty: it must contain a prefix or WEIGHT PREFIX pairs")
     return tuple(str(word) for word in words)

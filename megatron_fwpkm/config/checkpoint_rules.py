@@ -12,13 +12,13 @@ def checkpoint_problems(config: PretrainConfig) -> Iterator[str]:
     """A sentence for every violated rule."""
     checkpoint = config.checkpoint
     if config.training.dry_run_all and not config.training.dry_run:
-        yield "--dry-run-all says how much --dry-run prints: give --dry-run, too"
+        yield "--dry-run-all has no effect without --dry-run: add --dry-run"
     if checkpoint.resume and checkpoint.save is None:
-        yield "--resume continues the run in --save: give --save"
+        yield "--resume requires --save, the folder of the run to resume"
     if checkpoint.finetune and checkpoint.load is None:
-        yield "--finetune starts from another run's weights: give --load"
+        yield "--finetune requires --load, the folder of the weights to start from"
     if checkpoint.save_interval is not None and checkpoint.save is None and not config.training.dry_run:
-        yield f"--save-interval {checkpoint.save_interval} saves nothing without --save: give --save"
+        yield f"--save-interval {checkpoint.save_interval} has no effect without --save: add --save"
     yield from _retention(checkpoint)
     yield from _start(checkpoint)
     yield from _schedule(checkpoint)
@@ -29,14 +29,14 @@ def _retention(checkpoint: CheckpointConfig) -> Iterator[str]:
     if retain is None:
         return
     if interval is None:
-        yield f"--save-retain-interval {retain} keeps checkpoints that --save-interval makes: give that, too"
+        yield f"--save-retain-interval {retain} requires --save-interval"
     elif retain % interval:
         below = retain // interval * interval
         near = f"{below} or {below + interval}" if below else str(interval)
         yield f"--save-retain-interval {retain} is not divisible by --save-interval {interval}: use {near}"
     if checkpoint.keep_last == 0:
         yield (
-            f"--save-retain-interval {retain} has nothing to spare with --keep-last 0, which keeps all checkpoints: "
+            f"--save-retain-interval {retain} has no effect with --keep-last 0, which keeps all checkpoints: "
             "remove it, or give --keep-last 1"
         )
 
@@ -52,7 +52,7 @@ def _start(checkpoint: CheckpointConfig) -> Iterator[str]:
         "--use-checkpoint-opt-param-scheduler": checkpoint.use_checkpoint_opt_param_scheduler,
     }
     for flag in (flag for flag, is_given in given.items() if is_given):
-        yield f"{flag} is about the checkpoint that a run starts from: give --resume with --save, or --load"
+        yield f"{flag} requires a checkpoint to start from: add --resume with --save, or --load"
 
 
 def _schedule(checkpoint: CheckpointConfig) -> Iterator[str]:
@@ -61,10 +61,10 @@ def _schedule(checkpoint: CheckpointConfig) -> Iterator[str]:
     if checkpoint.override_opt_param_scheduler:
         yield (
             "--override-opt-param-scheduler and --use-checkpoint-opt-param-scheduler are mutually exclusive: the first "
-            "takes the schedule that is given, the second the checkpoint's"
+            "uses the given schedule, the second the checkpoint's; remove one of them"
         )
     if checkpoint.finetune and not checkpoint.resume:
         yield (
-            "--use-checkpoint-opt-param-scheduler takes nothing with --finetune, which starts the schedule anew: "
+            "--use-checkpoint-opt-param-scheduler has no effect with --finetune, which restarts the schedule: "
             "remove one of them"
         )

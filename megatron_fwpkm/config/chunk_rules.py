@@ -22,18 +22,18 @@ def chunk_problems(config: PretrainConfig, world_size: int | None = None) -> Ite
         return
     given = f"--fwpkm-chunk-size {fwpkm.chunk_size}"
     if fwpkm.chunk_size > length:
-        reason = f"is longer than --seq-length {length}, and a chunk ends with its sequence: none would ever be whole"
+        reason = f"is longer than --seq-length {length}, but a chunk cannot span sequences"
     elif fwpkm.reset == "step":
         reason = (
-            f"writes at the end of a sequence of --seq-length {length} only, and with one micro-batch per step "
-            "--fwpkm-reset step forgets it before anything is read"
+            f"writes only at the end of a sequence of --seq-length {length}, and with one micro-batch per step "
+            "--fwpkm-reset step resets the memory before anything is read"
         )
     else:
         first = f"{fwpkm.chunk_size} tokens"
         if fwpkm.boundary == "carry":
             first += f" and --fwpkm-lookahead {fwpkm.lookahead} more (--fwpkm-boundary carry)"
         reason = (
-            f"writes first after {first} of --seq-length {length}, and --fwpkm-reset document forgets it before "
+            f"first writes after {first} of --seq-length {length}, and --fwpkm-reset document resets it before "
             "anything is read"
         )
     advice = f"use a chunk of at most {most}" if most > fwpkm.lookahead else "use longer sequences"
@@ -62,12 +62,11 @@ def notes_on_writing(config: PretrainConfig) -> Iterator[str]:
     if before >= length:
         readers = "later micro-batches of its step" if fwpkm.reset == "step" else "later sequences"
         yield (
-            f"A sequence never reads what it has written itself, for its only write (--fwpkm-chunk-size "
-            f"{fwpkm.chunk_size}) comes at its end (--seq-length {length}); {readers} read it, and no gradient reaches "
-            "what is written"
+            f"A sequence never reads its own writes, because its only write (--fwpkm-chunk-size {fwpkm.chunk_size}) "
+            f"comes at its end (--seq-length {length}); {readers} read it, and no gradient reaches what is written"
         )
     elif fwpkm.reset == "document":
-        yield f"Documents of at most {before:,} tokens never read what they write (--fwpkm-reset document)"
+        yield f"Documents of at most {before:,} tokens never read their own writes (--fwpkm-reset document)"
 
 
 def _one_micro_batch(config: PretrainConfig, world_size: int | None) -> bool:

@@ -58,7 +58,7 @@ def complaints_of_unknown(words: Sequence[str], unknown: Sequence[str], names: S
             flag = word.split("=")[0]
             complaints.append(f"unknown flag {flag}{advice(flag.lstrip('-').replace('_', '-'), names, '--')}")
         elif not {words[place - 1] for place in range(1, len(words)) if words[place] == word} & set(unknown):
-            complaints.append(f"unexpected argument {word!r}: every option is a flag (--config {word}?)")
+            complaints.append(f"unexpected argument {word!r}: every option is a flag; did you mean --config {word}?")
     return complaints
 
 
@@ -85,7 +85,7 @@ def join_complaints(complaints: Sequence[str]) -> str:
     """One complaint as it is, several as a list."""
     if len(complaints) == 1:
         return complaints[0]
-    return f"{len(complaints)} arguments are wrong:" + "".join(f"\n  - {line}" for line in complaints)
+    return f"{len(complaints)} invalid arguments:" + "".join(f"\n  - {line}" for line in complaints)
 
 
 def advice(name: str, names: Sequence[str], dashes: str = "") -> str:

@@ -28,7 +28,7 @@ def _paths(config: PretrainConfig) -> Iterator[str]:
     if data.data_path and given:
         yield f"--data-path and {' '.join(given)} are mutually exclusive: give one corpus for --split, or one per split"
     elif given and not data.train_data_path:
-        yield f"{' '.join(given)} needs --train-data-path beside it"
+        yield f"{' '.join(given)} requires --train-data-path"
     elif not given and not data.data_path and not training.dry_run:
         yield "no training data: give --data-path PREFIX (made by tools/preprocess_data.py) or --train-data-path"
     for flag, paths in {"--data-path": data.data_path, **apart}.items():
@@ -46,11 +46,11 @@ def _splits(config: PretrainConfig) -> Iterator[str]:
     elif data.data_path and training.eval_iters and not shares[1]:
         yield (
             f"--split {data.split} leaves no validation documents for --eval-iters {training.eval_iters}: give them a "
-            "share or take --eval-iters 0"
+            "share, or use --eval-iters 0"
         )
     if data.train_data_path and not data.valid_data_path and training.eval_iters:
         yield (
-            f"--eval-iters {training.eval_iters} needs --valid-data-path beside --train-data-path, or use "
+            f"--eval-iters {training.eval_iters} requires --valid-data-path with --train-data-path: add it, or use "
             "--eval-iters 0"
         )
 
@@ -59,11 +59,11 @@ def _tokenizer(config: PretrainConfig) -> Iterator[str]:
     data = config.data
     if data.tokenizer_type == "NullTokenizer":
         if data.vocab_size is None:
-            yield "--tokenizer-type NullTokenizer needs --vocab-size"
+            yield "--tokenizer-type NullTokenizer requires --vocab-size"
         elif data.vocab_size > MOST_NUMBERS:
-            yield f"--vocab-size {data.vocab_size} must be at most {MOST_NUMBERS}: ids have 32 bits"
+            yield f"--vocab-size {data.vocab_size} must be at most {MOST_NUMBERS}: ids are 32-bit integers"
     elif data.tokenizer_type not in TOKENIZERS_WITHOUT_FILE and not (data.tokenizer_model or config.training.dry_run):
-        yield f"--tokenizer-type {data.tokenizer_type} needs --tokenizer-model"
+        yield f"--tokenizer-type {data.tokenizer_type} requires --tokenizer-model"
     yield from idle_tiktoken_options(data)
 
 
@@ -115,6 +115,6 @@ def _needles(config: PretrainConfig) -> Iterator[str]:
     counts = {part: needle.template.count(part) for part in ("{key}", "{value}")}
     if counts != {"{key}": 1, "{value}": 1} or needle.template.index("{key}") > needle.template.index("{value}"):
         yield (
-            f"--needle-template {needle.template!r} must hold {{key}} once and {{value}} once behind it, for the "
-            "value is what is asked"
+            f"--needle-template {needle.template!r} must contain {{key}} once and {{value}} once after it, because "
+            "the key asks for the value"
         )

@@ -46,7 +46,7 @@ class Above:
 
     def demand(self, value: float) -> str | None:
         """What is demanded of `value`, such as `be at least 1`; None where it is within the range."""
-        return f"be above {self.low}" if value <= self.low else None
+        return f"be greater than {self.low}" if value <= self.low else None
 
 
 @dataclass(frozen=True)

@@ -50,16 +50,16 @@ _DESCRIPTION = """\
 Pretrain a language model with a fast-weight product key memory on Megatron-Core.
 
 Every option is a flag below and, without its dashes, a name in a YAML file given by --config: the file is a saved
-command line (flat, the same names, lists for several values), and the command line wins over it. Booleans go both ways
-(--x, --no-x). `none` unsets a value or empties a list."""
+command line (flat, the same names, lists for several values), and the command line takes precedence. Booleans have two
+forms (--x, --no-x). `none` unsets a value or empties a list."""
 _EPILOG = """\
 examples:
   python pretrain.py --config examples/paper/base_112m.yaml --dry-run
       show what would run: options with their origins, layers, parameters, memory per rank; no GPU is needed
   python pretrain.py --config my.yaml --data-path runs/mine/corpus_text_document --save runs/mine/checkpoints --resume
-      train, or continue where the last checkpoint ends
+      train, or resume from the latest checkpoint
   torchrun --nproc-per-node 8 pretrain.py --config my.yaml --tensor-model-parallel-size 2
-      eight processes: two share every layer, four replicas"""
+      eight processes: four replicas, each split over two processes by tensor parallelism"""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def build_parser(prog: str | None = "pretrain.py") -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="YAML file with options; may be given several times, later files win over earlier ones",
+        help="YAML file with options; may be given several times, later files take precedence",
     )
     for group, cls, _ in option_groups():
         add_dataclass_arguments(parser, cls, PREFIXES.get(group, ""))
@@ -157,7 +157,7 @@ def read_yaml(path: str, known: dict[str, Option]) -> list[tuple[Option, Any, in
     if root is None:
         return []
     if not isinstance(root, yaml.MappingNode):
-        raise ValueError(f"{path}:{_line(root)}: a configuration is a list of lines `name: value`")
+        raise ValueError(f"{path}:{_line(root)}: a configuration must consist of lines `name: value`")
     found: list[tuple[Option, Any, int]] = []
     seen: dict[str, int] = {}
     for key, node in root.value:
@@ -165,7 +165,7 @@ def read_yaml(path: str, known: dict[str, Option]) -> list[tuple[Option, Any, in
         option = _find(where, key, node, known)
         if option.name in seen:
             raise ValueError(
-                f"{where}: {option.name} is given a second time (first in line {seen[option.name]}); remove one"
+                f"{where}: {option.name} is given twice (first on line {seen[option.name]}); remove one"
             )
         seen[option.name] = _line(key)
         try:
@@ -197,22 +197,22 @@ def _compose(path: str) -> yaml.Node | None:
 def _find(where: str, key: yaml.Node, node: yaml.Node, known: dict[str, Option]) -> Option:
     """The option that a key of the file names."""
     if not isinstance(key, yaml.ScalarNode):
-        raise ValueError(f"{where}: a name is one word, like `lr: 0.001`")
+        raise ValueError(f"{where}: a name must be a single word, as in `lr: 0.001`")
     name = key.value.replace("_", "-")
     if isinstance(node, yaml.MappingNode):
         inner = next((k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode)), "x").replace("_", "-")
         flat = next((other for other in (inner, f"{name}-{inner}") if other in known), f"{name}-{inner}")
         raise ValueError(
-            f"{where}: {key.value} holds a nested mapping, but names are flat, as on the command line: write "
-            f"`{flat}: ...` at the left edge"
+            f"{where}: {key.value} is a nested mapping, but names are flat, as on the command line: write "
+            f"`{flat}: ...` without indentation"
         )
     if name in known:
         return known[name]
     if name == "config":
-        raise ValueError(f"{where}: a file cannot name another file; give --config several times instead")
+        raise ValueError(f"{where}: a file cannot include another file; give --config several times instead")
     bare = name.lstrip("-")
     if bare in known:
-        raise ValueError(f"{where}: write {bare} without dashes before it")
+        raise ValueError(f"{where}: write {bare} without the leading dashes")
     positive = bare.removeprefix("no-")
     if positive in known and known[positive].is_boolean:
         raise ValueError(f"{where}: write `{positive}: false` instead of {key.value}")

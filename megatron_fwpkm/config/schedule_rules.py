@@ -21,17 +21,17 @@ def _learning_rate(config: PretrainConfig) -> Iterator[str]:
     source = "--train-iters" if optimizer.lr_decay_iters is None else "--lr-decay-iters"
     if optimizer.lr_warmup_iters >= decay:
         yield (
-            f"--lr-warmup-iters {optimizer.lr_warmup_iters} does not end before the decay does ({source} {decay}): "
+            f"--lr-warmup-iters {optimizer.lr_warmup_iters} is not below the end of the decay ({source} {decay}): "
             "shorten the warm-up"
         )
     if optimizer.min_lr > optimizer.lr:
-        yield f"--min-lr {optimizer.min_lr} is above the peak --lr {optimizer.lr}: lower it"
+        yield f"--min-lr {optimizer.min_lr} is greater than --lr {optimizer.lr}: lower it"
     final = optimizer.lr_wsd_decay_iters
     if final is None:
         return
     if optimizer.lr_decay_style != "WSD":
         yield (
-            f"--lr-wsd-decay-iters {final} requires --lr-decay-style WSD, not {optimizer.lr_decay_style}: choose WSD "
+            f"--lr-wsd-decay-iters {final} requires --lr-decay-style WSD, not {optimizer.lr_decay_style}: use WSD, "
             "or remove it"
         )
     elif optimizer.lr_warmup_iters < decay < final + optimizer.lr_warmup_iters:
@@ -44,13 +44,13 @@ def _learning_rate(config: PretrainConfig) -> Iterator[str]:
 def _decoupled(optimizer: OptimizerConfig) -> Iterator[str]:
     if optimizer.decoupled_lr is None:
         if optimizer.decoupled_min_lr is not None:
-            yield f"--decoupled-min-lr {optimizer.decoupled_min_lr} is the end of --decoupled-lr: give that, too"
+            yield f"--decoupled-min-lr {optimizer.decoupled_min_lr} requires --decoupled-lr"
         return
     flag, end, way = "--decoupled-min-lr", optimizer.decoupled_min_lr, "lower it"
     if end is None:
         flag, end, way = "--min-lr", optimizer.min_lr, "give --decoupled-min-lr"
     if end > optimizer.decoupled_lr:
-        yield f"{flag} {end} is above --decoupled-lr {optimizer.decoupled_lr}: {way}"
+        yield f"{flag} {end} is greater than --decoupled-lr {optimizer.decoupled_lr}: {way}"
 
 
 def _weight_decay(optimizer: OptimizerConfig) -> Iterator[str]:
@@ -61,10 +61,10 @@ def _weight_decay(optimizer: OptimizerConfig) -> Iterator[str]:
     if style == "constant":
         if given:
             yield (
-                f"{' and '.join(given)}: with --weight-decay-incr-style constant it is --weight-decay all the time; "
-                "choose linear or cosine"
+                f"{' and '.join(given)} requires --weight-decay-incr-style linear or cosine: with constant, "
+                "--weight-decay applies throughout"
             )
     elif start is None or end is None:
-        yield f"--weight-decay-incr-style {style} needs {' and '.join(missing)}"
+        yield f"--weight-decay-incr-style {style} requires {' and '.join(missing)}"
     elif start > end:
-        yield f"{' is above '.join(given)}: weight decay grows or stays; lower the start"
+        yield f"{' is greater than '.join(given)}: weight decay must not decrease; lower the start"

@@ -23,17 +23,17 @@ def size_problems(config: PretrainConfig) -> Iterator[str]:
             why = "every head has its own sub-keys"
         else:
             made = f"--fwpkm-num-subkeys {fwpkm.num_subkeys} and --fwpkm-value-dim {fwpkm.value_dim} make"
-            why = "a table has the square of the sub-keys as rows"
+            why = "a table has num_subkeys squared rows"
         yield (
-            f"{made} one memory of {_bytes(table)} on each rank, and no device holds more than "
-            f"{_bytes(_DEVICE_BYTES)}: lower them ({why})"
+            f"{made} a memory of {_bytes(table)} on each rank, more than the {_bytes(_DEVICE_BYTES)} of any device: "
+            f"lower them ({why})"
         )
     parameters = stage_parameters(config, config.data.vocab_size or 1, 0).on_rank(parallel.tensor_model_parallel_size)
     weights = parameters * (2 if config.training.bf16 else 4)
     if weights > _DEVICE_BYTES:
         yield (
-            f"--num-layers {model.num_layers}, --hidden-size {model.hidden_size} and what follows from them make slow "
-            f"weights of {_bytes(weights)} on a rank, and no device holds more than {_bytes(_DEVICE_BYTES)}: lower them"
+            f"--num-layers {model.num_layers} and --hidden-size {model.hidden_size} make {_bytes(weights)} of slow "
+            f"weights on each rank, more than the {_bytes(_DEVICE_BYTES)} of any device: lower them"
         )
 
 

@@ -57,8 +57,8 @@ def read_tiktoken_file(path: Path, data: DataConfig) -> TiktokenVocabulary:
     reserved, names = data.tiktoken_num_special_tokens, list(data.tiktoken_special_tokens)
     if "</s>" not in names or len(set(names)) < len(names) or not len(names) <= reserved:
         raise ValueError(
-            f"--tiktoken-special-tokens {' '.join(names)}: name each once, </s> (which ends documents) among them, "
-            f"and no more than --tiktoken-num-special-tokens {reserved}"
+            f"--tiktoken-special-tokens {' '.join(names)}: the names must be unique, include </s> (which ends "
+            f"documents), and be at most --tiktoken-num-special-tokens {reserved}"
         )
     pieces = _pieces(path)
     if data.vocab_size is not None:

@@ -127,7 +127,7 @@ def from_words(cls: type[D], namespace: argparse.Namespace) -> D:
 def complaint_of_unknown(word: str, known: Sequence[str], answers: Mapping[str, str]) -> str:
     """What is wrong with a word of the command line that is no flag among `known` (with their dashes) and no value."""
     if not is_flag(word):
-        hint = f" (--input {word}?)" if "--input" in known else ""
+        hint = f"; did you mean --input {word}?" if "--input" in known else ""
         return f"unexpected argument {word!r}: every option is a flag{hint}"
     flag = word.split("=")[0]
     name = flag.lstrip("-").replace("_", "-")

@@ -69,8 +69,8 @@ def _mixers(config: PretrainConfig) -> Iterator[str]:
             yield f"--token-mixer {name} is not known; choose one of: {', '.join(known)}"
     if len(mixers) not in (1, layers):
         yield (
-            f"--token-mixer names {len(mixers)} for --num-layers {layers}: give one for all layers or {layers}, one "
-            "per layer"
+            f"--token-mixer has {len(mixers)} values for --num-layers {layers}: give one for all layers, or "
+            f"{layers}, one per layer"
         )
 
 
@@ -80,12 +80,12 @@ def _kinds(config: PretrainConfig) -> Iterator[str]:
     for kind in kinds_in_use(config):
         if context > 1 and not kind.context_parallel:
             yield (
-                f"{kind.role.value} {kind.name} does not run with --context-parallel-size {context}: use "
+                f"{kind.role.value} {kind.name} does not support --context-parallel-size {context}: use "
                 "--context-parallel-size 1"
             )
         if config.data.reset_attention_mask and not kind.separates_documents:
             yield (
-                f"{kind.role.value} {kind.name} cannot keep documents apart, as --reset-attention-mask asks: use "
+                f"{kind.role.value} {kind.name} does not support --reset-attention-mask: use "
                 "--no-reset-attention-mask"
             )
 
@@ -113,8 +113,8 @@ def _attention(config: PretrainConfig) -> Iterator[str]:
         )
     if not model.use_rope_scaling and model.rope_scaling_factor != ModelConfig().rope_scaling_factor:
         yield (
-            f"--rope-scaling-factor {model.rope_scaling_factor:g} has no effect without --use-rope-scaling: give both, "
-            "or none"
+            f"--rope-scaling-factor {model.rope_scaling_factor:g} has no effect without --use-rope-scaling: add it, "
+            "or remove --rope-scaling-factor"
         )
     if model.rotary_base != int(model.rotary_base):
         yield f"--rotary-base {model.rotary_base} must be an integer; use {round(model.rotary_base)}"
@@ -143,8 +143,8 @@ def _windows(config: PretrainConfig) -> Iterator[str]:
 def _tables(fwpkm: FwPKMConfig) -> Iterator[str]:
     if fwpkm.table_dtype == "bf16" and fwpkm.implementation == "reference":
         yield (
-            "--fwpkm-table-dtype bf16 is not for --fwpkm-implementation reference, which computes in one dtype: use "
-            "auto, sparse or triton, or --fwpkm-table-dtype fp32"
+            "--fwpkm-table-dtype bf16 is not supported by --fwpkm-implementation reference, which has one dtype: "
+            "use auto, sparse or triton, or --fwpkm-table-dtype fp32"
         )
 
 
@@ -154,22 +154,22 @@ def _memory(config: PretrainConfig) -> Iterator[str]:
     if wrong:
         hint = " (the paper counts from 0: add 1)" if 0 in wrong else ""
         yield (
-            f"--fwpkm-layer-numbers {_words(wrong)}: the model has layers 1 to {model.num_layers} "
-            f"(--num-layers){hint}; use numbers among them"
+            f"--fwpkm-layer-numbers {_words(wrong)} must be between 1 and {model.num_layers} "
+            f"(--num-layers){hint}"
         )
     twice = sorted(number for number, times in Counter(fwpkm.layer_numbers).items() if times > 1)
     if twice:
-        yield f"--fwpkm-layer-numbers names {_words(twice)} more than once; a layer has one memory at most"
+        yield f"--fwpkm-layer-numbers contains {_words(twice)} more than once, but a layer has at most one memory"
     if not fwpkm.layer_numbers:
         return
     if fwpkm.dp_sync == "average" and fwpkm.reset != "never":
         yield (
-            f"--fwpkm-dp-sync average has nothing to average with --fwpkm-reset {fwpkm.reset}, which discards the "
+            f"--fwpkm-dp-sync average has no effect with --fwpkm-reset {fwpkm.reset}, which discards the "
             "memory: remove one of them"
         )
     if fwpkm.topk > fwpkm.num_subkeys:
         yield (
-            f"--fwpkm-topk {fwpkm.topk} is more than the {fwpkm.num_subkeys} sub-keys of a half (--fwpkm-num-subkeys); "
+            f"--fwpkm-topk {fwpkm.topk} exceeds the {fwpkm.num_subkeys} sub-keys of a half (--fwpkm-num-subkeys): "
             f"use at most {fwpkm.num_subkeys}"
         )
     if fwpkm.key_dim % 2:
@@ -182,8 +182,8 @@ def _memory(config: PretrainConfig) -> Iterator[str]:
         yield "--fwpkm-value-dim 1 cannot be z-scored: use at least 2, or --no-fwpkm-normalize-targets"
     if fwpkm.lookahead >= fwpkm.chunk_size:
         yield (
-            f"--fwpkm-lookahead {fwpkm.lookahead} leaves nothing to write of --fwpkm-chunk-size {fwpkm.chunk_size} "
-            f"tokens: use a lookahead of at most {fwpkm.chunk_size - 1} or a longer chunk"
+            f"--fwpkm-lookahead {fwpkm.lookahead} leaves no tokens to write of --fwpkm-chunk-size {fwpkm.chunk_size}: "
+            f"use a lookahead of at most {fwpkm.chunk_size - 1} or a longer chunk"
         )
 
 
@@ -203,7 +203,7 @@ def _layout(config: PretrainConfig) -> Iterator[str]:
             f"{near_divisors(tensor, math.gcd(*divided.values()))}, which divides everything, or change the sizes"
         )
     if parallel.sequence_parallel and tensor == 1:
-        yield "--sequence-parallel shards over tensor-parallel ranks: give --tensor-model-parallel-size of at least 2"
+        yield "--sequence-parallel requires --tensor-model-parallel-size of at least 2"
 
 
 def _pipeline(config: PretrainConfig) -> Iterator[str]:
@@ -216,7 +216,7 @@ def _pipeline(config: PretrainConfig) -> Iterator[str]:
         )
     elif chunks > 1 and stages == 1:
         yield (
-            f"--num-virtual-stages-per-pipeline-rank {chunks} interleaves a pipeline: give "
+            f"--num-virtual-stages-per-pipeline-rank {chunks} requires "
             "--pipeline-model-parallel-size of at least 2"
         )
     elif layers // stages % chunks:
@@ -242,8 +242,8 @@ def _context(config: PretrainConfig) -> Iterator[str]:
     for flag, value in {"--fwpkm-num-subkeys": fwpkm.num_subkeys, "--fwpkm-value-dim": fwpkm.value_dim}.items():
         if fwpkm.layer_numbers and value % ranks:
             yield (
-                f"{flag} {value} is spread over --tensor-model-parallel-size {tensor} times --context-parallel-size "
-                f"{context} ranks: use {near_multiples(value, ranks)}"
+                f"{flag} {value} is not divisible by --tensor-model-parallel-size {tensor} times "
+                f"--context-parallel-size {context}: use {near_multiples(value, ranks)}"
             )
 
 
@@ -253,7 +253,7 @@ def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:
     if world_size is not None:
         if world_size % replica:
             yield (
-                f"{world_size} process{'es' * (world_size != 1)} cannot be divided by --tensor-model-parallel-size "
+                f"the number of processes, {world_size}, is not divisible by --tensor-model-parallel-size "
                 f"{parallel.tensor_model_parallel_size} times --pipeline-model-parallel-size "
                 f"{parallel.pipeline_model_parallel_size}{_context_factor(config)}: start "
                 f"{near_multiples(world_size, replica)}"
@@ -272,8 +272,8 @@ def _batch(config: PretrainConfig, world_size: int | None) -> Iterator[str]:
     micro_batches = (batch or unit) // unit
     if interleaved and micro_batches % stages and world_size is not None:
         yield (
-            f"an interleaved pipeline needs a multiple of {stages} (--pipeline-model-parallel-size) micro-batches per "
-            f"step, and there are {micro_batches}: use --global-batch-size "
+            f"the number of micro-batches per step, {micro_batches}, is not divisible by "
+            f"--pipeline-model-parallel-size {stages}, as an interleaved pipeline requires: use --global-batch-size "
             f"{near_multiples(micro_batches * unit, stages * unit)}"
         )
 

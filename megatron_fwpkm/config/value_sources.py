@@ -23,7 +23,7 @@ def sources_of_named_values(message: str, resolved: Resolved) -> list[str]:
             if source.startswith(CHECKPOINT):
                 lines.append(f"{option.flag} {option.format(value)} was taken from {source}")
                 continue
-            way = "the command line wins over a file"
+            way = "the command line takes precedence over a file"
             if option.nullable or option.is_list:
                 way = f"`{option.flag} none` on the command line unsets it"
             lines.append(f"{option.flag} {option.format(value)} is set in {source}; {way}")
@@ -43,6 +43,6 @@ def check_memory_options(resolved: Resolved) -> None:
     ]
     if given and resolved.value_sources[layers] == DEFAULT:
         raise ValueError(
-            f"{' '.join(given)}: the model has no memory that this could be about; say which layers get one, like "
-            f"{layers} 2, or {layers} none for a plain transformer"
+            f"{' '.join(given)}: the model has no memory; choose its layers, as in {layers} 2, or use "
+            f"{layers} none for a plain transformer"
         )

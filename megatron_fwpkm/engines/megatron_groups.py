@@ -80,7 +80,7 @@ def _make_groups(parallel: ParallelConfig, world: World) -> None:
     if world.size % math.prod(sizes):
         context = f" times --context-parallel-size {sizes[2]}" if sizes[2] > 1 else ""
         raise ValueError(
-            f"{world.size} process{'es' * (world.size != 1)} cannot be divided by "
+            f"the number of processes, {world.size}, is not divisible by "
             f"--tensor-model-parallel-size {sizes[0]} times "
             f"--pipeline-model-parallel-size {sizes[1]}{context}; start a multiple of {math.prod(sizes)}"
         )

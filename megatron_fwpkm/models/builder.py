@@ -76,8 +76,8 @@ def build_model(
     wrong = [number for number in numbers if not 1 <= number <= model.num_layers]
     if wrong:
         raise ValueError(
-            f"--fwpkm-layer-numbers {' '.join(map(str, wrong))} do not exist: the model has --num-layers "
-            f"{model.num_layers}, counted from 1"
+            f"--fwpkm-layer-numbers {' '.join(map(str, wrong))} must be between 1 and "
+            f"{model.num_layers} (--num-layers)"
         )
     megatron_config = transformer_config(config)
     with seeded(config.training.seed, "embedding"):  # the layers seed themselves

@@ -49,14 +49,14 @@ def test_a_long_ramp_is_counted_at_once() -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--rampup-batch-size 2 2 40", "--rampup-batch-size 2 2 40 ends at --global-batch-size: give that, too"),
+        ("--rampup-batch-size 2 2 40", "--rampup-batch-size 2 2 40 requires --global-batch-size, at which"),
         ("--rampup-batch-size 2 2 --global-batch-size 8", "--rampup-batch-size 2 2 must be three integers of at"),
         ("--rampup-batch-size 0 2 9 --global-batch-size 8", "--rampup-batch-size 0 2 9 must be three integers"),
-        ("--rampup-batch-size 8 2 9 --global-batch-size 8", "8 2 9 does not lead to --global-batch-size 8: START must"),
-        ("--rampup-batch-size 2 4 9 --global-batch-size 8", "2 4 9 does not lead to --global-batch-size 8: START must"),
+        ("--rampup-batch-size 8 2 9 --global-batch-size 8", "8 2 9 does not reach --global-batch-size 8: START must"),
+        ("--rampup-batch-size 2 4 9 --global-batch-size 8", "2 4 9 does not reach --global-batch-size 8: START must"),
         ("--rampup-batch-size 2 3 9 --global-batch-size 8 --micro-batch-size 2",
          "--rampup-batch-size 2 3 9: INCREMENT 3 is not divisible by 2, --micro-batch-size 2"),
-        ("--rampup-batch-size 1 1 9 --global-batch-size 2000000000", "makes 1999999999 increments, at most 10000"),
+        ("--rampup-batch-size 1 1 9 --global-batch-size 2000000000", "has 1999999999 increments, more than 10000"),
     ],
 )  # fmt: skip
 def test_a_ramp_that_cannot_be_is_refused(flags: str, said: str) -> None:

@@ -44,10 +44,10 @@ def test_a_json_file_holds_a_blend_per_split(tmp_path: Path) -> None:
     ("flags", "content", "said"),
     [
         (["--data-args-path", "FILE", "--data-path", "b"], "a", "--data-args-path FILE and --data-path are mutually"),
-        (["--data-args-path", "FILE"], " \n", "FILE is empty: it must hold"),
+        (["--data-args-path", "FILE"], " \n", "FILE is empty: it must contain"),
         (["--per-split-data-args-path", "FILE"], "{", "--per-split-data-args-path FILE is not JSON: "),
-        (["--per-split-data-args-path", "FILE"], {"validation": "a", "train": "b"}, "FILE must hold {"),
-        (["--per-split-data-args-path", "FILE"], {"valid": "a"}, "FILE must hold {"),
+        (["--per-split-data-args-path", "FILE"], {"validation": "a", "train": "b"}, "FILE must contain {"),
+        (["--per-split-data-args-path", "FILE"], {"valid": "a"}, "FILE must contain {"),
         (["--per-split-data-args-path", "FILE"], {"train": {"a": 1}}, "FILE, train must be a prefix or"),
         (["--per-split-data-args-path", "FILE", "--valid-data-path", "v"], {"train": "b"},
          "--per-split-data-args-path FILE and --valid-data-path are mutually exclusive"),

@@ -87,9 +87,9 @@ def test_what_is_read_by_later_sequences_is_fine() -> None:
     """At the sequence's length a memory that is carried over is written once per sequence; that is said."""
     assert not list(chunk_problems(configured(LENGTH)))
     assert not list(chunk_problems(configured(LENGTH, reset="step", batch=4), 1))
-    assert "forgets it before anything is read" in next(chunk_problems(configured(LENGTH, reset="step"), 1))
+    assert "resets the memory before anything is read" in next(chunk_problems(configured(LENGTH, reset="step"), 1))
     assert list(notes_on_writing(configured(LENGTH))) == [
-        "A sequence never reads what it has written itself, for its only write (--fwpkm-chunk-size 12) comes at its "
+        "A sequence never reads its own writes, because its only write (--fwpkm-chunk-size 12) comes at its "
         "end (--seq-length 12); later sequences read it, and no gradient reaches what is written"
     ]
     (said,) = notes_on_writing(configured(LENGTH, reset="step", batch=4))
@@ -101,7 +101,7 @@ def test_what_is_read_by_later_sequences_is_fine() -> None:
 def test_documents_that_never_read_their_writes_are_told(boundary: str, before: int) -> None:
     config = configured(6, 2, boundary, "document", length=64)
     assert list(notes_on_writing(config)) == [
-        f"Documents of at most {before} tokens never read what they write (--fwpkm-reset document)"
+        f"Documents of at most {before} tokens never read their own writes (--fwpkm-reset document)"
     ]
     assert reads_own_writes(6, 2, boundary, before + 1) and not reads_own_writes(6, 2, boundary, before)
 

@@ -22,10 +22,10 @@ def raising(error: BaseException):
 
 
 def test_notes_follow_an_error(capsys):
-    error = ValueError("--lr 0 must be above 0")
+    error = ValueError("--lr 0 must be greater than 0")
     error.add_note("--lr 0 stands in run.yaml:3")
     assert run_cli(raising(error)) == 1
-    assert capsys.readouterr().err == "error: --lr 0 must be above 0 (--lr 0 stands in run.yaml:3)\n"
+    assert capsys.readouterr().err == "error: --lr 0 must be greater than 0 (--lr 0 stands in run.yaml:3)\n"
 
 
 def test_status_and_arguments_pass_through():
@@ -35,7 +35,7 @@ def test_status_and_arguments_pass_through():
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (ValueError("--lr 0 must be above 0"), "error: --lr 0 must be above 0"),
+        (ValueError("--lr 0 must be greater than 0"), "error: --lr 0 must be greater than 0"),
         (
             FileNotFoundError(2, "No such file or directory", "corpus.idx"),
             "error: corpus.idx: No such file or directory",

@@ -58,7 +58,7 @@ def test_mixers_are_named_once_or_per_layer(shifted: LayerKind) -> None:
     assert parameters_by_part(mixed, 10)["shifted"] == ShardedCount(sharded=10, replicated=2 * 24)  # a norm for each
     assert of_mixers(mixed) == []
     assert of_mixers(with_mixers("shifted", "attention")) == [
-        "--token-mixer names 2 for --num-layers 3: give one for all layers or 3, one per layer"
+        "--token-mixer has 2 values for --num-layers 3: give one for all layers, or 3, one per layer"
     ]
 
 
@@ -71,7 +71,7 @@ def test_what_a_kind_cannot_do_is_refused(shifted: LayerKind) -> None:
     config = replace(with_mixers("shifted"), data=DataConfig(reset_attention_mask=True))
     config = replace(config, parallel=ParallelConfig(context_parallel_size=2, tensor_model_parallel_size=5))
     said = "\n".join(of_mixers(config))
-    assert "token mixer shifted does not run with --context-parallel-size 2" in said
-    assert "token mixer shifted cannot keep documents apart, as --reset-attention-mask asks" in said
+    assert "token mixer shifted does not support --context-parallel-size 2" in said
+    assert "token mixer shifted does not support --reset-attention-mask" in said
     assert "--tensor-model-parallel-size 5 does not divide --hidden-size 24 (near: 20 or 25)" in said
     assert "--num-attention-heads" not in said

@@ -105,13 +105,13 @@ def test_yaml_values(write, text, group, field, value):
         ("lr: 1\nfwpkm-lookhead: 2", r"^run.yaml:2: unknown option fwpkm-lookhead; did you mean fwpkm-lookahead\?"),
         ("topk: 8", r"^run.yaml:1: unknown option topk; did you mean fwpkm-topk\?"),
         ("zzzzzz: 8", r"^run.yaml:1: unknown option zzzzzz$"),
-        ("--lr: 8", r"^run.yaml:1: write lr without dashes before it"),
+        ("--lr: 8", r"^run.yaml:1: write lr without the leading dashes"),
         ("no-bf16: true", r"^run.yaml:1: write `bf16: false` instead of no-bf16"),
-        ("config: other.yaml", r"^run.yaml:1: a file cannot name another file; give --config several times"),
-        ("lr: 1\n\nlr: 2", r"^run.yaml:3: lr is given a second time \(first in line 1\); remove one"),
-        ("fwpkm-topk: 1\nfwpkm_topk: 2", r"^run.yaml:2: fwpkm-topk is given a second time \(first in line 1\)"),
-        ("fwpkm:\n  topk: 8", r"^run.yaml:1: fwpkm holds a nested mapping.*write `fwpkm-topk: ...` at the left edge"),
-        ("optimizer:\n  lr: 8", r"^run.yaml:1: optimizer holds a nested mapping.*write `lr: ...` at the left edge"),
+        ("config: other.yaml", r"^run.yaml:1: a file cannot include another file; give --config several times"),
+        ("lr: 1\n\nlr: 2", r"^run.yaml:3: lr is given twice \(first on line 1\); remove one"),
+        ("fwpkm-topk: 1\nfwpkm_topk: 2", r"^run.yaml:2: fwpkm-topk is given twice \(first on line 1\)"),
+        ("fwpkm:\n  topk: 8", r"^run.yaml:1: fwpkm is a nested mapping.*write `fwpkm-topk: ...` without indentation"),
+        ("optimizer:\n  lr: 8", r"^run.yaml:1: optimizer is a nested mapping.*write `lr: ...` without indentation"),
         ("lr: fast", r"^run.yaml:1: lr: 'fast' is not a number"),
         ("num-layers: 1.5", r"^run.yaml:1: num-layers: '1.5' is not an integer"),
         ("num-layers: [4]", r"^run.yaml:1: num-layers: expected integer, but got a list"),
@@ -129,9 +129,9 @@ def test_yaml_values(write, text, group, field, value):
         ("lr: [1", r"^run.yaml:\d: is not YAML"),
         ("lr: 1\n\tseed: 2", r"^run.yaml:2: is not YAML"),
         ("lr: 1\n---\nlr: 2", r"^run.yaml:\d: is not YAML: but found another document"),
-        ("- lr", r"^run.yaml:1: a configuration is a list of lines `name: value`"),
-        ("just text", r"^run.yaml:1: a configuration is a list of lines"),
-        ("[a, b]: 1", r"^run.yaml:1: a name is one word"),
+        ("- lr", r"^run.yaml:1: a configuration must consist of lines `name: value`"),
+        ("just text", r"^run.yaml:1: a configuration must consist of lines"),
+        ("[a, b]: 1", r"^run.yaml:1: a name must be a single word"),
         ("lr: \x01", r"^run.yaml: is not YAML"),
     ],
 )
@@ -153,7 +153,7 @@ def test_a_file_that_is_not_text(write, tmp_path):
         (["--topk=2"], "unknown flag --topk; did you mean --fwpkm-topk?"),
         (["--fwpkm_topk", "2"], "unknown flag --fwpkm_topk; did you mean --fwpkm-topk?"),
         (["--confg", "x"], "unknown flag --confg; did you mean --config?"),
-        (["run.yaml"], "unexpected argument 'run.yaml': every option is a flag (--config run.yaml?)"),
+        (["run.yaml"], "unexpected argument 'run.yaml': every option is a flag; did you mean --config run.yaml?"),
         (["--lr", "fast"], "error: --lr 'fast' is not a number"),
         (["--bf16", "true"], "--bf16 true: a switch takes no value; write --bf16 or --no-bf16"),
         (["--no-bf16=true"], "--no-bf16=true: a switch takes no value; write --bf16 or --no-bf16"),
@@ -163,7 +163,7 @@ def test_a_file_that_is_not_text(write, tmp_path):
         (["--num-layer-widths", "3"], "unknown flag --num-layer-widths\n"),
         (
             ["--swiglu", "--bf16", "true", "--topk", "3", "--seed", "1", "run.yaml"],
-            "4 arguments are wrong:\n  - --bf16 true: a switch takes no value; write --bf16 or --no-bf16\n"
+            "4 invalid arguments:\n  - --bf16 true: a switch takes no value; write --bf16 or --no-bf16\n"
             "  - unknown flag --swiglu: this is always on; remove it\n"
             "  - unknown flag --topk; did you mean --fwpkm-topk?\n"
             "  - unexpected argument 'run.yaml'",

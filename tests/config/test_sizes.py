@@ -48,16 +48,16 @@ def test_numbers_that_no_float_holds_are_usage_errors(option: Option, capsys: py
             parse_pretrain([*START, option.flag, "1" * digits + (",0" if option.kind == "LEFT,RIGHT" else "")])
         said = capsys.readouterr().err.splitlines()[-1]
         assert said.endswith(
-            f"argument {option.flag}: 111111111... has {digits} digits, and no option takes so large a number"
+            f"error: {option.flag} 111111111... has {digits} digits, which is too large for any option"
         )
 
 
 def test_lists_are_looked_at_once_and_told_in_short(capsys: pytest.CaptureFixture[str]) -> None:
     every = [str(number) for number in range(1, 10_001)]
     said, _ = outcome(["--num-layers", "12", "--fwpkm-layer-numbers", *every], capsys)
-    assert said.startswith("--fwpkm-layer-numbers 13 14 15 16 17 18 19 20 21 22 and 9,978 more: the model has layers 1")
+    assert said.startswith("--fwpkm-layer-numbers 13 14 15 16 17 18 19 20 21 22 and 9,978 more must be between 1 and")
     said, _ = outcome(["--num-layers", "12", "--fwpkm-layer-numbers", "1", "2", "1", "3", "3"], capsys)
-    assert said == "--fwpkm-layer-numbers names 1 3 more than once; a layer has one memory at most"
+    assert said == "--fwpkm-layer-numbers contains 1 3 more than once, but a layer has at most one memory"
     sizes = ["--num-layers", "10000", "--fwpkm-num-subkeys", "16", "--fwpkm-value-dim", "16"]
     said, seconds = outcome([*sizes, "--fwpkm-layer-numbers", *every], capsys)
     assert said == "" and seconds < 1.5
@@ -87,9 +87,9 @@ def test_any_sizes_are_answered_soon(capsys: pytest.CaptureFixture[str], sizes: 
          "--fwpkm-num-subkeys 1000000 and --fwpkm-value-dim 512 make one memory of 1,862.6 TiB on each rank, and no "
          "device holds more than 1.0 TiB"),
         (["--hidden-size", "1048576", "--num-attention-heads", "8192", "--num-layers", "10000"],
-         "--num-layers 10000, --hidden-size 1048576 and what follows from them make slow weights of 480,0"),
+         "--num-layers 10000 and --hidden-size 1048576 make 480,0"),
         (["--fwpkm-num-heads", "1048576", "--num-layers", "1", "--hidden-size", "24"],
-         "--fwpkm-num-heads 1048576 and --fwpkm-key-dim 512 make one memory of 1.0 TiB on each rank, and no device"),
+         "--fwpkm-num-heads 1048576 and --fwpkm-key-dim 512 make a memory of 1.0 TiB on each rank, more than"),
         (["--micro-batch-size", "1000000000"],
          "--micro-batch-size 1000000000 and --seq-length 4096 need 4,192,352.3 TiB on a rank for activations "
          "and undo log, more than the limit of 16.0 TiB: reduce them"),

@@ -68,7 +68,7 @@ def test_none_is_a_text() -> None:
         (["--input-files", "a", "--input", "a"], "unknown flag --input-files; did you mean --input?"),
         (["--input", "a", "--foreign", "2"], "unknown flag --foreign: write --count"),
         (["--input", "a", "--check=no"], "--check=no: a switch takes no value; write --check or --no-check"),
-        (["--input", "a", "--cou", "2", "--x"], "2 arguments are wrong:\n  - unknown flag --cou"),
+        (["--input", "a", "--cou", "2", "--x"], "2 invalid arguments:\n  - unknown flag --cou"),
     ],
 )
 def test_wrong_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,10 +24,10 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("--vocab-size 32000 differs from the 4000 pieces",
          ["--vocab-size 32000 is set in run.yaml:1; `--vocab-size none` on the command line unsets it"]),
         ("rank 1 of 2: --seed 3: too low",
-         ["--seed 3 is set in run.yaml:2; the command line wins over a file"]),
+         ["--seed 3 is set in run.yaml:2; the command line takes precedence over a file"]),
         ("--fwpkm-topk 4, and --lr 0.01.",
-         ["--fwpkm-topk 4 is set in run.yaml:3; the command line wins over a file",
-          "--lr 0.01 is set in run.yaml:5; the command line wins over a file"]),
+         ["--fwpkm-topk 4 is set in run.yaml:3; the command line takes precedence over a file",
+          "--lr 0.01 is set in run.yaml:5; the command line takes precedence over a file"]),
         ("--seed 30, --lr 0.015, --lr, --vocab-size 32000-1", []),  # other values, or none: advice
         ("--num-layers 12", []),  # a default
         ("--hidden-size 64", []),  # from the command line

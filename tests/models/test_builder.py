@@ -131,7 +131,7 @@ def test_documents_reach_every_memory() -> None:
 @pytest.mark.parametrize("numbers", [(0, 2), (4,)])
 def test_layer_that_does_not_exist(numbers: tuple[int, ...]) -> None:
     wrong = numbers[0]
-    with pytest.raises(ValueError, match=f"--fwpkm-layer-numbers {wrong} do not exist: the model has --num-layers 3"):
+    with pytest.raises(ValueError, match=f"--fwpkm-layer-numbers {wrong} must be between 1 and 3"):
         _model(layer_numbers=numbers)
 
 

@@ -40,7 +40,7 @@ def test_advice_names_flags_that_exist() -> None:
         (["--split-sentences"], "unknown flag --split-sentences: remove it: texts are not split into sentences"),
         (["--null-tokenizer-pad-id", "-1"], "unknown flag --null-tokenizer-pad-id: remove it: NullTokenizer"),
         (["--worker", "2"], "unknown flag --worker; did you mean --workers?"),
-        (["--partitions", "4", "--merge-file", "m.txt"], "2 arguments are wrong:\n  - unknown flag --partitions: run"),
+        (["--partitions", "4", "--merge-file", "m.txt"], "2 invalid arguments:\n  - unknown flag --partitions: run"),
         (["b.jsonl"], "unexpected argument 'b.jsonl': every option is a flag"),
     ],
 )

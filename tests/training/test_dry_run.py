@@ -124,7 +124,7 @@ def test_vocabulary():
 
 
 def test_a_configuration_that_could_not_run_is_refused():
-    with pytest.raises(ValueError, match="--fwpkm-layer-numbers 9: the model has layers 1 to 4"):
+    with pytest.raises(ValueError, match="--fwpkm-layer-numbers 9 must be between 1 and 4"):
         shown("--fwpkm-layer-numbers", "9")
 
 
