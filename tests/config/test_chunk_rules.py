@@ -126,8 +126,8 @@ def test_a_frozen_memory_forgets_nothing(reset: str) -> None:
 def test_the_issue_s_case() -> None:
     (said,) = chunk_problems(configured(512, length=64))
     assert said == (
-        "--fwpkm-chunk-size 512 is longer than --seq-length 64, and a chunk ends with its sequence: none would ever be "
-        "whole; use a chunk of at most 64"
+        "--fwpkm-chunk-size 512 is longer than --seq-length 64, but a chunk cannot span sequences; "
+        "use a chunk of at most 64"
     )
 
 

@@ -84,8 +84,8 @@ def test_any_sizes_are_answered_soon(capsys: pytest.CaptureFixture[str], sizes: 
     ("flags", "said"),
     [
         (["--fwpkm-num-subkeys", "1000000"],
-         "--fwpkm-num-subkeys 1000000 and --fwpkm-value-dim 512 make one memory of 1,862.6 TiB on each rank, and no "
-         "device holds more than 1.0 TiB"),
+         "--fwpkm-num-subkeys 1000000 and --fwpkm-value-dim 512 make a memory of 1,862.6 TiB on each rank, more "
+         "than the 1.0 TiB of any device"),
         (["--hidden-size", "1048576", "--num-attention-heads", "8192", "--num-layers", "10000"],
          "--num-layers 10000 and --hidden-size 1048576 make 480,0"),
         (["--fwpkm-num-heads", "1048576", "--num-layers", "1", "--hidden-size", "24"],
