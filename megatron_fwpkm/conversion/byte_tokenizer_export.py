@@ -36,8 +36,8 @@ def tiktoken_backend(vocabulary: TiktokenVocabulary) -> Tokenizer:
         text = backend.decoder.decode([name])
         if name in pieces or number in backend.encode(text, add_special_tokens=False).ids:
             raise ValueError(
-                f"--tiktoken-special-tokens {name}: a text can spell it, which the form of Transformers cannot tell "
-                "from the token itself; export with --no-tokenizer and use the file of ranks"
+                f"--tiktoken-special-tokens {name}: a text can contain this string, which a Transformers tokenizer "
+                "cannot tell from the token itself; export with --no-tokenizer and use the file of ranks"
             )
     return backend
 

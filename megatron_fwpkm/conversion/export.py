@@ -79,7 +79,7 @@ def export(
     """
     target = Path(output)
     if target.exists() and not overwrite:
-        raise ValueError(f"{target} exists already; give another --output, or --overwrite to replace it")
+        raise ValueError(f"{target} already exists; give another --output, or use --overwrite to replace it")
     contents = checkpoint_contents(checkpoint)
     with quiet_libraries(), _published(target) as folder:
         model = hf_model(contents, memory=memory, dtype=dtype)
@@ -241,7 +241,7 @@ def usable_device(name: str) -> torch.device:
         device = torch.device(chosen)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"--device {name} is not available: {str(error).splitlines()[0]}") from error
     return device
 
 
@@ -254,7 +254,9 @@ def load_for_text(path: str | Path, device: str = "auto") -> tuple[FwPKMForCausa
     target = usable_device(device)
     model, tokenizer = hf_model_from_checkpoint(path)
     if tokenizer is None:
-        raise ValueError(f"{path} contains no tokenizer, so there is no text to read or write")
+        raise ValueError(
+            f"{path} contains no tokenizer to read and write text with; export again without --no-tokenizer"
+        )
     model.to(target)
     return model, tokenizer
 

@@ -21,12 +21,12 @@ def read_export_config(folder: Path) -> FwPKMHFConfig:
     file = folder / "config.json"
     content = FwPKMHFConfig.get_config_dict(folder)[0]
     if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged: it contains no JSON object")
+        raise ValueError(f"{file} is damaged: it does not contain a JSON object")
     kind = content.get("model_type")
     if kind != FwPKMHFConfig.model_type:
         raise ValueError(
-            f"{folder} holds a Hugging Face model of another kind than {FwPKMHFConfig.model_type}: its config.json "
-            f"says model_type {kind!r}"
+            f"{folder} contains a Hugging Face model of another kind: model_type in config.json is {kind!r}, not "
+            f"{FwPKMHFConfig.model_type!r}"
         )
     try:
         config: FwPKMHFConfig = FwPKMHFConfig.from_pretrained(folder)
@@ -59,6 +59,6 @@ def read_export_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerF
     if highest >= vocab_size:
         raise ValueError(
             f"{folder}: its tokenizer has ids up to {highest}, but the model has {vocab_size} token embeddings: it is "
-            "not the tokenizer the model was trained with"
+            "not the tokenizer that the model was trained with"
         )
     return tokenizer

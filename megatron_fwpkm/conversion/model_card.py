@@ -54,9 +54,9 @@ cache.end_text()                        # before an unrelated prompt; the memory
   `cache.reset_memory()` restores the initial memory.
 * `model.memory_mode` is `"on"`, `"frozen"` (read, do not write) or `"off"` (read the initial memory).
 * The sequences of a batch would write to one memory and read each other's text from it. Such a call is refused unless
-  `memory="shared"` (of the call, `model.config` or `model.generation_config`) allows it, as in the paper. Otherwise use
-  one call per sequence, or the modes `"frozen"` or `"off"`.
-* Padding on either side changes nothing. A shared memory requires rows of equal length.
+  `memory="shared"` is set (in the call, in `model.config` or in `model.generation_config`), as in the paper.
+  Otherwise, use one call per sequence, or the mode `"frozen"` or `"off"`.
+* Padding on either side does not change the results. A shared memory requires rows of equal length.
 * Requires Transformers {oldest} to {newest}: older releases are refused, newer ones cause a warning.
 """
 

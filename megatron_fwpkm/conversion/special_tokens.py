@@ -39,10 +39,10 @@ def bos_doubt(contents: CheckpointContents, tokenizer: PreTrainedTokenizerFast |
     """One line where the checkpoint does not tell whether documents began with the BOS that its tokenizer has."""
     if tokenizer is None or tokenizer.bos_token is None or contents.documents.get("prepend_bos") is not None:
         return None
-    reason = "its datasets differ in that or do not say it" if contents.documents else "an earlier version made it"
+    reason = "its datasets differ or do not say" if contents.documents else "an earlier version wrote it"
     return (
-        f"{contents.path} does not tell whether its documents began with BOS ({reason}): the export's tokenizer adds "
-        "none to a text"
+        f"{contents.path} does not say whether the training documents began with BOS ({reason}): the exported "
+        "tokenizer does not add it to a text"
     )
 
 

@@ -47,7 +47,7 @@ def convert_tokenizer(path: Path | None, data: DataConfig, *, add_bos: bool = Fa
     if tokenizer is None:
         return None
     if add_bos and tokenizer.bos_token is None:
-        raise ValueError(f"{path} has no BOS, but the documents of training began with one (--prepend-bos)")
+        raise ValueError(f"{path} has no BOS token, but the training documents began with one (--prepend-bos)")
     added = tokenizer("a").input_ids != tokenizer("a", add_special_tokens=False).input_ids
     if add_bos or added:
         tokenizer._add_eos_token = False
@@ -102,7 +102,7 @@ def _from_tiktoken(path: Path, data: DataConfig) -> PreTrainedTokenizerFast:
         import tiktoken
     except ImportError as error:
         raise ValueError(
-            "converting a TikTokenizer needs a package that is not installed: pip install tiktoken"
+            "converting a TikTokenizer requires the package tiktoken, which is not installed: pip install tiktoken"
         ) from error
     vocabulary = read_tiktoken_file(path, data)
     backend = tiktoken_backend(vocabulary)
@@ -150,7 +150,10 @@ def _backend(blob: bytes, path: Path) -> Tokenizer:
 
     model = schema.ModelProto.FromString(blob)
     if model.trainer_spec.model_type != schema.TrainerSpec.BPE:
-        raise ValueError(f"{path} is a SentencePiece model of another kind than BPE; export with --no-tokenizer")
+        raise ValueError(
+            f"{path} is not a BPE model, the only kind of SentencePiece model that can be converted; export with "
+            "--no-tokenizer"
+        )
     kinds = schema.ModelProto.SentencePiece
     vocabulary = {piece.piece: index for index, piece in enumerate(model.pieces)}
     scores = {piece.piece: piece.score for piece in model.pieces}
@@ -209,8 +212,8 @@ def _check_alike(
         ids = encode(text)
         if backend.encode(text, add_special_tokens=False).ids != ids or backend.decode(ids) != decode(ids):
             raise ValueError(
-                f"{path} cannot be converted exactly: it and its conversion split {text!r} differently; export with "
-                "--no-tokenizer and use the file itself"
+                f"{path} cannot be converted exactly: the original and the converted tokenizer split {text!r} "
+                "differently; export with --no-tokenizer and use the file itself"
             )
 
 

@@ -88,14 +88,14 @@ def verify(
         ValueError: one of the two cannot be read, or they cannot belong together.
     """
     if not (Path(export) / "config.json").is_file():
-        raise ValueError(f"{export} is not an export: it has no config.json; give --export an exported folder")
+        raise ValueError(f"{export} contains no config.json; set --export to an exported folder")
     contents = checkpoint_contents(checkpoint)
     model, tokenizer = hf_model_from_checkpoint(export)
     exported = model.config.fwpkm_iteration
     if exported not in (None, contents.iteration):
         raise ValueError(
-            f"{export} was exported from iteration {exported}, but {contents.path} is iteration {contents.iteration}: "
-            f"give --checkpoint the folder iter_{exported:07d}, or export again"
+            f"{export} was exported from iteration {exported}, but {contents.path} is iteration {contents.iteration}; "
+            f"set --checkpoint to the folder iter_{exported:07d}, or export again"
         )
     _check_kinship(contents, model)
     checks: list[Check] = []
@@ -109,7 +109,7 @@ def verify(
         ids = tokenizer(text or SAMPLE_TEXT, return_tensors="pt").input_ids[:, : max(chosen)]
         streams.append(("real text", ids))
         fit = special_tokens_fit(contents, model.config, tokenizer)
-        checks.append(Check("beginning, end and padding of texts", ids.shape[1], 0.0 if fit else 1.0, 0.0))
+        checks.append(Check("special tokens (BOS, EOS, padding)", ids.shape[1], 0.0 if fit else 1.0, 0.0))
     description = json.loads((Path(export) / "config.json").read_text(encoding="utf-8"))
     memory: Memory = "trained" if model.config.fwpkm_memory == "trained" else "initial"
     rounding = DTYPES[description.get("dtype") or "float32"]
@@ -152,7 +152,8 @@ def megatron_forward(
     missing = [name for name in problems.missing_keys if not name.endswith("_extra_state")]
     if missing or problems.unexpected_keys:
         raise ValueError(
-            f"{contents.path} does not fit its configuration: missing {missing}, surplus {problems.unexpected_keys}"
+            f"{contents.path} does not match its configuration: missing tensors {missing}, unexpected tensors "
+            f"{problems.unexpected_keys}"
         )
     for layer in memory_layers(trained):
         layer.load_fast_weights(FastWeightState(*fast_weights(contents, layer.layer_number, memory)))
@@ -185,8 +186,8 @@ def _check_kinship(contents: CheckpointContents, model: FwPKMForCausalLM) -> Non
     theirs = (hf.num_hidden_layers, hf.hidden_size, hf.vocab_size, len(hf.fwpkm_layers))
     if ours != theirs:
         raise ValueError(
-            f"{contents.path} and the export are different models: layers, width, vocabulary and memories are {ours} "
-            f"and {theirs}"
+            f"{contents.path} and the export are different models: (layers, hidden size, vocabulary size, memories) is "
+            f"{ours} in the checkpoint and {theirs} in the export"
         )
 
 

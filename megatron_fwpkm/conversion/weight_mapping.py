@@ -81,7 +81,7 @@ def hf_to_megatron(
         elif name == rule.hf[0]:
             translated[rule.megatron] = rule.transform.to_megatron(tuple(hf[part] for part in rule.hf), shapes)
     if incomplete:
-        raise ValueError(f"tensors are missing: {_listed(sorted(set(incomplete)))}")
+        raise ValueError(f"missing tensors: {_listed(sorted(set(incomplete)))}")
     _check_names(unknown, translated, expected, "Megatron")
     return translated
 
@@ -93,9 +93,9 @@ def _check_names(unknown: list[str], translated: Mapping[str, Tensor], expected:
     problems = [
         f"{what}: {_listed(names)}"
         for what, names in (
-            ("no rule of the weight table fits", sorted(unknown)),
-            (f"nothing gives the {side} tensors", missing),
-            (f"the {side} model has no place for", surplus),
+            ("tensors without a conversion rule", sorted(unknown)),
+            (f"missing {side} tensors", missing),
+            (f"unexpected {side} tensors", surplus),
         )
         if names
     ]

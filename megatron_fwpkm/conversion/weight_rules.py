@@ -158,4 +158,4 @@ def register_rules(kind: str, rules: tuple[Rule, ...]) -> None:
 
 def _expect_rows(tensor: Tensor, rows: int, what: str) -> None:
     if tensor.shape[0] != rows:
-        raise ValueError(f"has {tensor.shape[0]} rows where {what} make {rows}")
+        raise ValueError(f"the tensor has {tensor.shape[0]} rows, expected {rows} ({what})")

@@ -78,12 +78,12 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (without_table, f"model.safetensors: the tensor {TABLE} is missing"),
     (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
     (cut("config.json"), "config.json' is not a valid JSON file"),
-    (replaced("config.json", "[]"), "config.json is damaged: it contains no JSON object"),
-    (replaced("config.json", '{"model_type": "gpt2"}'), "kind than fwpkm: its config.json says model_type 'gpt2'"),
+    (replaced("config.json", "[]"), "config.json is damaged: it does not contain a JSON object"),
+    (replaced("config.json", '{"model_type": "gpt2"}'), "model_type in config.json is 'gpt2', not 'fwpkm'"),
     (changed(rope_theta=0), "rope_theta=0 must be a finite number above 1"),
     (changed(num_hidden_layers=10**7), "num_hidden_layers=10000000 must be"),
     (replaced("generation_config.json", "[]"), "generation_config.json is damaged"),
-    (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+    (lambda folder: (folder / "config.json").unlink(), "contains no config.json"),
 ]  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def test_verify_names_the_iteration_of_an_export(run: Path, damaged: Path, capsy
     done = run_tool(capsys, *command)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert f"{damaged} was exported from iteration 5, but " in done.stderr
-    assert "iter_0000007 is iteration 7: give --checkpoint the folder iter_0000005, or export again" in done.stderr
+    assert "iter_0000007 is iteration 7; set --checkpoint to the folder iter_0000005, or export again" in done.stderr
     changed(fwpkm_iteration=None)(damaged)
     assert run_tool(capsys, *command).returncode == 0
 

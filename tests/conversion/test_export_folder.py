@@ -218,7 +218,7 @@ def test_what_cannot_be_converted_is_said(
     unigram.write_bytes(
         train(["one two three four five six"] * 9, model_type="unigram", vocab_size=290, hard_vocab_limit=False)
     )
-    with pytest.raises(ValueError, match="unigram.model is a SentencePiece model of another kind than BPE"):
+    with pytest.raises(ValueError, match="unigram.model is not a BPE model, the only kind of SentencePiece"):
         converted(unigram)
     from megatron_fwpkm.conversion import tokenizer_export
 
@@ -238,7 +238,7 @@ def test_a_failed_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkey
     target = tmp_path / "hf"
     export(checkpoint, target)
     before = (target / "model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="hf exists already; give another --output, or --overwrite"):
+    with pytest.raises(ValueError, match="hf already exists; give another --output, or use --overwrite"):
         export(checkpoint, target)
 
     def broken(*arguments: object) -> str:
@@ -259,13 +259,13 @@ def test_sources_that_are_no_model(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere is not a folder; name .* or, for a model, an export"):
         hf_model_from_checkpoint(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match="holds a Hugging Face model of another kind than fwpkm"):
+    with pytest.raises(ValueError, match="contains a Hugging Face model of another kind: .*, not 'fwpkm'"):
         hf_model_from_checkpoint(tmp_path)
     folder = export(checkpoint, tmp_path / "hf", tokenizer=False)
     assert hf_model_from_checkpoint(folder)[1] is None
-    with pytest.raises(ValueError, match="contains no tokenizer, so there is no text to read or write"):
+    with pytest.raises(ValueError, match="contains no tokenizer to read and write text with; export"):
         load_for_text(folder)
-    with pytest.raises(ValueError, match="--device nonsense cannot be used here"):
+    with pytest.raises(ValueError, match="--device nonsense is not available"):
         load_for_text(folder, "nonsense")
 
 

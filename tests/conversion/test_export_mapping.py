@@ -68,20 +68,20 @@ def test_all_names_that_do_not_fit_are_listed() -> None:
     wanted = hf_names(tensors)
     surplus = tensors | {"decoder.layers.0.mixer.weight": torch.zeros(1), "rotary.inv_freq": torch.zeros(1)}
     with pytest.raises(
-        ValueError, match=r"no rule of the weight table fits: decoder.layers.0.mixer.weight, rotary.inv"
+        ValueError, match=r"tensors without a conversion rule: decoder.layers.0.mixer.weight, rotary.inv"
     ):
         megatron_to_hf(surplus, SHAPES, PLAN, wanted)
     fewer = {name: tensor for name, tensor in tensors.items() if "linear_fc1" not in name and "final" not in name}
     with pytest.raises(
-        ValueError, match=r"nothing gives the Hugging Face tensors: .*gate_proj.bias.*model.norm.weight"
+        ValueError, match=r"missing Hugging Face tensors: .*gate_proj.bias.*model.norm.weight"
     ):
         megatron_to_hf(fewer, SHAPES, PLAN, wanted)
-    with pytest.raises(ValueError, match="the Hugging Face model has no place for: lm_head.weight"):
+    with pytest.raises(ValueError, match="unexpected Hugging Face tensors: lm_head.weight"):
         megatron_to_hf(tensors, SHAPES, PLAN, wanted - {"lm_head.weight"})
     wrong = tensors | {"decoder.layers.1.self_attention.linear_qkv.weight": torch.zeros(39, 3)}
-    with pytest.raises(ValueError, match="linear_qkv.weight: has 39 rows where query, key and value heads make 40"):
+    with pytest.raises(ValueError, match="linear_qkv.weight: the tensor has 39 rows, expected 40"):
         megatron_to_hf(wrong, SHAPES, PLAN, wanted)
-    with pytest.raises(ValueError, match="word_embeddings.weight: has 10 rows where the padded vocabulary make 16"):
+    with pytest.raises(ValueError, match="word_embeddings.weight: the tensor has 10 rows, expected 16"):
         megatron_to_hf(tensors | {"embedding.word_embeddings.weight": torch.zeros(10, 3)}, SHAPES, PLAN, wanted)
 
 
@@ -89,14 +89,14 @@ def test_a_half_set_of_hf_tensors_is_refused() -> None:
     tensors = megatron_tensors()
     out = megatron_to_hf(tensors, SHAPES, PLAN, hf_names(tensors))
     del out["model.layers.0.self_attn.k_proj.weight"]
-    with pytest.raises(ValueError, match="tensors are missing: model.layers.0.self_attn.k_proj.weight"):
+    with pytest.raises(ValueError, match="missing tensors: model.layers.0.self_attn.k_proj.weight"):
         hf_to_megatron(out, SHAPES, PLAN, tensors)
-    with pytest.raises(ValueError, match="no rule of the weight table fits: vision.weight"):
+    with pytest.raises(ValueError, match="tensors without a conversion rule: vision.weight"):
         hf_to_megatron({"vision.weight": torch.zeros(1)}, SHAPES, PLAN, [])
 
 
 def test_a_tensor_of_a_kind_that_its_layer_does_not_have_fits_no_rule() -> None:
     tensors = megatron_tensors()
     plan = [PLAN[0], LayerParts(None, "attention", "swiglu")]
-    with pytest.raises(ValueError, match="no rule of the weight table fits: decoder.layers.1.memory.gate_norm.weight"):
+    with pytest.raises(ValueError, match="tensors without a conversion rule: decoder.layers.1.memory.gate_norm.weight"):
         megatron_to_hf(tensors, SHAPES, plan, hf_names(tensors))

@@ -69,12 +69,12 @@ def test_verify_compares_how_texts_begin(
     """A tokenizer without the BOS of training, or another pad token, fails; a checkpoint that says nothing is named."""
     write_checkpoint(tmp_path / "run", 500, 512, tokenizer_file)
     export(tmp_path / "run", tmp_path / "old")
-    assert "iter_0000007 does not tell whether its documents began with BOS (an earlier version" in caplog.text
+    assert "iter_0000007 does not say whether the training documents began with BOS (an earlier version" in caplog.text
     caplog.clear()
     with_documents(tmp_path / "run", prepend_bos=True)
     export(tmp_path / "run", tmp_path / "hf")
     assert "BOS" not in caplog.text
-    name = "beginning, end and padding of texts"
+    name = "special tokens (BOS, EOS, padding)"
     for folder, fits in ((tmp_path / "hf", True), (tmp_path / "old", False)):
         checks = {check.name: check for check in verify(tmp_path / "run", folder, lengths=[1])}
         assert checks[name].passed == fits and all(check.passed for check in checks.values() if check.name != name)
@@ -102,7 +102,7 @@ def test_a_tokenizer_that_adds_tokens_is_taken_over_without_them(tokenizer_file:
             assert tokenizer(TEXT).input_ids == ([1] if add_bos else []) + plain
     made.bos_token = None
     made.save_pretrained(tmp_path / "none")
-    with pytest.raises(ValueError, match="none has no BOS, but the documents of training began with one"):
+    with pytest.raises(ValueError, match="none has no BOS token, but the training documents began with one"):
         convert_tokenizer(tmp_path / "none", DataConfig(tokenizer_type="HuggingFaceTokenizer"), add_bos=True)
 
 

@@ -76,7 +76,8 @@ def test_errors_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     )
     occupied = run_tool(capsys, "convert_checkpoint", "export", "--checkpoint", checkpoint, "--output", tmp_path)
     assert occupied.returncode == 1
-    assert occupied.stderr == f"error: {tmp_path} exists already; give another --output, or --overwrite to replace it\n"
+    advice = "give another --output, or use --overwrite to replace it"
+    assert occupied.stderr == f"error: {tmp_path} already exists; {advice}\n"
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_a_killed_evaluation_goes_on_with_the_same_command(export, folder, tmp_p
 def test_what_is_wrong_with_a_model_is_told(export, folder, tmp_path):  # noqa: F811
     from megatron_fwpkm.evaluation.model_loading import load_model
 
-    with pytest.raises(ValueError, match="--device tpu cannot be used here"):
+    with pytest.raises(ValueError, match="--device tpu is not available"):
         load_model(str(export), "tpu")
     with pytest.raises(ValueError, match="is not a folder; give an export, a checkpoint or a Hugging Face model"):
         load_model(str(tmp_path / "missing"))
@@ -249,9 +249,9 @@ def write_checkpoint(target: Path, vocab_size: int) -> None:
         (["--lengths", 96, "--haystack", "{novel}", "{tmp}/no.txt"], "--haystack {tmp}/no.txt does not exist"),
         (["--lengths", 96, "--model", "{tmp}/no"], "--model {tmp}/no is not a folder"),
         (["--lengths", 96, "--workers", 0], "--workers 0 must be at least 1"),
-        (["--lengths", 96, "--device", "tpu"], "--device tpu cannot be used here"),
+        (["--lengths", 96, "--device", "tpu"], "--device tpu is not available"),
         (["--lengths", 96, "--output", "{novel}/out"], "--output {novel}/out cannot be a folder: {novel} is a file"),
-        (["--lengths", 96, "--needle-template", "{{value}} is {{key}}."], "must have {{value}} behind {{key}}"),
+        (["--lengths", 96, "--needle-template", "{{value}} is {{key}}."], "must have {{value}} after {{key}}"),
         (["--lengths", 96, "--needles", 10**6, "--needle-key-words", 1], "--needles 1000000 and one that is never"),
         (["--lengths", 96, "--needle-value-words", 0], "--needle-value-words 0 must be at least 1"),
     ],
