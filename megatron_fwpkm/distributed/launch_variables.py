@@ -43,30 +43,30 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
         _check_not_one_of_many(environment)
         return None
     if world_size is None:
-        raise ValueError(f"RANK={environment['RANK']} is set and WORLD_SIZE is not; {_ADVICE}")
+        raise ValueError(f"RANK={environment['RANK']} is set but WORLD_SIZE is not; {_ADVICE}")
     rank = _number(environment, "RANK", 0)
     if rank is None:
         raise ValueError(
-            f"WORLD_SIZE={world_size} is set and RANK is not, so each of these processes would train alone; {_ADVICE}, "
+            f"WORLD_SIZE={world_size} is set but RANK is not, so each of these processes would train alone; {_ADVICE}, "
             "or unset WORLD_SIZE for a run of one process"
         )
     if rank >= world_size:
-        raise ValueError(f"RANK={rank} is not below WORLD_SIZE={world_size}: ranks count from 0")
+        raise ValueError(f"RANK={rank} must be less than WORLD_SIZE={world_size}: ranks start at 0")
     if world_size == 1 and not environment.get("MASTER_ADDR"):
         return None
     local_world_size = _number(environment, "LOCAL_WORLD_SIZE", 1) or 1
     local_rank = _number(environment, "LOCAL_RANK", 0) or 0
     if "LOCAL_WORLD_SIZE" in environment and local_rank >= local_world_size:
-        raise ValueError(f"LOCAL_RANK={local_rank} is not below LOCAL_WORLD_SIZE={local_world_size}")
+        raise ValueError(f"LOCAL_RANK={local_rank} must be less than LOCAL_WORLD_SIZE={local_world_size}")
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
     if missing:
         raise ValueError(
-            f"RANK={rank} and WORLD_SIZE={world_size} are set and {' and '.join(missing)} "
+            f"RANK={rank} and WORLD_SIZE={world_size} are set but {' and '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not: the ranks do not know where to meet; {_ADVICE}"
         )
     port = _number(environment, "MASTER_PORT", 1)
     if port is None or port > 65535:
-        raise ValueError(f"MASTER_PORT={port} is not a port: give a number from 1 to 65535")
+        raise ValueError(f"MASTER_PORT={port} must be between 1 and 65535")
     agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return Launch(
         rank,
@@ -88,7 +88,7 @@ def _number(environment: Mapping[str, str], name: str, least: int) -> int | None
     if not text.strip().isascii() or not text.strip().removeprefix("-").isdigit():
         raise ValueError(f"the environment variable {name}={text!r} is not an integer; {_ADVICE}")
     if int(text) < least:
-        raise ValueError(f"the environment variable {name}={text} is below {least}; {_ADVICE}")
+        raise ValueError(f"the environment variable {name}={text} must be at least {least}; {_ADVICE}")
     return int(text)
 
 
@@ -97,6 +97,6 @@ def _check_not_one_of_many(environment: Mapping[str, str]) -> None:
         tasks = environment.get(name, "")
         if tasks.isdigit() and int(tasks) > 1:
             raise ValueError(
-                f"{launcher} started {tasks} tasks ({name}={tasks}) and RANK is not set, so each of them would train "
+                f"{launcher} started {tasks} tasks ({name}={tasks}) but RANK is not set, so each of them would train "
                 "alone; start the run with examples/launch/slurm.sbatch, which gives every task its rank"
             )

@@ -141,7 +141,7 @@ class RollCall:
             if self._store.check([_key(other) + "/error"]):
                 found.append(f"rank {other} failed: {self._store.get(_key(other) + '/error').decode()}")
             elif (word := self._read(other)) is None:
-                found.append(f"rank {other} never began")
+                found.append(f"rank {other} did not start")
             elif (text := judge(other, word)) is not None:
                 found.append(f"rank {other} (process {word['pid']} on {word['host']}) {text} ({_where(word)})")
         return found

@@ -42,7 +42,7 @@ def meet(launch: Launch, limit: float, patience: float = FIRST_WORD_SECONDS) -> 
     store = dist.PrefixStore(f"attempt/{launch.attempt}", entrance.store) if launch.store_in_agent else entrance.store
     if store.add(f"fwpkm/joined/{launch.rank}", 1) > 1:
         raise ValueError(
-            f"two processes have RANK={launch.rank} of the run at {launch.meeting_place}: another run uses this "
+            f"two processes of the run at {launch.meeting_place} have RANK={launch.rank}: another run uses this "
             "MASTER_PORT, or a rank was started twice"
         )
     store.add("fwpkm/joined", 1)
@@ -65,7 +65,7 @@ class _Wait:
         if waited >= self._limit:
             raise ValueError(
                 f"gave up after {waited:.0f} s: {reason()}. Check MASTER_ADDR and MASTER_PORT on every node and that "
-                "all ranks are started; --rendezvous-timeout-minutes waits longer"
+                "all ranks were started, or raise --rendezvous-timeout-minutes"
             )
         if waited >= self._next_word:
             self._next_word = waited + NEXT_WORD_SECONDS
@@ -123,8 +123,8 @@ class _Entrance:
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             where = "torchrun's store" if launch.store_in_agent else "rank 0"
-            return f"nothing of this run answers at {launch.meeting_place}, where {where} should be ({reason})"
-        self.trouble = f"what listens at {launch.meeting_place} does not answer as the store of a run"
+            return f"{where} cannot be reached at {launch.meeting_place} ({reason})"
+        self.trouble = f"the program that listens at {launch.meeting_place} is not the store of a run"
         return None
 
     def _connect(self) -> None:

@@ -72,7 +72,7 @@ def _verdict(starts: list[dict[str, str]]) -> str:
             differences.append(f"{name} is {' and '.join(said)}")
     more = f"; and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
     return (
-        f"the ranks of this run were not started alike: {'; '.join(differences[:_NAMED])}{more}. Start all of them "
+        f"the ranks of this run were started differently: {'; '.join(differences[:_NAMED])}{more}. Start all of them "
         "with the same command line, files, code and versions"
     )
 

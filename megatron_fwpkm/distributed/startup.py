@@ -201,8 +201,8 @@ def _join(parallel: ParallelConfig, launch: Launch | None) -> World:
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"local rank {local_rank} has no GPU: {torch.cuda.device_count()} are visible; start at most that many "
-                "processes per node"
+                f"local rank {local_rank} has no GPU ({torch.cuda.device_count()} visible): start at most one process "
+                "per GPU"
             )
         torch.cuda.set_device(local_rank)
         device = torch.device("cuda", local_rank)

@@ -93,7 +93,7 @@ def check_choices(iteration: int, memories: Sequence[SharedMemory], device: torc
         where = f"of layer{'s' * (len(wrong) != 1)} {' '.join(map(str, wrong))}" if wrong else "on another rank"
         raise ValueError(
             f"iteration {iteration}: ranks that share a memory had different slots, gates or queries in the memory "
-            f"{where}: their parts of the tables no longer belong together; continue from the last checkpoint, with "
+            f"{where}: their parts of the tables are no longer consistent; resume from the last checkpoint with "
             "--deterministic"
         )
 
@@ -108,5 +108,5 @@ def check_slow_weights(iteration: int, chunks: Sequence[nn.Module], device: torc
         rank = parallel_state.get_data_parallel_rank()
         raise ValueError(
             f"iteration {iteration}: the slow weights of data-parallel replicas differ"
-            f"{f' (seen on replica {rank})' if not same else ''}; continue from the last checkpoint"
+            f"{f' (seen on replica {rank})' if not same else ''}; resume from the last checkpoint"
         )

@@ -213,8 +213,8 @@ class FastWeightMemoryLayer(FastWeightTables):
             return [[num_tokens]] * num_sequences
         if tuple(starts.shape) != (num_sequences, num_tokens):
             raise ValueError(
-                f"document starts are {list(starts.shape)} but the batch has {num_sequences} sequences of "
-                f"{num_tokens} tokens: set them anew before every forward, or to None"
+                f"document_starts has shape {list(starts.shape)}, but the batch has {num_sequences} "
+                f"sequences of {num_tokens} tokens: set it before every forward, or to None"
             )
         return document_lengths(starts)
 

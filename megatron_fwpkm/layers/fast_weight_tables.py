@@ -68,8 +68,8 @@ class FastWeightTables(MegatronModule):
             old, new = getattr(self, name), getattr(state, name)
             if old.shape != new.shape:
                 raise ValueError(
-                    f"the fast weights of layer {self.layer_number} do not fit: {name} is {list(new.shape)} but this "
-                    f"memory has {list(old.shape)}; give the --fwpkm- sizes and the layout they come from"
+                    f"the fast weights of layer {self.layer_number} do not fit: {name} has shape {list(new.shape)}, "
+                    f"but this memory has {list(old.shape)}; use the saved --fwpkm- sizes and layout"
                 )
         self._record_everything()
         with torch.no_grad():

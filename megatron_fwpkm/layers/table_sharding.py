@@ -149,7 +149,7 @@ class MemorySharding:
             over += f" times --context-parallel-size {self._context_size}" if self._context_size > 1 else ""
             lower = count // self.size * self.size
             near = f"{lower} or {lower + self.size}" if lower else f"{self.size}"
-            raise ValueError(f"{flag} {count} cannot be spread over {over}: use {near}")
+            raise ValueError(f"{flag} {count} is not divisible by {over}: use {near}")
         width = count // self.size
         return slice(self.rank * width, (self.rank + 1) * width)
 

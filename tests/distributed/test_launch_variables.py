@@ -31,18 +31,18 @@ def test_one_of_several() -> None:
 @pytest.mark.parametrize(
     "variables, message",
     [
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set and RANK is not"),
-        ({"RANK": "0"}, "RANK=0 is set and WORLD_SIZE is not"),
-        ({**TWO, **PLACE, "RANK": "2"}, "RANK=2 is not below WORLD_SIZE=2"),
-        ({**TWO, **PLACE, "RANK": "-1"}, "RANK=-1 is below 0"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set but RANK is not"),
+        ({"RANK": "0"}, "RANK=0 is set but WORLD_SIZE is not"),
+        ({**TWO, **PLACE, "RANK": "2"}, "RANK=2 must be less than WORLD_SIZE=2"),
+        ({**TWO, **PLACE, "RANK": "-1"}, "RANK=-1 must be at least 0"),
         ({**TWO, **PLACE, "WORLD_SIZE": "abc"}, "WORLD_SIZE='abc' is not an integer"),
         ({**TWO, **PLACE, "WORLD_SIZE": ""}, "WORLD_SIZE='' is not an integer"),
         ({**TWO, **PLACE, "LOCAL_RANK": "x"}, "LOCAL_RANK='x' is not an integer"),
-        ({**TWO, **PLACE, "LOCAL_RANK": "2"}, "LOCAL_RANK=2 is not below LOCAL_WORLD_SIZE=2"),
+        ({**TWO, **PLACE, "LOCAL_RANK": "2"}, "LOCAL_RANK=2 must be less than LOCAL_WORLD_SIZE=2"),
         (TWO, "MASTER_ADDR and MASTER_PORT are not"),
         ({**TWO, "MASTER_ADDR": "node0"}, "MASTER_PORT is not"),
-        ({**TWO, **PLACE, "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is not a port"),
-        ({"SLURM_STEP_NUM_TASKS": "4"}, "srun started 4 tasks .* and RANK is not set"),
+        ({**TWO, **PLACE, "MASTER_PORT": "70000"}, "MASTER_PORT=70000 must be between 1 and 65535"),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, "srun started 4 tasks .* but RANK is not set"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun started 4 tasks"),
     ],
 )
@@ -58,5 +58,5 @@ def test_a_world_without_ranks_does_not_train() -> None:
         command, cwd=ROOT, env=environment() | {"WORLD_SIZE": "2"}, capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("error: WORLD_SIZE=2 is set and RANK is not"), done.stderr
+    assert done.stderr.startswith("error: WORLD_SIZE=2 is set but RANK is not"), done.stderr
     assert "RANK" not in os.environ

@@ -63,7 +63,7 @@ def test_two_nodes_with_different_learning_rates_do_not_train(tmp_path: Path) ->
     ended = ranks(argv, {}, tmp_path, own={0: ["--lr", "0.001"], 1: ["--lr", "0.005", "--train-iters", "4"]})
     assert [status for status, _ in ended] == [1, 1], ended
     errors = "".join(output for _, output in ended)
-    assert errors.count("were not started alike") == 1, errors
+    assert errors.count("were started differently") == 1, errors
     assert "--lr is 0.001 on rank 0 and 0.005 on rank 1" in errors
     assert "--train-iters is 20 on rank 0 and 4 on rank 1" in errors
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -90,7 +90,7 @@ def test_without_marks_every_sequence_is_one_document() -> None:
 def test_marks_of_another_batch_are_refused() -> None:
     block = memory(reset="document")
     block.document_starts = torch.zeros(2, 40, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"document starts are \[2, 40\] but the batch has 2 sequences of 48 tokens"):
+    with pytest.raises(ValueError, match=r"document_starts has shape \[2, 40\], but the batch has 2 sequences of 48"):
         block(hidden(1))
 
 

@@ -158,9 +158,9 @@ class _Group:
 @pytest.mark.parametrize(
     ("num_subkeys", "value_dim", "context", "message"),
     [
-        (18, 16, 1, "--fwpkm-value-dim 16 cannot be spread over --tensor-model-parallel-size 6: use 12 or 18"),
+        (18, 16, 1, "--fwpkm-value-dim 16 is not divisible by --tensor-model-parallel-size 6: use 12 or 18"),
         (16, 18, 2, "keys 16 .* --tensor-model-parallel-size 3 times --context-parallel-size 2: use 12 or 18"),
-        (4, 18, 1, "--fwpkm-num-subkeys 4 cannot be spread over --tensor-model-parallel-size 6: use 6"),
+        (4, 18, 1, "--fwpkm-num-subkeys 4 is not divisible by --tensor-model-parallel-size 6: use 6"),
     ],
 )
 def test_ranks_must_divide_both_tables(num_subkeys: int, value_dim: int, context: int, message: str) -> None:
