@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if prompt is None:
         prompt = sys.stdin.read()
     if not prompt:
-        raise ValueError("the prompt is empty: give --prompt, --prompt-file or text on standard input")
+        raise ValueError("the prompt is empty; give --prompt, --prompt-file or text on standard input")
     model, tokenizer = load_for_text(args.model, args.device)
     cache = model.new_cache()
     for file, text in documents:

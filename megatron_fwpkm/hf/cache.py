@@ -92,11 +92,11 @@ class FwPKMCache(Cache):
         """Refused.
 
         Raises:
-            ValueError: always; assisted decoding needs it and cannot work with a memory that is written.
+            ValueError: always; assisted decoding needs it, and does not work with a memory that is written.
         """
         raise ValueError(
-            "a memory that has been written cannot be cropped: use cache.clone() before the tokens you may want to "
-            "take back, and generate without an assistant model"
+            "a memory that has been written cannot be cropped; call cache.clone() before the tokens that may have to "
+            "be undone, and generate without an assistant model"
         )
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

@@ -21,8 +21,8 @@ CACHE_NAME = "cache" if "cache" in {field.name for field in fields(CausalLMOutpu
 """What this release of Transformers calls the cache, in arguments and in outputs (`cache` from 5.24)."""
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 _NO_PACKING = (
-    "several texts packed into one row are not supported, for memory and attention would run on from one to the next: "
-    "give each text a row of its own (without DataCollatorWithFlattening)"
+    "packing several texts into one row is not supported, because memory and attention would continue from one text "
+    "to the next; give each text its own row (without DataCollatorWithFlattening)"
 )
 _IGNORED = ("cache_position", "num_items_in_batch", "return_dict")
 _MAY_BE = {"is_causal": True, "output_attentions": False, "output_router_logits": False}
@@ -46,8 +46,8 @@ def refuse_unknown(keywords: Mapping[str, object]) -> None:
                 raise ValueError(f"{name}={value} is not supported by this model; remove it")
             continue
         raise ValueError(
-            f"forward() got {name}, which this model does not know (a newer release of Transformers may call something "
-            "by another name); remove it"
+            f"forward() got an unexpected keyword argument {name!r} (a newer release of Transformers may have renamed "
+            "it); remove it"
         )
 
 
@@ -58,12 +58,12 @@ def given_cache(past_key_values: object, cache: object) -> FwPKMCache | None:
         ValueError: two different ones, or one of another class.
     """
     if past_key_values is not None and cache is not None and past_key_values is not cache:
-        raise ValueError("past_key_values and cache are two names for one thing, and differ here; give one of them")
+        raise ValueError("past_key_values and cache are two names of one argument, but differ here; pass only one")
     name, given = ("cache", cache) if cache is not None else ("past_key_values", past_key_values)
     if given is None or isinstance(given, FwPKMCache):
         return given
     kind = type(given).__name__
-    raise ValueError(f"{name} is a {kind}, which has no fast-weight memory: use model.new_cache()")
+    raise ValueError(f"{name} is a {kind}, which has no fast-weight memory; use model.new_cache()")
 
 
 def check_owner(owner: str | None) -> str | None:
@@ -90,9 +90,9 @@ def check_sequences(sequences: int, owner: str | None, why: str) -> None:
     """
     if sequences > 1 and owner is None:
         raise ValueError(
-            f"{why} would write into one memory and read each other's text from it: give each sequence a call of its "
-            "own, set model.memory_mode = 'frozen' or 'off', or, where sharing is meant, pass memory='shared' "
-            "(to forward() or generate(); or set model.config.memory, or use model.shared_memory())"
+            f"{why} would write to one memory and read each other's text from it; use one call per sequence, set "
+            "model.memory_mode = 'frozen' or 'off', or, if sharing is intended, pass memory='shared' (to forward() "
+            "or generate(); or set model.config.memory, or use model.shared_memory())"
         )
 
 
@@ -104,11 +104,11 @@ def check_shape(hidden: Tensor, text: ReadText) -> None:
     """
     if hidden.dim() != 3 or not hidden.shape[0] or not hidden.shape[1]:
         shape = tuple(hidden.shape[:-1])
-        raise ValueError(f"the input has shape {shape}; give [batch, tokens] with at least one token")
+        raise ValueError(f"the input has shape {shape}, expected [batch, tokens] with at least one token")
     if text.lengths and len(text.lengths) != hidden.shape[0]:
         raise ValueError(
-            f"the cache holds a text of {len(text.lengths)} sequences and this call has {hidden.shape[0]}: end that "
-            "text with cache.end_text() first (its memory stays), or continue with the same sequences"
+            f"this call has batch size {hidden.shape[0]}, but the text in the cache has {len(text.lengths)}; end that "
+            "text with cache.end_text() first (its memory is kept), or continue with the same sequences"
         )
 
 
@@ -130,16 +130,16 @@ def rows_of(attention_mask: Tensor | None, batch: int, places: int, text: ReadTe
     if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] not in (places, whole):
         shown = f"[{batch}, {whole}]" if whole == places else f"[{batch}, {whole}] or [{batch}, {places}]"
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; give {shown}: one entry for every place in the "
-            "cache and in this call (or in this call alone), 0 at padding"
+            f"attention_mask has shape {tuple(attention_mask.shape)}, expected {shown}: one entry for every position "
+            "in the cache and in this call (or in this call alone), 0 at padding"
         )
     mask = attention_mask.bool()
     if text.places and mask.shape[1] == whole:
         past = tuple(mask[:, : text.places].sum(1).tolist())
         if past != text.lengths:
             raise ValueError(
-                f"attention_mask says that {list(past)} tokens were read before, the cache has read "
-                f"{list(text.lengths)}: what was read cannot be masked later"
+                f"attention_mask covers {list(past)} tokens of the past, but the cache has read {list(text.lengths)}; "
+                "tokens that were read cannot be masked later"
             )
     return Rows.of(mask[:, -places:])
 
@@ -153,7 +153,7 @@ def check_positions(position_ids: Tensor | None, rows: Rows, text: ReadText, has
     if position_ids is None or not rows.tokens:
         return
     if position_ids.dim() != 2:
-        raise ValueError(f"position_ids has shape {tuple(position_ids.shape)}; give [batch, tokens]")
+        raise ValueError(f"position_ids has shape {tuple(position_ids.shape)}, expected [batch, tokens]")
     given = rows.pack(position_ids.expand(len(rows.counts), -1))
     expected = text.positions(rows.tokens, given.device)
     if rows.equal and torch.equal(given, expected.expand_as(given)):
@@ -168,12 +168,12 @@ def check_positions(position_ids: Tensor | None, rows: Rows, text: ReadText, has
         raise ValueError(f"position_ids restart at {found} after {int(given[row, place - 1])}: {_NO_PACKING}")
     if not has_cache and not place:
         raise ValueError(
-            f"position_ids begin at {found}, but no cache with the {found} tokens before was handed over: give it as "
-            "past_key_values or cache, or give the whole text"
+            f"position_ids begin at {found}, but no cache with the preceding tokens was passed; pass it as "
+            "past_key_values or cache, or pass the whole text"
         )
     raise ValueError(
-        f"position_ids has {found} where the text continues at {wanted}; leave position_ids out, or pass those of the "
-        "text"
+        f"position_ids has {found} where the text continues at {wanted}; omit position_ids, or pass the positions "
+        "of the text"
     )
 
 

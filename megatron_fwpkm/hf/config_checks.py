@@ -129,10 +129,12 @@ def check_given(config: FwPKMHFConfig, others: Mapping[str, object]) -> None:
     """
     for name, value in others.items():
         if name.startswith("fwpkm_"):
-            raise ValueError(f"{name} is not a field of this configuration: is it misspelt, or of a newer version?")
+            raise ValueError(
+                f"{name} is not a field of this configuration; it may be misspelled or belong to a newer version"
+            )
         if name in ("rope_scaling", "rope_parameters") and value is not None:
             raise ValueError(
-                f"{name}={value!r} is not read by this model, whose field is rope_scaling_factor; leave {name} out"
+                f"{name}={value!r} is not supported by this model; remove it and use rope_scaling_factor"
             )
     _check_dtype(others.get("torch_dtype"))
     check_fields(config, may_be_none=_MADE_UP)
@@ -178,7 +180,7 @@ def check_fields(config: FwPKMHFConfig, may_be_none: tuple[str, ...] = ()) -> No
     _check_lists(config, may_be_none)
     _check_dtype(config.dtype)
     if config.is_encoder_decoder:
-        raise ValueError("is_encoder_decoder=True: this model is a decoder only; leave the field out")
+        raise ValueError("is_encoder_decoder=True is not supported by this decoder-only model; remove the field")
 
 
 def _check_lists(config: FwPKMHFConfig, may_be_none: tuple[str, ...]) -> None:
@@ -193,15 +195,15 @@ def _check_lists(config: FwPKMHFConfig, may_be_none: tuple[str, ...]) -> None:
             raise ValueError(f"{name}={value!r} must be a list")
         for item in value:
             if not entry.takes(item):
-                raise ValueError(f"{name} has the entry {item!r}; each must be {entry}")
+                raise ValueError(f"{name} contains {item!r}; every entry must be {entry}")
 
 
 def _check_mixers(config: FwPKMHFConfig) -> None:
     layers = config.num_hidden_layers
     if len(config.token_mixers) != layers:
         raise ValueError(
-            f"token_mixers has {len(config.token_mixers)} entries; give one for each of the {layers} layers "
-            "(num_hidden_layers)"
+            f"token_mixers has length {len(config.token_mixers)}, but must have one entry for each layer "
+            f"(num_hidden_layers={layers})"
         )
 
 
@@ -216,8 +218,8 @@ def _check_attention(config: FwPKMHFConfig) -> None:
         raise ValueError(f"num_attention_heads={heads} is not divisible by num_key_value_heads={groups}")
     if len(config.attention_windows) != layers:
         raise ValueError(
-            f"attention_windows has {len(config.attention_windows)} entries; give one for each of the {layers} layers "
-            "(num_hidden_layers), None for full attention"
+            f"attention_windows has length {len(config.attention_windows)}, but must have one entry for each layer "
+            f"(num_hidden_layers={layers}), None for full attention"
         )
     rotated = int(config.head_dim * config.partial_rotary_factor)
     if rotated < 2 or rotated % 2:
@@ -232,20 +234,20 @@ def _check_memory(config: FwPKMHFConfig) -> None:
     for layer in layers:
         if layer >= config.num_hidden_layers:
             raise ValueError(
-                f"fwpkm_layers has {layer}, but the layers are 0 to {config.num_hidden_layers - 1} (counted from 0)"
+                f"fwpkm_layers contains {layer}, but the layers are numbered from 0 to {config.num_hidden_layers - 1}"
             )
         if layers.count(layer) > 1:
-            raise ValueError(f"fwpkm_layers={layers} names {layer} more than once; a layer has one memory at most")
+            raise ValueError(f"fwpkm_layers={layers} contains {layer} more than once; a layer has at most one memory")
     if config.fwpkm_key_dim % 2:
         raise ValueError(f"fwpkm_key_dim={config.fwpkm_key_dim} must be even: a query has two halves")
     if config.fwpkm_topk > config.fwpkm_num_subkeys:
         raise ValueError(
-            f"fwpkm_topk={config.fwpkm_topk} is more than fwpkm_num_subkeys={config.fwpkm_num_subkeys}; lower it"
+            f"fwpkm_topk={config.fwpkm_topk} must be at most fwpkm_num_subkeys={config.fwpkm_num_subkeys}"
         )
     if config.fwpkm_lookahead >= config.fwpkm_chunk_size:
         raise ValueError(
-            f"fwpkm_lookahead={config.fwpkm_lookahead} leaves nothing to write of chunks of "
-            f"fwpkm_chunk_size={config.fwpkm_chunk_size} tokens: it must be below that"
+            f"fwpkm_lookahead={config.fwpkm_lookahead} must be below fwpkm_chunk_size={config.fwpkm_chunk_size}, or no "
+            "token would be written"
         )
     if config.fwpkm_normalize_targets and config.fwpkm_value_dim < 2:
         raise ValueError(
@@ -260,8 +262,8 @@ def _check_tokens(config: FwPKMHFConfig) -> None:
     for name, token in named:
         if not Number(0, config.vocab_size - 1, optional=True).takes(token):
             raise ValueError(
-                f"{name}={token!r} must be a token of the vocabulary, 0 to {config.vocab_size - 1} (vocab_size), or "
-                "None"
+                f"{name}={token!r} must be a token id from 0 to {config.vocab_size - 1} "
+                f"(vocab_size={config.vocab_size}), or None"
             )
 
 
@@ -288,6 +290,6 @@ def _check_bytes(config: FwPKMHFConfig) -> None:
         if 4 * numbers > MOST_BYTES:
             sizes = ", ".join(f"{name}={getattr(config, name)}" for name in names)
             raise ValueError(
-                f"{sizes} ask for {4 * numbers:,} bytes in float32, more than any machine holds (at most "
-                f"{MOST_BYTES:,}); lower one of them"
+                f"{sizes} would need {4 * numbers:,} bytes in float32, but at most {MOST_BYTES:,} are supported; lower "
+                "one of them"
             )

@@ -33,13 +33,13 @@ class FwPKMHFConfig(PreTrainedConfig):
         hidden_dropout: dropout of the residual branches in training.
         rope_theta: base of the rotary embedding.
         partial_rotary_factor: fraction of a head's width that is rotated.
-        rope_scaling_factor: divides low rotary frequencies, as in Llama 3.1; None for none.
-        max_position_embeddings: longest text that generation accepts without a remark; None for no limit.
+        rope_scaling_factor: divides low rotary frequencies, as in Llama 3.1; None for no scaling.
+        max_position_embeddings: longest text that generation accepts without a warning; None for no limit.
         training_length: tokens of a training sequence, for information.
         rms_norm_eps: epsilon of every RMSNorm.
         initializer_range: standard deviation of the initial linears and embeddings.
-        tie_word_embeddings: the output projection is the embedding.
-        use_cache: stream through a cache when a call does not say (inference).
+        tie_word_embeddings: share the weights of the embedding and the output projection.
+        use_cache: default of the argument `use_cache` of a call in evaluation mode.
         fwpkm_layers: layers, counted from 0, that have a memory before their attention.
         fwpkm_num_heads: query heads of a memory.
         fwpkm_num_subkeys: sub-keys per half; the table has their square of slots.
@@ -60,8 +60,8 @@ class FwPKMHFConfig(PreTrainedConfig):
             choice where it is installed.
         fwpkm_memory: which memory the export holds, for information: "initial" or "trained".
         fwpkm_iteration: iteration of the training run that the weights are from, for information.
-        memory: whose the memory is when a call has several sequences and writes: "shared" by all of them, or None to
-            refuse such a call. A call's own `memory` comes first.
+        memory: who owns the memory when a call has several sequences and writes: "shared" by all of them, or None to
+            refuse such a call. The argument `memory` of a call takes precedence.
 
     Raises:
         ValueError: a field is out of its range, or fields do not fit each other; with name, value and what is allowed.
@@ -149,6 +149,6 @@ class FwPKMHFConfig(PreTrainedConfig):
             if not isinstance(error, AttributeError | TypeError) and "StrictDataclass" not in type(error).__name__:
                 raise
             reason = " ".join(str(error).split())
-            raise ValueError(f"the configuration has a field of a wrong kind: {reason}") from error
+            raise ValueError(f"a field of the configuration has the wrong type: {reason}") from error
         check_config(made[0] if isinstance(made, tuple) else made)
         return made

@@ -47,7 +47,7 @@ def read_text(path: str | Path) -> str:
     try:
         return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path} is not text in UTF-8, plain or gzip: {error}") from error
+        raise ValueError(f"{path} is not UTF-8 text (plain or gzip): {error}") from error
 
 
 def remember(model: FwPKMForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str, cache: FwPKMCache) -> int:
@@ -88,7 +88,7 @@ def continue_text(
         ValueError: the prompt has no tokens.
     """
     if not tokenizer(prompt, add_special_tokens=False).input_ids:
-        raise ValueError("the prompt is empty: give --prompt, --prompt-file or text on standard input")
+        raise ValueError("the prompt is empty; give --prompt, --prompt-file or text on standard input")
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
     out = model.generate(
         ids,

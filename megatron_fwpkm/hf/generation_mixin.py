@@ -45,8 +45,8 @@ class FwPKMGenerationMixin(GenerationMixin):
         """
         if self.model.memory_mode != "on":
             raise ValueError(
-                f"memory_mode={self.model.memory_mode!r} writes nothing, so nothing would be remembered: set it to "
-                "'on' to read a document"
+                f"memory_mode={self.model.memory_mode!r} writes nothing, so the document would not be remembered; set "
+                "it to 'on'"
             )
         cache = self.model.new_cache() if cache is None else cache
         self.model(input_ids=input_ids, attention_mask=attention_mask, cache=cache, memory=memory)
@@ -67,7 +67,7 @@ class FwPKMGenerationMixin(GenerationMixin):
             *args: as there.
             memory: "shared" lets several sequences write one memory. Default: `memory` of the generation
                 configuration, then of the model's.
-            **kwargs: as there; `cache` and `past_key_values` are two names for one thing.
+            **kwargs: as there; `cache` and `past_key_values` are two names of one argument.
 
         Raises:
             ValueError: several sequences would write one memory and nobody said so, or end apart; a cache of another
@@ -95,9 +95,9 @@ class FwPKMGenerationMixin(GenerationMixin):
         step = found.get("input_ids")
         if step is not None and found.get(CACHE_NAME) is None and step.shape[1] < input_ids.shape[1]:
             raise ValueError(
-                f"generate() hands over the last {step.shape[1]} of {input_ids.shape[1]} tokens without the cache that "
-                "has read the others: this release of Transformers does not fit the model; use use_cache=False, or a "
-                "release that the model card names"
+                f"generate() passed the last {step.shape[1]} of {input_ids.shape[1]} tokens without the cache that "
+                "has read the others: this release of Transformers is not compatible with the model; use "
+                "use_cache=False, or a release that the model card lists"
             )
         if found.get("attention_mask") is not None:
             found.pop("position_ids", None)  # they follow from the mask; after padding on the right, theirs do not
@@ -127,7 +127,7 @@ class FwPKMGenerationMixin(GenerationMixin):
             self._check_writing(generation_config, batch_size)
         kind = generation_config.cache_implementation
         if kind not in (None, "dynamic"):
-            raise ValueError(f"cache_implementation={kind!r} has no place for the memory; remove it")
+            raise ValueError(f"cache_implementation={kind!r} cannot hold the memory; remove it")
         if model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache is not False:
             model_kwargs[CACHE_NAME] = self.model.new_cache()
         super()._prepare_cache_for_generation(
@@ -148,9 +148,9 @@ class FwPKMGenerationMixin(GenerationMixin):
         may_end = config.eos_token_id is not None or getattr(config, "stop_strings", None) is not None
         if sequences > 1 and may_end and (config.min_length or 0) < config.max_length:
             raise ValueError(
-                f"of {sequences} sequences that share a memory none can end before the others, for its padding would "
-                "be written: give min_new_tokens the value of max_new_tokens and cut the texts yourself, generate one "
-                "at a time, or set model.memory_mode = 'frozen' or 'off'"
+                f"{sequences} sequences that share a memory must end together, because the padding after a shorter "
+                "one would be written; set min_new_tokens to max_new_tokens and truncate the texts yourself, "
+                "generate one sequence at a time, or set model.memory_mode = 'frozen' or 'off'"
             )
 
 
@@ -169,10 +169,11 @@ def _check_continuation(text: ReadText, ids: Tensor | None, embeddings: Tensor |
     places = given.shape[1]
     if mask is not None and mask.shape[1] == text.places + places:
         return
-    advice = "pass the whole text, or call cache.end_text() first to begin another one (its memory stays)"
+    advice = "pass the whole text, or call cache.end_text() first to begin another one (its memory is kept)"
     if places <= text.places:
         raise ValueError(
-            f"generate() got {places} tokens and a cache that has read {text.places} of this text: {advice}"
+            f"generate() got an input of length {places}, but the cache has read a text of length {text.places}; "
+            f"{advice}"
         )
     if embeddings is not None or ids is None or text.fingerprint is None or len(ids) != len(text.lengths):
         return
@@ -181,6 +182,6 @@ def _check_continuation(text: ReadText, ids: Tensor | None, embeddings: Tensor |
     found = fingerprint(rows.pack(past), rows.counts)
     if rows.counts != text.lengths or not torch.equal(found, text.fingerprint.to(past.device)):
         raise ValueError(
-            f"the text given to generate() does not begin with the {text.places} tokens that the cache has read: "
+            f"the text given to generate() does not begin with the {text.places} tokens that the cache has read; "
             f"{advice}"
         )

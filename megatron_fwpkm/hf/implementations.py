@@ -106,7 +106,7 @@ def implementation_for(name: str, device: torch.device) -> tuple[Any, str]:
         return None, "plain"
     if _package() is None:
         raise ValueError(
-            f"fwpkm_implementation={name!r} needs the package megatron_fwpkm, which is not installed here: install it, "
+            f"fwpkm_implementation={name!r} needs the package megatron_fwpkm, which is not installed; install it, "
             "or set model.config.fwpkm_implementation to 'plain' or 'auto' before the model is built"
         )
     return _package(), name

@@ -52,7 +52,7 @@ def token_mixer(config: FwPKMHFConfig, layer_idx: int) -> KindModules:
     name = config.token_mixers[layer_idx]
     known = [kind for kind, modules in KIND_MODULES.items() if modules.cache is not None]
     if name not in known:
-        raise ValueError(f"token_mixers has the entry {name!r}, which is not known; choose one of: {', '.join(known)}")
+        raise ValueError(f"token_mixers contains {name!r}, which is not supported; choose one of: {', '.join(known)}")
     return KIND_MODULES[name]
 
 

@@ -55,9 +55,9 @@ class LayerMemory:
         pending = self.state.pending
         if pending is not None and len(pending.queries) != len(queries):
             raise ValueError(
-                f"the cache holds waiting tokens of {len(pending.queries)} sequences and this call has "
-                f"{len(queries)}: end the earlier text with cache.end_text() first (its memory stays), or continue "
-                "with the same sequences"
+                f"this call has batch size {len(queries)}, but the tokens that wait in the cache have "
+                f"{len(pending.queries)}; end the earlier text with cache.end_text() first (its memory is kept), or "
+                "continue with the same sequences"
             )
         in_place = self._may_write()
         output = read_and_write(queries, targets, gates, mask, self.state, self.options, in_place=in_place)

@@ -179,7 +179,7 @@ class FwPKMModel(FwPKMPreTrainedModel):
         """
         refuse_unknown(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         past = self._cache(given_cache(past_key_values, cache), use_cache)
         text = ReadText() if past is None else past.text
@@ -191,9 +191,9 @@ class FwPKMModel(FwPKMPreTrainedModel):
         rows = rows_of(attention_mask, batch, places, text)
         if self.writes_memory and not rows.equal:
             raise ValueError(
-                f"the rows of this batch have {min(rows.counts)} to {max(rows.counts)} tokens without padding and "
-                "share a memory, whose chunks need as many of each: give rows of equal length, give each a call of "
-                "its own, or set model.memory_mode = 'frozen' or 'off'"
+                f"the rows of this batch have {min(rows.counts)} to {max(rows.counts)} tokens without padding, but "
+                "rows that share a memory must have equal length; pass rows of equal length, use one call per row, "
+                "or set model.memory_mode = 'frozen' or 'off'"
             )
         check_positions(position_ids, rows, text, past_key_values is not None or cache is not None)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -250,7 +250,9 @@ class FwPKMModel(FwPKMPreTrainedModel):
     def _cache(self, given: FwPKMCache | None, use_cache: bool | None) -> FwPKMCache | None:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             if given is not None:
-                raise ValueError("gradient checkpointing runs layers twice and would write the cache twice: give none")
+                raise ValueError(
+                    "gradient checkpointing runs layers twice and would write the cache twice; pass no cache"
+                )
             return None
         if given is not None:
             return given

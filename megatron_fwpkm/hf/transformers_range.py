@@ -27,14 +27,14 @@ def check_transformers(installed: str) -> None:
     if found < _release(OLDEST):
         major, minor = _release(NEWEST)
         raise ImportError(
-            f"this model needs transformers {OLDEST} or newer and finds {installed}: pip install "
+            f"this model requires transformers {OLDEST} or newer, but {installed} is installed: pip install "
             f"'transformers>={OLDEST},<{major}.{minor + 1}'"
         )
     if found > _release(NEWEST):
         warnings.warn(
-            f"transformers {installed} is newer than {NEWEST}, the last release that this FwPKM model was tested with; "
-            "it refuses the calls that it does not understand, but compare a text with an earlier release before you "
-            "rely on this one, or export the model again with a newer megatron_fwpkm",
+            f"transformers {installed} is newer than {NEWEST}, the last release that this FwPKM model was tested "
+            "with; calls that the model does not support raise an error, but compare its output with that of an "
+            "earlier release before you rely on it, or export the model again with a newer megatron_fwpkm",
             stacklevel=2,
         )
 

@@ -18,7 +18,7 @@ from torch import nn
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 AGAIN = "copy the folder again, or export again"
-REMEDY = f"the weights are damaged or of another model than config.json: {AGAIN}"
+REMEDY = f"the weights are damaged or do not belong to config.json; {AGAIN}"
 
 
 class Stored(NamedTuple):
@@ -35,8 +35,8 @@ def load_checked(load: Callable[..., Any], source: Any, *args: Any, **options: A
         load: Transformers' `from_pretrained` of the model's class.
         source: its first argument: a folder, a name on the Hub, or None.
         args: its other arguments.
-        options: its keyword arguments. With `ignore_mismatched_sizes` tensors of other shapes begin anew, as
-            Transformers says in its log.
+        options: its keyword arguments. With `ignore_mismatched_sizes`, tensors of other shapes are initialized
+            again, as Transformers says in its log.
 
     Returns:
         What `load` returns.
@@ -72,7 +72,9 @@ def load_checked(load: Callable[..., Any], source: Any, *args: Any, **options: A
         raise ValueError(f"{place}: {_named(info['unexpected_keys'])} not part of this model; {REMEDY}")
     for name, tensor in stored.items():
         if not tensor.dtype.startswith(("F", "BF")) and getattr(model, "hf_quantizer", None) is None:
-            raise ValueError(f"{tensor.file}: {name} has dtype {tensor.dtype}, which has no fractions; {REMEDY}")
+            raise ValueError(
+                f"{tensor.file}: {name} has dtype {tensor.dtype}, which is not a floating-point type; {REMEDY}"
+            )
     check_finite(model, place, origins)
     return (model, info) if with_info else model
 
@@ -97,12 +99,12 @@ def check_finite(model: nn.Module, place: str, origins: Mapping[str, str] | None
             total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).item()
             wrong = 0 if math.isfinite(total) else int((~tensor.isfinite()).sum())
         if wrong:
-            cause = "the weights are damaged or their training diverged: use an earlier checkpoint"
+            cause = "the weights are damaged or training diverged; use an earlier checkpoint"
             if tensor.dtype == torch.float16:
-                cause += ", or another dtype than float16, which ends at 65,504"
+                cause += ", or another dtype than float16, whose largest number is 65,504"
             raise ValueError(
-                f"{(origins or {}).get(name, place)}: {name} holds {wrong:,} of {tensor.numel():,} numbers that are "
-                f"NaN or infinite; {cause}"
+                f"{(origins or {}).get(name, place)}: {wrong:,} of the {tensor.numel():,} numbers in {name} "
+                f"{'is' if wrong == 1 else 'are'} NaN or infinite: {cause}"
             )
 
 
@@ -129,15 +131,15 @@ def stored_tensors(folder: Path, options: Mapping[str, Any]) -> dict[str, Stored
     try:
         named: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{index} is damaged: it is not an index of weights in JSON; {AGAIN}") from error
+        raise ValueError(f"{index} is damaged: it is not a JSON index of weights; {AGAIN}") from error
     headers: dict[str, dict[str, Stored]] = {}
     for shard in dict.fromkeys(named.values()):
         if not (folder / shard).is_file():
-            raise ValueError(f"{folder / shard} is missing, which {index.name} names; {AGAIN}")
+            raise ValueError(f"{folder / shard} is missing, but {index.name} lists it; {AGAIN}")
         headers[shard] = read_header(folder / shard)
     for name, shard in named.items():
         if name not in headers[shard]:
-            raise ValueError(f"{folder / shard} lacks {name}, which {index.name} says it holds; {AGAIN}")
+            raise ValueError(f"{folder / shard} does not contain {name}, but {index.name} lists it there; {AGAIN}")
     return {name: stored for tensors in headers.values() for name, stored in tensors.items()}
 
 
@@ -154,7 +156,9 @@ def read_header(file: Path) -> dict[str, Stored]:
             raise ValueError(f"{file} has {size:,} bytes and is not a safetensors file; {AGAIN}")
         text = stream.read(length)
     if len(text) < length:
-        raise ValueError(f"{file} is cut short: it has {size:,} bytes, {8 + length:,} to its first tensor; {AGAIN}")
+        raise ValueError(
+            f"{file} is truncated: it has {size:,} bytes, but its header alone needs {8 + length:,}; {AGAIN}"
+        )
     try:
         tensors = json.loads(text)
         tensors.pop("__metadata__", None)
@@ -163,7 +167,7 @@ def read_header(file: Path) -> dict[str, Stored]:
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ValueError(f"{file} is damaged: its header is not that of a safetensors file; {AGAIN}") from error
     if end != size:
-        raise ValueError(f"{file} has {size:,} bytes instead of {end:,}: it is cut short or damaged; {AGAIN}")
+        raise ValueError(f"{file} has {size:,} bytes instead of {end:,}: it is truncated or damaged; {AGAIN}")
     return found
 
 
@@ -177,7 +181,7 @@ def _check_generation_config(folder: Path) -> None:
     except ValueError:
         sound = False
     if not sound:
-        raise ValueError(f"{file} is damaged: it contains no JSON object; {AGAIN}")
+        raise ValueError(f"{file} is damaged: it does not contain a JSON object; {AGAIN}")
 
 
 def _variant(name: str, variant: str | None) -> str:

@@ -73,7 +73,7 @@ def changed(**fields: object) -> Callable[[Path], None]:
 
 
 DAMAGE: list[tuple[Callable[[Path], None], str]] = [
-    (cut("model.safetensors"), "model.safetensors is cut short"),
+    (cut("model.safetensors"), "model.safetensors is truncated"),
     (cut("model.safetensors", 0), "model.safetensors has 0 bytes"),
     (without_table, f"model.safetensors: the tensor {TABLE} is missing"),
     (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
@@ -169,10 +169,10 @@ def test_a_checkpoint_that_diverged_is_not_exported(run: Path) -> None:
 
     contents = contents_of(tiny(), vocab_size=60, padded=64)
     contents.slow["decoder.final_layernorm.weight"][3] = float("nan")
-    with pytest.raises(ValueError, match="iter_0000007: model.norm.weight holds 1 of 32 numbers that are NaN"):
+    with pytest.raises(ValueError, match="iter_0000007: 1 of the 32 numbers in model.norm.weight is NaN"):
         hf_model(contents)
     contents = contents_of(tiny(), vocab_size=60, padded=64)
     contents.fast[2].values[0, 0] = float("inf")
-    with pytest.raises(ValueError, match="model.layers.1.memory.values holds 1 of "):
+    with pytest.raises(ValueError, match="1 of the .* numbers in model.layers.1.memory.values"):
         hf_model(contents, memory="trained")
     assert torch.isfinite(hf_model(contents, memory="initial").model.layers[1].memory.values).all()

@@ -24,7 +24,7 @@ def test_a_second_question_is_read_whole_or_refused(tokens: int) -> None:
         model.memory_mode = mode
         first = model.generate(token_ids(1, 3, seed=3), cache=cache, max_new_tokens=7, do_sample=False)
         assert cache.get_seq_length() == 9
-        with pytest.raises(ValueError, match=f"got {tokens} tokens and a cache that has read 9 of .*{ADVICE}"):
+        with pytest.raises(ValueError, match=f"length {tokens}, but the cache has read a text of length 9; {ADVICE}"):
             model.generate(question, cache=cache, max_new_tokens=2)
         with pytest.raises(ValueError, match=ADVICE):
             model.generate(question, attention_mask=torch.ones_like(question), past_key_values=cache)
@@ -52,7 +52,7 @@ def test_a_conversation_goes_on_when_it_is_passed_whole(layout: dict[str, object
     edited[0, 2] += 1
     other = token_ids(1, 26, seed=5)
     for wrong in (edited, other):
-        with pytest.raises(ValueError, match=f"does not begin with the 20 tokens that the cache has read: {ADVICE}"):
+        with pytest.raises(ValueError, match=f"does not begin with the 20 tokens that the cache has read; {ADVICE}"):
             model.generate(wrong, cache=cache.clone(), max_new_tokens=2)
     expected = model.generate(longer, max_new_tokens=9, do_sample=False)
     pads = torch.full((1, 4), 7)
@@ -109,7 +109,7 @@ def test_reading_keeps_no_graph_and_ends_the_text() -> None:
     assert model.read(token_ids(1, 20), cache) is cache
     assert not torch.equal(cache.memory[1].state.values, by_hand_state.values)
     model.memory_mode = "frozen"
-    with pytest.raises(ValueError, match="memory_mode='frozen' writes nothing, so nothing would be remembered"):
+    with pytest.raises(ValueError, match="memory_mode='frozen' writes nothing, so the document would not be"):
         model.read(document)
 
 

@@ -152,7 +152,7 @@ def test_another_number_of_sequences_is_refused() -> None:
     with torch.no_grad():
         tokens.cut(0, 3).into(stream)
         one = tokens.map(lambda field: field[:1])
-        with pytest.raises(ValueError, match=r"waiting tokens of 2 sequences and this call has 1: .*end_text"):
+        with pytest.raises(ValueError, match="batch size 1, but the tokens that wait in the cache have 2; .*end_text"):
             one.into(stream)
         stream.end_text()
         one.into(stream)

@@ -227,13 +227,13 @@ def test_refusals() -> None:
         model(ids, past_key_values=DynamicCache())
     with pytest.raises(ValueError, match="num_beams=2: beam search would write every hypothesis"):
         model.generate(ids, num_beams=2, max_new_tokens=2)
-    with pytest.raises(ValueError, match="cache_implementation='static' has no place for the memory"):
+    with pytest.raises(ValueError, match="cache_implementation='static' cannot hold the memory"):
         model.generate(ids, cache_implementation="static", max_new_tokens=2)
     with pytest.raises(ValueError, match="cannot be cropped"):
         model.new_cache().crop(-1)
-    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 5\); give \[1, 12\]"):
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 5\), expected \[1, 12\]"):
         model(ids, attention_mask=torch.zeros(1, 5))
-    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model()
     model.memory_mode = "frozen"
     assert model.generate(ids, num_beams=2, max_new_tokens=2, do_sample=False).shape == (1, 14)

@@ -75,7 +75,7 @@ def test_padding_in_every_call_of_a_stream(whole_mask: bool) -> None:
             found.append(model(row, attention_mask=given, cache=cache).logits[:, mask[0] > 0])
         torch.testing.assert_close(torch.cat(found, 1), model(ids).logits, rtol=1e-12, atol=1e-12)
     assert cache.get_seq_length() == 58 and cache.text.lengths == (40,)
-    with pytest.raises(ValueError, match=r"\[58\] tokens were read before, the cache has read \[40\]"):
+    with pytest.raises(ValueError, match=r"covers \[58\] tokens of the past, but the cache has read \[40\]"):
         model(ids, attention_mask=torch.ones(1, 98), cache=cache)
 
 
@@ -122,14 +122,14 @@ def test_padding_has_no_loss() -> None:
         assert model(row, attention_mask=mask, labels=row).loss.item() == pytest.approx(plain.item(), rel=1e-6)
 
 
-REFUSED = "would write into one memory and read each other's text from it"
+REFUSED = "would write to one memory and read each other's text from it"
 
 
 def test_a_batch_shares_a_memory_only_where_asked() -> None:
     """By the call, the context, the configuration, the generation configuration; in training, too."""
     model, ids = endless(), token_ids(2, 20)
     for call in (model, model.model, model.generate, model.read):
-        with pytest.raises(ValueError, match=f"a batch of 2 sequences {REFUSED}: .*memory='shared'"):
+        with pytest.raises(ValueError, match=f"a batch of 2 sequences {REFUSED}; .*memory='shared'"):
             call(ids)
     with torch.no_grad():
         shared = model(ids, memory="shared").logits
@@ -173,7 +173,7 @@ def test_what_a_shared_memory_cannot_do_is_refused() -> None:
     model, ids = small_model(memory="shared"), token_ids(2, 20)
     mask = torch.ones(2, 20)
     mask[1, :3] = 0
-    message = "the rows of this batch have 17 to 20 tokens without padding and share a memory"
+    message = "the rows of this batch have 17 to 20 tokens without padding, but rows that share a memory"
     for call in (model, model.generate):
         with pytest.raises(ValueError, match=message):
             call(ids, attention_mask=mask, **({} if call is model else {"min_new_tokens": 20}))
@@ -185,7 +185,7 @@ def test_what_a_shared_memory_cannot_do_is_refused() -> None:
         torch.testing.assert_close(out[b, mask[b] > 0], plain[b], rtol=1e-12, atol=1e-12)
     model.generation_config.eos_token_id = 2
     for ending in ({}, {"eos_token_id": None, "stop_strings": "x"}):
-        with pytest.raises(ValueError, match="of 2 sequences that share a memory none can end before the others"):
+        with pytest.raises(ValueError, match="2 sequences that share a memory must end together"):
             model.generate(ids, max_new_tokens=5, **ending)
     assert model.generate(ids, max_new_tokens=5, min_new_tokens=5).shape == (2, 25)
 
@@ -198,7 +198,7 @@ def test_another_number_of_sequences_on_one_cache() -> None:
         with torch.no_grad():
             model(ids[:2], cache=cache)
             for rows in (1, 3):
-                with pytest.raises(ValueError, match=f"a text of 2 sequences and this call has {rows}: .*end_text"):
+                with pytest.raises(ValueError, match=f"batch size {rows}, but the text in the cache has 2; .*end_text"):
                     model(ids[:rows], cache=cache)
             cache.end_text()
             model(ids[:1], cache=cache)

@@ -67,9 +67,9 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "integers": (
         lambda t: t.update({VALUES: torch.ones(64, 12, dtype=torch.int64)}), f"safetensors: {VALUES} has dtype I64",
     ),
-    "NaN": (lambda t: t[VALUES][3, 4:6].fill_(float("nan")), f"safetensors: {VALUES} holds 2 of 768 numbers that"),
+    "NaN": (lambda t: t[VALUES][3, 4:6].fill_(float("nan")), f"safetensors: 2 of the 768 numbers in {VALUES} are"),
     "infinity": (
-        lambda t: t["model.norm.weight"][5].fill_(float("-inf")), "model.norm.weight holds 1 of 16 numbers that are Na",
+        lambda t: t["model.norm.weight"][5].fill_(float("-inf")), "1 of the 16 numbers in model.norm.weight is NaN or",
     ),
 }  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_weights_too_large_for_float16_are_refused_there_only(tmp_path: Path) ->
     saved(tmp_path)
     edit(tmp_path, lambda t: t["model.norm.weight"][5].fill_(70_000.0))
     assert loaded(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
-    with pytest.raises(ValueError, match="holds 1 of 16 .*, or another dtype than float16, which ends at 65,504"):
+    with pytest.raises(ValueError, match="1 of the 16 .*, or another dtype than float16, whose largest .* 65,504"):
         loaded(tmp_path, dtype=torch.float16)
 
 
@@ -105,8 +105,8 @@ def test_other_shapes_begin_anew_only_when_asked(tmp_path: Path) -> None:
     [
         (0, "model.safetensors has 0 bytes and is not a safetensors file"),
         (7, "model.safetensors has 7 bytes and is not a safetensors file"),
-        (900, "model.safetensors is cut short: it has 900 bytes, 3,... to its first tensor"),
-        (-1, "model.safetensors has .* bytes instead of .*: it is cut short or damaged"),
+        (900, "model.safetensors is truncated: it has 900 bytes, but its header alone needs 3,..."),
+        (-1, "model.safetensors has .* bytes instead of .*: it is truncated or damaged"),
     ],
 )
 def test_a_file_cut_short_is_refused(size: int, message: str, tmp_path: Path) -> None:
@@ -131,18 +131,18 @@ def test_shards(tmp_path: Path) -> None:
     first, second = sorted(tmp_path.glob("model-0000[12]*"))
     kept = first.read_bytes(), second.read_bytes()
     first.unlink()
-    with pytest.raises(ValueError, match="model-00001-of-.* is missing, which model.safetensors.index.json names"):
+    with pytest.raises(ValueError, match="model-00001-of-.* is missing, but model.safetensors.index.json lists it"):
         loaded(tmp_path)
     first.write_bytes(kept[0])
     second.write_bytes(kept[1][:-4])
-    with pytest.raises(ValueError, match="model-00002-of-.* it is cut short or damaged"):
+    with pytest.raises(ValueError, match="model-00002-of-.* it is truncated or damaged"):
         loaded(tmp_path)
     second.write_bytes(kept[0])
-    with pytest.raises(ValueError, match="model-00002-of-.* lacks .*, which model.safetensors.index.json says it hold"):
+    with pytest.raises(ValueError, match="00002-of-.* does not contain .*, but model.safetensors.index.json lists"):
         loaded(tmp_path)
     for text in ("{", "[]", '{"weight_map": 3}', "{}"):
         (tmp_path / "model.safetensors.index.json").write_text(text)
-        with pytest.raises(ValueError, match="index.json is damaged: it is not an index of weights in JSON"):
+        with pytest.raises(ValueError, match="index.json is damaged: it is not a JSON index of weights"):
             loaded(tmp_path)
 
 
@@ -188,7 +188,7 @@ def test_a_damaged_generation_config_is_refused(content: str, tmp_path: Path) ->
     """Transformers would go on without it."""
     saved(tmp_path)
     (tmp_path / "generation_config.json").write_text(content, encoding="latin-1")
-    with pytest.raises(ValueError, match="generation_config.json is damaged: it contains no JSON object"):
+    with pytest.raises(ValueError, match="generation_config.json is damaged: it does not contain a JSON object"):
         loaded(tmp_path)
 
 

@@ -71,7 +71,7 @@ def test_wrong_input_is_one_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    message = "error: the prompt is empty: give --prompt, --prompt-file or text on standard input\n"
+    message = "error: the prompt is empty; give --prompt, --prompt-file or text on standard input\n"
     assert run_tool(capsys, "generate_text", "--model", folder) == (1, "", message)
     # Inputs are looked at before a model is loaded, whichever it is.
     monkeypatch.setattr(export, "load_for_text", lambda *arguments: pytest.fail("the model was loaded"))
@@ -82,7 +82,7 @@ def test_wrong_input_is_one_line(
         absent = run_tool(capsys, "generate_text", "--model", folder, *flags, tmp_path / "absent.txt")
         assert absent == (1, "", f"error: {tmp_path / 'absent.txt'}: No such file or directory\n")
         damaged = run_tool(capsys, "generate_text", "--model", folder, *flags, tmp_path / "bytes")
-        assert damaged.returncode == 1 and "bytes is not text in UTF-8" in damaged.stderr
+        assert damaged.returncode == 1 and "bytes is not UTF-8 text" in damaged.stderr
     for arguments, message in (
         (("--temperature", "-1"), "--temperature -1.0 must be 0 or more"),
         (("--memory", "off", "--remember", "x"), "--memory off never reads what --remember writes"),
@@ -121,7 +121,7 @@ def test_reading(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "torn").write_bytes(gzip.compress(b"text" * 100)[:-12])
     for name in ("bytes", "torn"):
-        with pytest.raises(ValueError, match=f"{name} is not text in UTF-8, plain or gzip"):
+        with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text \(plain or gzip\)"):
             read_text(tmp_path / name)
     with pytest.raises(ValueError, match="the text to remember is empty"):
         remember(small_model(), words(), "", small_model().new_cache())
