@@ -24,6 +24,7 @@ from megatron.core.dist_checkpointing.strategies.state_dict_saver import (
 from torch import Tensor
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 
+from ..distributed.megatron_versions import prepare_forked_writers
 from ..processes.parent_death import end_with_parent
 from .results_queue import new_results_queue
 
@@ -80,8 +81,7 @@ def adapt_megatrons_writers() -> None:
 
     What they say about an error is said by the run itself, with rank and file.
     """
-    write_files = FileSystemWriterAsync.write_preloaded_data
-    FileSystemWriterAsync.write_preloaded_data = staticmethod(partial(_write, write_files))
+    prepare_forked_writers(end_with_parent)
     filesystem_async.logger.setLevel(logging.CRITICAL)
     if filesystem_async._results_queue is None:
         filesystem_async._results_queue = new_results_queue()

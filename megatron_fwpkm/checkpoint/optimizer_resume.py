@@ -1,4 +1,4 @@
-"""Repairs that let megatron-core 0.16.1's optimizers save what they hold, and resume with this run's options.
+"""Repairs that let megatron-core's optimizers save what they hold, and resume with this run's options.
 
 Loading (any optimizer): a state dict brings the parameter groups of the run that saved it, with its learning rates,
 betas, epsilon and weight decay, and Megatron's scheduler takes the peak and the end of every group from there. What
@@ -27,6 +27,8 @@ import torch
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from ..distributed.megatron_versions import groups_found_by_kind
+
 _NO_OPTIONS = {"params", "step"}
 """What else stands in a parameter group."""
 
@@ -50,7 +52,8 @@ def own_options_kept(optimizer: MegatronOptimizer) -> Iterator[None]:
     `step`, which FusedAdam counts there, is loaded. Learning rate and weight decay of the moment are the scheduler's.
     """
     made = [{k: v for k, v in group.items() if k not in _NO_OPTIONS} for group in optimizer.param_groups]
-    yield
+    with groups_found_by_kind():
+        yield
     for group, options in zip(optimizer.param_groups, made, strict=True):
         group.update(options)
 

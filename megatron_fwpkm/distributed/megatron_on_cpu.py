@@ -1,4 +1,4 @@
-"""Lets megatron-core 0.16.1 run on CPU tensors with gloo, for tests and small models on machines without CUDA.
+"""Lets megatron-core run on CPU tensors with gloo, for tests and small models on machines without CUDA.
 
 megatron-core writes `device="cuda"`, `torch.cuda.current_device()` and the like into its source. `install`
 gives exactly those places an answer for the CPU. Nothing here is active on a machine with CUDA, nothing runs inside
@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
-import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 import torch
 
-SUPPORTED_VERSION = "0.16.1"
-"""The release of megatron-core whose names are patched here."""
+from .megatron_versions import define_missing_names, warn_of_other_release
 
 MODULES_WITH_CUDA_LITERALS = (
     "megatron.core.dist_checkpointing.exchange_utils",
@@ -73,7 +70,7 @@ def install() -> bool:
         True when the patches are in place, False on a machine with CUDA.
 
     Warns:
-        UserWarning: the installed megatron-core is not the release these patches were written for.
+        UserWarning: the installed megatron-core is none of the releases these patches were written for.
     """
     if torch.cuda.is_available():
         return False
@@ -81,30 +78,21 @@ def install() -> bool:
 
     if getattr(megatron_random, "_fwpkm_cpu_compat", False):
         return True
-    _check_version(importlib.metadata.version("megatron-core"))
+    warn_of_other_release("the CPU compatibility layer")
     _patch_cuda_queries()
     _patch_tensor_methods()
     _patch_random(megatron_random)
     _patch_literals()
-    _patch_moe_name()
+    define_missing_names()
     megatron_random._fwpkm_cpu_compat = True
     return True
 
 
-def _check_version(version: str) -> None:
-    if version != SUPPORTED_VERSION:
-        warnings.warn(
-            f"megatron-core {version} is installed but the CPU compatibility layer was written for "
-            f"{SUPPORTED_VERSION}: expect errors about CUDA, or install megatron-core=={SUPPORTED_VERSION}",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
 def _patch_cuda_queries() -> None:
-    """Answer what megatron asks of the device: where new tensors go, waiting for it, freeing its cache, its RNG."""
+    """Answer what megatron asks of the device: where new tensors go, its stream, its cache, its RNG, waiting for it."""
     patches: dict[str, Callable[..., Any]] = {
         "current_device": lambda: _CPU,
+        "current_stream": lambda *args: None,
         "synchronize": lambda *args, **kwargs: None,
         "empty_cache": lambda: None,
         "manual_seed": lambda seed: torch.manual_seed(seed),
@@ -176,11 +164,3 @@ def _patch_literals() -> None:
     for name in MODULES_WITH_CUDA_LITERALS + MODULES_WITH_PINNED_MEMORY:
         module = importlib.import_module(name)
         setattr(module, "torch", cpu_torch)  # noqa: B010
-
-
-def _patch_moe_name() -> None:
-    """0.16.1 defines this name only with Transformer Engine, but reads it without: a NameError otherwise."""
-    from megatron.core.transformer.moe import moe_utils
-
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None

@@ -22,6 +22,7 @@ from ..processes import parent
 from .launch_variables import Launch, read_launch
 from .launcher_loss import LauncherLoss
 from .liveness import RollCall, within
+from .megatron_versions import silence_notices
 from .rendezvous import meet
 from .same_start import check_same_start
 
@@ -151,6 +152,7 @@ def silence_known_warnings() -> None:
         "The .grad attribute of a Tensor that is not a leaf",
     ):
         warnings.filterwarnings("ignore", message=text)
+    silence_notices()
 
 
 def set_threads(training: TrainingConfig) -> None:

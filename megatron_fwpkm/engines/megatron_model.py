@@ -12,7 +12,6 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
-from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor, nn
 
 from ..checkpoint.fast_weight_store import FastWeightStore
@@ -20,6 +19,7 @@ from ..checkpoint.record import FAST_WEIGHTS_FOLDER, Layout
 from ..checkpoint.slow_weights import unwrap
 from ..config import PretrainConfig
 from ..config.derived import global_batch_size
+from ..distributed.megatron_versions import part_of_context_rank
 from ..distributed.ranks import world_size
 from ..models.builder import memory_layers, preserve_fast_weights
 from .base import Batch
@@ -107,7 +107,7 @@ class MegatronModelEngine(ABC):
         if self._config.fwpkm.reset == "document":
             unwrap(model).set_document_starts(starts)  # type: ignore[operator]
         if self._config.parallel.context_parallel_size > 1:  # memories need whole documents, the rest its own pieces
-            batch = get_batch_on_this_cp_rank(batch)
+            batch = part_of_context_rank(batch)
         return model(batch["tokens"], batch["position_ids"], documents, labels=batch["labels"]), batch
 
     def _sum_over_context(self, sums: Tensor) -> Tensor:

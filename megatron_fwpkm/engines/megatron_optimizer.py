@@ -40,7 +40,7 @@ def build_optimizer(config: PretrainConfig, chunks: Sequence[DistributedDataPara
 def _overrides(config: MegatronOptimizerConfig) -> dict[ParamKey, ParamGroupOverride]:
     """Megatron's own, with a mark on the group of --decoupled-lr.
 
-    Loading finds a saved group by a few of its options, which learning rates are not among: without the mark this
+    Loading finds a saved group by its kind, because another run may have other learning rates: without the mark this
     group would be taken for that of the other weights.
     """
     found: dict[ParamKey, ParamGroupOverride] = get_standard_config_overrides(config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor, nn
 
 from ..config import PretrainConfig
+from ..distributed.megatron_versions import replace_recompute
 from ..layers.fast_weight_memory import FastWeightMemoryLayer
 from ..layers.seeding import seeded
 from .recompute import forward_with_recompute
@@ -98,7 +98,7 @@ def build_model(
         )
     built.positions_restart = config.data.reset_position_ids
     # Megatron would run memories a second time with their layers.
-    built.decoder._checkpointed_forward = partial(forward_with_recompute, built.decoder)
+    replace_recompute(built.decoder, forward_with_recompute)
     if post_process and model.untie_embeddings_and_output_weights:
         _initialize_output_layer(built, config.training.seed)
     return built

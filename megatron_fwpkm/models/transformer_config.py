@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..config import FwPKMConfig, PretrainConfig
 from ..config.derived import ffn_hidden_size, kv_channels, layer_windows, num_query_groups
 from ..config.layer_kinds import LayerParts, layer_plan
+from ..distributed.megatron_versions import no_cuda_graphs
 
 
 @dataclass
@@ -88,5 +89,5 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
         apply_rope_fusion=False,
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
-        cuda_graph_scope=[],  # the default is deprecated and warns
+        **no_cuda_graphs(),
     )

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from .probes import SUPPORTED_MEGATRON, SUPPORTED_PYTHONS, Environment, Finding, survey
+from ..config.megatron_releases import megatron_for_python
+from .probes import SUPPORTED_PYTHONS, Environment, Finding, numbers, survey
 
 Findings = dict[str, Finding]
 
@@ -155,17 +156,18 @@ def _foundations(found: Findings) -> Iterator[Problem]:
 
 def _megatron(found: Findings) -> Iterator[Problem]:
     megatron, helper = found["megatron-core"], found["dataset helper"]
+    wanted = megatron_for_python(numbers(found["python"].version))
     if not megatron.ok:
         state = megatron.note or "not installed"
         yield Problem(
             f"megatron-core {megatron.version}: {state}".replace(" :", ":"),
-            f"make setup, or pip install --no-deps megatron-core=={SUPPORTED_MEGATRON}",
+            f"make setup, or pip install --no-deps megatron-core=={wanted}",
             True,
         )
     elif not helper.ok:
         yield Problem(
             f"megatron-core's compiled dataset helper is missing ({helper.note})",
-            f"install a wheel: pip install --no-deps --force-reinstall megatron-core=={SUPPORTED_MEGATRON}",
+            f"install a wheel: pip install --no-deps --force-reinstall megatron-core=={wanted}",
             True,
         )
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
 
+from ..config.megatron_releases import is_supported, supported_megatron
+
 Status = Literal["ok", "absent", "broken", "other version", "foreign"]
 
-SUPPORTED_MEGATRON = "0.16.1"
-"""The one megatron-core release that the CPU module and the checkpoints are made for."""
 LEAST_TORCH = (2, 10)
 TRANSFORMER_ENGINE_RANGE = ((2, 9), (2, 12))
 """Releases that go with this megatron-core: from, below."""
@@ -163,13 +163,13 @@ def _backends(torch: Any) -> list[Finding]:
 
 
 def _megatron(environment: Environment) -> Finding:
-    """megatron-core, of exactly the supported release, with its GPT model importable."""
+    """megatron-core, of a supported release, with its GPT model importable."""
     _, found = _load(environment, "megatron.core", "megatron-core")
     found = Finding("megatron-core", found.status, found.version, found.note)
     if not found.ok:
         return found
-    if found.version != SUPPORTED_MEGATRON:
-        note = f"this project is made for {SUPPORTED_MEGATRON}"
+    if not is_supported(found.version):
+        note = f"this project is made for {supported_megatron()}"
         return Finding("megatron-core", "other version", found.version, note)
     _, error = import_quietly(environment, "megatron.core.models.gpt")
     if error is not None:

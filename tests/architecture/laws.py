@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable
 
+from megatron_fwpkm.config.megatron_releases import SUPPORTED_MEGATRON
 from tests.architecture.sources import Source
 
 MAX_FILE_LINES = 400
@@ -21,6 +22,12 @@ _MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.$}])/(tmp|work|farm|root|home)/")
 _ASSERTS = re.compile(r"\b(assert|raises|warns|fail|_?check)")
 _WITHOUT_MESSAGE = {"SystemExit", "KeyboardInterrupt"}
 _HF_MAY_IMPORT = {"torch", "transformers", "safetensors"}  # transformers cannot be installed without the last
+
+
+_KNOWS_RELEASES = {
+    "megatron_fwpkm/config/megatron_releases.py",
+    "megatron_fwpkm/distributed/megatron_versions.py",
+}
 
 
 def long_files(sources: Iterable[Source]) -> list[str]:
@@ -97,6 +104,30 @@ def megatron_groups(sources: Iterable[Source]) -> list[str]:
             continue
         found += _matching_lines([(source.path, source.text)], re.compile(r"\bparallel_state\b"))
     return found
+
+
+def megatron_releases(sources: Iterable[Source]) -> list[str]:
+    """Whatever asks which release of Megatron is installed, outside of the module for their differences."""
+    found = []
+    for source in sources:
+        if source.parts[0] == "tests" or source.path in _KNOWS_RELEASES:
+            continue
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.Try) and any(map(_imports_megatron, ast.walk(ast.Module(node.body, [])))):
+                found.append(f"{source.path}:{node.lineno} catches a failing import of Megatron")
+            elif isinstance(node, ast.Attribute) and re.match(r"megatron\b.*__version__$", ast.unparse(node)):
+                found.append(f"{source.path}:{node.lineno} reads Megatron's version")
+            elif isinstance(node, ast.Call) and re.search(r"\bversion\(['\"]megatron", ast.unparse(node)):
+                found.append(f"{source.path}:{node.lineno} reads Megatron's version")
+            elif isinstance(node, ast.Constant) and node.value in SUPPORTED_MEGATRON:
+                found.append(f"{source.path}:{node.lineno} names the release {node.value}")
+    return found
+
+
+def _imports_megatron(node: ast.AST) -> bool:
+    if isinstance(node, ast.Import):
+        return any(name.name.split(".")[0] == "megatron" for name in node.names)
+    return isinstance(node, ast.ImportFrom) and not node.level and str(node.module).split(".")[0] == "megatron"
 
 
 def shared_names(sources: Iterable[Source], allowed: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "megatron_fwpkm"
 _TEXT_SUFFIXES = {".py", ".sh", ".sbatch", ".md", ".yaml", ".yml", ".toml", ".txt", ".html", ".cfg", ""}
-_NOT_SOURCE = {".venv", ".git", "runs", "build", "dist", "__pycache__"}
+_NOT_SOURCE = {".venv", ".venv-mcore", ".venv-transformers", ".git", "runs", "build", "dist", "__pycache__"}
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,10 @@ def test_parallel_groups_stay_behind_the_engine():
     check_none(laws.megatron_groups(shipped_sources()))
 
 
+def test_one_module_knows_how_releases_of_megatron_differ():
+    check_none(laws.megatron_releases(python_sources()))
+
+
 def test_names_in_docstrings_stand_in_single_backticks():
     check_none(laws.foreign_markup(shipped_sources()))
 

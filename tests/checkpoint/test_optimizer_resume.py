@@ -59,6 +59,31 @@ def test_states_are_saved_from_the_right_places(tmp_path: Path, monkeypatch: pyt
         halves_equal_the_whole(BUCKETS, tmp_path / "wrong")
 
 
+@pytest.mark.parametrize("distributed", [False, True])
+def test_a_resumed_run_may_have_another_learning_rate(
+    distributed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron.core.optimizer import optimizer
+
+    from megatron_fwpkm.engines.megatron import MegatronEngine
+
+    config = change(BASE, "parallel", use_distributed_optimizer=distributed)
+    with megatron_run(config.parallel, config.training) as world:
+        engine = MegatronEngine(config, VOCABULARY, world.device)
+        engine.train_step(batches(0))
+        engine.save(tmp_path)
+        keys = optimizer.param_group_identifier_keys
+        engine = MegatronEngine(change(config, "optimizer", lr=5e-3), VOCABULARY, world.device)
+        engine.load(tmp_path, weights_only=False)
+        assert {group["max_lr"] for group in engine.optimizer.param_groups} == {5e-3}
+        assert optimizer.param_group_identifier_keys == keys
+        if "max_lr" not in keys:
+            pytest.skip("this release does not compare learning rates: nothing to repair")
+        monkeypatch.setattr(optimizer_resume, "groups_found_by_kind", nullcontext)
+        with pytest.raises((KeyError, ValueError), match="0.005"):
+            engine.load(tmp_path, weights_only=False)
+
+
 def test_padding_is_taken_out_of_positions() -> None:
     first, second, third = (torch.nn.Parameter(torch.zeros(size)) for size in (5, 8, 3))
     buckets = [

@@ -31,7 +31,12 @@ _ON_OUR_PATH = (
     "rerun_state_machine.py",
     "utils.py",
 )
-_OFF_OUR_PATH = {"distributed.torch_fully_sharded_data_parallel", "transformer.fsdp_dtensor_checkpoint"}
+_OFF_OUR_PATH = {
+    "distributed.torch_fully_sharded_data_parallel",
+    "optimizer.layer_wise_optimizer",
+    "transformer.cuda_graphs",
+    "transformer.fsdp_dtensor_checkpoint",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +63,6 @@ def test_it_is_inactive_where_cuda_exists() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-
-
-def test_another_release_is_named() -> None:
-    with pytest.warns(UserWarning, match=r"megatron-core 0\.17\.0 is installed .* install megatron-core==0\.16\.1"):
-        megatron_on_cpu._check_version("0.17.0")
 
 
 def test_every_cuda_literal_on_our_path_is_covered() -> None:

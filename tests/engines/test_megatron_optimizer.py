@@ -130,7 +130,7 @@ def test_a_pipeline_has_the_group_on_both_ends(tmp_path: Path) -> None:
 
 
 def test_without_its_mark_the_group_is_taken_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If megatron-core tells groups apart by their learning rates one day, the mark may go."""
+    """Groups are not told apart by their learning rates, in newer releases because `groups_found_by_kind` says so."""
     monkeypatch.setattr(module, "_overrides", module.get_standard_config_overrides)
     with pytest.raises(ValueError, match="doesn't match the size of optimizer's group"):
         halves_equal_the_whole(decoupled(), tmp_path / "checkpoint")

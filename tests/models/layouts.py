@@ -26,8 +26,8 @@ def train(
         DistributedDataParallelConfig,
         finalize_model_grads,
     )
-    from megatron.core.utils import get_batch_on_this_cp_rank
 
+    from megatron_fwpkm.distributed.megatron_versions import part_of_context_rank
     from megatron_fwpkm.models.builder import build_model, memory_layers
 
     config = tiny(**options)
@@ -43,7 +43,7 @@ def train(
         if config.data.reset_position_ids:
             positions = positions - torch.where(starts, positions, 0).cummax(dim=1).values
         documents = starts if config.data.reset_attention_mask else None
-        mine = get_batch_on_this_cp_rank({"tokens": tokens, "positions": positions, "labels": labels})
+        mine = part_of_context_rank({"tokens": tokens, "positions": positions, "labels": labels})
         token_losses = wrapped(mine["tokens"], mine["positions"], documents, labels=mine["labels"])
         loss = token_losses.sum() / labels.numel()
         # Data-parallel gradients are means over the ranks, context-parallel ones among them.

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_fwpkm.distributed import megatron_on_cpu
+from megatron_fwpkm.config.megatron_releases import SUPPORTED_MEGATRON, megatron_for_python
 from megatron_fwpkm.training.doctor import Diagnosis, examine, render
-from megatron_fwpkm.training.probes import SUPPORTED_MEGATRON, Environment, import_quietly, numbers
+from megatron_fwpkm.training.probes import Environment, import_quietly, numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,7 +40,7 @@ def fake_torch(*, gpus: int = 0, cuda: str | None = None, nccl: bool = True, glo
 HEALTHY = {
     "torch": fake_torch(),
     "triton": types.SimpleNamespace(__version__="3.9.0"),
-    "megatron.core": types.SimpleNamespace(__version__=SUPPORTED_MEGATRON),
+    "megatron.core": types.SimpleNamespace(__version__=SUPPORTED_MEGATRON[0]),
     "megatron.core.models.gpt": types.SimpleNamespace(),
     "megatron.core.datasets.helpers_cpp": types.SimpleNamespace(),
     "sentencepiece": types.SimpleNamespace(__version__="0.2.3"),
@@ -135,9 +135,9 @@ def test_the_screen_is_one_screen():
         ({"apex": types.SimpleNamespace()}, "apex 1.2.3 is not NVIDIA's", "pip uninstall apex", False),
         ({"apex": SyntaxError("print 'x'")}, "apex is installed but does not import", "pip uninstall apex", True),
         ({"megatron.core": types.SimpleNamespace(__version__="0.15.0")},
-         "megatron-core 0.15.0: this project is made for 0.16.1", "megatron-core==0.16.1", True),
-        ({"megatron.core": RuntimeError("broken wheel")}, "megatron-core: RuntimeError: broken wheel", "==0.16.1", True),
-        ({"megatron.core.models.gpt": RuntimeError("te")}, "megatron-core 0.16.1: RuntimeError: te", "==0.16.1", True),
+         "megatron-core 0.15.0: this project is made for 0.16.1 and 0.19.2", "megatron-core==0.19.2", True),
+        ({"megatron.core": RuntimeError("broken wheel")}, "megatron-core: RuntimeError: broken wheel", "==0.19.2", True),
+        ({"megatron.core.models.gpt": RuntimeError("te")}, "megatron-core 0.16.1: RuntimeError: te", "==0.19.2", True),
         ({"torch": RuntimeError("libtorch")}, "^torch: RuntimeError: libtorch", "make setup", True),
         ({"torch": fake_torch(version="2.9.1")}, "torch 2.9.1: needs 2.10 or newer", "make setup", True),
         ({"torch": fake_torch(cuda="13.0")}, "torch is built for CUDA 13.0 but finds no GPU", "nvidia-smi", False),
@@ -213,10 +213,16 @@ def test_numbers_of_a_version(version, found):
     assert numbers(version) == found
 
 
-def test_the_supported_megatron_is_the_pinned_one():
-    pin = f"megatron-core=={SUPPORTED_MEGATRON}"
-    assert pin in (ROOT / "pyproject.toml").read_text() and pin in (ROOT / "constraints.txt").read_text()
-    assert megatron_on_cpu.SUPPORTED_VERSION == SUPPORTED_MEGATRON
+@pytest.mark.parametrize("version", [*SUPPORTED_MEGATRON, f"{SUPPORTED_MEGATRON[-1]}+52b2997"])
+def test_each_supported_megatron_is_welcome(version):
+    assert not diagnose({"megatron.core": types.SimpleNamespace(__version__=version)}).problems
+
+
+@pytest.mark.parametrize(("python", "version"), [((3, 11, 7), "0.16.1"), ((3, 12, 1), "0.19.2")])
+def test_the_supported_megatron_is_the_pinned_one(python, version):
+    assert megatron_for_python(python) == version and version in SUPPORTED_MEGATRON
+    marker = "<" if python < (3, 12) else ">="
+    assert f'megatron-core=={version}; python_version {marker} "3.12"' in (ROOT / "constraints.txt").read_text()
 
 
 def test_json_on_this_machine():

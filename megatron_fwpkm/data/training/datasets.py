@@ -54,7 +54,7 @@ class DocumentWindows(GPTDataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """The window at `index`: the fields of ITEM_KEYS."""
-        text, _ = self._query_document_sample_shuffle_indices(index)
+        text = self._query_document_sample_shuffle_indices(index)[0]
         tokens = text[:-1]
         after_eod = tokens == self.config.tokenizer.eod
         starts = np.zeros(len(tokens), dtype=bool)

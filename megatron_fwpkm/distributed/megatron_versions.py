@@ -1,0 +1,162 @@
+"""All differences between the supported releases of megatron-core: names, signatures, and what only one of them needs.
+
+Nothing here compares version numbers. Each function looks at what the installed release has, and the other rooms call
+the function whatever is installed. The releases themselves are listed in `config.megatron_releases`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..config.megatron_releases import SUPPORTED_MEGATRON, is_supported, supported_megatron
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_block import TransformerBlock
+
+_OWN_RECOMPUTE = "_fwpkm_recompute"
+"""Attribute of a block whose layers are run by a function of ours under full recompute."""
+
+_KINDS_OF_GROUPS = {"wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr"}
+"""What a parameter group is, other than the learning rates and the weight decay that a run gives it."""
+
+_NOTICES = {
+    "megatron.core.dist_checkpointing.strategies.torch": "MCore's async save is deprecated",
+    "megatron.core.distributed.distributed_data_parallel": "DistributedDataParallel: full_param_layout not provided",
+    "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED",
+    "megatron.core.transformer.transformer_layer": "Rewrapping ModuleSpec",
+}
+"""Advice to Megatron's developers that newer releases log at every start, by the name of the logger."""
+
+
+def warn_of_other_release(what: str) -> None:
+    """Warn where the installed megatron-core is none of the releases that `what` was written for."""
+    version = importlib.metadata.version("megatron-core")
+    if not is_supported(version):
+        warnings.warn(
+            f"megatron-core {version} is installed but {what} was written for {supported_megatron()}: expect errors, "
+            f"or install megatron-core=={SUPPORTED_MEGATRON[-1]}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def part_of_context_rank(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """This rank's two pieces of the sequences of a batch, by Megatron's parallel state.
+
+    Newer releases want to be told that the ranks of a group share every sequence.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.utils import get_batch_on_this_cp_rank
+
+    options: dict[str, Any] = {"cp_group": parallel_state.get_context_parallel_group()}
+    if "is_hybrid_cp" in inspect.signature(get_batch_on_this_cp_rank).parameters:
+        options["is_hybrid_cp"] = False
+    part: dict[str, Tensor] = get_batch_on_this_cp_rank(batch, **options)
+    return part
+
+
+def replace_recompute(block: TransformerBlock, run: Callable[..., Tensor]) -> None:
+    """Let `run(block, hidden_states=..., ...)` run the layers of `block` under full recompute.
+
+    Older releases have a method for that; in newer ones the block calls a function of its module, which is replaced by
+    one that looks at the block.
+    """
+    from megatron.core.transformer import transformer_block
+
+    if hasattr(transformer_block.TransformerBlock, "_checkpointed_forward"):
+        block._checkpointed_forward = partial(run, block)
+        return
+    original = transformer_block.checkpointed_forward
+    if not hasattr(original, _OWN_RECOMPUTE):
+
+        def checkpointed_forward(block: TransformerBlock, **inputs: Any) -> Any:
+            """Megatron's function, or the block's own."""
+            own = getattr(block, _OWN_RECOMPUTE, None)
+            if own is None:
+                return original(block, **inputs)
+            assert not inputs.pop("extract_layer_indices"), "nothing asks for hidden states between the layers"
+            del inputs["layer_offset"]
+            return own(**inputs)
+
+        setattr(checkpointed_forward, _OWN_RECOMPUTE, True)
+        transformer_block.checkpointed_forward = checkpointed_forward
+    setattr(block, _OWN_RECOMPUTE, partial(run, block))
+
+
+def no_cuda_graphs() -> dict[str, Any]:
+    """Options of Megatron's transformer configuration: no modules for CUDA graphs; some releases warn of the default.
+
+    The option has another name in newer releases.
+    """
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    names = {field.name for field in fields(TransformerConfig)}
+    return {"cuda_graph_modules" if "cuda_graph_modules" in names else "cuda_graph_scope": []}
+
+
+@contextmanager
+def groups_found_by_kind() -> Iterator[None]:
+    """Inside, an optimizer that loads its state finds the saved group of each of its parameter groups by its kind.
+
+    Newer releases compare learning rates and weight decay, too, and refuse to load those of a run with others.
+    """
+    from megatron.core.optimizer import distrib_optimizer, optimizer
+
+    keys = optimizer.param_group_identifier_keys
+    for module in (optimizer, distrib_optimizer):
+        module.param_group_identifier_keys = tuple(key for key in keys if key in _KINDS_OF_GROUPS)
+    try:
+        yield
+    finally:
+        for module in (optimizer, distrib_optimizer):
+            module.param_group_identifier_keys = keys
+
+
+def prepare_forked_writers(prepare: Callable[[], None]) -> None:
+    """Let every process that Megatron forks to write a part of a checkpoint call `prepare` first.
+
+    Newer releases write in threads of the process that was told to write: nothing to prepare.
+    """
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    if not hasattr(FileSystemWriterAsync, "write_preloaded_data_multiproc"):
+        return
+    write = FileSystemWriterAsync.write_preloaded_data
+
+    def prepared(*arguments: Any, **named: Any) -> None:
+        """Prepare the process, and write."""
+        prepare()
+        write(*arguments, **named)
+
+    FileSystemWriterAsync.write_preloaded_data = staticmethod(prepared)
+
+
+def silence_notices() -> None:
+    """Leave out what newer releases say to Megatron's own developers whenever a model is built."""
+    warnings.filterwarnings("ignore", message="MimoModelConfig is experimental")
+    for name, text in _NOTICES.items():
+        logging.getLogger(name).addFilter(_without(text))
+
+
+@cache
+def _without(text: str) -> Callable[[logging.LogRecord], bool]:
+    """A filter that drops the messages which begin with `text`; the same one for the same text."""
+    return lambda record: not str(record.msg).startswith(text)
+
+
+def define_missing_names() -> None:
+    """Define a name that 0.16.1 defines only with Transformer Engine, but reads without it: a NameError otherwise."""
+    from megatron.core.transformer.moe import moe_utils
+
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None
