@@ -133,10 +133,7 @@ def test_twenty_steps_equal_ten_and_resume_and_ten(
     assert_same_checkpoint(read_checkpoint(whole), read_checkpoint(halves))
     # A finished run says so and does nothing.
     assert start(flags(dataset, save=halves, bf16=True, resume=True)) == 0
-    assert (
-        "nothing to do: the run already finished at iteration 20; increase --train-iters"
-        in capfd.readouterr().out
-    )
+    assert "nothing to do: the run already finished at iteration 20; increase --train-iters" in capfd.readouterr().out
 
 
 def test_what_lies_in_a_checkpoint(dataset: str, tmp_path: Path) -> None:
@@ -194,10 +191,10 @@ def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"fwpkm_layer_numbers": 3}, "--fwpkm-layer-numbers 3"),
         ({"save": "{tmp}/file/below"}, "--save .* cannot be written"),
         ({"log_dir": "{tmp}/file/below"}, "--log-dir .* cannot be written"),
-        ({"save": "{trained}"}, "already holds iter_0000002; continue it with --resume"),
-        ({"save": "{trained}", "resume": True, "hidden_size": 48}, "--hidden-size is 32 there and 48 here"),
-        ({"save": "{trained}", "resume": True, "fwpkm_num_subkeys": 16}, "--fwpkm-num-subkeys is 8 there and 16 here"),
-        ({"save": "{trained}", "resume": True, "seed": 5}, "--seed is 1234 there and 5 here.*--finetune"),
+        ({"save": "{trained}"}, "already contains iter_0000002; continue with --resume"),
+        ({"save": "{trained}", "resume": True, "hidden_size": 48}, "--hidden-size is 32 in the .* 48 in this"),
+        ({"save": "{trained}", "resume": True, "fwpkm_num_subkeys": 16}, "num-subkeys is 8 in the .* 16 in this"),
+        ({"save": "{trained}", "resume": True, "seed": 5}, "--seed is 1234 in the checkpoint .*--finetune"),
         ({"load": "{tmp}/file"}, "file is not a folder"),
         ({"load": "{tmp}"}, "is not a checkpoint: it has no run.json"),
         ({"fwpkm_num_subkeys": 120_000}, r"need \S+ GiB on each rank.*reduce --fwpkm-num-subkeys 120000"),
@@ -245,7 +242,7 @@ def test_a_torn_checkpoint_is_refused(dataset: str, tmp_path: Path, capfd: pytes
     shard.write_bytes(shard.read_bytes()[:-10])
     assert start(flags(dataset, save=tmp_path, resume=True, eval_iters=0)) == 1
     assert re.search(
-        r"error: .*iter_0000002 is torn: model/\S+\.distcp has \d+ bytes instead of \d+", capfd.readouterr().err
+        r"error: .*iter_0000002 is damaged: model/\S+\.distcp has \d+ bytes instead of \d+", capfd.readouterr().err
     )
 
 

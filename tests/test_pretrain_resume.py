@@ -115,8 +115,12 @@ def test_the_checkpoints_schedule_is_taken_where_that_is_asked(
     assert seen[0]._config.training.train_iters == 40
     output = capfd.readouterr().out
     folder = f"checkpoint {run}/iter_0000004"
-    assert f"taken from {folder}: --lr 0.01 (not 0.005, command line), --min-lr 0.0 (not 0.001, command line)" in output
-    assert "--lr-decay-iters 20, --weight-decay 0.1 (not 0.5, command line)" in output
+    assert (
+        f"taken from {folder}: --lr 0.01 (instead of 0.005, command line), --min-lr 0.0 (instead of 0.001, "
+        "command line)"
+        in output
+    )
+    assert "--lr-decay-iters 20, --weight-decay 0.1 (instead of 0.5, command line)" in output
     written = (tmp_path / "config.yaml").read_text()
     assert f"lr: 0.01  # {folder}\n" in written and f"lr-decay-iters: 20  # {folder}\n" in written
     assert "train-iters: 40  # command line\n" in written
@@ -129,8 +133,9 @@ def test_another_schedule_is_refused_where_that_is_asked(
     capfd.readouterr()
     assert go_on(data, run, **OTHER, no_override_opt_param_scheduler=True) == 1
     differences = (
-        "--lr is 0.01 there and 0.005 here; --min-lr is 0.0 there and 0.001 here; --lr-decay-iters is 20 there and 40 "
-        "here; --weight-decay is 0.1 there and 0.5 here; give the saved values, or"
+        "--lr is 0.01 in the checkpoint and 0.005 in this run; --min-lr is 0.0 in the checkpoint and 0.001 in this "
+        "run; --lr-decay-iters is 20 in the checkpoint and 40 in this run; --weight-decay is 0.1 in the checkpoint "
+        "and 0.5 in this run; use the saved values, or"
     )
     assert f"iter_0000004 with --no-override-opt-param-scheduler: {differences}" in said(capfd)
     assert len(seen) == 1
@@ -155,7 +160,7 @@ def test_the_shape_is_taken_from_the_checkpoint(
     output = capfd.readouterr().out
     folder = f"checkpoint {run}/iter_0000004"
     assert f"taken from {folder}: --num-layers 2, --hidden-size 32, --num-attention-heads 2, --seq-length 32" in output
-    assert "--norm-epsilon 1e-05 (not 0.1, command line)" in output
+    assert "--norm-epsilon 1e-05 (instead of 0.1, command line)" in output
     written = (tmp_path / "config.yaml").read_text()
     for line in (f"num-layers: 2  # {folder}", f"fwpkm-layer-numbers: [2]  # {folder}", "lr: 0.01  # command line"):
         assert line + "\n" in written
@@ -167,7 +172,7 @@ def test_sizes_that_are_given_stay_and_must_fit(
 ) -> None:
     shape = {"load": run, "use_checkpoint_args": True, **UNSAID}
     assert start(flags(data[0], **shape | {"num_layers": 4})) == 1
-    assert "--num-layers is 2 there and 4 here; give the saved values" in said(capfd)
+    assert "--num-layers is 2 in the checkpoint and 4 in this run; use the saved values" in said(capfd)
     assert start(flags(data[0], **shape | {"seq_length": 16}, finetune=True)) == 0
     assert seen[0].batches[0].shape == (2, 16) and seen[0].progress.iteration == 0
 

@@ -1,4 +1,4 @@
-"""Errors of saving and loading as people need them: which rank, which file, and what is still good."""
+"""Errors of saving and loading for people: which rank, which file, and which checkpoint is intact."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CheckpointError(ValueError):
 
 
 def free_bytes(root: Path) -> int | None:
-    """Bytes that may still be written to the disk of a folder; None where its file system does not say."""
+    """Free bytes on the disk of a folder; None if its file system does not say."""
     usage = shutil.disk_usage(root)
     return usage.free if usage.total > 0 else None
 
@@ -70,7 +70,7 @@ def _sentence(name: str, root: Path, needed: int, found: dict[int, BaseException
     if any(_says_full(error) for error in found.values()) or (
         free is not None and free < MARGIN * needed and any(_may_be_full(error) for error in found.values())
     ):
-        reason = f"{_no_room(needed, free)}; what was written of it is removed ({causes})"
+        reason = f"{_no_room(needed, free)}; the incomplete checkpoint was removed ({causes})"
         return f"{name} could not be written to {root}: {reason}; {_last_good(root)}"
     return f"{name} could not be written to {root}: {causes}; {_last_good(root)}"
 
@@ -85,10 +85,10 @@ def _may_be_full(error: BaseException) -> bool:
 
 
 def _no_room(needed: int, free: int | None) -> str:
-    room = "" if free is None else f", and {free / 2**20:,.1f} MiB are free"
+    room = "" if free is None else f", but only {free / 2**20:,.1f} MiB are free"
     return (
         f"the disk is full. A checkpoint needs about {needed:,} bytes{room} (a run keeps --keep-last checkpoints and "
-        "one more while it writes); make room or --save elsewhere, then continue with --resume"
+        "one more while it saves); free some space, then continue with --resume, or use another --save folder"
     )
 
 
@@ -96,7 +96,7 @@ def _last_good(root: Path) -> str:
     from .manager import latest_checkpoint
 
     good = latest_checkpoint(root)
-    return f"{good} is the last good checkpoint" if good is not None else "there is no earlier checkpoint"
+    return f"the last complete checkpoint is {good}" if good is not None else "there is no earlier checkpoint"
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from .store_layout import PENDING_FIELDS, key_of, stored_tensors
 
 @dataclass(frozen=True)
 class CheckpointContents:
-    """Everything of a checkpoint that defines the model."""
+    """Everything in a checkpoint that defines the model."""
 
     path: Path
     iteration: int
@@ -42,7 +42,7 @@ class CheckpointContents:
 def read_checkpoint(path: str | Path) -> CheckpointContents:
     """Read a checkpoint folder, or the latest of a run's --save folder, with whole (unsharded) CPU tensors.
 
-    Raises ValueError for a folder that is no checkpoint, or a torn one, with the reason.
+    Raises ValueError, with the reason, for a folder that is not a checkpoint or is incomplete.
     """
     folder = resolve_checkpoint(Path(path))
     record = read_record(folder)

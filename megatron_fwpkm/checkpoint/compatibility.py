@@ -1,4 +1,4 @@
-"""Whether a run may go on from a checkpoint: which flags differ, and what that means."""
+"""Whether a run can continue from a checkpoint: which flags differ, and what that means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..config.loading import PREFIXES
 
 @dataclass(frozen=True)
 class Difference:
-    """One flag whose value is another in the checkpoint than in this run."""
+    """One flag whose value in the checkpoint differs from its value in this run."""
 
     flag: str
     saved: Any
@@ -21,8 +21,8 @@ class Difference:
     kind: OnResume
 
     def __str__(self) -> str:
-        """`--num-layers is 4 there and 6 here`."""
-        return f"{self.flag} is {_spell(self.saved)} there and {_spell(self.given)} here"
+        """`--num-layers is 4 in the checkpoint and 6 in this run`."""
+        return f"{self.flag} is {_spell(self.saved)} in the checkpoint and {_spell(self.given)} in this run"
 
 
 def flag_name(group: str, field_name: str) -> str:
@@ -44,37 +44,38 @@ def differences(saved: PretrainConfig, given: PretrainConfig) -> list[Difference
 
 
 def check_resumable(saved: PretrainConfig, given: PretrainConfig, where: str, *, finetune: bool) -> list[str]:
-    """Refuse what cannot go on; returns notices about flags that changed and may.
+    """Refuse a run that cannot continue; returns notices about flags that changed and may change.
 
-    `where` names the checkpoint in the message. With `finetune` only the weights must fit. Raises ValueError that names
-    every offending flag with both values.
+    `where` names the checkpoint in the message. With `finetune` only the weights must match. Raises ValueError that
+    names every offending flag with both values.
     """
     found = differences(saved, given)
     kinds = {ARCHITECTURE} if finetune else {ARCHITECTURE, SAME_RUN}
     wrong = [difference for difference in found if difference.kind in kinds]
     if wrong:
-        advice = "give the saved values"
+        advice = "use the saved values"
         if all(difference.kind is SAME_RUN for difference in wrong):
-            advice += f", or start a new run from its weights with --load {where} --finetune"
+            advice += f", or start a new run from the checkpoint's weights with --load {where} --finetune"
         raise ValueError(f"cannot continue from {where}: {'; '.join(map(str, wrong))}; {advice}")
     if finetune:
         return _another_initial_memory(saved, given)
-    return [f"changed from here on: {difference}" for difference in found]
+    return [f"changed: {difference}" for difference in found]
 
 
 def _another_initial_memory(saved: PretrainConfig, given: PretrainConfig) -> list[str]:
-    """A notice where resets bring another memory than the weights have learned with."""
+    """A notice if resets restore a different memory from the one that the weights were trained with."""
     before, now = saved.training.seed, given.training.seed
     if before == now or given.fwpkm.reset == "never" or not given.fwpkm.layer_numbers:
         return []
     return [
-        f"--seed is {before} there and {now} here: --fwpkm-reset {given.fwpkm.reset} puts back the initial memory of "
-        f"seed {now}, and the weights were trained with that of seed {before}; give --seed {before} to keep it"
+        f"--seed is {before} in the checkpoint and {now} in this run: --fwpkm-reset {given.fwpkm.reset} restores the "
+        f"initial memory of seed {now}, but the weights were trained with that of seed {before}; use --seed {before} "
+        "to keep it"
     ]
 
 
 def check_same_schedule(saved: PretrainConfig, given: PretrainConfig, where: str) -> None:
-    """Refuse another schedule than the checkpoint's, as --no-override-opt-param-scheduler asks.
+    """Refuse a schedule that differs from the checkpoint's, as --no-override-opt-param-scheduler asks.
 
     Raises ValueError that names every option that differs with both values.
     """
@@ -84,8 +85,8 @@ def check_same_schedule(saved: PretrainConfig, given: PretrainConfig, where: str
     found = [one for one in differences(_with_ends(saved), _with_ends(given)) if one.flag in flags]
     if found:
         raise ValueError(
-            f"cannot continue from {where} with --no-override-opt-param-scheduler: {'; '.join(map(str, found))}; give "
-            "the saved values, or use them with --use-checkpoint-opt-param-scheduler, or these with "
+            f"cannot continue from {where} with --no-override-opt-param-scheduler: {'; '.join(map(str, found))}; use "
+            "the saved values, or select the checkpoint's with --use-checkpoint-opt-param-scheduler or this run's with "
             "--override-opt-param-scheduler"
         )
 
@@ -98,7 +99,7 @@ def _with_ends(config: PretrainConfig) -> PretrainConfig:
 
 
 def _makes_groups(name: str, before: Any, now: Any) -> bool:
-    """Whether a change is to other parameter groups, which the saved state of the optimizer does not fit."""
+    """Whether a change makes different parameter groups, which do not match the saved state of the optimizer."""
     return name == "decoupled_lr" and (before is None) != (now is None)
 
 

@@ -32,9 +32,9 @@ from .store_layout import PENDING_FIELDS, key_of, replica_count, stored_tensors
 DESCRIPTION_NAME = "store.json"
 
 _RULES = {
-    "modulo": "replica r takes the memory of r modulo {saved}",
-    "replica0": "every replica takes the memory of the first",
-    "reset": "every replica begins with the initial memory",
+    "modulo": "replica r loads the memory of replica r modulo {saved}",
+    "replica0": "every replica loads the memory of replica 0",
+    "reset": "every replica starts from the initial memory",
 }
 """What --fwpkm-load-dp-rule means."""
 
@@ -133,7 +133,8 @@ class FastWeightStore:
             source = mine
             if saved != replicas:
                 rule = self._memory.load_dp_rule
-                notice = f"fast weights of {saved} replicas go to {replicas}: {_RULES[rule].format(saved=saved)}"
+                meaning = _RULES[rule].format(saved=saved)
+                notice = f"the number of replicas changed from {saved} to {replicas}: {meaning}"
                 if rule == "reset":
                     layer.reset()
                     continue
@@ -209,7 +210,7 @@ class FastWeightStore:
         for key, tensor in request.items():
             if stored[key].size != tensor.shape:
                 raise ValueError(
-                    f"{folder}: {key} has shape {list(stored[key].size)} and the model needs {list(tensor.shape)}; "
+                    f"{folder}: {key} has shape {list(stored[key].size)}, but the model needs {list(tensor.shape)}; "
                     "check --fwpkm-num-heads, --fwpkm-num-subkeys, --fwpkm-key-dim and --fwpkm-value-dim"
                 )
         assert dist.is_initialized()

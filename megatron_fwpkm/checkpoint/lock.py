@@ -103,8 +103,8 @@ class RunLock:
         head = _head(self.path)
         if head is not None and head.token != self.token:
             raise ValueError(
-                f"--save {self.path.parent} was taken over by {head.describe()} while this run stood still; this run "
-                "ends and saves nothing more. Resume it when the other has ended, or save elsewhere"
+                f"--save {self.path.parent} was taken over by {head.describe()} while this run was suspended; this run "
+                "stops without saving. Resume it after the other run has ended, or use another --save folder"
             )
 
     def text(self) -> bytes:
@@ -251,8 +251,8 @@ def _is_gone(found: _Found, path: Path, stale_seconds: float) -> bool:
     alive = _is_alive(found.owner)
     if alive is None:
         logger.info(
-            "--save %s is locked by %s, which cannot be looked at from here: watching for at most %.0f s whether the "
-            "counter in %s moves",
+            "--save %s is locked by %s, which cannot be checked from here: waiting up to %.0f s for the counter in %s "
+            "to change",
             path.parent,
             found.describe(),
             stale_seconds,
@@ -262,11 +262,11 @@ def _is_gone(found: _Found, path: Path, stale_seconds: float) -> bool:
         if alive is None:
             return False
         if not alive:
-            logger.info("%s has stood still for %.0f s: the folder is taken over", found.path.name, stale_seconds)
+            logger.info("%s has not changed for %.0f s: taking over the folder", found.path.name, stale_seconds)
     if alive:
         raise ValueError(
-            f"--save {path.parent} is in use by {found.describe()}: two runs in one folder would destroy each other's "
-            f"checkpoints. Save elsewhere, or end that run; if it has ended, delete {found.path}"
+            f"--save {path.parent} is in use by {found.describe()}: two runs in one folder would overwrite each "
+            f"other's checkpoints. Use another folder or stop that run; if it has already ended, delete {found.path}"
         )
     return True
 

@@ -46,7 +46,7 @@ class CheckpointManager:
         """Raises ValueError where another run has taken the folder over; rank 0 calls it before it changes anything."""
 
     def prepare(self, *, resume: bool) -> None:
-        """Make the folder and see that it can be written, before hours of training are spent.
+        """Create the folder and check that it is writable, before hours of training are spent.
 
         Raises ValueError when it cannot, or when it holds checkpoints and `resume` is not set.
         """
@@ -64,12 +64,12 @@ class CheckpointManager:
         found = published(self.root)
         if found and not resume:
             raise ValueError(
-                f"--save {self.root} already holds {found[-1].name}; continue it with --resume, or save elsewhere"
+                f"--save {self.root} already contains {found[-1].name}; continue with --resume, or use another folder"
             )
 
     @contextmanager
     def publish(self, iteration: int, record: RunRecord) -> Iterator[Path]:
-        """Yield the folder in which every rank writes its part; afterwards it is published under its final name.
+        """Yield the folder that every rank writes its part into; afterwards it is published under its final name.
 
         Nothing is published unless every rank leaves the block without an error: a rank that fails ends, and the
         others fail at the barrier behind the block.
@@ -79,10 +79,10 @@ class CheckpointManager:
         self.end(iteration, record)
 
     def begin(self, iteration: int, needed: int = 0) -> Path:
-        """The folder in which every rank writes its part; it counts for nothing before `end`.
+        """The folder that every rank writes its part into; it is not a checkpoint before `end`.
 
-        What runs that ended while writing have left is removed. Raises CheckpointError where the disk has no room for
-        about `needed` bytes.
+        Incomplete checkpoints of runs that ended while saving are removed. Raises CheckpointError if the disk has
+        less than about `needed` bytes free.
         """
         partial = self.root / f".{folder_name(iteration)}.partial"
 
@@ -178,8 +178,8 @@ def latest_checkpoint(root: Path) -> Path | None:
     name = marker.read_text(encoding="utf-8").strip()
     if not _FOLDER.match(name) or not (root / name).is_dir():
         raise ValueError(
-            f"{marker} names {name!r}, which is not a checkpoint in {root}; write the name of one of "
-            f"{[path.name for path in published(root)]} into it"
+            f"{marker} names {name!r}, which is not a checkpoint in {root}; write one of these names into it: "
+            f"{', '.join(path.name for path in published(root)) or 'none left'}"
         )
     return root / name
 
@@ -191,8 +191,8 @@ def resolve_checkpoint(path: Path) -> Path:
     """
     if not path.is_dir():
         raise ValueError(
-            f"{path} is not a folder; name a run's --save folder, one of its iter_... folders or, for a model, an "
-            "export (nothing is downloaded)"
+            f"{path} is not a folder; use the --save folder of a run, one of its iter_... folders or, for a model, an "
+            "exported folder (nothing is downloaded)"
         )
     if (path / RECORD_NAME).is_file() or _FOLDER.match(path.name) or _LEFTOVER.match(path.name):
         return path

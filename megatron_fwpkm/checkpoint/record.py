@@ -1,4 +1,4 @@
-"""run.json: what a checkpoint folder says about itself, and the check that the folder is whole."""
+"""run.json: the description of a checkpoint folder, and the check that the folder is complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LATER = {"documents"}
 
 @dataclass(frozen=True)
 class Layout:
-    """Over how many processes a checkpoint was written; decides what can be restored bit for bit."""
+    """The parallel layout that wrote a checkpoint; decides what can be restored bit for bit."""
 
     world_size: int
     tensor_parallel: int
@@ -68,9 +68,9 @@ def write_record(folder: Path, record: RunRecord) -> None:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """The record of a checkpoint folder, which is checked to be whole: every file there, with its size.
+    """The record of a checkpoint folder, after a check that every file is there and has its size.
 
-    Raises ValueError with the reason for a folder that is no checkpoint, a torn one, or one of a newer format.
+    Raises ValueError, with the reason, for a folder that is not a checkpoint, is incomplete or has a newer format.
     """
     path = folder / RECORD_NAME
     if not path.is_file():
@@ -78,33 +78,35 @@ def read_record(folder: Path) -> RunRecord:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is torn: it is not valid JSON ({error})") from error
+        raise ValueError(f"{path} is damaged: it is not valid JSON ({error}); use an earlier checkpoint") from error
     if not isinstance(content, dict) or "format" not in content:
-        raise ValueError(f"{path} does not belong to a checkpoint of megatron_fwpkm: it has no format number")
+        raise ValueError(f"{path} is not from a checkpoint of megatron_fwpkm: it has no format number")
     if content["format"] != FORMAT:
-        raise ValueError(f"{path} has format {content['format']}; this version reads format {FORMAT}")
+        raise ValueError(f"{path} has format {content['format']}, but this version only reads format {FORMAT}")
     missing = {f.name for f in fields(RunRecord)} - content.keys() - _LATER
     if missing:
-        raise ValueError(f"{path} is torn: it lacks {', '.join(sorted(missing))}")
+        raise ValueError(f"{path} is damaged: {', '.join(sorted(missing))} missing; use an earlier checkpoint")
     for name, size in content["files"].items():
         file = folder / name
         if not file.is_file():
-            raise ValueError(f"{folder} is torn: {name} is missing; use an earlier checkpoint")
+            raise ValueError(f"{folder} is incomplete: {name} is missing; use an earlier checkpoint")
         if file.stat().st_size != size:
             raise ValueError(
-                f"{folder} is torn: {name} has {file.stat().st_size} bytes instead of {size}; use an earlier checkpoint"
+                f"{folder} is damaged: {name} has {file.stat().st_size} bytes instead of {size}; use an earlier "
+                "checkpoint"
             )
     known = {f.name for f in fields(RunRecord)}
     return RunRecord(**{k: v for k, v in content.items() if k in known} | {"layout": Layout(**content["layout"])})
 
 
 def _foreign_hint(folder: Path) -> str:
-    """What the folder seems to be instead."""
+    """What the folder appears to be instead."""
     signs = {
-        "latest_checkpointed_iteration.txt": "; it looks like a Megatron-LM checkpoint, which is not read",
-        "model.safetensors": "; it looks like a Hugging Face model, use its checkpoint instead",
-        "model.safetensors.index.json": "; it looks like a Hugging Face model, use its checkpoint instead",
+        "latest_checkpointed_iteration.txt": "; it looks like a Megatron-LM checkpoint, which cannot be read",
+        "model.safetensors": "; it looks like a Hugging Face model: use the checkpoint that it was exported from",
+        "model.safetensors.index.json": "; it looks like a Hugging Face model: use the checkpoint that it was "
+        "exported from",
     }
     if folder.name.endswith(".partial"):
-        return "; it was being written when its run ended"
+        return "; the run ended while it was being saved"
     return next((hint for name, hint in signs.items() if (folder / name).exists()), "")

@@ -1,4 +1,4 @@
-"""Random number generators of one rank: python, numpy, torch (CPU and CUDA), and what an engine has of its own."""
+"""Random number generators of one rank: Python, NumPy, torch (CPU and CUDA), and those of the engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rng_file(folder: Path, rank: int) -> Path:
 
 
 def rng_state() -> dict[str, Any]:
-    """The generator states of this process but the engine's own, as tensors and plain Python values."""
+    """The generator states of this process, without the engine's own, as tensors and plain Python values."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -31,7 +31,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what `rng_state` gave."""
+    """Restore what `rng_state` returned."""
     random.setstate(state["python"])
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
@@ -46,10 +46,10 @@ def save_rng_state(folder: Path, rank: int, engine_state: dict[str, Any]) -> Non
 
 
 def load_rng_state(folder: Path, rank: int) -> dict[str, Any]:
-    """Put back this rank's states from a checkpoint folder; returns the engine's own. Nothing in the file is executed.
+    """Restore this rank's states from a checkpoint folder; returns the engine's own. Nothing in the file is executed.
 
     Raises:
-        ValueError: the file holds anything but tensors and plain values.
+        ValueError: the file contains anything but tensors and plain values.
     """
     file = rng_file(folder, rank)
     try:
@@ -58,7 +58,8 @@ def load_rng_state(folder: Path, rank: int) -> dict[str, Any]:
         if isinstance(error, OSError) and error.filename is not None:  # it cannot be opened
             raise
         raise ValueError(
-            f"{file} contains no random states: it is damaged, or holds code, which is not run. Use an older checkpoint"
+            f"{file} contains no random states: it is damaged, or contains code, which is never executed; use an "
+            "earlier checkpoint"
         ) from error
     set_rng_state(state)
     own: dict[str, Any] = state[_ENGINE]

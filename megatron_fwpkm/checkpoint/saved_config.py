@@ -1,4 +1,4 @@
-"""The resolved configuration that lies in every checkpoint, read by the same parser as the command line."""
+"""The resolved configuration in every checkpoint, read by the same parser as the command line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .record import CONFIG_NAME
 def read_saved_config(folder: Path) -> PretrainConfig:
     """The configuration of a checkpoint folder.
 
-    Raises ValueError where it is missing or not understood by this version.
+    Raises ValueError if it is missing or this version does not understand it.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
-        raise ValueError(f"{folder} is torn: {CONFIG_NAME} is missing; use an earlier checkpoint")
+        raise ValueError(f"{folder} is incomplete: {CONFIG_NAME} is missing; use an earlier checkpoint")
     return parse_pretrain(["--config", str(path)]).config

@@ -121,8 +121,8 @@ def load_slow_weights(
 
 
 def _changed_growth(saved: dict[str, Any], scheduler: OptimizerParamScheduler) -> list[str]:
-    """A notice where weight decay grows until another iteration than it did: no option of its own says so."""
+    """A notice if the iteration until which weight decay increases has changed: no option of its own says so."""
     before, now = saved["wd_incr_steps"], scheduler.wd_incr_steps
     if scheduler.wd_incr_style == "constant" or before == now:
         return []
-    return [f"changed from here on: weight decay grows until iteration {now} (--train-iters), not {before}"]
+    return [f"changed: weight decay increases until iteration {now} (--train-iters) instead of {before}"]

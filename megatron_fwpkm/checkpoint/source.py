@@ -22,9 +22,9 @@ class Source:
 
 
 def find_source(chosen: CheckpointConfig) -> Source | None:
-    """The checkpoint that --resume, --load and --ckpt-step mean; None where a run starts anew.
+    """The checkpoint that --resume, --load and --ckpt-step select; None if the run starts from scratch.
 
-    Raises ValueError for one that is not there, with --exit-on-missing-checkpoint also where --resume finds none.
+    Raises ValueError if it does not exist; with --exit-on-missing-checkpoint also if --resume finds none.
     """
     if chosen.resume and chosen.save is not None:
         root = Path(chosen.save)
@@ -38,19 +38,19 @@ def find_source(chosen: CheckpointConfig) -> Source | None:
     if chosen.resume and chosen.exit_on_missing_checkpoint:
         raise ValueError(
             f"--save {chosen.save} contains no checkpoint to --resume from, and --exit-on-missing-checkpoint forbids a "
-            "new run: name another folder, or remove that flag"
+            "new run: use another folder, or remove that flag"
         )
     return None
 
 
 def _named(path: Path, step: int | None) -> Path:
-    """What --load names: a checkpoint, or a run's latest or that of iteration `step`."""
+    """The checkpoint that --load names, or the latest of a run, or that of iteration `step`."""
     if step is None or not path.is_dir():
         return resolve_checkpoint(path)
     if (path / RECORD_NAME).is_file():
         raise ValueError(
-            f"--ckpt-step {step} chooses among the checkpoints of a run, and --load {path} is one of them already: "
-            f"name its run, {path.parent}, or remove --ckpt-step"
+            f"--ckpt-step {step} selects a checkpoint of a run, but --load {path} is already a single checkpoint: "
+            f"use --load {path.parent}, or remove --ckpt-step"
         )
     return _of_step(path, step)
 
@@ -58,6 +58,6 @@ def _named(path: Path, step: int | None) -> Path:
 def _of_step(root: Path, step: int) -> Path:
     folders = {path.name: path for path in published(root)}
     if folder_name(step) not in folders:
-        there = f"only {', '.join(folders)}; use the number of one" if folders else "and no other checkpoint"
+        there = f"only {', '.join(folders)}; use one of these iterations" if folders else "and no other checkpoint"
         raise ValueError(f"--ckpt-step {step}: {root} contains no {folder_name(step)}, {there}")
     return folders[folder_name(step)]

@@ -20,14 +20,14 @@ def key_of(layer_number: int, replica: int, name: str) -> str:
 
 
 def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
-    """What a folder holds, by key, from its metadata alone.
+    """The tensors in a folder by key, from its metadata alone.
 
     Raises ValueError for a folder without metadata.
     """
     try:
         metadata: Metadata = dcp.FileSystemReader(folder).read_metadata()
     except (OSError, EOFError) as error:
-        raise ValueError(f"{folder} contains no stored tensors: {error}") from error
+        raise ValueError(f"{folder} contains no saved tensors: {error}") from error
     return {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
 
 

@@ -26,9 +26,9 @@ from .source import find_source
 
 
 def with_checkpoint_values(resolved: Resolved) -> Resolved:
-    """`resolved` with what its flags say to take from the checkpoint that it starts from, and notices about it.
+    """`resolved` with the values that its flags take from the checkpoint it starts from, and notices about them.
 
-    Where there is no checkpoint yet nothing changes. Raises ValueError for a checkpoint that is not there or not whole.
+    Nothing changes if there is no checkpoint yet. Raises ValueError for a missing or incomplete checkpoint.
     """
     chosen = resolved.config.checkpoint
     if not (chosen.use_checkpoint_args or chosen.use_checkpoint_opt_param_scheduler):
@@ -75,7 +75,7 @@ def _replaced(resolved: Resolved, taken: dict[str, dict[str, Any]], source: str)
     sources, said = dict(resolved.value_sources), []
     for flag, before, now in _changes(resolved.config, config, taken):
         if before != now or sources[flag] == DEFAULT:
-            replaced = f" (not {before}, {sources[flag]})" if sources[flag] != DEFAULT else ""
+            replaced = f" (instead of {before}, {sources[flag]})" if sources[flag] != DEFAULT else ""
             said += [f"{flag} {now}{replaced}"] if before != now else []
             sources[flag] = source
     notices = (f"taken from {source}: {', '.join(said)}",) if said else ()

@@ -64,7 +64,7 @@ def test_a_missing_memory_is_named(tmp_path: Path) -> None:
 def test_a_missing_configuration_is_a_torn_checkpoint(tmp_path: Path) -> None:
     folder = write(tmp_path, FAST)
     (folder / "config.yaml").unlink()
-    with pytest.raises(ValueError, match="iter_0000005 is torn: config.yaml is missing"):
+    with pytest.raises(ValueError, match="iter_0000005 is incomplete: config.yaml is missing"):
         read_checkpoint(folder)
 
 

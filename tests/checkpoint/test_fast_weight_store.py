@@ -89,10 +89,10 @@ def load(folder: Path, tensor_parallel: int, saved_replicas: int) -> str | None:
 def by_other_rules(folder: Path) -> None:
     """Two replicas' memories go to one replica of two tensor-parallel ranks."""
     tp, _ = start(2)
-    for rule, words in (("replica0", "takes the memory of the first"), ("reset", "begins with the initial memory")):
+    for rule, words in (("replica0", "loads the memory of replica 0"), ("reset", "starts from the initial memory")):
         layer = Layer(2, cut(whole(2, 99, pending=False), tp, 2))
         notice = FastWeightStore(replace(MEMORY, load_dp_rule=rule), seed=5, ranks=memory_ranks()).load(folder, [layer])
-        assert notice == f"fast weights of 2 replicas go to 1: every replica {words}"
+        assert notice == f"the number of replicas changed from 2 to 1: every replica {words}"
         expected = cut(whole(2, 0), tp, 2).values if rule == "replica0" else torch.zeros(16, 8)
         assert torch.equal(layer.state.values, expected)
 
@@ -120,9 +120,9 @@ def test_tables_move_between_layouts_exactly(tmp_path: Path) -> None:
         == notices[1]
         == [
             None,
-            "fast weights of 1 replicas go to 2: replica r takes the memory of r modulo 1",
+            "the number of replicas changed from 1 to 2: replica r loads the memory of replica r modulo 1",
             None,
-            "fast weights of 2 replicas go to 1: replica r takes the memory of r modulo 2",
+            "the number of replicas changed from 2 to 1: replica r loads the memory of replica r modulo 2",
         ]
     )
     description = json.loads((tmp_path / "tp2" / "store.json").read_text())
@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         store.load(tmp_path / "fast", [Layer(3, whole(3, 0))])
     small = FwPKMConfig(num_heads=2, num_subkeys=2, key_dim=6, value_dim=8)
     state = FastWeightState(torch.zeros(2, 2, 2, 3), torch.zeros(4, 8))
-    with pytest.raises(ValueError, match=r"layer2/replica0/.* has shape .* and the model needs .*--fwpkm-num-subkeys"):
+    with pytest.raises(ValueError, match=r"layer2/replica0/.* has shape .*, but the model needs .*--fwpkm-num-subkeys"):
         FastWeightStore(small, seed=5, ranks=memory_ranks()).load(tmp_path / "fast", [Layer(2, state)])
-    with pytest.raises(ValueError, match="nothing contains no stored tensors"):
+    with pytest.raises(ValueError, match="nothing contains no saved tensors"):
         store.load(tmp_path / "nothing", [again])

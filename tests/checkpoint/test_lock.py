@@ -62,7 +62,7 @@ def test_a_lock_is_held_and_given_back(tmp_path: Path) -> None:
 
 def test_a_living_run_of_this_host_is_named(tmp_path: Path) -> None:
     with held_by_another(tmp_path) as other:
-        message = rf"--save .* is in use by process {other.pid} on .*; if it has ended, delete .*{LOCK_NAME}"
+        message = rf"--save .* is in use by process {other.pid} on .*; if it has already ended, delete .*{LOCK_NAME}"
         begin = time.monotonic()
         with pytest.raises(ValueError, match=message), run_lock(tmp_path, stale_seconds=60):
             pass
@@ -92,7 +92,7 @@ def test_a_run_in_another_pid_namespace_keeps_its_lock(tmp_path: Path, caplog: p
         owners = [json.loads(text) for text in (before, (tmp_path / LOCK_NAME).read_text())]
         assert owners[0]["token"] == owners[1]["token"], "another lock by now"
         other.kill()
-    assert "which cannot be looked at from here: watching for at most 20 s whether the counter in run.lock" in (
+    assert "which cannot be checked from here: waiting up to 20 s for the counter in run.lock to change" in (
         caplog.text
     )
     with run_lock(tmp_path, stale_seconds=0.5):  # nobody advances it any more

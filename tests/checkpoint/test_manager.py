@@ -123,7 +123,7 @@ def test_prepare_refuses_to_mix_runs_and_unwritable_folders(tmp_path: Path) -> N
     manager = CheckpointManager(tmp_path / "run", keep_last=1)
     save(manager, 10)
     manager.prepare(resume=True)
-    with pytest.raises(ValueError, match=r"--save .*run already holds iter_0000010; continue it with --resume"):
+    with pytest.raises(ValueError, match=r"--save .*run already contains iter_0000010; continue with --resume"):
         manager.prepare(resume=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"--save .*file cannot be written: File exists"):
@@ -135,28 +135,28 @@ def test_prepare_refuses_to_mix_runs_and_unwritable_folders(tmp_path: Path) -> N
 def test_bad_folders_are_refused_with_their_reason(tmp_path: Path) -> None:
     folder = save(CheckpointManager(tmp_path, keep_last=3), 10)
     (folder / "model" / "shard.bin").write_text("cut")
-    with pytest.raises(ValueError, match=r"iter_0000010 is torn: model/shard.bin has 3 bytes instead of 7"):
+    with pytest.raises(ValueError, match=r"iter_0000010 is damaged: model/shard.bin has 3 bytes instead of 7"):
         read_record(folder)
     (folder / "model" / "shard.bin").unlink()
-    with pytest.raises(ValueError, match=r"torn: model/shard.bin is missing; use an earlier checkpoint"):
+    with pytest.raises(ValueError, match=r"incomplete: model/shard.bin is missing; use an earlier checkpoint"):
         read_record(folder)
     content = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({k: v for k, v in content.items() if k != "iteration"}))
-    with pytest.raises(ValueError, match="torn: it lacks iteration"):
+    with pytest.raises(ValueError, match="run.json is damaged: iteration missing"):
         read_record(folder)
     (folder / "run.json").write_text(json.dumps({**content, "format": 99}))
-    with pytest.raises(ValueError, match="has format 99; this version reads format 1"):
+    with pytest.raises(ValueError, match="has format 99, but this version only reads format 1"):
         read_record(folder)
     (folder / "run.json").write_text(json.dumps(content)[:50])
-    with pytest.raises(ValueError, match="run.json is torn: it is not valid JSON"):
+    with pytest.raises(ValueError, match="run.json is damaged: it is not valid JSON"):
         read_record(folder)
     (folder / "run.json").write_text("{}")
-    with pytest.raises(ValueError, match="does not belong to a checkpoint of megatron_fwpkm"):
+    with pytest.raises(ValueError, match="is not from a checkpoint of megatron_fwpkm"):
         read_record(folder)
 
 
 def test_foreign_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere is not a folder; name a run's --save folder"):
+    with pytest.raises(ValueError, match="nowhere is not a folder; use the --save folder of a run"):
         resolve_checkpoint(tmp_path / "nowhere")
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")
     with pytest.raises(ValueError, match="has no run.json; it looks like a Megatron-LM checkpoint"):
@@ -165,5 +165,5 @@ def test_foreign_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="names 'iter_0000044', which is not a checkpoint"):
         resolve_checkpoint(tmp_path)
     (tmp_path / ".iter_0000044.partial").mkdir()
-    with pytest.raises(ValueError, match="it was being written when its run ended"):
+    with pytest.raises(ValueError, match="the run ended while it was being saved"):
         read_record(resolve_checkpoint(tmp_path / ".iter_0000044.partial"))

@@ -25,8 +25,8 @@ def test_architecture_is_refused_even_for_finetuning() -> None:
     for finetune in (False, True):
         with pytest.raises(
             ValueError,
-            match=r"cannot continue from run: --num-layers is 12 there and 6 here; "
-            r"--fwpkm-layer-numbers is \(empty\) there and 2 here; give the saved values$",
+            match=r"cannot continue from run: --num-layers is 12 in the checkpoint and 6 in this run; "
+            r"--fwpkm-layer-numbers is \(empty\) in the checkpoint and 2 in this run; use the saved values$",
         ):
             check_resumable(BASE, other, "run", finetune=finetune)
 
@@ -34,18 +34,24 @@ def test_architecture_is_refused_even_for_finetuning() -> None:
 @pytest.mark.parametrize(
     ("group", "values", "message"),
     [
-        ("training", {"seed": 5}, "--seed is 1234 there and 5 here"),
-        ("needle", {"fraction": 0.5}, "--needle-fraction is 0.0 there and 0.5 here"),
-        ("model", {"seq_length": 128}, "--seq-length is 4096 there and 128 here"),
-        ("model", {"init_method_std": 0.01}, "--init-method-std is 0.02 there and 0.01 here"),
-        ("fwpkm", {"gate_bias_init": -1.0}, "--fwpkm-gate-bias-init is 0.0 there and -1.0 here"),
-        ("optimizer", {"decoupled_lr": 0.1}, "--decoupled-lr is none there and 0.1 here"),
-        ("parallel", {"use_distributed_optimizer": True}, "--use-distributed-optimizer is false there and true here"),
+        ("training", {"seed": 5}, "--seed is 1234 in the checkpoint and 5 in this run"),
+        ("needle", {"fraction": 0.5}, "--needle-fraction is 0.0 in the checkpoint and 0.5 in this run"),
+        ("model", {"seq_length": 128}, "--seq-length is 4096 in the checkpoint and 128 in this run"),
+        ("model", {"init_method_std": 0.01}, "--init-method-std is 0.02 in the checkpoint and 0.01 in this run"),
+        ("fwpkm", {"gate_bias_init": -1.0}, "--fwpkm-gate-bias-init is 0.0 in the checkpoint and -1.0 in this run"),
+        ("optimizer", {"decoupled_lr": 0.1}, "--decoupled-lr is none in the checkpoint and 0.1 in this run"),
+        (
+            "parallel",
+            {"use_distributed_optimizer": True},
+            "--use-distributed-optimizer is false in the checkpoint and true in this run",
+        ),
     ],
 )
 def test_another_run_may_only_start_from_the_weights(group: str, values: dict[str, object], message: str) -> None:
     other = change(group, **values)
-    with pytest.raises(ValueError, match=message + ".*or start a new run from its weights with --load run --finetune"):
+    with pytest.raises(
+        ValueError, match=message + ".*or start a new run from the checkpoint's weights with --load run --finetune"
+    ):
         check_resumable(BASE, other, "run", finetune=False)
     assert check_resumable(BASE, other, "run", finetune=True) == []
 
@@ -60,21 +66,21 @@ def test_weights_that_meet_another_initial_memory_are_announced(
     saved = change("fwpkm", layer_numbers=layers)
     given = replace(change("fwpkm", layer_numbers=layers, reset=reset), training=replace(BASE.training, seed=seed))
     expected = (
-        f"--seed is 1234 there and 5 here: --fwpkm-reset {reset} puts back the initial memory of seed 5, and the "
-        "weights were trained with that of seed 1234; give --seed 1234 to keep it"
+        f"--seed is 1234 in the checkpoint and 5 in this run: --fwpkm-reset {reset} restores the initial memory of "
+        "seed 5, but the weights were trained with that of seed 1234; use --seed 1234 to keep it"
     )
     assert check_resumable(saved, given, "run", finetune=True) == ([expected] if said else [])
 
 
 def test_values_are_spelt_as_they_are_typed() -> None:
     one, other = change("model", window_size=((3, 0), (15, 0))), change("model", window_size=((7, 0),))
-    with pytest.raises(ValueError, match="--window-size is 3,0 15,0 there and 7,0 here"):
+    with pytest.raises(ValueError, match="--window-size is 3,0 15,0 in the checkpoint and 7,0 in this run"):
         check_resumable(one, other, "run", finetune=True)
 
 
 def test_what_may_change_is_said_and_logging_is_nobodys_business() -> None:
     assert check_resumable(BASE, change("optimizer", lr=3e-4), "run", finetune=False) == [
-        "changed from here on: --lr is 0.001 there and 0.0003 here"
+        "changed: --lr is 0.001 in the checkpoint and 0.0003 in this run"
     ]
     assert check_resumable(BASE, change("logging", log_interval=1), "run", finetune=False) == []
     assert check_resumable(BASE, change("checkpoint", resume=True), "run", finetune=False) == []

@@ -58,7 +58,9 @@ def test_what_is_not_there_is_refused(own: Path, other: Path, tmp_path: Path) ->
         find(save=own, resume=True, ckpt_step=15)
     with pytest.raises(ValueError, match=r"--ckpt-step 15: .*empty contains no iter_0000015, and no other checkpoint"):
         find(save=empty, resume=True, ckpt_step=15)
-    with pytest.raises(ValueError, match=r"--load .*iter_0000005 is one of them already: name its run, .*other, or"):
+    with pytest.raises(
+        ValueError, match=r"--load .*iter_0000005 is already a single checkpoint: use --load .*other, or"
+    ):
         find(load=other / "iter_0000005", ckpt_step=5)
     with pytest.raises(ValueError, match=r"nowhere is not a folder"):
         find(load=tmp_path / "nowhere", ckpt_step=5)

@@ -256,7 +256,7 @@ def test_a_failed_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkey
 
 
 def test_sources_that_are_no_model(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere is not a folder; name .* or, for a model, an export"):
+    with pytest.raises(ValueError, match="nowhere is not a folder; use .* or, for a model, an exported folder"):
         hf_model_from_checkpoint(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match="contains a Hugging Face model of another kind: .*, not 'fwpkm'"):

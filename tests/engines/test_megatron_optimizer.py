@@ -102,11 +102,12 @@ def test_the_checkpoint_says_until_when_weight_decay_grows(tmp_path: Path) -> No
         engine.save(tmp_path)
         assert resumed(first) == resumed(taking) == ([], pytest.approx(0.06))
         assert resumed(longer) == (
-            ["changed from here on: weight decay grows until iteration 16 (--train-iters), not 8"],
+            ["changed: weight decay increases until iteration 16 (--train-iters) instead of 8"],
             pytest.approx(0.04),
         )
     check_same_schedule(BASE, change(BASE, "training", train_iters=8), "there")
-    with pytest.raises(ValueError, match="--train-iters is 8 there and 16 here; give the saved values"):
+    message = "--train-iters is 8 in the checkpoint and 16 in this run; use the saved values"
+    with pytest.raises(ValueError, match=message):
         check_same_schedule(first, longer, "there")
 
 

@@ -65,7 +65,8 @@ def test_what_cannot_fit_is_not_begun(dataset: str, small_disk: Path, capfd: pyt
     assert start(run_of(dataset, save, train_iters=4, resume=True)) == 1
     message = (
         r"error: iter_0000004 was not written to \S+/disk/run: the disk is full. A checkpoint needs about [\d,]+ "
-        r"bytes, and [\d.]+ MiB are free .* continue with --resume; \S+/iter_0000002 is the last good checkpoint"
+        r"bytes, but only [\d.]+ MiB are free .* continue with --resume.*; the last complete checkpoint is "
+        r"\S+/iter_0000002"
     )
     assert re.search(message, capfd.readouterr().err)
     assert [path.name for path in save.iterdir() if path.is_dir()] == ["iter_0000002"]
@@ -96,7 +97,8 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(
     error = capfd.readouterr().err
     message = (
         r"error: iter_0000004 could not be written to \S+/disk/run: the disk is full. A checkpoint needs about [\d,]+ "
-        r"bytes, and [\d.]+ MiB are free .*; what was written of it is removed \(rank 0: .*iter_0000002 is the last"
+        r"bytes, but only [\d.]+ MiB are free .*; the incomplete checkpoint was removed \(rank 0: .*; the "
+        r"last complete checkpoint is \S+/iter_0000002"
     )
     assert re.search(message, error), error
     assert error.count("\n") == 1, error
@@ -150,7 +152,7 @@ def test_every_form_of_a_full_disk(
 ) -> None:
     monkeypatch.setattr(checkpoint_errors, "free_bytes", lambda root: 5 << 20)
     message = (
-        rf"iter_7 could not .*: the disk is full. A checkpoint needs about 9,000,000 bytes, and 5.0 MiB .*\({cause}"
+        rf"iter_7 could not .*: the disk is full. A checkpoint needs about 9,000,000 bytes, but only 5.0 .*\({cause}"
     )
     with pytest.raises(CheckpointError, match=message), explained(1, "iter_7", tmp_path, 9_000_000):
         raise error
