@@ -38,14 +38,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a line per file that was compared, and a verdict."""
+    """Print one line per compared file, and a verdict."""
     options = parse_tool(build_parser(), CompareOptions, argv)
     from megatron_fwpkm.evaluation.run_comparison import compare_runs
 
     found = compare_runs(Path(options.before), Path(options.after))
     print("\n".join(map(str, found)))
     different = sum(comparison.difference is not None for comparison in found)
-    print(f"{different} of {len(found)} files differ" if different else f"all {len(found)} files are identical")
+    verdict = f"{different} different" if different else "all identical"
+    print(f"{len(found)} file{'s' * (len(found) != 1)} compared, {verdict}")
     return 1 if different else 0
 
 

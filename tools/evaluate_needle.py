@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate, print the table and where the report is; 1 when the causality check fails."""
+    """Evaluate, print the table and the path of the report; returns 1 if the causality check fails."""
     args = parse_tool(build_parser(), NeedleOptions, argv)
     settings = args.settings()
     options = args.run_options(("python", "tools/evaluate_needle.py", *(sys.argv[1:] if argv is None else argv)))
@@ -39,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text_table(results), f"report: {options.output / 'report.html'}", sep="\n")
     passed = results.causality is None or results.causality.passed
     if not passed:
-        print("error: the causality check failed: a token changed the logits of an earlier token", file=sys.stderr)
+        print(
+            "error: the causality check failed: changing a token changed earlier logits, or had no effect",
+            file=sys.stderr,
+        )
     return int(not passed)
 
 

@@ -4,7 +4,7 @@ python tools/generate_text.py --model runs/mine/hf --prompt "It is a truth unive
 python tools/generate_text.py --model runs/mine/hf --remember notes.txt --prompt "The code of" --max-new-tokens 5
 
 The model is an exported folder or a checkpoint (the --save folder of a run). --remember reads documents into the memory
-first, in order. The documents, the prompt and the answer share one memory, which no other text is written to.
+first, in order. The documents, the prompt and the answer share one memory; no other text is written to it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parse_tool(parser, GenerateOptions, argv)
     if args.temperature < 0:
-        parser.error(f"--temperature {args.temperature} must be 0 or more")
+        parser.error(f"--temperature {args.temperature} must be at least 0")
     if args.memory == "off" and args.remember:
-        parser.error("--memory off never reads what --remember writes: leave one out, or use --memory frozen")
+        parser.error("--memory off never reads what --remember writes: remove one, or use --memory frozen")
     import torch
     from transformers import TextStreamer
 
@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, tokenizer = load_for_text(args.model, args.device)
     cache = model.new_cache()
     for file, text in documents:
-        print(f"remembered {file}: {remember(model, tokenizer, text, cache)} tokens", file=sys.stderr)
+        count = remember(model, tokenizer, text, cache)
+        print(f"remembered {file}: {count} token{'s' * (count != 1)}", file=sys.stderr)
     model.memory_mode = args.memory
     torch.manual_seed(args.seed)
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.repetition_penalty)

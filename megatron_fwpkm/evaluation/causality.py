@@ -12,12 +12,12 @@ from .text_model import TextModel
 
 @dataclass(frozen=True)
 class CausalityCheck:
-    """Whether a changed token left everything before it alone."""
+    """Whether changing a token left all logits before it unchanged."""
 
     changed: int
     """Position of the changed token."""
     before_identical: bool
-    """Logits of all earlier positions are the same bit for bit."""
+    """The logits of all earlier positions are identical bit for bit."""
     after_differs: bool
     """Some later logits differ, so the check could have failed."""
 

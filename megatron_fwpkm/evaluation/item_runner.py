@@ -1,4 +1,4 @@
-"""Measure independent items: what is on disk already is kept, the rest is measured in one process or several.
+"""Measure independent items: records on disk are kept, the rest is measured in one process or several.
 
 An evaluation is a settings dataclass, a function from an item to its record, and sections of a report. Free of torch.
 """
@@ -21,7 +21,7 @@ Measured = TypeVar("Measured", bound=KeyedRecord)
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How an evaluation runs; none of it changes a number."""
+    """How an evaluation runs; no option changes a number."""
 
     output: Path
     """Folder of the results, the report and the log of records."""
@@ -32,24 +32,24 @@ class RunOptions:
     overwrite: bool = False
     """Discard records that are already in the output folder."""
     check_causality: bool = False
-    """Also check that a changed token leaves all earlier logits alone."""
+    """Also check that changing a token does not change any earlier logits."""
     command: Sequence[str] = ()
     """Program and arguments, for the record."""
     model_name: str = ""
-    """What the report calls the model; else what its path tells."""
+    """Name of the model in the report; derived from its path if empty."""
 
 
 def check_run(model: str, output: Path, workers: int) -> None:
-    """Raise ValueError for a model or an output folder that cannot be one, and for no process."""
+    """Raise ValueError for an invalid model folder, output folder or number of processes."""
     if workers < 1:
         raise ValueError(f"--workers {workers} must be at least 1")
     if not Path(model).is_dir():
         raise ValueError(f"--model {model} is not a folder; give an export, a checkpoint or a Hugging Face model")
     place = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not place.is_dir():
-        raise ValueError(f"--output {output} cannot be a folder: {place} is a file")
+        raise ValueError(f"--output {output} cannot be created: {place} is a file")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(f"--output {output} cannot be written: {place} does not allow it")
+        raise ValueError(f"--output {output} cannot be written: no write permission for {place}")
 
 
 def measure_items(

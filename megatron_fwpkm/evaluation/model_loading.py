@@ -23,7 +23,7 @@ from .transformers_models import holds_other_model, learned_positions, load_othe
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model without its weights."""
+    """What is known about a model without its weights."""
 
     tokenizer: Tokenizer
     bos: int | None
@@ -31,7 +31,7 @@ class ModelFacts:
     has_memory: bool
     """Whether it has fast-weight memory layers."""
     positions: int | None
-    """The most tokens of a text, where positions are learned one by one; None where a text may be longer."""
+    """Maximum number of tokens if position embeddings are learned; None if there is no such limit."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LoadedModel:
     """The token that every text begins with; None where documents of training began with none."""
 
     def identity(self) -> dict[str, object]:
-        """What tells this model from others in a log of records, wherever its folder lies."""
+        """What distinguishes this model from others in a log of records, wherever its folder is."""
         begins = {} if self.bos is None else {"bos": self.bos}
         return {"weights": self.weights_digest(), "tokenizer": self.tokenizer.identity, **begins}
 
@@ -82,8 +82,8 @@ def inspect_model(path: str, device: str = "auto") -> ModelFacts:
         vocab_size = read_record(checkpoint).vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(
-            f"--model {path} has {vocab_size} token embeddings, but {tokenizer.path} has {tokenizer.vocab_size} "
-            "pieces: it is not the tokenizer the model was trained with"
+            f"--model {path} has {vocab_size} token embeddings, but {tokenizer.path} has a vocabulary of "
+            f"{tokenizer.vocab_size}: it is not the tokenizer the model was trained with"
         )
     return ModelFacts(tokenizer, first_token(path, tokenizer), has_memory, positions)
 
@@ -92,8 +92,8 @@ def load_model(path: str, device: str = "auto") -> LoadedModel:
     """Load an export, a checkpoint or a Hugging Face model for evaluation, in float32.
 
     Raises:
-        ValueError: no such device or folder, no tokenizer in it, a tokenizer with more pieces than the model has
-            embeddings, or damaged files.
+        ValueError: no such device or folder, no tokenizer in it, a vocabulary larger than the model's embedding, or
+            damaged files.
     """
     facts = inspect_model(path, device)
     folder = Path(path)

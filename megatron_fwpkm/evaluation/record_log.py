@@ -1,4 +1,4 @@
-"""Finished records on disk, a line each, so that an evaluation that was stopped goes on where it was."""
+"""Finished records on disk, one per line, so that an interrupted evaluation continues where it stopped."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RecordLog(Generic[Stored]):
             overwrite: begin anew even if records are there.
 
         Raises:
-            ValueError: the file, which is left as it is, holds samples of another evaluation, or is no such file.
+            ValueError: the file contains samples of a different evaluation or is not a log; it is not changed.
         """
         self.path = path
         self.records: dict[Hashable, Stored] = {}
@@ -61,8 +61,8 @@ class RecordLog(Generic[Stored]):
                 record = from_json(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"{path} is damaged: line {number} is not a sample; choose another --output, or --overwrite to "
-                    "start over"
+                    f"{path} is damaged: line {number} is not a sample; choose another --output, or start over with "
+                    "--overwrite"
                 ) from error
             self.records[record.key] = record
         os.truncate(path, whole)
@@ -86,6 +86,6 @@ class RecordLog(Generic[Stored]):
         different = sorted(name for name in {*header, *found} if header.get(name) != found.get(name))
         if different:
             raise ValueError(
-                f"{self.path} holds samples of another evaluation ({', '.join(different)} differ); choose another "
-                "--output, or --overwrite to start over"
+                f"{self.path} contains samples of a different evaluation (different: {', '.join(different)}); choose "
+                "another --output, or start over with --overwrite"
             )

@@ -1,4 +1,4 @@
-"""The frame of every report: one page of sections that needs no other file and no network."""
+"""The frame of every report: a single page that needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _FOLDERS_OF_ANY_MODEL = re.compile(
 
 
 def name_of_model(path: str) -> str:
-    """What tells a model from others in the path of its folder: `quickstart` of runs/quickstart/hf."""
+    """The distinguishing part of the path of a model folder: `quickstart` of runs/quickstart/hf."""
     parts = [part for part in Path(path).absolute().parts[1:] if not _FOLDERS_OF_ANY_MODEL.fullmatch(part)]
     return parts[-1] if parts else path
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it, as HTML whose text is escaped."""
+    """A heading and its content, as HTML whose text is escaped."""
 
     heading: str
     html: str
@@ -48,7 +48,7 @@ def render_page(
     """
     common = [] if causality is None else [_causality(causality)]
     common.append(Section("Settings", definition_list((name, str(value)) for name, value in settings.items())))
-    common.append(Section("Where this comes from", definition_list(provenance.items())))
+    common.append(Section("Provenance", definition_list(provenance.items())))
     body = "\n".join(f"<h2>{escape(section.heading)}</h2>\n{section.html}" for section in (*sections, *common))
     return Template(_TEMPLATE.read_text()).substitute(
         title=escape(title), heading=escape(heading), lead=escape(lead), sections=body
@@ -61,11 +61,11 @@ def definition_list(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def _causality(check: CausalityCheck) -> Section:
-    verdict, words = ("passed", "Passed") if check.passed else ("failed", "FAILED, these numbers cannot be trusted")
+    verdict, words = ("passed", "Passed") if check.passed else ("failed", "FAILED, do not trust these results")
     before = "identical bit for bit" if check.before_identical else "different"
-    after = "different" if check.after_differs else "identical, so the change reached nothing"
+    after = "different" if check.after_differs else "identical, so the change had no effect"
     return Section(
-        "Causality",
-        f'<p class="{verdict}">{words}: token {check.changed} of a context was changed; logits before it are {before}, '
-        f"logits after it {after}.</p>",
+        "Causality check",
+        f'<p class="{verdict}">{words}: after token {check.changed} of a context was changed, the logits before it are '
+        f"{before} and the logits after it are {after}.</p>",
     )

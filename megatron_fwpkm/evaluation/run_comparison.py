@@ -1,7 +1,7 @@
-"""Whether two runs did the same, bit for bit: logged numbers, evaluation results, exported weights.
+"""Compare two runs bit for bit: logged numbers, evaluation results, exported weights.
 
-For whoever changes code and claims that nothing else changes. Clock readings are left out; everything else that a run
-writes about its numbers is compared as it stands, without a tolerance.
+Meant for code changes that should not change any number. Timings are left out; everything else that a run writes about
+its numbers is compared without a tolerance.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Comparison:
     compared: str
     """How much was compared, such as `61 records`."""
     difference: str | None
-    """The first or the worst difference in words; None where both files say the same."""
+    """The first or the largest difference in words; None if there is none."""
 
     def __str__(self) -> str:
         return f"{self.file:<32} {self.compared:<14} {self.difference or 'identical'}"
@@ -35,10 +35,10 @@ class Comparison:
 def compare_runs(before: Path, after: Path) -> list[Comparison]:
     """Compare metrics.jsonl, every results.csv and every .safetensors file of two folders of runs.
 
-    Folders of checkpoints are not looked into: their files hold times and paths.
+    Checkpoint folders are skipped: their files contain times and paths.
 
     Raises:
-        ValueError: a folder is missing, or neither holds anything that could be compared.
+        ValueError: a folder is missing, or neither contains anything that can be compared.
     """
     for folder in (before, after):
         if not folder.is_dir():
@@ -46,7 +46,7 @@ def compare_runs(before: Path, after: Path) -> list[Comparison]:
     names = sorted(set(_comparable(before)) | set(_comparable(after)))
     if not names:
         raise ValueError(
-            f"neither {before} nor {after} holds {_METRICS}, {_RESULTS} or {_WEIGHTS}: there is nothing to compare"
+            f"neither {before} nor {after} contains {_METRICS}, {_RESULTS} or {_WEIGHTS}: there is nothing to compare"
         )
     return [_compare_file(name, before, after) for name in names]
 
@@ -72,7 +72,7 @@ def _compare_file(name: str, before: Path, after: Path) -> Comparison:
 
 
 def _records(path: Path) -> list[Any]:
-    """The records of a log without their clock fields, the line number instead of a line that is no record.
+    """The records of a log without their clock fields.
 
     Raises:
         ValueError: a line is not JSON.
@@ -88,12 +88,12 @@ def _records(path: Path) -> list[Any]:
 
 
 def _compare_records(name: str, before: list[Any], after: list[Any]) -> Comparison:
-    compared = f"{len(before)} {'rows' if name.endswith(_RESULTS) else 'records'}"
+    compared = _count(len(before), "row" if name.endswith(_RESULTS) else "record")
     for number, (old, new) in enumerate(zip(before, after, strict=False), 1):
         if repr(old) != repr(new):  # as text, so that NaN equals NaN and 0.0 differs from -0.0
             return Comparison(name, compared, f"line {number} differs: {_first_change(old, new)}")
     if len(before) != len(after):
-        return Comparison(name, compared, f"the number of lines went from {len(before)} to {len(after)}")
+        return Comparison(name, compared, f"the number of lines changed from {len(before)} to {len(after)}")
     return Comparison(name, compared, None)
 
 
@@ -101,8 +101,12 @@ def _first_change(old: Any, new: Any) -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *new]:
             if repr(old.get(key)) != repr(new.get(key)):
-                return f"{key} {old.get(key)} became {new.get(key)}"
-    return f"{old} became {new}"
+                return f"{key} changed from {old.get(key)} to {new.get(key)}"
+    return f"{old} changed to {new}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _compare_weights(name: str, before: Path, after: Path) -> Comparison:
@@ -111,7 +115,7 @@ def _compare_weights(name: str, before: Path, after: Path) -> Comparison:
 
     with safe_open(before, "pt") as old, safe_open(after, "pt") as new:
         names = sorted(set(old.keys()) | set(new.keys()))
-        compared = f"{len(names)} tensors"
+        compared = _count(len(names), "tensor")
         different = []
         for tensor in names:
             if tensor not in old.keys() or tensor not in new.keys():  # noqa: SIM118  (a handle, not a mapping)
@@ -119,12 +123,16 @@ def _compare_weights(name: str, before: Path, after: Path) -> Comparison:
             left, right = old.get_tensor(tensor), new.get_tensor(tensor)
             if (left.shape, left.dtype) != (right.shape, right.dtype):
                 shapes = [f"{list(found.shape)} {found.dtype}" for found in (left, right)]
-                return Comparison(name, compared, f"{tensor}: {shapes[0]} became {shapes[1]}")
+                return Comparison(name, compared, f"{tensor} changed from {shapes[0]} to {shapes[1]}")
             if not torch.equal(left.view(torch.uint8), right.view(torch.uint8)):
                 distance = (left.double() - right.double()).abs().max().item()
                 different.append((distance, tensor))
     if not different:
         return Comparison(name, compared, None)
     distance, worst = max(different)
-    plural = "tensors differ" if len(different) > 1 else "tensor differs"
-    return Comparison(name, compared, f"{len(different)} {plural}, most {worst} by up to {distance:.3g}")
+    verb = "differ" if len(different) > 1 else "differs"
+    return Comparison(
+        name,
+        compared,
+        f"{_count(len(different), 'tensor')} {verb}, the largest difference is {distance:.3g} in {worst}",
+    )

@@ -1,4 +1,4 @@
-"""How far an evaluation is: a bar on a terminal, a line per tenth elsewhere."""
+"""Progress of an evaluation: a bar on a terminal, otherwise a line per tenth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class RunProgress:
     """Counts samples. A context manager."""
 
     def __init__(self, total: int, done: int) -> None:
-        """`done` of `total` samples were there before."""
+        """`done` of `total` samples were finished before."""
         self._total = total
         self._done = done
         self._console = Console(stderr=True)
@@ -27,18 +27,18 @@ class RunProgress:
     def __enter__(self) -> RunProgress:
         """Show the bar."""
         if self._done:
-            print(f"going on: {self._done} of {self._total} samples are there", file=sys.stderr)
+            print(f"continuing: {self._done} of {self._total} samples are already finished", file=sys.stderr)
         self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away, whatever ended the work."""
+        """Remove the bar, also after an error."""
         self._bar.stop()
 
     def advance(self, note: str) -> None:
-        """One more sample is finished; `note` says in a few words how it goes."""
+        """One more sample is finished; `note` is a short status."""
         self._done += 1
         self._bar.update(self._task, completed=self._done, note=note)
         tenth = max(1, self._total // 10)

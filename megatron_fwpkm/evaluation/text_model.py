@@ -1,8 +1,8 @@
-"""One interface to every causal language model that is evaluated: read text through a cache, with a memory or without.
+"""One interface to every causal language model that is evaluated: read text through a cache, with or without a memory.
 
-A cache holds what the model knows of the text so far: what its attention keeps and, where there is one, the fast-weight
-memory. A model of our own with memory layers has modes: `on` writes the memory, `frozen` only reads it, `off` does
-neither. Any other model, our plain baseline among them, has no memory, and only reads.
+A cache holds the state of the text so far: keys and values of attention and, if there is one, the fast-weight memory.
+A model of this project with memory layers has modes: `on` writes the memory, `frozen` only reads it, `off` does
+neither. Any other model, including the plain baseline, has no memory.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TextModel:
         return copy.deepcopy(cache)
 
     def write_waiting(self, cache: Any) -> None:
-        """Write what still waits for its chunk into the memory; nothing without one."""
+        """Write tokens that still wait for their chunk into the memory; does nothing without one."""
 
     def read(
         self, tokens: np.ndarray | Sequence[int], cache: Any, mode: MemoryMode = "on", *, last_only: bool = True
@@ -67,7 +67,7 @@ class TextModel:
         return logits[-1] if last_only else logits
 
     def attention_reach(self) -> int | None:
-        """How many tokens back information can come by attention alone, through all layers; None for the whole text."""
+        """How many tokens attention alone can look back, through all layers; None for the whole text."""
         reach = 0
         for layer in self.new_cache().layers:
             window: int | None = getattr(layer, "sliding_window", None)

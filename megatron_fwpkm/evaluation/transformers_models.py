@@ -1,4 +1,4 @@
-"""Causal language models of Transformers that are not ours, as baselines: from a local folder, never downloaded."""
+"""Other causal language models of Transformers as baselines: loaded from a local folder, never downloaded."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def load_other_model(folder: Path) -> PreTrainedModel:
     model: PreTrainedModel
     model, loading = _read(AutoModelForCausalLM, folder, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"--model {folder} has no weights for {missing[0]} ({len(missing)} missing in all)")
+        raise ValueError(f"--model {folder} has no weights for {missing[0]} ({len(missing)} missing in total)")
     return model
 
 
 def learned_positions(config: PreTrainedConfig) -> int | None:
-    """Tokens that a model with learned positions can read; None where attention is rotary or has no such limit."""
+    """Maximum number of tokens of a model with learned position embeddings; None for rotary or unlimited attention."""
     inner = config.get_text_config()
     if any(getattr(inner, name, None) is not None for name in _ROTARY):
         return None

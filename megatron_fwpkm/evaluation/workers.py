@@ -1,4 +1,4 @@
-"""Independent tasks in several processes, results as they come."""
+"""Independent tasks in several processes, with results as they finish."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def _next_result(results: Any, processes: Sequence[Any]) -> Any:
         except queue.Empty:
             if dead:
                 raise ChildProcessError(
-                    f"a worker process died, status {dead[0]} (-9 is often a lack of memory: use fewer --workers). "
-                    "Finished samples are kept, the same command continues"
+                    f"a worker process died with status {dead[0]} (-9 usually means out of memory: use fewer "
+                    "--workers); finished samples are kept, run the same command again to continue"
                 ) from None
             continue
         if kind == "error":

@@ -68,7 +68,7 @@ def test_what_is_in_the_log_is_not_measured_again(tmp_path, capsys):
     measure = make_measure(LengthSettings())
     evaluate(LengthSettings(), ["abc", "abcd", "a"], tmp_path, measure=lambda word: asked.append(word) or measure(word))
     assert asked == ["abcd"]
-    assert "going on: 2 of 3 samples are there" in capsys.readouterr().err
+    assert "continuing: 2 of 3 samples are already finished" in capsys.readouterr().err
     assert (tmp_path / "results.csv").read_text() == "key,length\nabc,3\nabcd,4\na,1\n"
 
 
@@ -87,7 +87,7 @@ def test_a_run_without_its_folders_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--model .*no is not a folder; give an export, a checkpoint or"):
         check_run(str(tmp_path / "no"), tmp_path, 1)
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="--output .* cannot be a folder: .*file is a file"):
+    with pytest.raises(ValueError, match="--output .* cannot be created: .*file is a file"):
         check_run(str(tmp_path), tmp_path / "file" / "out", 1)
     with pytest.raises(ValueError, match="--workers 0 must be at least 1"):
         check_run(str(tmp_path), tmp_path, 0)

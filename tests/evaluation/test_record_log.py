@@ -69,7 +69,7 @@ def test_a_header_that_was_cut_off_begins_anew(tmp_path, content):
 def test_samples_of_another_evaluation_are_refused(tmp_path):
     path = tmp_path / "s.jsonl"
     open_log(path).append(record(0))
-    with pytest.raises(ValueError, match=r"another evaluation \(seed, weights differ\); choose another --output"):
+    with pytest.raises(ValueError, match=r"evaluation \(different: seed, weights\); choose another --output"):
         open_log(path, IDENTITY | {"seed": 2, "weights": "def"})
     assert open_log(path, IDENTITY | {"seed": 2}, overwrite=True).records == {}
 
@@ -99,7 +99,7 @@ def test_a_log_of_another_evaluation_is_left_as_it_is(tmp_path):
     open_log(path, IDENTITY | {"seed": 2}).append(record(0))
     content = path.read_bytes() + b"a line that was cut"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"another evaluation \(seed differ"):
+    with pytest.raises(ValueError, match=r"a different evaluation \(different: seed\);"):
         open_log(path)
     assert path.read_bytes() == content
     path.write_bytes(content[:20])  # of its header
@@ -114,6 +114,6 @@ def test_a_damaged_line_is_named(tmp_path, line):
     open_log(path).append(record(0))
     content = path.read_text() + line + "\n{"
     path.write_text(content)
-    with pytest.raises(ValueError, match="is damaged: line 3 is not a sample; choose another --output, or --overwrite"):
+    with pytest.raises(ValueError, match="is damaged: line 3 is not a sample; choose another --output, or start over"):
         open_log(path)
     assert path.read_text() == content

@@ -85,7 +85,7 @@ def test_every_task_is_done_once_in_all_processes():
     [
         (_refuses, ValueError, "no model 3"),
         (_breaks, RuntimeError, r"(?s)a worker process failed.*ZeroDivisionError"),
-        (_dies, ChildProcessError, "a worker process died, status -9.*the same command continues"),
+        (_dies, ChildProcessError, "a worker process died with status -9 .*run the same command again"),
     ],
 )
 def test_failures_are_told(worker, error, said):

@@ -34,7 +34,7 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
 def test_runs_that_did_the_same(runs, capsys):
     done = run_tool(capsys, "compare_runs", "--before", runs[0], "--after", runs[1])
     assert done.returncode == 0, done
-    assert "all 3 files are identical" in done.stdout and "2 tensors" in done.stdout
+    assert "3 files compared, all identical" in done.stdout and "2 tensors" in done.stdout
 
 
 def change_loss(run: Path) -> None:
@@ -72,12 +72,12 @@ def drop_file(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (change_loss, "line 1 differs: loss 1.5 became 1.5000000000000002"),
-        (drop_record, "the number of lines went from 1 to 0"),
-        (change_result, "line 2 differs: 256,1.0 became 256,0.9"),
-        (change_sign_of_zero, "1 tensor differs, most b by up to 0"),
-        (change_weight, "1 tensor differs, most a by up to 0.25"),
-        (change_shape, r"a: [4] torch.float32 became [2, 2] torch.float32"),
+        (change_loss, "line 1 differs: loss changed from 1.5 to 1.5000000000000002"),
+        (drop_record, "the number of lines changed from 1 to 0"),
+        (change_result, "line 2 differs: 256,1.0 changed to 256,0.9"),
+        (change_sign_of_zero, "1 tensor differs, the largest difference is 0 in b"),
+        (change_weight, "1 tensor differs, the largest difference is 0.25 in a"),
+        (change_shape, r"a changed from [4] torch.float32 to [2, 2] torch.float32"),
         (drop_weight, "b is in one file only"),
         (drop_file, "missing in"),
     ],
@@ -85,7 +85,7 @@ def drop_file(run: Path) -> None:
 def test_every_difference_is_found(runs, capsys, change, said):
     change(runs[1])
     done = run_tool(capsys, "compare_runs", "--before", runs[0], "--after", runs[1])
-    assert done.returncode == 1 and said in done.stdout and "1 of 3 files differ" in done.stdout, done
+    assert done.returncode == 1 and said in done.stdout and "3 files compared, 1 different" in done.stdout, done
 
 
 def test_what_cannot_be_compared_is_refused(runs, tmp_path, capsys):

@@ -88,7 +88,7 @@ def test_an_export_is_measured(export, folder, tmp_path):  # noqa: F811
                   "--samples", 2, "--needles", 2, "--check-causality", "--output", tmp_path / "out")  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[0].split() == (
-        "tokens exact match [95 %] (beyond window) first token token memory-off never-shown".split()
+        "tokens exact match [95 %] (beyond window) first token token accuracy memory-off never-shown".split()
     )
     assert process.stdout.splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
     values = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -112,7 +112,7 @@ def test_a_model_without_memory_is_measured(  # noqa: PLR0913
         "--output", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"{tmp_path / 'model'} has no fast-weight memory: measured as no-memory; the control" in done.stderr
+    assert f"{tmp_path / 'model'} has no fast-weight memory: measured as no-memory, without the control" in done.stderr
     header, *rows = (tmp_path / "out" / "results.csv").read_text().splitlines()
     assert header == "condition,length,depth,where,samples,exact_match,low,high,first_token,token_accuracy"
     assert {row.split(",")[0] for row in rows} == {"no-memory", "never-shown"}
@@ -143,8 +143,8 @@ def test_more_tokens_than_learned_positions_are_refused(byte_tokenizer, folder, 
     common = ["--model", tmp_path / "model", "--haystack", folder / "novel.txt", "--output", tmp_path / "out"]
     done = run_tool(capsys, "evaluate_needle", *common, "--lengths", 256, "--needles", 2)
     assert done.returncode == 1 and not (tmp_path / "out").exists()
-    assert re.search(r"--lengths 256 and about \d+ tokens of question and answer are more than the 256 positions that "
-                     r"--model .* has learned; use shorter lengths", done.stderr)  # fmt: skip
+    assert re.search(r"--lengths 256 plus about \d+ tokens of question and answer exceed the 256 learned position "
+                     r"embeddings of --model .*; use shorter lengths", done.stderr)  # fmt: skip
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_a_killed_evaluation_goes_on_with_the_same_command(export, folder, tmp_p
     assert 5 <= len(kept) < 61 and not (tmp_path / "out" / "report.html").exists()
     again = run(*command[2:])
     assert again.returncode == 0, again.stderr
-    assert re.search(r"going on: \d+ of 60 samples are there", again.stderr)
+    assert re.search(r"continuing: \d+ of 60 samples are already finished", again.stderr)
     assert log.read_text().splitlines()[:4] == kept[:4] and log.read_text().count("\n") == 61
     assert (tmp_path / "out" / "report.html").exists()
 
@@ -213,7 +213,7 @@ def test_the_tokenizer_of_a_checkpoint_is_its_copy(folder, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"vocab_size": 100}, r"has 100 token embeddings, but .* has \d+ pieces: it is not the tokenizer"),
+        ({"vocab_size": 100}, r"has 100 token embeddings, but .* has a vocabulary of \d+: it is not the tokenizer"),
     ],
 )
 @pytest.mark.parametrize("kind", ["export", "checkpoint"])
@@ -244,15 +244,15 @@ def write_checkpoint(target: Path, vocab_size: int) -> None:
     ("flags", "said"),
     [
         (["--lengths", 16], "--lengths 16 is too short for --needles 5: at least"),
-        (["--lengths", 96, 10**7], "fewer than the longest of --lengths, 10000000: add text to --haystack"),
+        (["--lengths", 96, 10**7], "but the longest of --lengths is 10000000: add text to --haystack"),
         (["--lengths", 96, "--haystack", "{tmp}/no.txt"], "--haystack {tmp}/no.txt does not exist"),
         (["--lengths", 96, "--haystack", "{novel}", "{tmp}/no.txt"], "--haystack {tmp}/no.txt does not exist"),
         (["--lengths", 96, "--model", "{tmp}/no"], "--model {tmp}/no is not a folder"),
         (["--lengths", 96, "--workers", 0], "--workers 0 must be at least 1"),
         (["--lengths", 96, "--device", "tpu"], "--device tpu is not available"),
-        (["--lengths", 96, "--output", "{novel}/out"], "--output {novel}/out cannot be a folder: {novel} is a file"),
+        (["--lengths", 96, "--output", "{novel}/out"], "--output {novel}/out cannot be created: {novel} is a file"),
         (["--lengths", 96, "--needle-template", "{{value}} is {{key}}."], "must have {{value}} after {{key}}"),
-        (["--lengths", 96, "--needles", 10**6, "--needle-key-words", 1], "--needles 1000000 and one that is never"),
+        (["--lengths", 96, "--needles", 10**6, "--needle-key-words", 1], "--needles 1000000 and the fact of the never"),
         (["--lengths", 96, "--needle-value-words", 0], "--needle-value-words 0 must be at least 1"),
     ],
 )

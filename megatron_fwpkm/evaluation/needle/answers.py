@@ -18,8 +18,8 @@ from .recall import Answer
 from .samples import NeedleSample
 from .settings import NeedleSettings
 
-READING = "one context a call, each in a memory of its own"
-"""How contexts and memories belong together, for the record of an evaluation."""
+READING = "one context per call, each with its own memory"
+"""Which memory every context uses, for the record of an evaluation."""
 NOTHING_TO_WRITE = "none: the model has no fast-weight memory"
 """The same for a model without one."""
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a command line without looking into a model. Free of torch, so that it is said at once."""
+"""Checks of the command line that need no model. Free of torch, so that errors appear at once."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from .settings import NeedleSettings
 
 
 def check_places(settings: NeedleSettings, output: Path, workers: int) -> None:
-    """Raise ValueError for a model, a haystack or an output folder that cannot be one, and for no process."""
+    """Raise ValueError for an invalid model folder, haystack, output folder or number of processes."""
     check_run(settings.model, output, workers)
     check_haystack_files(settings.haystack)
 
 
 def check_facts(settings: NeedleSettings, spec: NeedleSpec, bos: int | None = None) -> None:
-    """Raise ValueError where facts are more than the tokenizer has keys, or do not fit into a context."""
+    """Raise ValueError if the tokenizer has too few keys for the facts, or if the facts do not fit into a context."""
     if spec.number_of_keys() <= settings.needles:
         raise ValueError(
-            f"--needles {settings.needles} and one that is never shown are more than the {spec.number_of_keys()} keys "
-            "that this tokenizer has; use fewer, or raise --needle-key-words"
+            f"--needles {settings.needles} and the fact of the never-shown control need {settings.needles + 1} "
+            f"different keys, but this tokenizer has only {spec.number_of_keys()}; use fewer needles, or increase "
+            "--needle-key-words"
         )
     needed = shortest_context(spec, settings.needles, bos)
     for length in settings.lengths:
@@ -35,22 +36,22 @@ def check_facts(settings: NeedleSettings, spec: NeedleSpec, bos: int | None = No
 
 
 def check_text(settings: NeedleSettings, haystack: Haystack) -> None:
-    """Raise ValueError for a text that is shorter than a context."""
+    """Raise ValueError if the text is shorter than a context."""
     if len(haystack.tokens) < (longest := max(settings.lengths)):
         raise ValueError(
-            f"the haystack has {len(haystack.tokens)} tokens, fewer than the longest of --lengths, {longest}: "
-            f"add text to --haystack ({', '.join(haystack.sources)}) or leave that length out"
+            f"the haystack has only {len(haystack.tokens)} tokens, but the longest of --lengths is {longest}: add text "
+            f"to --haystack ({', '.join(haystack.sources)}), or remove that length"
         )
 
 
 def check_positions(settings: NeedleSettings, spec: NeedleSpec, positions: int | None) -> None:
-    """Raise ValueError for a context that with question and answer exceeds the positions a model has learned."""
+    """Raise ValueError if a context with question and answer exceeds the learned position embeddings of the model."""
     if positions is None:
         return
     facts = spec.draw(np.random.default_rng(0), min(64, spec.number_of_keys()))
     asked = max(len(fact.question) + len(fact.answer_tokens) for fact in map(spec.encode_fact, facts))
     if (longest := max(settings.lengths)) + asked > positions:
         raise ValueError(
-            f"--lengths {longest} and about {asked} tokens of question and answer are more than the {positions} "
-            f"positions that --model {settings.model} has learned; use shorter lengths"
+            f"--lengths {longest} plus about {asked} tokens of question and answer exceed the {positions} learned "
+            f"position embeddings of --model {settings.model}; use shorter lengths"
         )

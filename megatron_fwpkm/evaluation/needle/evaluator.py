@@ -22,7 +22,7 @@ class Evaluator:
     """Makes samples and asks one loaded model about them."""
 
     def __init__(self, settings: NeedleSettings, loaded: LoadedModel, haystack: Haystack) -> None:
-        """Raises ValueError when facts cannot be worded with the tokenizer. That they fit is checked before."""
+        """Raises ValueError if the tokenizer cannot express the facts. That they fit is checked before."""
         self.settings = settings
         self.tokenizer = loaded.tokenizer
         self.bos = loaded.bos
@@ -41,9 +41,9 @@ class Evaluator:
         )
 
     def progress_note(self, records: Sequence[NeedleRecord]) -> str:
-        """How it goes, in a few words: the length at work, and right answers so far."""
-        right = sum(record.answers[self.reader.conditions[0]].exact for record in records)
-        return f"{records[-1].cell.length} tokens, {right} of {len(records)} right"
+        """A short status: the current length and the correct answers so far."""
+        correct = sum(record.answers[self.reader.conditions[0]].exact for record in records)
+        return f"{records[-1].cell.length} tokens, {correct} of {len(records)} correct"
 
     def causality(self) -> CausalityCheck:
         """The check on the shortest length's first context."""

@@ -1,4 +1,4 @@
-"""Real text to hide facts in: read and tokenized once, cut by slicing."""
+"""Real text to hide facts in: read and tokenized once, then sliced."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Haystack:
         room = len(self.tokens) - length
         if room < 0:
             raise ValueError(
-                f"the haystack has {len(self.tokens)} tokens, a context needs {length}: add text to --haystack "
-                f"({', '.join(self.sources)}) or take shorter --lengths"
+                f"the haystack has only {len(self.tokens)} tokens, but a context needs {length}: add text to "
+                f"--haystack ({', '.join(self.sources)}), or use shorter --lengths"
             )
         start = int(rng.integers(room + 1))
         return self.tokens[start : start + length]
@@ -55,9 +55,9 @@ def load_haystack(paths: Sequence[str], tokenizer: Tokenizer, bos: int | None = 
 
 
 def check_haystack_files(paths: Sequence[str]) -> None:
-    """Raise ValueError where there is no file, or one is not there."""
+    """Raise ValueError if no file is given or one does not exist."""
     if not paths:
-        raise ValueError("--haystack names no file")
+        raise ValueError("--haystack is empty; give at least one text file")
     for path in paths:
         if not Path(path).is_file():
             raise ValueError(f"--haystack {path} does not exist or is not a file")

@@ -17,7 +17,7 @@ from .settings import CONDITION_TITLES, short_length
 
 _COLOURS = LinearSegmentedColormap.from_list("recall", list(RECALL))
 _WIDEST = 15
-"""Columns of all panels together that numbers can be read in beside each other; more are put below each other."""
+"""Most columns over all panels that stay legible side by side; with more, panels are stacked."""
 
 
 @matplotlib.rc_context(STYLE | {"axes.grid": False})
@@ -36,12 +36,12 @@ def draw_heatmap(results: NeedleResults) -> bytes:
     image = None
     for axes, condition in zip(panels, conditions, strict=True):
         image = _panel(axes, results, condition)
-    figure.supylabel("depth of the needle in the context", color=INK, fontsize=10)
+    figure.supylabel("needle depth in the context", color=INK, fontsize=10)
     figure.supxlabel("context length (tokens)", color=INK, fontsize=10)
     samples, settings = results.settings.samples, results.settings
     figure.suptitle(
-        f"Exact match of the asked value, {settings.needles} needles a context, {samples} contexts a length, "
-        f"{settings.protocol}",
+        f"Exact match (needles per context: {settings.needles}, contexts per length: {samples}, protocol: "
+        f"{settings.protocol})",
         color=INK, fontsize=11, x=0.01, ha="left",
     )  # fmt: skip
     if image is not None:

@@ -15,7 +15,7 @@ from .settings import Control, NeedleSettings, Protocol
 
 @dataclass(frozen=True)
 class NeedleOptions:
-    """What tools/evaluate_needle.py is asked for; `settings` says what is measured, and refuses what cannot be."""
+    """The options of tools/evaluate_needle.py; `settings` makes what is measured of them, and checks it."""
 
     model: Annotated[str, Metavar("DIR")]
     """exported folder, checkpoint or Hugging Face model"""
@@ -28,17 +28,17 @@ class NeedleOptions:
     depths: int = NeedleSettings.depths
     """depths of the asked needle, from 0 to 100 %"""
     needles: int = NeedleSettings.needles
-    """facts per context, one is asked"""
+    """facts per context; the model is asked for one"""
     samples: int = NeedleSettings.samples
     """contexts per length, spread over the depths"""
     seed: int = NeedleSettings.seed
     """seed of the samples"""
     protocol: Protocol = NeedleSettings.protocol
-    """freeze the memory for the question, or keep writing to it"""
+    """freeze the memory for the question (ask-after-write), or keep writing to it (streaming)"""
     controls: Annotated[tuple[Control, ...], MayBeEmpty()] = NeedleSettings.controls
-    """never write to the memory; ask for a fact that is not in the context"""
+    """memory-off never writes to the memory; never-shown asks for a fact that is not in the context"""
     needle_template: str = NeedleConfig.template
-    """a fact"""
+    """sentence that states a fact; contains {key} directly before {value}"""
     needle_key_words: int = NeedleConfig.key_words
     """number of words in a key"""
     needle_value_words: int = NeedleConfig.value_words
@@ -50,7 +50,7 @@ class NeedleOptions:
     device: Annotated[str, Metavar("NAME")] = RunOptions.device
     """cpu, cuda, cuda:1, ...; auto selects cuda if available"""
     check_causality: bool = False
-    """also change a token; exit 1 if an earlier logit changes"""
+    """also check that changing a token changes no earlier logits; exit with status 1 if it does"""
     overwrite: bool = False
     """discard the results in --output and measure again"""
 

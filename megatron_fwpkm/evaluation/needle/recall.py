@@ -1,4 +1,4 @@
-"""How much was recalled: an answer beside the value asked for, and counts of right ones with their uncertainty."""
+"""How much was recalled: answers compared with the expected values, and accuracies with their uncertainty."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from ..confidence import wilson_interval
 
 @dataclass(frozen=True)
 class Answer:
-    """What one question brought."""
+    """The answer to one question."""
 
     expected: tuple[int, ...]
     """Tokens of the value."""
     given: tuple[int, ...]
-    """Tokens the model generated greedily, as many."""
+    """The same number of tokens, generated greedily."""
 
     @property
     def right_tokens(self) -> int:
-        """Tokens of the value that are right in their places."""
+        """Number of value tokens that are correct at their position."""
         return sum(a == b for a, b in zip(self.expected, self.given, strict=True))
 
     @property
     def exact(self) -> bool:
-        """Whether all tokens are right."""
+        """Whether all tokens are correct."""
         return self.given == self.expected
 
     @property
     def first(self) -> bool:
-        """Whether the first token is right."""
+        """Whether the first token is correct."""
         return self.given[0] == self.expected[0]
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Right answers among `samples`; fractions are nan where there are none."""
+    """Correct answers among `samples`; fractions are nan without samples."""
 
     samples: int
     exact_match: float
-    """Fraction with every token of the value right."""
+    """Fraction of answers with every token correct."""
     low: float
     """Lower end of the Wilson 95 % interval of exact_match."""
     high: float
     """Upper end of it."""
     first_token: float
-    """Fraction with the first token right."""
+    """Fraction of answers with the first token correct."""
     token_accuracy: float
-    """Fraction of all value tokens that are right in their places."""
+    """Fraction of all value tokens that are correct at their position."""
 
 
 def recall(answers: Iterable[Answer]) -> Recall:

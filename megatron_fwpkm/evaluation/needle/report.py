@@ -18,13 +18,13 @@ def render_report(results: NeedleResults) -> str:
     return render_page(
         f"Needle recall: {results.model_name}",
         f"Long-context recall of {results.model_name}",
-        f"{results.settings.needles} facts hidden in a context, one asked for. Right means every token of its value, "
-        "generated greedily.",
+        f"{_count(results.settings.needles, 'fact')} hidden in every context; the model is asked for one. An answer is "
+        "correct if every token of the value is correct, with greedy decoding.",
         [
             _heatmap(results),
             _recall_by_length(results),
             _protocol(results),
-            Section("What the controls mean", controls if results.controls else "<dl><dd>None ran.</dd></dl>"),
+            Section("Controls", controls if results.controls else "<dl><dd>No controls were run.</dd></dl>"),
         ],
         causality=results.causality,
         settings=_shown_settings(results),
@@ -35,15 +35,15 @@ def render_report(results: NeedleResults) -> str:
 def _heatmap(results: NeedleResults) -> Section:
     drawn, note = panels(results)
     html = f'<div class="panels">{drawn}</div>\n<p class="pale">{escape(note)}</p>'
-    return Section("Exact match by depth of the needle and context length", html)
+    return Section("Exact match by needle depth and context length", html)
 
 
 def _recall_by_length(results: NeedleResults) -> Section:
     reach = "the whole context" if results.reach is None else f"{results.reach} tokens through all layers"
     note = (
-        "Brackets: Wilson 95&nbsp;% interval. “Beyond window”: only contexts whose needle attention cannot reach from "
-        f"the\nquestion (it sees {reach}). Guessing gives {results.chance_exact:.2g} for a whole value and "
-        f"{results.chance_token:.2g} for one token."
+        "Brackets: Wilson 95&nbsp;% confidence interval. “Beyond window”: only contexts in which attention cannot "
+        f"reach the needle from the question (it sees {reach}). Chance level: {results.chance_exact:.2g} for a whole "
+        f"value, {results.chance_token:.2g} for one token."
     )
     return Section("Recall by context length", f'{_table(results)}\n<p class="pale">{note}</p>')
 
@@ -52,7 +52,7 @@ def _protocol(results: NeedleResults) -> Section:
     protocol = results.settings.protocol
     meaning = f"{PROTOCOL_MEANINGS[protocol]} Every context starts from the model's initial memory."
     if results.measured == NO_MEMORY:
-        meaning = "The model has no fast-weight memory: it reads the context once and answers by attention alone."
+        meaning = "The model has no fast-weight memory: it reads the context once and answers with attention alone."
     return Section("Protocol", f"<p><b>{escape(protocol)}.</b> {meaning}</p>")
 
 
@@ -61,15 +61,20 @@ def _shown_settings(results: NeedleResults) -> dict[str, object]:
     return {
         "model": settings.model,
         "haystack": ", ".join(settings.haystack),
-        "needle": f"{needle.template} ({needle.key_words} key words, {needle.value_words} value words)",
+        "needle": f"{needle.template} ({_count(needle.key_words, 'key word')}, "
+        f"{_count(needle.value_words, 'value word')})",
         "needles per context": settings.needles,
-        "contexts per length": f"{settings.samples}, spread over {settings.depths} depths",
+        "contexts per length": f"{settings.samples}, spread over {_count(settings.depths, 'depth')}",
         "seed": settings.seed,
         "reset": NOTHING_TO_WRITE if results.measured == NO_MEMORY else "the initial memory before every context",
         "reading speed": ", ".join(
             f"{speed:,.0f} tokens/s at {length:,}" for length, speed in results.tokens_per_second.items()
         ),
     }
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 _MAIN = ' class="main"'
@@ -82,7 +87,7 @@ def _wrapped(cell: str) -> str:
 
 def _table(results: NeedleResults) -> str:
     controls = results.controls
-    heads = ["context", "exact match", "beyond window", "first token", "token"]
+    heads = ["context", "exact match", "beyond window", "first token", "token accuracy"]
     heads += [control.replace("-", " ") for control in controls]
     lines = []
     for length in sorted(results.settings.lengths):
@@ -112,7 +117,7 @@ def _exact(recall: Recall) -> str:
 
 
 def _beyond(results: NeedleResults, control: str, length: int) -> str:
-    """What attention alone recalls where it cannot reach the needle: the part of the control that must be at chance."""
+    """What attention alone recalls if it cannot reach the needle: this part of the control must be at chance level."""
     if control == "never-shown":
         return ""
     beyond = results.find(control, length, where="beyond window")

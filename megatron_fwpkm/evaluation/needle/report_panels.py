@@ -1,4 +1,4 @@
-"""The heatmap of a report as tables, whose numbers are text: they stay legible on a telephone, and can be copied."""
+"""The heatmap of a report as tables of text, which stay legible on a phone and can be copied."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .results import NeedleResults
 from .settings import CONDITION_TITLES, short_length
 
 _MOST_COLUMNS = 8
-"""Columns in which two decimals have room on a telephone."""
+"""Number of columns in which two decimals fit on a phone."""
 ALL = "all"
 _SUMMARY = ' class="all"'
 _NARROW = ' class="narrow"'
@@ -25,9 +25,9 @@ def panels(results: NeedleResults) -> tuple[str, str]:
         f"{_table(results, condition, turned, percent)}</figure>"
         for condition in results.conditions
     )
-    axes = "Columns are depths, rows context lengths" if turned else "Columns are context lengths, rows depths"
-    note = f"{axes}: 0 % is the beginning of the context, “{ALL}” takes all depths together."
-    return html, note + (" Numbers are percent." if percent else "")
+    axes = "Columns are depths, rows are context lengths" if turned else "Columns are context lengths, rows are depths"
+    note = f"{axes}. Depth 0 % is the beginning of the context, “{ALL}” combines all depths."
+    return html, note + (" Numbers are percentages." if percent else "")
 
 
 def _table(results: NeedleResults, condition: str, turned: bool, percent: bool) -> str:

@@ -50,7 +50,7 @@ class NeedleResults:
 
     @property
     def measured(self) -> str:
-        """The condition that is measured: with the memory on, or that of a model without one."""
+        """The measured condition: memory on, or no memory for a model without one."""
         return self.conditions[0]
 
     @property
@@ -91,9 +91,7 @@ def _flat(row: Row) -> dict[str, Any]:
     return place | rounded(asdict(row.recall))
 
 
-def tabulate(
-    settings: NeedleSettings, conditions: Sequence[str], records: Sequence[NeedleRecord]
-) -> tuple[Row, ...]:
+def tabulate(settings: NeedleSettings, conditions: Sequence[str], records: Sequence[NeedleRecord]) -> tuple[Row, ...]:
     """All rows of an evaluation: per length and condition all depths together, on either side of the window, and each
     depth. A control that shows no needle has no side of the window."""
     rows = []
@@ -124,10 +122,10 @@ def reading_speed(records: Sequence[NeedleRecord]) -> dict[int, float]:
 
 
 def text_table(results: NeedleResults) -> str:
-    """The summary for a terminal: a line per length, exact match with its interval, then the controls. In brackets how
-    much of it is left where attention cannot reach the needle."""
+    """The summary for a terminal: a line per length with exact match and its interval, then the controls. In
+    parentheses the exact match over contexts in which attention cannot reach the needle."""
     controls = results.controls
-    header = ["tokens", "exact match [95 %]", "(beyond window)", "first token", "token", *controls]
+    header = ["tokens", "exact match [95 %]", "(beyond window)", "first token", "token accuracy", *controls]
     lines = [header]
     for length in sorted(results.settings.lengths):
         main = results.find(results.measured, length)

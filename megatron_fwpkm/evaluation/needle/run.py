@@ -28,7 +28,7 @@ from .settings import NO_MEMORY, NeedleSettings
 
 
 def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = load_model) -> NeedleResults:
-    """Measure, or go on measuring, and write every output. What can be refused is refused before weights are loaded.
+    """Measure, or continue measuring, and write all outputs. Invalid input is refused before weights are loaded.
 
     Args:
         settings: what to measure.
@@ -36,7 +36,7 @@ def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = loa
         loader: gives the model; a top-level function, since every process calls it.
 
     Raises:
-        ValueError: anything a user can mend: model, haystack, lengths, output folder of another evaluation.
+        ValueError: anything a user can fix: model, haystack, lengths, output folder of a different evaluation.
     """
     check_places(settings, options.output, options.workers)
     facts = inspect_model(settings.model, options.device)
@@ -79,10 +79,10 @@ def _results(
 
 
 def _tell_what_is_left_out(settings: NeedleSettings, evaluator: Evaluator) -> None:
-    """Say, for a model without memory, under which name it is measured and which control it has not."""
+    """Say, for a model without memory, under which name it is measured and which control is skipped."""
     if evaluator.reader.model.has_memory:
         return
-    left_out = "; the control memory-off is left out" if "memory-off" in settings.controls else ""
+    left_out = ", without the control memory-off" if "memory-off" in settings.controls else ""
     print(f"--model {settings.model} has no fast-weight memory: measured as {NO_MEMORY}{left_out}", file=sys.stderr)
 
 

@@ -15,14 +15,14 @@ NO_MEMORY = "no-memory"
 """Name of it where the model has no fast-weight memory."""
 
 PROTOCOL_MEANINGS = {
-    "ask-after-write": "The context is read once, what waits to be written is written, then the question is asked and "
-    "answered while the memory only reads.",
-    "streaming": "The question follows the context like any other text; what waits stays waiting and writes go on "
-    "while the answer is generated.",
+    "ask-after-write": "The context is read once and tokens that still wait are written to the memory. The question is "
+    "then asked and answered while the memory is frozen.",
+    "streaming": "The question follows the context like any other text: waiting tokens keep waiting, and the memory is "
+    "still written while the answer is generated.",
 }
 CONTROL_MEANINGS = {
-    "memory-off": "The same contexts and questions, but the memory is never written: what attention alone recalls.",
-    "never-shown": "A question of the same form whose fact was not in the context: what guessing gives.",
+    "memory-off": "The same contexts and questions, but the memory is never written: recall by attention alone.",
+    "never-shown": "A question of the same form about a fact that is not in the context: the chance level.",
 }
 CONDITION_TITLES = {
     MEMORY_ON: "memory on",
@@ -30,7 +30,7 @@ CONDITION_TITLES = {
     "memory-off": "control: memory off",
     "never-shown": "control: never shown",
 }
-"""What the panels of a picture are called."""
+"""Titles of the panels of the heatmap."""
 
 
 def short_length(length: int) -> str:
@@ -76,11 +76,11 @@ class NeedleSettings:
             if number < 1:
                 raise ValueError(f"{name} {number} must be at least 1")
         if not self.lengths or min(self.lengths) < 1:
-            raise ValueError(f"--lengths {' '.join(map(str, self.lengths))} must name positive numbers of tokens")
+            raise ValueError(f"--lengths {' '.join(map(str, self.lengths))} must be one or more positive integers")
         if len(set(self.lengths)) != len(self.lengths):
-            raise ValueError(f"--lengths {' '.join(map(str, self.lengths))} names a length twice")
+            raise ValueError(f"--lengths {' '.join(map(str, self.lengths))} contains the same length twice")
         if self.samples < self.depths:
-            raise ValueError(f"--samples {self.samples} must be at least --depths {self.depths}, one each")
+            raise ValueError(f"--samples {self.samples} must be at least --depths {self.depths}: one sample per depth")
 
     def depth_grid(self) -> tuple[float, ...]:
         """The depths as fractions; a single depth is the middle."""

@@ -35,7 +35,7 @@ def test_cuts_come_from_everywhere_and_have_the_length():
 
 
 def test_a_cut_longer_than_the_text_is_refused():
-    with pytest.raises(ValueError, match=r"has 50 tokens, a context needs 51.*a\.txt"):
+    with pytest.raises(ValueError, match=r"has only 50 tokens, but a context needs 51.*a\.txt"):
         Haystack(np.arange(50), ("a.txt",)).cut(np.random.default_rng(0), 51)
 
 
@@ -58,5 +58,5 @@ def test_bad_files_are_refused(tmp_path, tokenizer, content, said):
 
 
 def test_no_file_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="--haystack names no file"):
+    with pytest.raises(ValueError, match="--haystack is empty; give at least one text file"):
         load_haystack([], tokenizer)

@@ -80,10 +80,10 @@ def test_many_lengths_are_rows_and_many_of_both_are_percent(report):
     assert rows[0] == ["", "0 %", "25 %", "50 %", "75 %", "100 %", "all"] and [row[0] for row in rows[1:]] == [
         str(length) for length in lengths
     ]
-    assert "Columns are depths, rows context lengths" in page and "percent" not in page
+    assert "Columns are depths, rows are context lengths" in page and "percent" not in page
     _, page = report(lengths=lengths, depths=9, samples=9)
     rows = panels(page)["memory on"]
-    assert len(rows[0]) == 11 and rows[1][1:] == ["100"] * 10 and "Numbers are percent." in page
+    assert len(rows[0]) == 11 and rows[1][1:] == ["100"] * 10 and "Numbers are percentages." in page
 
 
 @pytest.mark.parametrize(

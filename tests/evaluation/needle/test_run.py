@@ -51,7 +51,7 @@ def test_outputs_are_complete_and_agree(oracle_results):
     assert values["settings"]["reset"] == "sample" and values["settings"]["lengths"] == [128, 512]
     assert values["provenance"]["command"] == "python tool.py --seed '1 2'"
     assert {"date", "commit", "torch", "hardware"} <= values["provenance"].keys()
-    assert values["provenance"]["memory"] == "one context a call, each in a memory of its own"
+    assert values["provenance"]["memory"] == "one context per call, each with its own memory"
     assert values["causality"]["passed"] is True
     assert set(values["tokens_per_second"]) == {"128", "512"}
     rows = list(csv.DictReader((folder / "results.csv").open()))
@@ -98,7 +98,7 @@ def test_a_stopped_evaluation_goes_on(make_settings, tmp_path, monkeypatch, caps
     monkeypatch.setattr(needle_module, "write_outputs", lambda results, folder: None)
     again = evaluate(settings, options, load_oracle)
     assert len(asked) == 10 - 4
-    assert "4 of 10 samples are there" in capsys.readouterr().err
+    assert "continuing: 4 of 10 samples are already finished" in capsys.readouterr().err
     assert again.rows == first.rows
     longer = evaluate(make_settings(lengths=(128, 512, 256)), options, load_oracle)
     assert len(asked) == 6 + 5 and longer.find(MEMORY_ON, 256).samples == 5
@@ -109,7 +109,7 @@ def test_a_stopped_evaluation_goes_on(make_settings, tmp_path, monkeypatch, caps
 def test_another_evaluation_in_the_folder_is_refused(make_settings, tmp_path, monkeypatch):
     monkeypatch.setattr(needle_module, "write_outputs", lambda results, folder: None)
     evaluate(make_settings(), RunOptions(tmp_path / "out"), load_oracle)
-    with pytest.raises(ValueError, match=r"\(needles, seed differ\).*--overwrite"):
+    with pytest.raises(ValueError, match=r"\(different: needles, seed\).*--overwrite"):
         evaluate(make_settings(seed=2, needles=2), RunOptions(tmp_path / "out"), load_oracle)
 
 
@@ -122,7 +122,7 @@ def test_processes_do_not_change_a_number(make_settings, tmp_path, monkeypatch):
 
 
 def test_text_shorter_than_a_context_is_refused(make_settings, tmp_path):
-    with pytest.raises(ValueError, match=r"the haystack has \d+ tokens, fewer than the longest of --lengths, 1000000"):
+    with pytest.raises(ValueError, match=r"the haystack has only \d+ tokens, but the longest of --lengths is 1000000"):
         evaluate(make_settings(lengths=(128, 10**6)), RunOptions(tmp_path / "out"), load_oracle)
     assert not (tmp_path / "out").exists()
 

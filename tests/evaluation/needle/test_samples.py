@@ -136,9 +136,9 @@ def test_depths(make_settings):
         ({"samples": 4}, "--samples 4 must be at least --depths 5"),
         ({"needles": 0}, "--needles 0 must be at least 1"),
         ({"depths": 0}, "--depths 0 must be at least 1"),
-        ({"lengths": ()}, "--lengths .* must name positive"),
-        ({"lengths": (128, 0)}, "--lengths 128 0 must name positive"),
-        ({"lengths": (128, 128)}, "names a length twice"),
+        ({"lengths": ()}, "--lengths .* must be one or more positive integers"),
+        ({"lengths": (128, 0)}, "--lengths 128 0 must be one or more positive integers"),
+        ({"lengths": (128, 128)}, "contains the same length twice"),
     ],
 )
 def test_settings_that_cannot_be_measured_are_refused(make_settings, changes, said):
