@@ -41,7 +41,7 @@ class BackgroundWriter:
             self._queue.schedule_async_request(request)
 
     def finish(self, *, wait: bool) -> bool:
-        """Whether every rank's files are whole; with `wait`, not before they are.
+        """Whether every rank's files are complete; with `wait`, wait until they are.
 
         Raises CheckpointException (torch.distributed.checkpoint) on every rank when a writer failed on one.
         """
@@ -49,22 +49,22 @@ class BackgroundWriter:
         return bool(self._queue.get_num_unfinalized_calls() == 0)
 
     def abort(self) -> None:
-        """End this rank's writers, which have failed or are no use any more."""
+        """Kill this rank's writers, which have failed or are no longer needed."""
         while self._queue.async_calls:
             process = self._queue.async_calls.popleft().async_caller.process
             if process is not None:
-                process.kill()  # and with it, because of `end_with_parent`, what it has forked
+                process.kill()  # its own children end with it because of `end_with_parent`
                 process.join()
 
 
 def _write(function: Callable[..., None], *arguments: Any, **named: Any) -> None:
-    """What a forked writer does."""
+    """Body of a forked writer."""
     end_with_parent()
     function(*arguments, **named)
 
 
 class _Writer(FileSystemWriterAsync):
-    """Megatron's writer with a queue of its own: all others of a process share one, and mix up their results."""
+    """Megatron's writer with its own queue: all others of a process share one and mix up their results."""
 
     results_queue: Any
 
@@ -77,9 +77,9 @@ class _Writer(FileSystemWriterAsync):
 
 @cache
 def adapt_megatrons_writers() -> None:
-    """Let Megatron's writers, in the foreground, too, end with the run and answer over a queue that outlives signals.
+    """Make Megatron's writers, also in the foreground, end with the run and answer over a queue that survives signals.
 
-    What they say about an error is said by the run itself, with rank and file.
+    Their own error messages are silenced: the run reports errors itself, with rank and file.
     """
     prepare_forked_writers(end_with_parent)
     filesystem_async.logger.setLevel(logging.CRITICAL)

@@ -1,12 +1,12 @@
-"""One run at a time writes into a --save folder: a lock file names its owner and holds a counter that it advances.
+"""One run at a time writes into a --save folder: a lock file names its owner and contains a counter that it increments.
 
-Whether the owner lives is asked of the kernel where that can tell: the same boot and the same PID namespace. Any other
-owner is watched: a counter that moves is a run that lives; one that stands still for STALE_SECONDS on the watcher's own
-monotonic clock is none. Host names, the owner's clock and the times of files decide nothing.
+In the same boot and PID namespace, the kernel tells whether the owner is alive. Any other owner is watched: if the
+counter changes, the run is alive; if it does not change for STALE_SECONDS on the watcher's own monotonic clock, the
+run has ended. Host names, the owner's clock and file times are not used.
 
-A lock passes on by hard links, which a file system makes only once: who takes over from the lock with token T links its
-own as `run.lock.T`, and then renames that to `run.lock`. Of several takers only one can. One that dies between the two
-leaves a lock that is judged like any other.
+Taking over uses hard links, which a file system creates only once: a run that takes over from the lock with token T
+links its own as `run.lock.T` and then renames that to `run.lock`. Only one of several runs can do so. If it dies in
+between, it leaves a lock that is treated like any other.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LOCK_NAME = "run.lock"
 REFRESH_SECONDS = 10.0
 STALE_SECONDS = 90.0
 _LONGEST_LOOK = 5.0
-"""Seconds between two looks that count at most: a watcher that stood still itself has seen nothing."""
+"""Most seconds that count between two looks: a watcher that was itself suspended has seen nothing."""
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 
 
@@ -52,16 +52,16 @@ def owner_of_this_process() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Found:
-    """A lock as it lies in the folder."""
+    """A lock found in the folder."""
 
     path: Path
     text: str
     changed: int
-    """Its time of change, which is compared with itself alone: earlier versions advance nothing else."""
+    """Its modification time, only compared with itself: earlier versions change nothing else."""
 
     @property
     def owner(self) -> dict[str, Any]:
-        """What it says about its owner; empty where it is not readable."""
+        """Its description of the owner; empty if it is not readable."""
         try:
             owner = json.loads(self.text)
         except ValueError:
@@ -96,9 +96,9 @@ class RunLock:
     _owner: dict[str, Any] = field(default_factory=owner_of_this_process)
 
     def check(self) -> None:
-        """See that no other run has taken the folder over, as may happen while this one stands still.
+        """Check that no other run has taken over the folder, which may happen while this one is suspended.
 
-        Raises ValueError that names the other.
+        Raises ValueError that names the other run.
         """
         head = _head(self.path)
         if head is not None and head.token != self.token:
@@ -112,7 +112,7 @@ class RunLock:
         return json.dumps({**self._owner, "token": self.token, "beat": f"{self._beat:012d}"}).encode()
 
     def advance(self) -> None:
-        """Advance the counter, in the file that this process made, wherever that lies by now."""
+        """Increment the counter in the file that this process created, wherever it is now."""
         self._beat += 1
         os.pwrite(self._file, self.text(), 0)
         os.fsync(self._file)
@@ -127,7 +127,7 @@ class RunLock:
             try:
                 os.link(own, place)
             except FileExistsError:
-                # Over a network an answer may get lost, and the second try finds what the first has made.
+                # On a network file system an answer may get lost, and the retry finds the link of the first attempt.
                 return os.fstat(self._file).st_nlink > 1
             except OSError as error:
                 if error.errno not in _NO_LINKS:
@@ -148,7 +148,7 @@ class RunLock:
         return True
 
     def give_back(self) -> None:
-        """Remove the lock, unless another run has it by now."""
+        """Remove the lock, unless another run has taken it over."""
         place = _successor(self.path, self.token)
         with suppress(OSError):  # another run takes over, or the folder is gone
             os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
@@ -159,7 +159,7 @@ class RunLock:
         self.let_go()
 
     def let_go(self) -> None:
-        """Close the file; no counter is advanced any more."""
+        """Close the file; the counter no longer changes."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -167,11 +167,11 @@ class RunLock:
 
 @contextmanager
 def run_lock(root: Path, stale_seconds: float = STALE_SECONDS) -> Iterator[RunLock]:
-    """Hold the lock of a folder, which exists; called by rank 0 alone.
+    """Hold the lock of an existing folder; only called by rank 0.
 
-    A lock whose owner is known to be gone is taken over at once. One whose owner cannot be looked at from here is
-    watched until it moves (its run lives) or has stood still for `stale_seconds`, and that is said. Raises ValueError
-    that names the run which holds it.
+    A lock whose owner is known to have ended is taken over at once. If the owner cannot be checked from here, a message
+    says so and the lock is watched until it changes (its run is alive) or has not changed for `stale_seconds`. Raises
+    ValueError that names the run which holds the lock.
     """
     lock = _acquire(root / LOCK_NAME, stale_seconds)
     ended = threading.Event()
@@ -187,7 +187,7 @@ def run_lock(root: Path, stale_seconds: float = STALE_SECONDS) -> Iterator[RunLo
 
 def _refresh(lock: RunLock, ended: threading.Event) -> None:
     while not ended.wait(REFRESH_SECONDS):
-        with suppress(OSError):  # the folder is away for a moment, or somebody removed the lock
+        with suppress(OSError):  # the folder is temporarily unavailable, or somebody removed the lock
             lock.advance()
 
 
@@ -203,7 +203,7 @@ def _acquire(path: Path, stale_seconds: float) -> RunLock:
                     if leftover != _successor(path, lock.token):
                         leftover.unlink(missing_ok=True)
                 return lock
-            place.unlink(missing_ok=True)  # the lock that this took over from has gone to another meanwhile
+            place.unlink(missing_ok=True)  # another run has taken over in the meantime
         lock.let_go()
 
 
@@ -216,12 +216,12 @@ def _move(place: Path, path: Path) -> bool:
 
 
 def _successor(path: Path, token: str) -> Path:
-    """Where a lock lies that takes over from the one with `token`, before it is moved to `path`."""
+    """Path of a lock that takes over from the one with `token`, before it is moved to `path`."""
     return path.with_name(f"{path.name}.{token}")
 
 
 def _head(path: Path) -> _Found | None:
-    """The lock that counts: run.lock, or the last of those that take over from it; None where there is none."""
+    """The current lock: run.lock, or the last of those that take over from it; None if there is none."""
     found = _read(path)
     while found is not None and (later := _read(_successor(path, found.token))) is not None:
         found = later
@@ -244,9 +244,9 @@ def _read(path: Path) -> _Found | None:
 
 
 def _is_gone(found: _Found, path: Path, stale_seconds: float) -> bool:
-    """Whether a lock's run is gone; False also where the lock changed hands, and must be looked at anew.
+    """Whether a lock's run has ended; also False if the lock has a new owner and must be checked again.
 
-    Raises ValueError when its run lives.
+    Raises ValueError if its run is alive.
     """
     alive = _is_alive(found.owner)
     if alive is None:
@@ -272,7 +272,7 @@ def _is_gone(found: _Found, path: Path, stale_seconds: float) -> bool:
 
 
 def _is_alive(owner: dict[str, Any]) -> bool | None:
-    """Whether a lock's process runs; None where only its counter can tell."""
+    """Whether a lock's process is running; None if only its counter can tell."""
     pid = owner.get("pid")
     if not isinstance(pid, int):
         return None
@@ -283,7 +283,7 @@ def _is_alive(owner: dict[str, Any]) -> bool | None:
 
 
 def _moves(found: _Found, stale_seconds: float) -> bool | None:
-    """Whether a lock moves, or has stood still for `stale_seconds` (False); None where it is gone or another's."""
+    """Whether a lock changes within `stale_seconds`; None if it is gone or has a new owner."""
     stood, last = 0.0, time.monotonic()
     while stood < stale_seconds:
         time.sleep(min(1.0, stale_seconds / 10))
