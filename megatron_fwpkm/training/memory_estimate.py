@@ -116,7 +116,7 @@ def format_bytes(count: int) -> str:
 
 
 def _in_flight(config: PretrainConfig, replicas: int, stage: int) -> float:
-    """Micro-batches whose activations a stage keeps at once; of an interleaved one in parts, one per chunk."""
+    """Micro-batches whose activations a stage keeps at once; in an interleaved schedule counted per model chunk."""
     parallel = config.parallel
     stages, chunks = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank
     total = micro_batches(config, replicas)
@@ -131,10 +131,10 @@ def micro_batches(config: PretrainConfig, replicas: int) -> int:
 
 
 def undo_log_bytes(config: PretrainConfig) -> int:
-    """Upper bound of what one memory keeps of a micro-batch until backward: no two reads of a chunk meet in a slot.
+    """Upper bound of what one memory keeps per micro-batch until its backward pass: as if all reads of a chunk differ.
 
-    While sub-keys move, backward keeps them as every chunk found them; the first chunk's are those of the log. With
-    --fwpkm-reset document every sequence counts as one document; `document_start_bytes` is what others add.
+    While sub-keys are updated, their state before every chunk is kept; that of the first chunk is in the log. With
+    --fwpkm-reset document, every sequence counts as one document; `document_start_bytes` is what further ones add.
     """
     fwpkm, chunks = config.fwpkm, _chunk_reads(config)
     if fwpkm.undo_log == "recompute":
@@ -145,10 +145,10 @@ def undo_log_bytes(config: PretrainConfig) -> int:
 
 
 def document_start_bytes(config: PretrainConfig) -> int:
-    """Upper bound of what a document that starts inside a sequence adds to `undo_log_bytes`; 0 unless it cuts there.
+    """Upper bound of what a document start inside a sequence adds to `undo_log_bytes`; 0 if it does not split a chunk.
 
-    A chunk ends where a document does, so there is one more: another copy of the sub-keys, and where a chunk (with the
-    log `recompute` a document) reads more often than there are slots, those slots once more.
+    A chunk ends at the end of a document, so there is one more: another copy of the sub-keys and, if a chunk (with the
+    log `recompute` a document) has more reads than there are slots, the slots once more.
     """
     fwpkm, chunks = config.fwpkm, _chunk_reads(config)
     if fwpkm.reset != "document":
@@ -161,18 +161,18 @@ def document_start_bytes(config: PretrainConfig) -> int:
 
 
 def passing_log_bytes(config: PretrainConfig) -> int:
-    """Upper bound of the exact log that one memory at a time has: in forward until it is rounded, in backward again."""
+    """Upper bound of the exact log, which one memory at a time needs: until it is rounded, and again in backward."""
     kept_as_it_is = config.fwpkm.undo_log == "fp32" or (config.fwpkm.undo_log == "bf16" and value_bytes(config) == 2)
     return 0 if kept_as_it_is else _logged_rows(config) * _row_bytes(config)
 
 
 def _calls(config: PretrainConfig) -> int:
-    """Times that a memory runs in a micro-batch, at least: where documents reset it, no two sequences share it."""
+    """Least number of calls of a memory per micro-batch: if documents reset it, sequences do not share it."""
     return config.training.micro_batch_size if config.fwpkm.reset == "document" else 1
 
 
 def _chunk_reads(config: PretrainConfig) -> dict[int, int]:
-    """Number of a call's chunks by their reads: whole chunks, and what is left of the sequence."""
+    """Number of chunks of a call by their number of reads: whole chunks, and the rest of the sequence."""
     fwpkm, sequences = config.fwpkm, config.training.micro_batch_size // _calls(config)
     full, tail = divmod(config.model.seq_length, fwpkm.chunk_size)
     reads = fwpkm.num_heads * fwpkm.topk * sequences
@@ -180,7 +180,7 @@ def _chunk_reads(config: PretrainConfig) -> dict[int, int]:
 
 
 def _moving_sub_key_bytes(config: PretrainConfig) -> int:
-    """A rank's sub-keys, as one chunk finds them; 0 while they stand still."""
+    """Bytes of a rank's sub-keys; 0 if they are not updated."""
     moving = config.fwpkm.inner_lr * config.fwpkm.addressing_weight > 0
     return 4 * sub_key_elements(config) // _sharing_ranks(config) if moving else 0
 
@@ -191,9 +191,9 @@ def _logged_rows(config: PretrainConfig) -> int:
 
 
 def activation_bytes(config: PretrainConfig, vocab_size: int, stage: int) -> int:
-    """About what autograd saves for one micro-batch on a rank of a stage, undo logs apart.
+    """About what autograd saves for one micro-batch on a rank of a stage, without undo logs.
 
-    A context-parallel rank keeps its own tokens' activations, and of all tokens what the kinds of its layers say.
+    A context-parallel rank keeps the activations of its own tokens, and of all tokens what its kinds of layers declare.
     """
     model, parallel = config.model, config.parallel
     tensor, size = parallel.tensor_model_parallel_size, 2 if config.training.bf16 else 4
@@ -214,7 +214,7 @@ def activation_bytes(config: PretrainConfig, vocab_size: int, stage: int) -> int
 def offloaded_bytes(config: PretrainConfig, stage: int) -> int:
     """About what layers keep in host memory for one micro-batch on a rank of a stage.
 
-    A tensor that two operations keep lies there twice; that is up to a quarter more.
+    A tensor that two operations save is stored twice, which adds up to a quarter.
     """
     parts = count_parts(config, _offloaded_layers(config, stage))
     return _own_tokens(config) * sum(count * layer_bytes_per_token(config, one) for one, count in parts.items())
@@ -237,7 +237,7 @@ def memory_bytes_per_token(config: PretrainConfig, parts: LayerParts) -> int:
 
 
 def _recomputed_layers(config: PretrainConfig, stage: int) -> tuple[int, ...]:
-    """Layers of a stage of which only inputs are kept."""
+    """Layers of a stage that only keep their inputs."""
     training = config.training
     if training.recompute_granularity != "full":
         return ()
@@ -257,7 +257,7 @@ def _first_of_chunks(config: PretrainConfig, stage: int, count: int) -> tuple[in
 
 
 def _recompute_units(config: PretrainConfig, stage: int) -> int:
-    """Inputs that full recompute keeps, at most: a unit ends where a memory stands."""
+    """Most inputs that full recomputation keeps: a unit ends before a memory."""
     recomputed, training = len(_recomputed_layers(config, stage)), config.training
     if not recomputed or training.recompute_method == "block":
         return recomputed
@@ -265,7 +265,7 @@ def _recompute_units(config: PretrainConfig, stage: int) -> int:
 
 
 def _passing_bytes(config: PretrainConfig, stage: int) -> int:
-    """What one unit of layers needs while it lasts: made anew for its backward, or on its way to the host."""
+    """Temporary activations of one unit of layers: recomputed for its backward pass, or on their way to the host."""
     training = config.training
     passing = count_parts(config, {*_recomputed_layers(config, stage), *_offloaded_layers(config, stage)})
     layers = (training.recompute_num_layers or 1) if training.recompute_method == "uniform" else 1
@@ -274,7 +274,7 @@ def _passing_bytes(config: PretrainConfig, stage: int) -> int:
 
 
 def _own_tokens(config: PretrainConfig) -> int:
-    """Tokens of a micro-batch whose activations a rank makes."""
+    """Tokens of a micro-batch whose activations a rank computes."""
     return config.training.micro_batch_size * config.model.seq_length // config.parallel.context_parallel_size
 
 
@@ -293,7 +293,7 @@ def _sharing_ranks(config: PretrainConfig) -> int:
 
 
 def _journal_bytes(config: PretrainConfig, replicas: int) -> int:
-    """The mark per slot, and for a memory that is reset the first value of the rows that a step can touch."""
+    """One mark per slot and, for a memory that is reset every step, the initial value of the rows a step can touch."""
     fwpkm = config.fwpkm
     slots = num_slots(fwpkm)
     if fwpkm.reset != "step":
