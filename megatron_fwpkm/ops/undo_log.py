@@ -113,7 +113,7 @@ class ResetJournal:
         """
         if values.shape[0] != self.touched.shape[0]:
             raise ValueError(
-                f"this journal was made for a table of {self.touched.shape[0]} slots and cannot restore one of "
+                f"this journal is for a table of {self.touched.shape[0]} slots and cannot restore one of "
                 f"{values.shape[0]}; make it with ResetJournal(num_slots={values.shape[0]})"
             )
         with torch.no_grad():

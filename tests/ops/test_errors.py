@@ -21,14 +21,14 @@ from tests.ops.cases import Case, make_case
 OPTIONS = [
     ({"topk": 0}, "topk=0 must be an integer >= 1"),
     ({"topk": 2.5}, "topk=2.5 must be an integer >= 1"),
-    ({"topk": 6}, "topk=6 is more than the 5 sub-keys there are; lower topk"),
+    ({"topk": 6}, "topk=6 exceeds the number of sub-keys, 5; lower topk"),
     ({"chunk_size": 0}, "chunk_size=0 must be an integer >= 1"),
     ({"chunk_size": True}, "chunk_size=True must be an integer"),
     ({"lookahead": -1}, "lookahead=-1 must be an integer >= 0"),
     ({"inner_lr": -0.1}, "inner_lr=-0.1 must be a finite number >= 0"),
     ({"inner_lr": float("nan")}, "inner_lr=nan must be a finite number"),
     ({"addressing_weight": float("inf")}, "addressing_weight=inf must be a finite number"),
-    ({"inner_lr": 1e30}, r"inner_lr=1e\+30 must be a finite number >= 0 \(0 switches it off\) and <= 100"),
+    ({"inner_lr": 1e30}, r"inner_lr=1e\+30 must be a finite number >= 0 \(0 disables it\) and <= 100"),
     ({"inner_lr": "1"}, "inner_lr='1' must be a finite number"),
     ({"addressing_weight": True}, "addressing_weight=True must be a finite number"),
     ({"score": "cosine"}, "score='cosine' is not known; choose one of: idw, dot_product"),
@@ -36,10 +36,10 @@ OPTIONS = [
     ({"write_scale": "paper"}, "write_scale='paper' is not known; choose one of: consistent, official"),
     ({"implementation": "cuda"}, "='cuda' is not known; choose one of: auto, reference, plain, sparse, triton"),
     ({"undo_log": "fp16"}, "undo_log='fp16' is not known; choose one of: fp32, bf16, recompute"),
-    ({"write_scale": "official"}, "needs boundary='carry'"),
+    ({"write_scale": "official"}, "requires boundary='carry'"),
     (
         {"lookahead": 8},
-        "lookahead=8 leaves nothing to write of chunks of chunk_size=8 tokens: raise chunk_size above 8",
+        "lookahead=8 leaves no tokens to write in a chunk of chunk_size=8: raise chunk_size above 8",
     ),
     (
         {"lookahead": 9, "boundary": "carry", "write_scale": "official"},
@@ -85,24 +85,24 @@ def bare(pending: PendingTokens | None) -> PendingTokens:
 
 
 INPUTS = [
-    (with_state(sub_keys=lambda k: k[0]), r"must be \[heads, 2, num_subkeys, key_dim / 2\] but are \[2, 5, 3\]"),
-    (with_state(values=lambda v: v[:-1]), r"25 slots are needed but values are \[24, 4\]"),
-    (with_state(values=lambda v: v.float()), "both tables must have one dtype .* and one device"),
+    (with_state(sub_keys=lambda k: k[0]), r"must have shape \[heads, 2, num_subkeys, key_dim / 2\], got \[2, 5, 3\]"),
+    (with_state(values=lambda v: v[:-1]), r"values must have 25 rows, got \[24, 4\]"),
+    (with_state(values=lambda v: v.float()), "both tables must have the same dtype .* and device"),
     (
         with_state(values=lambda v: v.bfloat16(), sub_keys=lambda k: k.bfloat16()),
-        "the tables must be float32 .* but sub_keys are torch.bfloat16",
+        "sub_keys must be float32 .*, got torch.bfloat16",
     ),
-    (with_inputs(queries=lambda q: q[0]), r"queries must be \[B, T, heads, key_dim\] with B >= 1 but are \[23, 2, 6\]"),
+    (with_inputs(queries=lambda q: q[0]), r"have shape \[B, T, heads, key_dim\] with B >= 1, got \[23, 2, 6\]"),
     (with_inputs(queries=lambda q: q[:0]), "B >= 1"),
-    (with_inputs(queries=lambda q: q[..., :4]), r"= \[2, 23, 2, 6\] but are \[2, 23, 2, 4\]"),
-    (with_inputs(queries=lambda q: q[:, :, :1]), r"of these sub_keys = \[2, 23, 2, 6\] but are \[2, 23, 1, 6\]"),
-    (with_inputs(targets=lambda v: v[:, 1:]), r"targets must be \[B, T, value_dim\] = \[2, 23, 4\] but are"),
-    (with_inputs(gates=lambda g: g.unsqueeze(-1)), r"gates must be \[B, T\] = \[2, 23\] but are \[2, 23, 1\]"),
-    (with_inputs(mask=lambda m: torch.ones(23)), r"mask must be \[B, T\] = \[2, 23\] but are \[23\]"),
-    (with_inputs(queries=lambda q: q.half()), "queries are torch.float16 on cpu but the sub-keys are torch.float64"),
+    (with_inputs(queries=lambda q: q[..., :4]), r"= \[2, 23, 2, 6\], got \[2, 23, 2, 4\]"),
+    (with_inputs(queries=lambda q: q[:, :, :1]), r"of these sub_keys = \[2, 23, 2, 6\], got \[2, 23, 1, 6\]"),
+    (with_inputs(targets=lambda v: v[:, 1:]), r"targets must have shape \[B, T, value_dim\] = \[2, 23, 4\], got"),
+    (with_inputs(gates=lambda g: g.unsqueeze(-1)), r"gates must have shape \[B, T\] = \[2, 23\], got \[2, 23, 1\]"),
+    (with_inputs(mask=lambda m: torch.ones(23)), r"mask must have shape \[B, T\] = \[2, 23\], got \[23\]"),
+    (with_inputs(queries=lambda q: q.half()), "queries are torch.float16 on cpu, but sub_keys are torch.float64"),
     (with_inputs(targets=lambda v: v.float()), r"targets are torch.float32 .* \(for example with .to\(sub_keys\)\)"),
     (with_inputs(gates=lambda g: g.float()), "gates are torch.float32"),
-    (with_inputs(mask=lambda m: torch.ones(2, 23, device="meta")), "mask is on meta but the tables are on cpu"),
+    (with_inputs(mask=lambda m: torch.ones(2, 23, device="meta")), "mask is on meta, but the tables are on cpu"),
 ]  # fmt: skip
 
 
@@ -113,7 +113,7 @@ def test_inputs(change: Callable[[Case], Case], message: str) -> None:
 
 
 PENDING = [
-    (lambda case: replace(case, options={**case.options, "boundary": "drop"}), "state.pending holds 5 tokens that"),
+    (lambda case: replace(case, options={**case.options, "boundary": "drop"}), "state.pending holds 5 tokens, which"),
     (lambda case: replace(case, queries=case.queries[:1], targets=case.targets[:1], gates=None), "batch size"),
     (lambda case: replace(case, gates=None), "state.pending was recorded with gates: pass gates in this call too"),
     (with_state(pending=bare), "state.pending was recorded with no gates: leave gates out in this call too"),
@@ -137,7 +137,7 @@ def test_tables_that_require_gradients_are_not_written_in_place() -> None:
 def test_flush_checks_its_options() -> None:
     case = make_case()
     for function in (flush_pending, flush_pending_):
-        with pytest.raises(ValueError, match="topk=9 is more than the 5 sub-keys"):
+        with pytest.raises(ValueError, match="topk=9 exceeds the number of sub-keys, 5"):
             function(case.state, topk=9, chunk_size=8)
         with pytest.raises(ValueError, match="implementation='fast' is not known"):
             function(case.state, topk=1, chunk_size=8, implementation="fast")

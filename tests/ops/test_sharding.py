@@ -198,7 +198,7 @@ def test_what_a_call_asks_for(options: dict[str, Any], gathers: int, sums: int) 
 
 def test_plain_needs_whole_tables() -> None:
     case = make_case(num_subkeys=6, implementation="plain")
-    with pytest.raises(ValueError, match="implementation='plain' needs whole tables but these are spread over proc"):
+    with pytest.raises(ValueError, match="implementation='plain' requires whole tables, but these are sharded"):
         run_ranks(2, lambda shards: run_part(part_of(case, shards), shards))
 
 
@@ -210,5 +210,5 @@ def test_tables_of_another_number_of_processes_are_refused() -> None:
         part.state = FastWeightState(case.state.sub_keys, part.state.values)
         run_part(part, shards)
 
-    with pytest.raises(ValueError, match=r"on each of 2 processes have 16 sub-keys, so 256 slots are needed"):
+    with pytest.raises(ValueError, match=r"on each of 2 processes have 16 sub-keys, so values must have 256 rows"):
         run_ranks(2, run)

@@ -155,7 +155,7 @@ def _options(options: MemoryOptions | None, keywords: dict[str, Any]) -> MemoryO
 def _check_writable(state: FastWeightState, functional_name: str) -> None:
     if state.sub_keys.requires_grad or state.values.requires_grad:
         raise ValueError(
-            f"{functional_name}_ writes the tables in place and they require gradients: detach them, or use "
+            f"{functional_name}_ cannot write in place to tables that require gradients: detach them, or use "
             f"{functional_name}, which copies them"
         )
 
@@ -165,7 +165,7 @@ def _computed_by(call: Call, sharding: TableSharding | None) -> Callable[[Call, 
     implementation = choose_implementation(call.state, call.options) if call.pieces else "sparse"
     if implementation == "plain" and sharding is not None:
         raise ValueError(
-            "implementation='plain' needs whole tables but these are spread over processes: use 'sparse' or 'triton'"
+            "implementation='plain' requires whole tables, but these are sharded: use 'sparse' or 'triton'"
         )
 
     def run(call: Call, in_place: bool) -> ChainResult:

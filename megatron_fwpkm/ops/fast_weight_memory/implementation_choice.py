@@ -88,5 +88,5 @@ def choose_implementation(state: FastWeightState, options: MemoryOptions) -> str
     if options.implementation == "triton":
         obstacle = triton_obstacle(state, options)
         if obstacle is not None:
-            raise ValueError(f"implementation='triton' cannot run this: {obstacle}; or use implementation='auto'")
+            raise ValueError(f"implementation='triton' does not support this: {obstacle}; or use implementation='auto'")
     return options.implementation

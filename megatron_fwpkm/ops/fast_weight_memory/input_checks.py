@@ -67,23 +67,23 @@ def check_tables(state: FastWeightState, options: MemoryOptions, processes: int 
     """
     sub_keys, values = state.sub_keys, state.values
     if sub_keys.ndim != 4 or sub_keys.shape[1] != 2:
-        raise ValueError(f"sub_keys must be [heads, 2, num_subkeys, key_dim / 2] but are {list(sub_keys.shape)}")
+        raise ValueError(f"sub_keys must have shape [heads, 2, num_subkeys, key_dim / 2], got {list(sub_keys.shape)}")
     num_subkeys = sub_keys.shape[2] * processes
     if values.ndim != 2 or values.shape[0] != num_subkeys**2:
         raise ValueError(
-            f"values must be [num_subkeys ** 2, value_dim]; sub_keys of {list(sub_keys.shape)}"
+            f"values must have shape [num_subkeys ** 2, value_dim]: sub_keys of shape {list(sub_keys.shape)}"
             f"{f' on each of {processes} processes' if processes > 1 else ''} have {num_subkeys} "
-            f"sub-keys, so {num_subkeys**2} slots are needed but values are {list(values.shape)}"
+            f"sub-keys, so values must have {num_subkeys**2} rows, got {list(values.shape)}"
         )
     if options.topk > num_subkeys:
-        raise ValueError(f"topk={options.topk} is more than the {num_subkeys} sub-keys there are; lower topk")
+        raise ValueError(f"topk={options.topk} exceeds the number of sub-keys, {num_subkeys}; lower topk")
     if sub_keys.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"the tables must be float32 (or float64 for tests) but sub_keys are {sub_keys.dtype}")
+        raise ValueError(f"sub_keys must be float32 (or float64 for tests), got {sub_keys.dtype}")
     is_half = values.dtype == torch.bfloat16 and sub_keys.dtype == torch.float32
     if (values.dtype != sub_keys.dtype and not is_half) or values.device != sub_keys.device:
         raise ValueError(
-            f"sub_keys are {sub_keys.dtype} on {sub_keys.device} but values are {values.dtype} on {values.device}; "
-            "both tables must have one dtype (or float32 sub_keys and bfloat16 values) and one device"
+            f"sub_keys are {sub_keys.dtype} on {sub_keys.device}, but values are {values.dtype} on {values.device}; "
+            "both tables must have the same dtype (or float32 sub_keys and bfloat16 values) and device"
         )
     if is_half:
         _check_rounding(state, options)
@@ -92,27 +92,27 @@ def check_tables(state: FastWeightState, options: MemoryOptions, processes: int 
 def _check_rounding(state: FastWeightState, options: MemoryOptions) -> None:
     if options.implementation in ("reference", "plain"):
         raise ValueError(
-            f"implementation={options.implementation!r} computes in one dtype but values are torch.bfloat16: use "
+            f"implementation={options.implementation!r} does not support bfloat16 values: use "
             "'sparse' or 'triton', or pass values.float()"
         )
     rounding, device = state.rounding, state.values.device
     if rounding is None or rounding.shape != (3,) or rounding.dtype != torch.int64 or rounding.device != device:
         found = "None" if rounding is None else f"{rounding.dtype} {list(rounding.shape)} on {rounding.device}"
         raise ValueError(
-            f"bfloat16 values are rounded stochastically, which needs state.rounding, int64 [3] on {device}, but it is "
-            f"{found}: begin with FastWeightState(..., rounding=make_rounding(seed)) and pass on every output's state"
+            f"bfloat16 values are rounded stochastically, which requires state.rounding, int64 [3] on {device}, got "
+            f"{found}: start with FastWeightState(..., rounding=make_rounding(seed)) and pass on every output's state"
         )
 
 
 def _check_like(name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str) -> None:
     if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must be {meaning} = {list(shape)} but are {list(tensor.shape)}")
+        raise ValueError(f"{name} must have shape {meaning} = {list(shape)}, got {list(tensor.shape)}")
 
 
 def _check_dtype(name: str, tensor: Tensor, sub_keys: Tensor) -> None:
     if tensor.dtype != sub_keys.dtype or tensor.device != sub_keys.device:
         raise ValueError(
-            f"{name} are {tensor.dtype} on {tensor.device} but the sub-keys are {sub_keys.dtype} on {sub_keys.device}; "
+            f"{name} are {tensor.dtype} on {tensor.device}, but sub_keys are {sub_keys.dtype} on {sub_keys.device}; "
             f"convert {name} before the call (for example with .to(sub_keys))"
         )
 
@@ -127,7 +127,7 @@ def check_inputs(
     """
     heads, _, _, half_dim = state.sub_keys.shape
     if queries.ndim != 4 or queries.shape[0] == 0:
-        raise ValueError(f"queries must be [B, T, heads, key_dim] with B >= 1 but are {list(queries.shape)}")
+        raise ValueError(f"queries must have shape [B, T, heads, key_dim] with B >= 1, got {list(queries.shape)}")
     batch, length = queries.shape[:2]
     _check_like("queries", queries, (batch, length, heads, 2 * half_dim), "[B, T, heads, key_dim] of these sub_keys")
     _check_like("targets", targets, (batch, length, state.values.shape[1]), "[B, T, value_dim]")
@@ -139,18 +139,18 @@ def check_inputs(
     if mask is not None:
         _check_like("mask", mask, (batch, length), "[B, T]")
         if mask.device != state.values.device:
-            raise ValueError(f"mask is on {mask.device} but the tables are on {state.values.device}")
+            raise ValueError(f"mask is on {mask.device}, but the tables are on {state.values.device}")
 
 
 def _check_pending(pending: PendingTokens, queries: Tensor, gates: Tensor | None, boundary: str) -> None:
     if boundary == "drop":
         raise ValueError(
-            f"state.pending holds {pending.num_tokens} tokens that boundary='drop' would lose: write them with "
+            f"state.pending holds {pending.num_tokens} tokens, which boundary='drop' would lose: write them with "
             "flush_pending, drop them with FastWeightState(sub_keys, values), or use boundary='carry'"
         )
     if pending.queries.shape[0] != queries.shape[0] or pending.queries.shape[2:] != queries.shape[2:]:
         raise ValueError(
-            f"queries are {list(queries.shape)} but state.pending holds queries of {list(pending.queries.shape)}: "
+            f"queries have shape {list(queries.shape)}, but those in state.pending {list(pending.queries.shape)}: "
             "batch size, heads and key_dim must stay the same from call to call"
         )
     if (pending.gates is None) != (gates is None):

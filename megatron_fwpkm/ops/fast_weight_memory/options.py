@@ -65,19 +65,19 @@ class MemoryOptions:
         for name, largest in STEP_SIZES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= largest:
-                raise ValueError(f"{name}={value!r} must be a finite number >= 0 (0 switches it off) and <= {largest}")
+                raise ValueError(f"{name}={value!r} must be a finite number >= 0 (0 disables it) and <= {largest}")
         for name, valid in CHOICES.items():
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of: {', '.join(valid)}")
         if self.write_scale == "official" and self.boundary == "drop":
             raise ValueError(
-                "write_scale='official' reproduces the authors' streaming and needs boundary='carry'; "
+                "write_scale='official' reproduces the authors' streaming and requires boundary='carry'; "
                 "with boundary='drop' use write_scale='consistent'"
             )
         writes_nothing = self.boundary == "drop" or self.write_scale == "official"
         if writes_nothing and self.lookahead >= self.chunk_size:
             raise ValueError(
-                f"lookahead={self.lookahead} leaves nothing to write of chunks of chunk_size={self.chunk_size} tokens: "
+                f"lookahead={self.lookahead} leaves no tokens to write in a chunk of chunk_size={self.chunk_size}: "
                 f"raise chunk_size above {self.lookahead}, or use boundary='carry' with write_scale='consistent'"
             )
 

@@ -47,7 +47,7 @@ def state_of(num_subkeys: int = 5, value_dim: int = 4, heads: int = 1, on_cuda: 
 
 @pytest.mark.parametrize(("shapes", "options", "message"), OBSTACLES)
 def test_what_triton_cannot_run_is_refused(shapes: Any, options: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=f"implementation='triton' cannot run this: {message}.*; or use"):
+    with pytest.raises(ValueError, match=f"implementation='triton' does not support this: {message}.*; or use"):
         choose_implementation(state_of(**shapes), options_of(implementation="triton", **options))
 
 
