@@ -1,4 +1,4 @@
-# Everything a user or a developer types. `make` alone lists the targets.
+# The commands for users and developers. `make` alone lists the targets.
 # Variables: PYTHON=python3.12 (interpreter of the environment), VENV=folder, PYTEST_WORKERS=processes, PYTEST_ARGS="-k memory",
 # TRANSFORMERS="5.17.0 5.24.0" (releases that test-transformers tries), MCORE=0.19.2 (a release of Megatron-Core other than the pinned one,
 # in an environment of its own, e.g. make test MCORE=0.19.2)
@@ -20,7 +20,7 @@ transformers_tests := tests/hf tests/tools/test_generate_text.py
 setup_inputs := pyproject.toml constraints.txt tools/setup.sh
 shell_scripts = $(shell git ls-files --cached --others --exclude-standard '*.sh' '*.sbatch' .ci/run)
 
-# One thread per process: the processes are the parallelism. No compiler start-up, no advice about absent GPU libraries.
+# One thread per process: the processes are the parallelism. No start-up of the compiler, no warnings about missing GPU libraries.
 export OMP_NUM_THREADS ?= 1
 export TORCHDYNAMO_DISABLE ?= 1
 export PYTHONWARNINGS ?= ignore:Transformer Engine and Apex:UserWarning,ignore:Apex is not installed:UserWarning
@@ -30,7 +30,7 @@ export PYTHONWARNINGS ?= ignore:Transformer Engine and Apex:UserWarning,ignore:A
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready ## Create the environment (once; keeps a CUDA torch that PYTHON already has)
+setup: $(VENV)/.ready ## Create the environment (once; keeps a CUDA build of torch that PYTHON already has)
 
 $(VENV)/.ready: $(setup_inputs)
 	@PYTHON='$(PYTHON)' MCORE='$(MCORE)' bash tools/setup.sh '$(VENV)' train,hf,eval,deepspeed,test
@@ -43,10 +43,10 @@ $(VENV)/.ready-dev: $(setup_inputs) $(VENV)/.ready
 quickstart: setup ## From text to a trained, exported and evaluated model, with a report
 	@env -u OMP_NUM_THREADS PYTHON='$(bin)/python' bash examples/quickstart/run.sh
 
-test: setup ## Run the tests but the slow ones (under 15 minutes on 2 cores)
+test: setup ## Run all tests except the slow ones (under 15 minutes on 2 cores)
 	@$(pytest) -m 'not slow' $(PYTEST_ARGS)
 
-test-all: setup ## Run every test, property tests with new examples, layouts with each instruction set of the CPU
+test-all: setup ## Run every test, with new examples for property tests, and the layouts for every CPU instruction set
 	@$(pytest) --timeout 1200 --hypothesis-profile explore $(PYTEST_ARGS)
 	@capabilities=$$($(bin)/python -m tests.cpu_capabilities); for capability in $$capabilities; do \
 	    echo "== layouts with ATEN_CPU_CAPABILITY=$$capability"; \
@@ -66,14 +66,14 @@ lint: $(VENV)/.ready-dev ## Check style, types, the import rule, shell scripts a
 	@echo '== shellcheck' && $(bin)/shellcheck -x $(shell_scripts)
 	@echo '== hadolint' && $(bin)/hadolint Dockerfile
 
-format: $(VENV)/.ready-dev ## Sort imports and mend what ruff can mend
+format: $(VENV)/.ready-dev ## Sort imports and fix what ruff can fix
 	@$(bin)/ruff check --fix .
 
 bench: setup ## Measure the memory: at the paper's shape and over sizes (4 minutes on a CPU)
 	@$(bin)/python -m benchmarks.run memory --grid paper
 	@$(bin)/python -m benchmarks.run memory
 
-docs: setup ## Write the generated documents anew (docs/options.md)
+docs: setup ## Regenerate docs/options.md
 	@$(bin)/python -m megatron_fwpkm.config.options_table
 
 clean: ## Remove caches and build products (not the environment, not runs/)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One task of slurm.sbatch: gives pretrain.py the variables torchrun would, from Slurm's, and becomes it (so that signals reach it).
+# One task of slurm.sbatch: sets the variables that torchrun would set, and replaces itself with pretrain.py, so that signals reach it.
 set -euo pipefail
 # shellcheck source=examples/launch/common.sh
 source examples/launch/common.sh

@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# The whole way once: text -> tokenizer -> dataset -> pretraining -> Hugging Face export -> long-context recall -> report.
-# Usage: bash examples/quickstart/run.sh [OUTPUT_FOLDER]     (default runs/quickstart; a finished stage is not done again)
+# The whole pipeline: text -> tokenizer -> dataset -> pretraining -> Hugging Face export -> long-context recall -> report.
+# Usage: bash examples/quickstart/run.sh [OUTPUT_FOLDER]     (default runs/quickstart; finished stages are not run again)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 here=examples/quickstart
 out=${1:-runs/quickstart}
 python=${PYTHON:-.venv/bin/python}
-[ -x "$python" ] || { echo "error: $python is not there; run 'make setup' first, or set PYTHON" >&2; exit 1; }
+[ -x "$python" ] || { echo "error: $python does not exist; run 'make setup' first, or set PYTHON" >&2; exit 1; }
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONWARNINGS="ignore:Transformer Engine and Apex:UserWarning,ignore:Apex is not installed:UserWarning"
 export TORCHDYNAMO_DISABLE=1
 mkdir -p "$out"
 started=$SECONDS
 
-# stage NAME "what it does" PRODUCT COMMAND...: runs the command and keeps its wall time. A stage is not run again while its
-# product is there, the configuration is not newer, and no stage before it ran anew.
+# stage NAME "what it does" PRODUCT COMMAND...: runs the command and records its wall time. A stage is skipped if its product
+# exists, the configuration is not newer, and no earlier stage ran.
 stage() {
   local name=$1 what=$2 product=$out/$3 mark=$out/.$1.done begin=$SECONDS
   shift 3
   if [ -z "$again" ] && [ -f "$mark" ] && [ -e "$product" ] && [ ! "$here/quickstart.yaml" -nt "$mark" ]; then
-    echo "== $what: done before"
+    echo "== $what: already done"
     return
   fi
   again=yes
@@ -51,7 +51,7 @@ stage needle "5/6 measure long-context recall" needle/report.html \
   "$python" tools/evaluate_needle.py --model "$out/hf" --haystack "$held_out_text" --lengths 256 1024 4096 8192 \
   --depths 5 --samples 50 --needles 5 --protocol ask-after-write --controls memory-off never-shown --workers 2 \
   --seed 1 --output "$out/needle" ${again:+--overwrite}
-stage generate "6/6 read facts.txt and go on with 'The code young sister' (it says: $(grep '^The code young' "$here/facts.txt"))" hf/model.safetensors \
+stage generate "6/6 read facts.txt and continue 'The code young sister' (the file says: $(grep '^The code young' "$here/facts.txt"))" hf/model.safetensors \
   "$python" tools/generate_text.py --model "$out/hf" --remember "$here/facts.txt" --prompt "The code young sister" --max-new-tokens 4
 
 echo

@@ -97,10 +97,10 @@ def test_a_run_that_cannot_save_is_not_queued_again(slurm, record):
         ({"SLURM_JOB_ID": ""}, ["SLURM_JOB_ID is not set", "sbatch"]),
         ({"SLURM_JOB_NODELIST": ""}, ["SLURM_JOB_NODELIST is not set"]),
         ({"SLURM_JOB_NUM_NODES": ""}, ["SLURM_JOB_NUM_NODES is not set"]),
-        ({"FAKE_HOSTS": ""}, ["names no host", "node[7-8]"]),
-        ({"FAKE_HOSTS": "node7"}, ["the job has 2 nodes, but scontrol names: node7"]),
-        ({"FAKE_HOSTS": "localhost node8"}, ["every node would take for itself"]),
-        ({"SLURM_GPUS_ON_NODE": "", "CUDA_VISIBLE_DEVICES": ","}, ["not a positive number"]),
+        ({"FAKE_HOSTS": ""}, ["lists no host", "node[7-8]"]),
+        ({"FAKE_HOSTS": "node7"}, ["the job has 2 nodes, but scontrol lists: node7"]),
+        ({"FAKE_HOSTS": "localhost node8"}, ["means itself on every node"]),
+        ({"SLURM_GPUS_ON_NODE": "", "CUDA_VISIBLE_DEVICES": ","}, ["must be a positive integer"]),
     ],
 )
 def test_what_the_job_does_not_say_is_refused(launch, slurm, record, change, said):

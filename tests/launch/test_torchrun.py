@@ -83,7 +83,7 @@ def test_gpus_are_counted_by_nvidia_smi(launch, environment, record):
 @pytest.mark.parametrize("count", ["0", "two", "h100:"])
 def test_a_count_that_is_no_number_is_refused(launch, environment, count):
     process = launch("single_node.sh", environment | {"SLURM_GPUS_ON_NODE": count}, "--dry-run", "--lr", "1")
-    check_refused(process, "not a positive number", "GPUS_PER_NODE")
+    check_refused(process, "must be a positive integer", "GPUS_PER_NODE")
 
 
 def test_an_unknown_number_of_gpus_is_refused(launch, environment, record):
@@ -92,20 +92,20 @@ def test_an_unknown_number_of_gpus_is_refused(launch, environment, record):
     for name in ("bash", "env", "dirname", "tr", "grep"):
         (bare / name).symlink_to(shutil.which(name) or "")
     process = launch("single_node.sh", environment | {"PATH": str(bare)}, "--dry-run", "--lr", "1")
-    check_refused(process, "cannot tell how many GPUs", "GPUS_PER_NODE")
+    check_refused(process, "cannot determine the number of GPUs", "GPUS_PER_NODE")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"NNODES": ""}, "NNODES is not set"),
-        ({"NNODES": "some"}, "NNODES=some is not a number"),
+        ({"NNODES": "some"}, "NNODES=some must be an integer"),
         ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
-        ({"MASTER_PORT": "80"}, "MASTER_PORT=80 is not a number of at least 1024"),
-        ({"NODE_RANK": "2"}, "numbered 0 to 1"),
-        ({"MASTER_ADDR": "localhost"}, "every node would take for itself"),
-        ({"MASTER_ADDR": "127.0.0.1"}, "every node would take for itself"),
-        ({"RDZV_ENDPOINT": "node-a:29500"}, "unset one side"),
+        ({"MASTER_PORT": "80"}, "MASTER_PORT=80 must be an integer of at least 1024"),
+        ({"NODE_RANK": "2"}, "between 0 and 1"),
+        ({"MASTER_ADDR": "localhost"}, "means itself on every node"),
+        ({"MASTER_ADDR": "127.0.0.1"}, "means itself on every node"),
+        ({"RDZV_ENDPOINT": "node-a:29500"}, "unset one or the other"),
     ],
 )
 def test_static_rendezvous_refuses(launch, environment, change, said):
@@ -116,8 +116,8 @@ def test_static_rendezvous_refuses(launch, environment, change, said):
     ("change", "said"),
     [
         ({"RDZV_ID": ""}, "RDZV_ID is not set"),
-        ({"RDZV_ENDPOINT": "node-a"}, "not HOST:PORT"),
-        ({"RDZV_ENDPOINT": "localhost:29500"}, "every node would take for itself"),
+        ({"RDZV_ENDPOINT": "node-a"}, "must have the form HOST:PORT"),
+        ({"RDZV_ENDPOINT": "localhost:29500"}, "means itself on every node"),
     ],
 )
 def test_c10d_rendezvous_refuses(launch, environment, change, said):
@@ -131,7 +131,7 @@ def test_a_port_that_another_program_uses_is_refused(launch, environment, record
         port = str(other.getsockname()[1])
         first = environment | STATIC | {"NODE_RANK": "0", "MASTER_PORT": port}
         process = launch("multi_node.sh", first, "--lr", "1")
-        check_refused(process, f"port {port} is in use by another program on this node", "MASTER_PORT")
+        check_refused(process, f"port {port} is already in use on this node", "MASTER_PORT")
         assert not (record / "ranks").exists()
         # The port is one of node 0: other nodes may use it for something else.
         assert launch("multi_node.sh", first | {"NODE_RANK": "1"}, "--lr", "1").returncode == 0
