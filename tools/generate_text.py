@@ -26,13 +26,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read, remember and write; the new text goes to standard output as it comes."""
+    """Read, remember and write; the new text goes to standard output as it is generated."""
     parser = build_parser()
     args = parse_tool(parser, GenerateOptions, argv)
     if args.temperature < 0:
         parser.error(f"--temperature {args.temperature} must be at least 0")
     if args.memory == "off" and args.remember:
-        parser.error("--memory off never reads what --remember writes: remove one, or use --memory frozen")
+        parser.error("--memory off does not read what --remember writes; remove one of them, or use --memory frozen")
     import torch
     from transformers import TextStreamer
 

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Merge and print what came out."""
+    """Merge the datasets and print a report."""
     args = parse_tool(build_parser(), MergeOptions, argv)
     from megatron_fwpkm.data.indexed.merge_and_split import merge
     from megatron_fwpkm.data.progress_report import table

@@ -41,11 +41,11 @@ class MutateOptions:
     tests: Annotated[tuple[str, ...], Metavar("PATH")] = ()
     """tests to run on each mutant (default: the tests of the room)"""
     marker: str = "not slow"
-    """select among them, as pytest's -m"""
+    """marker expression that selects among them, as pytest's -m"""
     time_limit: Annotated[float | None, Above(0), Metavar("S")] = None
     """seconds per mutant (default: three times the time of the unchanged tests, plus 60)"""
     output: Annotated[str | None, Metavar("FILE")] = None
-    """JSON lines file for the verdicts (default: runs/mutation/ROOM-SEED.jsonl)"""
+    """JSON Lines file for the verdicts (default: runs/mutation/ROOM-SEED.jsonl)"""
     overwrite: bool = False
     """discard the verdicts in --output and measure again"""
     list: bool = False

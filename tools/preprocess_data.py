@@ -26,11 +26,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare the corpus and print what was done."""
+    """Prepare the corpus and print a report."""
     parser = build_parser()
     options = parse_tool(parser, PreprocessOptions, argv, MEGATRON_PREPROCESS_FLAGS)
     if (number := options.num_shards) > 1 and options.shard_id is None:
-        parser.error(f"--num-shards {number}: which of them? --shard-id goes from 0 to {number - 1}")
+        parser.error(f"--num-shards {number} requires --shard-id, an integer from 0 to {number - 1}")
     check_tokenizer_flags(options.data)
     from megatron_fwpkm.data.preprocess.run import preprocess
     from megatron_fwpkm.data.progress_report import table

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Creates the Python environment: bash tools/setup.sh VENV EXTRAS      (called by `make setup`)
 # PYTHON names the interpreter (3.11 or 3.12). If it already has a CUDA build of torch, that torch is kept; otherwise torch 2.13.0 is
-# installed first, the rest after it. TORCH_PIP_ARGS goes to pip for torch only, e.g. --index-url of a CPU-only build.
-# TRANSFORMERS names another release of Transformers than the pinned one; what it depends on is then not pinned either.
-# MCORE names another release of Megatron-Core than the pinned one; one that has no wheel for this Python is built from its source package.
+# installed before the rest. TORCH_PIP_ARGS is passed to pip for torch only, e.g. --index-url of a CPU-only build.
+# TRANSFORMERS selects a release of Transformers other than the pinned one; its dependencies are then not pinned either.
+# MCORE selects a release of Megatron-Core other than the pinned one; without a wheel for this Python it is built from source.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,7 +24,7 @@ supported() { # does this interpreter run, and is its version one we support?
 find_python() {
   local candidate
   if [ -n "${PYTHON:-}" ]; then
-    supported "$PYTHON" || fail "PYTHON=$PYTHON does not run or is not Python 3.11 or 3.12; name another one, e.g. make setup PYTHON=python3.12"
+    supported "$PYTHON" || fail "PYTHON=$PYTHON does not run or is not Python 3.11 or 3.12; set another one, e.g. make setup PYTHON=python3.12"
     echo "$PYTHON"
     return
   fi
@@ -34,10 +34,10 @@ find_python() {
       return
     fi
   done
-  fail "no Python 3.11 or 3.12 found; install one, or name it: make setup PYTHON=/path/to/python3.12"
+  fail "no Python 3.11 or 3.12 found; install one, or set its path: make setup PYTHON=/path/to/python3.12"
 }
 
-cuda_torch_folder() { # where this interpreter's CUDA torch (2.10 or newer) lives; nothing when there is none
+cuda_torch_folder() { # folder of this interpreter's CUDA torch (2.10 or newer); empty if it has none
   "$1" - 2>/dev/null <<'PY' || true
 import pathlib
 import torch
@@ -57,10 +57,10 @@ create_venv() { # create_venv PYTHON KEPT_TORCH_FOLDER
 }
 
 log=$venv/setup.log
-quietly() { # run, keep the output for the case of failure
+quietly() { # run, show the output only on failure
   "$@" >>"$log" 2>&1 || {
     tail -n 25 "$log" >&2
-    fail "'$*' failed; the whole log is in $log"
+    fail "'$*' failed; the full log is in $log"
   }
 }
 

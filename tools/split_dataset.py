@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Split and print what came out."""
+    """Split the dataset and print a report."""
     parser = build_parser()
     args = parse_tool(parser, SplitOptions, argv)
     try:

@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train and print what came out."""
+    """Train a tokenizer and print a report."""
     report = train_tokenizer(parse_tool(build_parser(), TokenizerOptions, argv))
     print(table(report.rows()))
     return 0

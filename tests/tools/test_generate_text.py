@@ -85,7 +85,7 @@ def test_wrong_input_is_one_line(
         assert damaged.returncode == 1 and "bytes is not UTF-8 text" in damaged.stderr
     for arguments, message in (
         (("--temperature", "-1"), "--temperature -1.0 must be at least 0"),
-        (("--memory", "off", "--remember", "x"), "--memory off never reads what --remember writes"),
+        (("--memory", "off", "--remember", "x"), "--memory off does not read what --remember writes"),
         (("--prompt", "a", "--prompt-file", "b"), "--prompt-file and --prompt are mutually exclusive: remove one"),
         (("--top-p", "2"), "2 must be between 0 and 1"),
     ):

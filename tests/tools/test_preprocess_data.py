@@ -136,4 +136,4 @@ def test_errors_are_one_line(tmp_path: Path, model: Path) -> None:
     assert bad.stderr.count("\n") == 1
     assert tool("--input", "x").returncode == 2
     which = tool("--input", "x", "--output-prefix", "y", "--num-shards", 4)
-    assert which.returncode == 2 and "--num-shards 4: which of them? --shard-id goes from 0 to 3" in which.stderr
+    assert which.returncode == 2 and "--num-shards 4 requires --shard-id, an integer from 0 to 3" in which.stderr
