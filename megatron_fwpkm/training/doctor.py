@@ -65,7 +65,7 @@ def render(diagnosis: Diagnosis) -> str:
     lines += [f"  {one.part:21} {one.implementation:28} {one.why}" for one in diagnosis.choices]
     lines += ["", "Problems" if diagnosis.problems else "No problems."]
     for problem in diagnosis.problems:
-        weight = "stops training" if problem.blocks_training else "to know"
+        weight = "blocks training" if problem.blocks_training else "note"
         lines += [f"  [{weight}] {problem.what}", f"      {problem.advice}"]
     lines += ["", "Training can run here." if diagnosis.can_train else "Training cannot run here until this is fixed."]
     return "\n".join(lines)
@@ -141,7 +141,7 @@ def _foundations(found: Findings) -> Iterator[Problem]:
         )
         return
     if cuda.status == "broken":
-        yield Problem(f"CUDA fails: {cuda.note}", "check nvidia-smi and that the driver fits torch's CUDA", True)
+        yield Problem(f"CUDA fails: {cuda.note}", "check nvidia-smi and whether the driver supports torch's CUDA", True)
     elif not cuda.ok and cuda.version:
         yield Problem(
             f"torch is built for CUDA {cuda.version} but finds no GPU, so runs use the CPU",
@@ -149,7 +149,8 @@ def _foundations(found: Findings) -> Iterator[Problem]:
             False,
         )
     if cuda.ok and not found["nccl"].ok:
-        yield Problem("a GPU but no working NCCL", "install a torch with NCCL; gloo moves tensors over the CPU", False)
+        advice = "install a torch build with NCCL; gloo copies tensors through host memory"
+        yield Problem("a GPU is available but NCCL is not", advice, False)
     if not found["gloo"].ok and not (cuda.ok and found["nccl"].ok):
         yield Problem("torch has neither gloo nor a usable NCCL", "install an official torch build", True)
 
@@ -201,8 +202,9 @@ def _fused_libraries(found: Findings) -> Iterator[Problem]:
 
 def _package(found: Finding, use: str, *, blocks: bool) -> Iterator[Problem]:
     if not found.ok:
+        state = "not installed" if found.status == "absent" else found.status
         yield Problem(
-            f"{found.name} is {found.status}{f' ({found.note})' if found.note else ''}: {use} need it",
+            f"{found.name} is {state}{f' ({found.note})' if found.note else ''}, but needed for {use}",
             f"make setup, or pip install {found.name}",
             blocks,
         )

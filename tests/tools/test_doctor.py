@@ -141,7 +141,7 @@ def test_the_screen_is_one_screen():
         ({"torch": RuntimeError("libtorch")}, "^torch: RuntimeError: libtorch", "make setup", True),
         ({"torch": fake_torch(version="2.9.1")}, "torch 2.9.1: needs 2.10 or newer", "make setup", True),
         ({"torch": fake_torch(cuda="13.0")}, "torch is built for CUDA 13.0 but finds no GPU", "nvidia-smi", False),
-        ({"torch": fake_torch(gpus=1, cuda="13.0", nccl=False)}, "a GPU but no working NCCL", "gloo", False),
+        ({"torch": fake_torch(gpus=1, cuda="13.0", nccl=False)}, "a GPU is available but NCCL is not", "gloo", False),
         ({"torch": fake_torch(gloo=False)}, "neither gloo nor a usable NCCL", "official torch", True),
         ({"deepspeed": RuntimeError("no compiler")}, r"DeepSpeed does not import \(RuntimeError", "pip uninstall deepspeed", False),
         ({"sentencepiece": OSError("libsp")}, r"sentencepiece is broken \(OSError: libsp\)", "pip install sentencepiece", True),
