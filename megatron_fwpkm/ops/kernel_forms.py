@@ -1,14 +1,14 @@
 """How Triton kernels are launched, and the forms of each that the compile gate judges without a GPU.
 
-A form (`KernelForm`) says with which constants and how many warps a kernel is compiled. What a launch computes
-with is given in records, mappings from the names of the kernels' parameters; a launch takes from them what its kernel
+A form (`KernelForm`) says with which constants and how many warps a kernel is compiled. Constants and what a launch
+computes with are given in records, mappings from the names of the kernels' parameters; of these a kernel takes what it
 names. A module of variants ends with a tuple `KERNEL_VARIANTS`; `python -m benchmarks.compile_gate` finds all of them
 in this room. Nothing is compiled or imported here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,6 +25,12 @@ class KernelForm(NamedTuple):
     kernel: Any
     constants: Mapping[str, Any]
     num_warps: int
+
+    @classmethod
+    def of(cls, kernel: Any, constants: Mapping[str, Any], num_warps: int, absent: Iterable[str] = ()) -> KernelForm:
+        """The form with those of the constants that the kernel names, and those of the `absent` pointers."""
+        known = {**constants, **dict.fromkeys(absent)}
+        return cls(kernel, {name: known[name] for name in kernel.arg_names if name in known}, num_warps)
 
     @property
     def options(self) -> dict[str, Any]:

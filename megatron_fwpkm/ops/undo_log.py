@@ -27,6 +27,13 @@ class UndoLog:
     old_sub_keys: Tensor | None = None
     in_use: list[Tensor] = field(default_factory=list)
 
+    def add(self, rows: Tensor, old_values: Tensor, in_use: Tensor | None = None) -> None:
+        """Add one write; `in_use` is None when all its entries are."""
+        self.rows.append(rows)
+        self.old_values.append(old_values)
+        if in_use is not None:
+            self.in_use.append(in_use)
+
     def write(self, number: int) -> tuple[Tensor, Tensor]:
         """Distinct slots [U] of a write and their old values [U, value_dim]; may wait for a GPU."""
         rows, old_values = self.rows[number], self.old_values[number]

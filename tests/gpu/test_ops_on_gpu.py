@@ -8,11 +8,11 @@ import torch
 from megatron_fwpkm.ops import (
     FastWeightOutput,
     FastWeightState,
+    UndoLog,
     fast_weight_memory,
     fast_weight_memory_,
     make_rounding,
 )
-from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueLog
 
 pytestmark = pytest.mark.gpu
 
@@ -101,7 +101,7 @@ def test_a_graph_holds_forward_and_backward_of_the_values():
     first.slots = slots
 
     def step() -> dict[str, torch.Tensor]:
-        reads, squares = apply_triton(first, leaves, table, ValueLog())
+        reads, squares = apply_triton(first, leaves, table, UndoLog())
         return {"reads": reads, "squares": squares, "table": table, **gradients_of(reads, leaves)}
 
     side = torch.cuda.Stream()
@@ -122,7 +122,7 @@ def test_a_graph_holds_forward_and_backward_of_the_values():
     actual = {name: tensor.detach().clone() for name, tensor in captured.items()}
     second_leaves = {name: getattr(second, name).clone().requires_grad_() for name in LEAVES}
     second_table = second.values.clone()
-    reads, squares = apply_triton(second, second_leaves, second_table, ValueLog())
+    reads, squares = apply_triton(second, second_leaves, second_table, UndoLog())
     expected = {"reads": reads, "squares": squares, "table": second_table, **gradients_of(reads, second_leaves)}
     assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
 

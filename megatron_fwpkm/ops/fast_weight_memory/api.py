@@ -5,21 +5,20 @@ What an argument is stands with `fast_weight_memory`; the other functions name w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..sharding import TableSharding
 from ..state import FastWeightOutput, FastWeightState
 from .implementation_choice import choose_implementation
-from .memory_call import Call, ChainResult
+from .memory_call import Call
 from .options import MemoryOptions
 from .plain import run_plain
 from .reference import run_reference
-from .touched_rows import SPARSE_STEPS, run_chains
+from .touched_rows import run_chains
 
 
 def fast_weight_memory(
@@ -60,7 +59,7 @@ def fast_weight_memory(
             message says what to do.
     """
     call = Call.of_tokens(queries, targets, gates, mask, state, _options(options, keywords))
-    return call.run(_computed_by(call, None), in_place=False)
+    return _run(call, None, in_place=False)
 
 
 def fast_weight_memory_(
@@ -94,7 +93,7 @@ def fast_weight_memory_(
     processes = 1 if sharding is None else sharding.size
     call = Call.of_tokens(queries, targets, gates, mask, state, _options(options, keywords), processes)
     _check_writable(state, "fast_weight_memory")
-    return call.run(_computed_by(call, sharding), in_place=True)
+    return _run(call, sharding, in_place=True)
 
 
 def flush_pending(state: FastWeightState, options: MemoryOptions | None = None, **keywords: Any) -> FastWeightOutput:
@@ -116,7 +115,7 @@ def flush_pending(state: FastWeightState, options: MemoryOptions | None = None, 
             `triton` cannot run the call.
     """
     call = Call.of_pending(state, _options(options, {**keywords, "boundary": "carry"}))
-    return call.run(_computed_by(call, None), in_place=False)
+    return _run(call, None, in_place=False)
 
 
 def flush_pending_(
@@ -143,7 +142,7 @@ def flush_pending_(
     processes = 1 if sharding is None else sharding.size
     call = Call.of_pending(state, _options(options, {**keywords, "boundary": "carry"}), processes)
     _check_writable(state, "flush_pending")
-    return call.run(_computed_by(call, sharding), in_place=True)
+    return _run(call, sharding, in_place=True)
 
 
 def _options(options: MemoryOptions | None, keywords: dict[str, Any]) -> MemoryOptions:
@@ -160,36 +159,22 @@ def _check_writable(state: FastWeightState, functional_name: str) -> None:
         )
 
 
-def _computed_by(call: Call, sharding: TableSharding | None) -> Callable[[Call, bool], ChainResult]:
-    """What computes a call: (call, in place) to its results."""
+def _run(call: Call, sharding: TableSharding | None, *, in_place: bool) -> FastWeightOutput:
+    """Do what a call has to do with the implementation it takes."""
     implementation = choose_implementation(call.state, call.options) if call.pieces else "sparse"
     if implementation == "plain" and sharding is not None:
         raise ValueError(
             "implementation='plain' requires whole tables, but these are sharded: use 'sparse' or 'triton'"
         )
+    if implementation == "plain":
+        return call.run(run_plain, in_place=in_place)
+    if implementation == "reference":
+        return call.run(partial(run_reference, sharding=sharding), in_place=in_place)
+    if implementation == "sparse":
+        return call.run(partial(run_chains, sharding=sharding), in_place=in_place)
+    # Imported where it runs: triton is missing on most machines without a GPU.
+    from .triton.key_steps import TritonKeySteps
+    from .triton.value_steps import VALUE_STEPS
 
-    def run(call: Call, in_place: bool) -> ChainResult:
-        """Run the call with the chosen implementation."""
-        if implementation == "plain":
-            return run_plain(call, in_place)
-        if implementation == "reference":
-            return _run_reference(call, sharding, in_place)
-        steps = SPARSE_STEPS
-        if implementation == "triton":
-            # Imported where it runs: triton is missing on most machines without a GPU.
-            from .triton.steps import TRITON_STEPS as steps
-        return run_chains(call, in_place, sharding, steps)
-
-    return run
-
-
-def _run_reference(call: Call, sharding: TableSharding | None, in_place: bool) -> ChainResult:
-    state = call.state
-    # Backward of the scores needs the sub-keys as they were.
-    sub_keys = state.sub_keys.clone() if in_place else state.sub_keys
-    result = run_reference(call.stream, sub_keys, state.values, call.pieces, call.options, sharding)
-    if in_place:
-        with torch.no_grad():
-            state.sub_keys.copy_(result.sub_keys)
-            state.values.copy_(result.values)
-    return result
+    run = partial(run_chains, sharding=sharding, key_steps=TritonKeySteps, value_steps=VALUE_STEPS)
+    return call.run(run, in_place=in_place)

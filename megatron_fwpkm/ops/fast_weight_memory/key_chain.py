@@ -11,7 +11,7 @@ With `dot_product`: s = <q, K[j]>, c = y, K'[j] = K[j] - sum of c * q.
 This is the driver: the order of the pieces, what is kept for backward, and what processes that share the sub-keys by
 rows tell each other. All of them know what was chosen and how strongly it moves its sub-key; each moves its own rows,
 and has the part of the queries' gradients that comes from them. What is computed for one piece is done by its *steps*,
-which exist in torch (`sparse/key_steps.py`) and in Triton (`triton/key_steps.py`).
+which exist in torch (`sparse/key_steps.py`, which says what each is for) and in Triton (`triton/key_steps.py`).
 
 Shapes: G = heads * 2 groups, M tokens (all sequences, time first), k = topk, n sub-keys of a whole list, n' of them
 here (all of them without sharding), h = key_dim / 2.
@@ -19,18 +19,23 @@ here (all of them without sharding), h = key_dim / 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..product_key.epsilons import ENTROPY_EPSILON
-from ..product_key.selection import KeptSubKeys, SlotChoice
+from ..product_key.selection import KeptSubKeys
 from .key_rows import KeyRows, Readers, sort_readers
 from .precision import full_precision
+
+if TYPE_CHECKING:
+    from .sparse.key_steps import SparseKeySteps
+    from .triton.key_steps import TritonKeySteps
+
+    KeySteps: TypeAlias = SparseKeySteps | TritonKeySteps
 
 
 class KeyPiece(NamedTuple):
@@ -45,7 +50,7 @@ class KeyOptions(NamedTuple):
     """What the chain needs to know besides its tensors.
 
     Attributes:
-        steps: (queries, options) -> the steps of one call, in torch or in Triton.
+        steps: made of (queries, options) for one call, in torch or in Triton.
         topk: k.
         score: `idw` or `dot_product`.
         key_lr: step size of the sub-keys; 0 keeps them still.
@@ -53,7 +58,7 @@ class KeyOptions(NamedTuple):
         rows: the sub-keys that are here.
     """
 
-    steps: Callable[[Tensor, KeyOptions], KeySteps]
+    steps: type[KeySteps]
     topk: int
     score: str
     key_lr: float
@@ -90,74 +95,6 @@ class SavedPiece(NamedTuple):
     means: Tensor
     order: Tensor
     starts: Tensor
-
-
-class PieceBackward(Protocol):
-    """Backward of one piece; made of its queries, what was saved, and the gradient of the sub-keys after it."""
-
-    def strength_gradients(self) -> Tensor:
-        """Gradient of c [G, M, k], for the sub-keys that are here; 0 for others."""
-        ...
-
-    def token_gradients(self, grad_scores: Tensor, grad_queries: Tensor, grad_strengths: Tensor | None) -> Tensor:
-        """Add the gradients of the queries [G, M, h], the part from the sub-keys here, to `grad_queries`.
-
-        Args:
-            grad_scores: [M, heads * k], of the slots' scores.
-            grad_queries: [G, M, h], a part of that of all queries.
-            grad_strengths: [G, M, k], of c; None if the sub-keys did not move or nothing depends on it.
-
-        Returns:
-            Weights [G, M, k]: the gradient of a sub-key is minus the sum of weight * direction over its readers.
-        """
-        ...
-
-    def sub_key_gradients(self, weights: Tensor, readers: Readers) -> Tensor:
-        """Gradient of the sub-keys before the piece [G, n', h]."""
-        ...
-
-
-class KeySteps(Protocol):
-    """What one implementation computes for a piece of a call.
-
-    Attributes:
-        joins_still_pieces: pieces between which the sub-keys stand still are addressed and differentiated as one.
-    """
-
-    joins_still_pieces: bool
-
-    def propose(self, queries: Tensor, sub_keys: Tensor) -> KeptSubKeys:
-        """The best of the sub-keys here for queries [G, M, h]; indices count over whole lists."""
-        ...
-
-    def choose_slots(self, kept: KeptSubKeys, moving: int) -> SlotChoice:
-        """The topk best slots, and the probabilities of the first `moving` tokens if there are any."""
-        ...
-
-    def mean_probability(
-        self, probabilities: Tensor, indices: Tensor, moving: int, readers: Readers | None = None
-    ) -> Tensor:
-        """[2, n]: mean over the readers of the probability of a sub-key, heads pooled.
-
-        Args:
-            probabilities: [G, at least moving, k].
-            indices: [G, M, k].
-            moving: the first tokens, which are meant.
-            readers: these pairs by sub-key, if they are sorted already.
-        """
-        ...
-
-    def strengths(self, kept: KeptSubKeys, probabilities: Tensor, means: Tensor, moving: int) -> Tensor:
-        """c [G, M, k]: how strongly each kept pair of the first `moving` tokens moves its sub-key, 0 for the others."""
-        ...
-
-    def move(self, queries: Tensor, sub_keys: Tensor, kept: KeptSubKeys, strengths: Tensor, readers: Readers) -> Tensor:
-        """The sub-keys [G, n', h] less the sum of c * direction over their readers."""
-        ...
-
-    def backward(self, queries: Tensor, piece: KeyPiece, saved: SavedPiece, grad_moved: Tensor | None) -> PieceBackward:
-        """Begin the backward of a piece; `grad_moved` [G, n', h] is None if nothing depends on the moved sub-keys."""
-        ...
 
 
 class KeyChain(torch.autograd.Function):

@@ -163,8 +163,8 @@ class _Tables:
         """Add [R, value_dim] to rows [R], which may repeat and are among the slots that were `read`."""
         self._prepare()
         if self.log is not None:
-            self.log.rows.append(read.unique())
-            self.log.old_values.append(self.values.detach().index_select(0, self.log.rows[-1]))
+            overwritten = read.unique()
+            self.log.add(overwritten, self.values.detach().index_select(0, overwritten))
         if self.replaced:
             self.values = self.values.index_add(0, rows, additions)
         else:

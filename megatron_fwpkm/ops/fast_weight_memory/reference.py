@@ -14,34 +14,35 @@ from ..product_key.reference import addressing_loss, read_slots
 from ..sharding import TableSharding
 from ..undo_log import UndoLog
 from .chain import mean_over_columns, write_scales
-from .chunk_pieces import Piece
-from .input_checks import Stream
-from .memory_call import ChainResult
-from .options import MemoryOptions
+from .memory_call import Call, ChainResult
 
 
-def run_reference(
-    stream: Stream,
-    sub_keys: Tensor,
-    values: Tensor,
-    pieces: list[Piece],
-    options: MemoryOptions,
-    sharding: TableSharding | None,
-) -> ChainResult:
-    """Run all pieces of a call, without modifying the tables.
+def run_reference(call: Call, in_place: bool, sharding: TableSharding | None) -> ChainResult:
+    """Run all pieces of a call.
 
     Args:
-        stream: the tokens.
-        sub_keys: [heads, 2, num_subkeys, key_dim / 2] or this process's rows of every list, which are gathered (without
-            gradient) and moved as a whole.
-        values: [num_slots, value_dim] or this process's columns.
-        pieces: what is read and written when.
-        options: the caller's options.
+        call: its tables are those of this process: rows of every list of sub-keys, which are gathered (without
+            gradient) and moved as a whole, and columns of the values.
+        in_place: write the tables at the end.
         sharding: collectives for tables spread over processes, or None.
 
     Returns:
-        The outputs, in which `sub_keys` and `values` are new tensors unless nothing was written.
+        The outputs, and the tables after the call, new tensors unless nothing was written.
     """
+    state = call.state
+    # Backward of the scores needs the sub-keys as they were.
+    sub_keys = state.sub_keys.clone() if in_place else state.sub_keys
+    result = _run_pieces(call, sub_keys, sharding)
+    if in_place:
+        with torch.no_grad():
+            state.sub_keys.copy_(result.sub_keys)
+            state.values.copy_(result.values)
+    return result
+
+
+def _run_pieces(call: Call, sub_keys: Tensor, sharding: TableSharding | None) -> ChainResult:
+    """Run all pieces of a call from these sub-keys, without modifying the tables."""
+    stream, values, pieces, options = call.stream, call.state.values, call.pieces, call.options
     outer = torch.is_grad_enabled()
     outputs: list[Tensor] = []
     addresses: list[tuple[Tensor, Tensor]] = []
@@ -74,8 +75,7 @@ def run_reference(
                 squared_errors.append(squares.detach())
                 if options.inner_lr:
                     rows = indices.unique()
-                    log.rows.append(rows)
-                    log.old_values.append(values.detach()[rows])
+                    log.add(rows, values.detach()[rows])
                     counted = indices[:, piece.count_start - piece.start : piece.count_stop - piece.start]
                     counts = torch.bincount(counted.flatten(), minlength=table.shape[0]).clamp(min=1)
                     steps = (scale / counts).unsqueeze(-1)

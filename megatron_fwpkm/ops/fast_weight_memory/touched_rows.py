@@ -5,8 +5,7 @@ Inside, rows are (token, sequence) pairs with time first, so that every piece is
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,33 +14,24 @@ from ..sharding import TableSharding
 from ..undo_log import UndoLog
 from .chain import mean_over_columns, write_scales
 from .chunk_pieces import Piece
-from .key_chain import KeyChain, KeyOptions, KeyPiece, KeySteps
+from .key_chain import KeyChain, KeyOptions, KeyPiece
 from .key_rows import KeyRows
 from .memory_call import Call, ChainResult
 from .sparse.key_steps import SparseKeySteps
 from .sparse.value_steps import VALUE_STEPS
-from .value_chain import ValueChain, ValueLog, ValueOptions, ValueSteps
+from .value_chain import ValueChain, ValueOptions, ValueSteps
 from .write_plan import ValuePiece, make_write_plan
 
-
-class ChainSteps(NamedTuple):
-    """What exists more than once, in torch and in Triton, and is driven by `KeyChain` and `ValueChain`.
-
-    Attributes:
-        keys: makes the steps of a call of the sub-keys' chain.
-        values: the steps of the values' chain.
-    """
-
-    keys: Callable[[Tensor, KeyOptions], KeySteps]
-    values: ValueSteps
-
-
-SPARSE_STEPS = ChainSteps(SparseKeySteps, VALUE_STEPS)
-"""What `implementation="sparse"` is made of."""
+if TYPE_CHECKING:
+    from .key_chain import KeySteps
 
 
 def run_chains(
-    call: Call, in_place: bool, sharding: TableSharding | None, steps: ChainSteps = SPARSE_STEPS
+    call: Call,
+    in_place: bool,
+    sharding: TableSharding | None,
+    key_steps: type[KeySteps] = SparseKeySteps,
+    value_steps: ValueSteps = VALUE_STEPS,
 ) -> ChainResult:
     """Run all pieces of a call.
 
@@ -49,7 +39,8 @@ def run_chains(
         call: its tables are those of this process: rows of every list of sub-keys and columns of the values.
         in_place: write the tables; otherwise they are copied once.
         sharding: collectives for tables spread over processes, or None.
-        steps: what computes the pieces, torch or Triton.
+        key_steps: what computes the pieces of the sub-keys' chain, in torch or in Triton.
+        value_steps: the same for the values.
 
     Returns:
         The outputs and the tables after the call.
@@ -62,7 +53,7 @@ def run_chains(
     halves = stream.queries.unflatten(-1, (2, -1)).permute(2, 3, 1, 0, 4).flatten(2, 3).flatten(0, 1)
     key_pieces = [KeyPiece(p.start * batch, p.stop * batch, p.key_stop * batch) for p in pieces]
     key_rows = KeyRows(sub_keys.shape[2], sharding)
-    key_options = KeyOptions(steps.keys, options.topk, options.score, options.key_lr, key_pieces, key_rows)
+    key_options = KeyOptions(key_steps, options.topk, options.score, options.key_lr, key_pieces, key_rows)
     # Backward needs the sub-keys as they were; they are small.
     initial_keys = sub_keys.clone() if in_place and key_options.moves else sub_keys
     scores, slots, moved, addressing_loss = KeyChain.apply(halves, initial_keys.flatten(0, 1), key_options)
@@ -72,27 +63,25 @@ def run_chains(
     if sharding is not None:
         shared_weights, weights = sharding.copy_to_shards(slot_weights), sharding.copy_to_shards(weights)
     value_pieces = _value_pieces(pieces, batch)
-    log = ValueLog() if in_place else None
-    writes = any(piece.num_written for piece in pieces)
+    log = UndoLog(old_sub_keys=initial_keys.detach() if key_options.moves else None) if in_place else None
+    writes = any(piece.written for piece in value_pieces)
     table = values.detach() if in_place or not writes or not options.inner_lr else values.detach().clone()
     if writes or torch.is_grad_enabled():
-        scales = write_scales(stream, pieces, options)
-        shift = options.lookahead * batch
         plan = make_write_plan(slots, value_pieces, values.shape[0])
+        scales, shift = write_scales(stream, pieces, options), options.lookahead * batch
+        frozen = not options.inner_lr
         reads, squared_errors = ValueChain.apply(
             values,
             shared_weights,
             weights.transpose(0, 1).reshape(-1),
             stream.targets.transpose(0, 1).flatten(0, 1),
             table,
-            ValueOptions(
-                steps.values, value_pieces, plan, scales, shift, not options.inner_lr, options.undo_log, rounding
-            ),
+            ValueOptions(value_steps, value_pieces, plan, scales, shift, frozen, options.undo_log, rounding),
             log,
         )
     else:
         # As most calls of a decoding loop: nothing is kept.
-        reads, squared_errors = steps.values.read_rows(table, slots, slot_weights), slot_weights.new_zeros(0)
+        reads, squared_errors = value_steps.read_rows(table, slots, slot_weights), slot_weights.new_zeros(0)
     moved = moved.view_as(sub_keys) if key_options.moves else sub_keys.detach()
     if in_place and key_options.moves:
         sub_keys.copy_(moved)
@@ -104,21 +93,22 @@ def run_chains(
         addressing_loss,
         moved,
         table,
-        _undo_log(log, initial_keys.detach() if key_options.moves else None),
+        log,
     )
-
-
-def _undo_log(log: ValueLog | None, old_sub_keys: Tensor | None) -> UndoLog | None:
-    return None if log is None else UndoLog(log.rows, log.old_values, old_sub_keys, log.in_use)
 
 
 def _value_pieces(pieces: list[Piece], batch: int) -> list[ValuePiece]:
     """Pieces in rows: reads of all pieces are numbered one after the other (a token may be read by two pieces)."""
-    result, start = [], 0
-    for piece in pieces:
+    result: list[ValuePiece] = []
+    start = first_read = first_error = write = 0
+    for number, piece in enumerate(pieces):
         positions = (piece.stop, piece.emit_start, piece.write_stop, piece.count_start, piece.count_stop)
         stop, emit, written, count_start, count_stop = (start + (x - piece.start) * batch for x in positions)
-        result.append(ValuePiece(start, stop, emit, written, count_start, count_stop, piece.start * batch))
+        rows = start, stop, emit, written, count_start, count_stop, piece.start * batch
+        result.append(ValuePiece(*rows, number, first_read, first_error, write))
+        first_read += stop - emit
+        first_error += written - start
+        write += written > start
         start = stop
     return result
 

@@ -25,6 +25,10 @@ class ValuePiece(NamedTuple):
         count_start: the first row that counts as a reader of its slots.
         count_stop: one past the last that counts.
         token: row `start`'s position in the stream (token * B + sequence).
+        number: of the piece.
+        first_read: where its reads begin among those that all pieces return.
+        first_error: where its written rows begin among those of all pieces.
+        write: number of its write, among the pieces that write.
     """
 
     start: int
@@ -34,6 +38,25 @@ class ValuePiece(NamedTuple):
     count_start: int
     count_stop: int
     token: int
+    number: int
+    first_read: int
+    first_error: int
+    write: int
+
+    @property
+    def rows(self) -> int:
+        """Rows read."""
+        return self.stop - self.start
+
+    @property
+    def written(self) -> int:
+        """Rows written."""
+        return self.write_stop - self.start
+
+    @property
+    def first_kept(self) -> int:
+        """The first row that is returned, counted from the piece's first."""
+        return self.emit_start - self.start
 
 
 class WritePlan(NamedTuple):
@@ -133,9 +156,6 @@ def make_write_plan(slot_indices: Tensor, pieces: list[ValuePiece], num_slots: i
         slot_indices: [T, J] int64.
         pieces: consecutive, covering all T rows.
         num_slots: rows of the table.
-
-    Returns:
-        The plan.
     """
     keys = slot_indices.clone()
     counted = torch.zeros_like(slot_indices)
@@ -152,15 +172,7 @@ def make_write_plan(slot_indices: Tensor, pieces: list[ValuePiece], num_slots: i
 
 
 def make_adjoint_plan(plan: WritePlan, num_slots: int) -> AdjointPlan:
-    """Number the distinct slots of a call.
-
-    Args:
-        plan: of the writes.
-        num_slots: rows of the table.
-
-    Returns:
-        The plan.
-    """
+    """Number the distinct slots of the call that `plan` is of, on a table of `num_slots` rows."""
     # Stable, so that the pieces of a slot ascend.
     ordered, order = plan.slots.sort(stable=True)
     rows = _is_head(ordered).cumsum(0) - 1

@@ -10,7 +10,7 @@ from megatron_fwpkm.ops import FastWeightState, UndoLog, make_rounding
 from megatron_fwpkm.ops.fast_weight_memory.sparse.value_steps import VALUE_STEPS as TORCH
 from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import VALUE_STEPS as TRITON
 from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import read_rows
-from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueLog, ValueOptions, ValueSteps
+from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueOptions, ValueSteps
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import make_write_plan
 from tests.ops.cases import distance
 from tests.ops.triton.harness import DEVICE, poisoned
@@ -18,12 +18,12 @@ from tests.ops.triton.test_value_chain import hot_slot
 from tests.ops.triton.values import LEAVES, Values, gradients_of, make_values, random_slots
 
 
-def run(steps: ValueSteps, call: Values, rounding: torch.Tensor) -> tuple[dict[str, torch.Tensor], ValueLog]:
+def run(steps: ValueSteps, call: Values, rounding: torch.Tensor) -> tuple[dict[str, torch.Tensor], UndoLog]:
     """Everything one call gives on a bfloat16 table."""
     table = call.values.bfloat16()
     leaves = {name: getattr(call, name).clone().requires_grad_() for name in LEAVES}
     leaves["values"] = table.clone().requires_grad_()
-    log = ValueLog()
+    log = UndoLog()
     plan = make_write_plan(call.slots, call.pieces, table.shape[0])
     options = ValueOptions(steps, call.pieces, plan, call.scales, call.shift, call.frozen, "fp32", rounding)
     reads, squares = ValueChain.apply(*leaves.values(), table, options, log)
@@ -45,9 +45,8 @@ def test_the_chain_is_that_of_torch() -> None:
         else:
             assert distance(actual[name], tensor) <= (2e-2 if name == "grad values" else 2e-6), name
     assert (actual["table"] != call.values.bfloat16()).any()
-    undo = UndoLog(log.rows, log.old_values, None, log.in_use)
     assert log.old_values[0].dtype == torch.bfloat16
-    undo.undo_(FastWeightState(call.values, actual["table"]))
+    log.undo_(FastWeightState(call.values, actual["table"]))
     assert torch.equal(actual["table"], call.values.bfloat16())
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from megatron_fwpkm.ops.fast_weight_memory.key_chain import KeyChain, KeyOptions, KeyPiece
 from megatron_fwpkm.ops.fast_weight_memory.key_rows import KeyRows
 from megatron_fwpkm.ops.fast_weight_memory.sparse.key_steps import SparseKeySteps
-from megatron_fwpkm.ops.fast_weight_memory.triton import key_forms
+from megatron_fwpkm.ops.fast_weight_memory.triton import key_steps as triton_steps
 from megatron_fwpkm.ops.fast_weight_memory.triton.key_steps import TritonKeySteps
 from megatron_fwpkm.ops.product_key.triton import select as product_key
 from tests.ops.cases import distance
@@ -40,7 +40,7 @@ def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make these few tokens and sub-keys the work of many programs, each with several passes over its dimensions."""
     monkeypatch.setattr(product_key, "_NUMBERS", 8)
     for name, value in (("TILE", 2), ("_LOADS", 2), ("_NUMBERS", 8), ("_READERS", 4)):
-        monkeypatch.setattr(key_forms, name, value)
+        monkeypatch.setattr(triton_steps, name, value)
 
 
 def run(steps: Any, queries: Tensor, sub_keys: Tensor, options: KeyOptions, needs: str = "both") -> dict[str, Tensor]:
@@ -146,8 +146,8 @@ def test_gradients_are_those_of_the_function() -> None:
 @pytest.mark.parametrize("key_lr", [0.0, 1.0])
 def test_sub_keys_that_many_read_are_summed_in_tiles(key_lr: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """All queries equal, so that two of five sub-keys have all the readers, several tiles of them."""
-    monkeypatch.setattr(key_forms, "TILE", 4)
-    monkeypatch.setattr(key_forms, "_READERS", 4)
+    monkeypatch.setattr(triton_steps, "TILE", 4)
+    monkeypatch.setattr(triton_steps, "_READERS", 4)
     pieces = [KeyPiece(0, 18, 17), KeyPiece(18, 20, 20)]
     queries, sub_keys, options = make(6, topk=2, rows=20, pieces=pieces, key_lr=key_lr)
     inputs = queries[:, :1].expand(-1, 20, -1), sub_keys, options
@@ -155,7 +155,7 @@ def test_sub_keys_that_many_read_are_summed_in_tiles(key_lr: float, monkeypatch:
 
 
 def test_a_tile_of_the_usual_size_and_one_reader_more() -> None:
-    rows = key_forms.TILE + 1
+    rows = triton_steps.TILE + 1
     queries, sub_keys, _ = make(7, num_subkeys=2, rows=rows)
     options = KeyOptions(TritonKeySteps, 1, "idw", 1.0, [KeyPiece(0, rows, rows)], KeyRows(2, None))
     queries = queries[:, :1].expand(-1, rows, -1)

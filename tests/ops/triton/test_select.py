@@ -201,7 +201,7 @@ def test_equal_sums_go_to_the_lowest_slot(seed: int, topk: int, levels: int) -> 
 @pytest.mark.parametrize("topk", [1, 3, 8])
 def test_probabilities_are_the_softmax_of_the_kept_scores(topk: int, score: str) -> None:
     kept = random_kept(topk, topk, spread=1e4)
-    choice = product_key.select_slots(kept, 40, score, moving=2, statistics=True)
+    choice = product_key.select_slots(kept, 40, score, moving=2)
     expected = scores_of(kept.costs, score).softmax(-1)
     expected[:, 2:] = 0
     assert choice.probabilities is not None and distance(choice.probabilities, expected) <= 1e-13
@@ -213,7 +213,7 @@ def test_the_order_of_programs_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -
 
     def choose() -> list[Tensor]:
         kept = product_key.select_sub_keys(queries[:, :4], sub_keys, 7, "idw")
-        choice = product_key.select_slots(kept, 48, "idw", moving=3, statistics=True)
+        choice = product_key.select_slots(kept, 48, "idw", moving=3)
         assert choice.probabilities is not None
         return [*kept, *choice]
 

@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from megatron_fwpkm.ops import FastWeightState, UndoLog
-from megatron_fwpkm.ops.fast_weight_memory.triton.value_forms import column_blocks
 from megatron_fwpkm.ops.fast_weight_memory.triton.value_kernels import TILE
-from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import read_rows
-from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueLog
+from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import column_blocks, read_rows
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece
 from tests.ops.cases import distance
 from tests.ops.triton.harness import DEVICE, poisoned, shuffled
@@ -20,6 +18,7 @@ from tests.ops.triton.values import (
     apply_triton,
     gradients_of,
     make_values,
+    numbered,
     random_slots,
     run_dense,
     run_triton,
@@ -48,12 +47,12 @@ def neighbours() -> torch.Tensor:
 
 def streaming() -> list[ValuePiece]:
     """A read without a write, a window that reads waiting rows again, counts of some rows only, an unwritten end."""
-    return [
-        ValuePiece(0, 6, 0, 0, 0, 0, 0),
-        ValuePiece(6, 20, 12, 17, 6, 17, 0),
-        ValuePiece(20, 31, 22, 28, 24, 31, 11),
-        ValuePiece(31, 35, 31, 31, 31, 31, 21),
-    ]
+    return numbered(
+        (0, 6, 0, 0, 0, 0, 0),
+        (6, 20, 12, 17, 6, 17, 0),
+        (20, 31, 22, 28, 24, 31, 11),
+        (31, 35, 31, 31, 31, 31, 21),
+    )
 
 
 CALLS = {
@@ -110,8 +109,7 @@ def test_repeating_in_backward_gives_the_same_bits(name: str) -> None:
     assert len(log.rows) == (0 if call.frozen else 1)
     if not call.frozen:
         assert set(log.rows[0].tolist()) == set(call.slots.flatten().tolist()), "unused rows name no other slot"
-        undo = UndoLog(log.rows, log.old_values, None, log.in_use)
-        undo.undo_(FastWeightState(call.values, actual["table"]))
+        log.undo_(FastWeightState(call.values, actual["table"]))
     assert torch.equal(actual["table"], call.values)
 
 
@@ -123,7 +121,7 @@ def test_a_rounded_log_changes_the_gradient_of_slot_weights_only() -> None:
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor) == (name != "grad slot_weights"), name
     assert distance(actual["grad slot_weights"], expected["grad slot_weights"]) < 2.0**-8
-    UndoLog(log.rows, log.old_values, None, log.in_use).undo_(FastWeightState(call.values, actual["table"]))
+    log.undo_(FastWeightState(call.values, actual["table"]))
     assert torch.equal(actual["table"], call.values), "an undo is exact"
 
 
@@ -144,15 +142,14 @@ def test_the_log_takes_every_write_back(name: str, needs: tuple[str, ...]) -> No
     call = CALLS[name]().to(torch.float64)
     with poisoned():
         found, log = run_triton(call, needs)
-    undo = UndoLog(log.rows, log.old_values, None, log.in_use)
     assert len(log.rows) == sum(piece.write_stop > piece.start for piece in call.pieces)
     for number in range(len(log.rows)):
-        rows, old_values = undo.write(number)
+        rows, old_values = log.write(number)
         assert rows.unique().numel() == rows.numel() and old_values.isfinite().all()
         assert set(rows.tolist()) == set(log.rows[number].tolist())
     state = FastWeightState(call.values.new_zeros(0), found["table"])
     assert not torch.equal(state.values, call.values)
-    undo.undo_(state)
+    log.undo_(state)
     assert torch.equal(state.values, call.values)
 
 
@@ -173,7 +170,7 @@ def test_columns_can_be_apart() -> None:
         part = replace(call, values=call.values[:, columns].contiguous(), targets=call.targets[:, columns].contiguous())
         leaves = {name: getattr(part, name).clone().requires_grad_() for name in LEAVES}
         table = part.values.clone()
-        reads, squares = apply_triton(part, leaves, table, ValueLog())
+        reads, squares = apply_triton(part, leaves, table, UndoLog())
         found = torch.autograd.grad((reads * weigh[:, columns]).sum(), list(leaves.values()))
         (whole if columns.stop - columns.start == 12 else parts).append((reads, table, found[0], found[3]))
         for name, tensor in zip(shared, (found[1], found[2], squares), strict=True):
@@ -194,13 +191,13 @@ def test_rows_past_the_range_of_32_bits() -> None:
     table = torch.empty(num_slots, columns, device=DEVICE)
     table[first:] = small.values
     leaves = {name: getattr(small, name).clone().requires_grad_() for name in LEAVES[1:]}
-    log = ValueLog()
+    log = UndoLog()
     large = replace(small, slots=small.slots + first)
     reads, squares = apply_triton(large, {"values": table, **leaves}, table, log)
     actual = {"reads": reads, "squares": squares, "table": table[first:], **gradients_of(reads, leaves)}
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor), name
-    UndoLog(log.rows, log.old_values, None, log.in_use).undo_(FastWeightState(table[:0], table))
+    log.undo_(FastWeightState(table[:0], table))
     assert torch.equal(table[first:], small.values)
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from megatron_fwpkm.ops.fast_weight_memory.sparse.slot_segments import find_segments
-from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, make_adjoint_plan, make_write_plan
-from tests.ops.triton.values import DEVICE, drop_pieces, random_slots
+from megatron_fwpkm.ops.fast_weight_memory.sparse.value_steps import find_segments
+from megatron_fwpkm.ops.fast_weight_memory.write_plan import make_adjoint_plan, make_write_plan
+from tests.ops.triton.values import DEVICE, drop_pieces, numbered, random_slots
 
-PIECES = [ValuePiece(0, 9, 0, 7, 0, 9, 0), ValuePiece(9, 14, 9, 13, 11, 14, 9), ValuePiece(14, 17, 14, 14, 14, 14, 14)]
+PIECES = numbered((0, 9, 0, 7, 0, 9, 0), (9, 14, 9, 13, 11, 14, 9), (14, 17, 14, 14, 14, 14, 14))
 
 
 @pytest.mark.parametrize(("num_slots", "width"), [(5, 3), (1, 1), (300, 2)])

@@ -8,18 +8,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_fwpkm.ops import UndoLog
 from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import VALUE_STEPS
-from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueLog, ValueOptions
+from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueOptions
 from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, make_write_plan
 from tests.ops.triton.harness import DEVICE
 
 LEAVES = ("values", "slot_weights", "write_weights", "targets")
 
 
+def numbered(*rows: tuple[int, ...]) -> list[ValuePiece]:
+    """Pieces of which the rows are given (start to token), with the numbers that follow from the pieces before."""
+    pieces: list[ValuePiece] = []
+    for number, piece_rows in enumerate(rows):
+        piece = ValuePiece(*piece_rows, number, 0, 0, 0)
+        if pieces:
+            last = pieces[-1]
+            first_read = last.first_read + last.stop - last.emit_start
+            first_error = last.first_error + last.written
+            piece = piece._replace(
+                first_read=first_read, first_error=first_error, write=last.write + (last.written > 0)
+            )
+        pieces.append(piece)
+    return pieces
+
+
 def drop_pieces(rows: int, chunk: int, shift: int) -> list[ValuePiece]:
     """Chunks of `chunk` rows, of which all but the last `shift` are written."""
     edges = [(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
-    return [ValuePiece(a, b, a, max(a, b - shift), a, b, a) for a, b in edges]
+    return numbered(*((a, b, a, max(a, b - shift), a, b, a) for a, b in edges))
 
 
 @dataclass
@@ -110,10 +127,10 @@ def run_dense(call: Values) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
-def run_triton(call: Values, needs: tuple[str, ...] = LEAVES) -> tuple[dict[str, Tensor], ValueLog]:
+def run_triton(call: Values, needs: tuple[str, ...] = LEAVES) -> tuple[dict[str, Tensor], UndoLog]:
     """The same in Triton, and the log; gradients of the leaves in `needs` only."""
     leaves = {name: getattr(call, name).clone().requires_grad_(name in needs) for name in LEAVES}
-    table, log = call.values.clone(), ValueLog()
+    table, log = call.values.clone(), UndoLog()
     reads, squares = apply_triton(call, leaves, table, log)
     found = {"reads": reads.detach(), "squares": squares, "table": table.clone()}
     # Backward never looks at the table.
@@ -121,7 +138,7 @@ def run_triton(call: Values, needs: tuple[str, ...] = LEAVES) -> tuple[dict[str,
     return {**found, **gradients_of(reads, {name: leaves[name] for name in needs})}, log
 
 
-def apply_triton(call: Values, leaves: dict[str, Tensor], table: Tensor, log: ValueLog) -> tuple[Tensor, Tensor]:
+def apply_triton(call: Values, leaves: dict[str, Tensor], table: Tensor, log: UndoLog) -> tuple[Tensor, Tensor]:
     """Run the chain on `table` in place."""
     plan = make_write_plan(call.slots, call.pieces, table.shape[0])
     options = ValueOptions(VALUE_STEPS, call.pieces, plan, call.scales, call.shift, call.frozen, call.undo_log)

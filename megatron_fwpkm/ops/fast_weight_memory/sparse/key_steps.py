@@ -48,21 +48,22 @@ def _sum_per_sub_key(weights: Tensor, directions: Tensor, readers: Readers, rows
 
 
 class SparseKeySteps:
-    """The steps of one call; see `KeySteps`."""
+    """What is computed for the pieces of a call."""
 
     joins_still_pieces = False
+    """Whether pieces between which the sub-keys stand still are addressed and differentiated as one."""
 
     def __init__(self, queries: Tensor, options: KeyOptions) -> None:
         self.options, self.rows = options, options.rows
         self._candidates = PairCandidates(options.topk, queries.device)
 
     def propose(self, queries: Tensor, sub_keys: Tensor) -> KeptSubKeys:
-        """The best of the sub-keys here; indices are int64."""
+        """The best of the sub-keys here for queries [G, M, h]; indices, int64, count over whole lists."""
         kept = select_sub_keys(queries, sub_keys, min(self.options.topk, self.rows.count), self.options.score)
         return kept._replace(indices=kept.indices + self.rows.first) if self.rows.first else kept
 
     def choose_slots(self, kept: KeptSubKeys, moving: int) -> SlotChoice:
-        """The best slots; positions are [2, heads, M, k], probabilities those of the moving tokens only."""
+        """The topk best slots, and the probabilities of the first `moving` tokens only, if there are any."""
         groups, tokens, topk = kept.costs.shape
         halves = groups // 2, 2, tokens, topk
         scores = scores_of(kept.costs, self.options.score)
@@ -73,14 +74,21 @@ class SparseKeySteps:
     def mean_probability(
         self, probabilities: Tensor, indices: Tensor, moving: int, readers: Readers | None = None
     ) -> Tensor:
-        """Added in the order of the pairs, which need not be sorted."""
+        """[2, n]: mean over the readers of the probability of a sub-key, heads pooled, added in the order of the pairs.
+
+        Args:
+            probabilities: [G, at least moving, k].
+            indices: [G, M, k].
+            moving: the first tokens, which are meant.
+            readers: these pairs by sub-key, if they are sorted already; other steps add in this order.
+        """
         num_subkeys, groups = self.rows.num_subkeys, indices.shape[0]
         places = _per_half(indices[:, :moving], num_subkeys).flatten()
         sums = probabilities.new_zeros(2 * num_subkeys).index_add_(0, places, probabilities.flatten())
         return sums.div_(groups // 2 * moving).view(2, num_subkeys)
 
     def strengths(self, kept: KeptSubKeys, probabilities: Tensor, means: Tensor, moving: int) -> Tensor:
-        """c, how strongly a reader moves each sub-key it kept."""
+        """c [G, M, k]: how strongly each kept pair of the first `moving` tokens moves its sub-key, 0 for the others."""
         groups, tokens, topk = kept.costs.shape
         step = self.options.key_lr / (groups // 2 * moving)
         slopes = _slope(means.flatten())[_per_half(kept.indices[:, :moving], self.rows.num_subkeys)]
@@ -93,20 +101,20 @@ class SparseKeySteps:
         return torch.cat([strengths, strengths.new_zeros(groups, tokens - moving, topk)], 1)
 
     def move(self, queries: Tensor, sub_keys: Tensor, kept: KeptSubKeys, strengths: Tensor, readers: Readers) -> Tensor:
-        """The sub-keys less the sum of c * direction."""
+        """The sub-keys [G, n', h] less the sum of c * direction over their readers."""
         rows = gather_sub_keys(sub_keys, self.rows.local(kept.indices)[0])
         directions = _directions(queries, rows, self.options.score)
         return sub_keys - _sum_per_sub_key(strengths, directions, readers, self.rows)
 
     def backward(
         self, queries: Tensor, piece: KeyPiece, saved: SavedPiece, grad_moved: Tensor | None
-    ) -> _PieceBackward:
-        """Begin the backward of a piece."""
-        return _PieceBackward(self.options, queries, saved, grad_moved)
+    ) -> SparsePieceBackward:
+        """Begin the backward of a piece; `grad_moved` [G, n', h] is None if nothing depends on the moved sub-keys."""
+        return SparsePieceBackward(self.options, queries, saved, grad_moved)
 
 
-class _PieceBackward:
-    """Backward of one piece; see `PieceBackward`. Rows of sub-keys are gathered once for all its steps."""
+class SparsePieceBackward:
+    """Backward of one piece. Rows of sub-keys are gathered once for all its steps."""
 
     def __init__(self, options: KeyOptions, queries: Tensor, saved: SavedPiece, grad_moved: Tensor | None) -> None:
         self.options, self.saved, self.grad_moved = options, saved, grad_moved
@@ -117,13 +125,22 @@ class _PieceBackward:
         self.grad_rows: Tensor | None = None
 
     def strength_gradients(self) -> Tensor:
-        """gamma, the gradient of c."""
+        """gamma [G, M, k], the gradient of c, for the sub-keys that are here; 0 for others."""
         assert self.grad_moved is not None
         self.grad_rows = gather_sub_keys(self.grad_moved, self.positions)
         return only_owned(-(self.directions * self.grad_rows).sum(-1), self.foreign)
 
     def token_gradients(self, grad_scores: Tensor, grad_queries: Tensor, grad_strengths: Tensor | None) -> Tensor:
-        """Add the gradients of the queries; returns the weights of the sub-keys' gradients."""
+        """Add the gradients of the queries, the part from the sub-keys here, to `grad_queries`.
+
+        Args:
+            grad_scores: [M, heads * k], of the slots' scores.
+            grad_queries: [G, M, h], a part of that of all queries.
+            grad_strengths: [G, M, k], of c; None if the sub-keys did not move or nothing depends on it.
+
+        Returns:
+            Weights [G, M, k]: the gradient of a sub-key is minus the sum of weight * direction over its readers.
+        """
         saved, density = self.saved, self.density
         grad_kept = self._kept_score_gradients(grad_scores)
         grad_costs = None
@@ -151,7 +168,7 @@ class _PieceBackward:
         return weights
 
     def sub_key_gradients(self, weights: Tensor, readers: Readers) -> Tensor:
-        """Gradient of the sub-keys before the piece."""
+        """Gradient of the sub-keys before the piece [G, n', h]."""
         gradients = _sum_per_sub_key(weights, self.directions, readers, self.options.rows).neg()
         if self.grad_moved is not None:
             gradients += self.grad_moved

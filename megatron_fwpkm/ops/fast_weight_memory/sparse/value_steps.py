@@ -6,47 +6,85 @@ rows.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..rounding import round_rows
-from ..value_chain import Position, ValueInputs, ValueSteps
-from ..write_plan import AdjointPlan
+from ..value_chain import ValueInputs, ValueSteps
+from ..write_plan import AdjointPlan, ValuePiece, WritePlan
 from .row_sums import gather_rows, paired_dots, sum_rows
-from .slot_segments import Segments, find_segments
+
+
+class Segments(NamedTuple):
+    """The segments of a write plan without the room for those that do not exist, S of them.
+
+    Attributes:
+        bounds: segments of piece p are [bounds[p], bounds[p + 1]).
+        starts: [S] first sorted pair of every segment.
+        places: [P] segment of every pair, counted from the piece's first.
+        steps: [P] step size of every pair, alpha of DESIGN 2.5: scale of its piece / readers of its slot.
+    """
+
+    bounds: list[int]
+    starts: Tensor
+    places: Tensor
+    steps: Tensor
+
+
+def find_segments(plan: WritePlan, pieces: list[ValuePiece], scales: Tensor) -> Segments:
+    """Number the segments of a plan; the host waits once, to count them."""
+    width = plan.pair_slots.shape[1]
+    numbers = plan.is_head.cumsum(0)
+    bounds = [0, *torch.stack([numbers[piece.stop * width - 1] for piece in pieces]).tolist()]
+    numbers -= 1
+    # All pairs of a segment name the same first one.
+    starts = plan.heads.new_empty(bounds[-1]).scatter_(0, numbers, plan.heads)
+    places = torch.empty_like(numbers).scatter_(0, plan.order, numbers)
+    counts, steps = plan.counts[starts], scales.new_empty(places.shape)
+    for number, piece in enumerate(pieces):
+        first, pairs = bounds[number], slice(piece.start * width, piece.stop * width)
+        places[pairs] -= first
+        step = scales[number] / counts[first : bounds[number + 1]]
+        torch.index_select(step, 0, places[pairs], out=steps[pairs])
+    return Segments(bounds, starts, places, steps)
 
 
 class _Pass:
     """What both directions know."""
 
-    def __init__(self, inputs: ValueInputs, positions: list[Position]) -> None:
-        self.inputs, self.plan, self.positions = inputs, inputs.plan, positions
+    def __init__(self, inputs: ValueInputs) -> None:
+        self.inputs, self.options, self.plan = inputs, inputs.options, inputs.options.plan
         self.segments: Segments = inputs.layout
         self.width = inputs.slot_weights.shape[1]
         self.slot_weights = inputs.slot_weights.flatten()
-        most_rows = max(position.rows for position in positions)
+        most_rows = max(piece.rows for piece in self.options.pieces)
         device = inputs.slot_weights.device
         self.row_starts = torch.arange(0, most_rows * self.width, self.width, device=device)
 
-    def ranges(self, position: Position) -> tuple[slice, slice]:
+    def ranges(self, piece: ValuePiece) -> tuple[slice, slice]:
         """Segments and pairs of a piece."""
-        bounds, piece = self.segments.bounds, position.piece
-        segments = slice(bounds[position.number], bounds[position.number + 1])
+        segments = slice(*self.segments.bounds[piece.number : piece.number + 2])
         return segments, slice(piece.start * self.width, piece.stop * self.width)
 
 
-class _Forward(_Pass):
-    """One forward pass; see `ForwardSteps`."""
+class SparseForward(_Pass):
+    """One forward pass over a table, piece by piece.
 
-    def __init__(
-        self, inputs: ValueInputs, table: Tensor, positions: list[Position], slots: Tensor, keep: bool
-    ) -> None:
-        super().__init__(inputs, positions)
+    Attributes:
+        reads: [returned rows, D].
+        old_rows: rows of every piece before its write; what backward of the same steps takes.
+        errors: [E, D] in parts, likewise.
+    """
+
+    def __init__(self, inputs: ValueInputs, table: Tensor, slots: Tensor, keep: bool) -> None:
+        super().__init__(inputs)
         self.table = table
         starts = self.segments.starts
         self.rows = self.plan.slots[starts]
         self.slots = self.rows if slots is self.plan.slots else slots[starts]
-        last = positions[-1]
+        last = self.options.pieces[-1]
         self.reads = inputs.slot_weights.new_empty(last.first_read + last.rows - last.first_kept, table.shape[1])
         self.old_rows: list[Tensor] = []
         self.errors: list[Tensor] = []
@@ -57,65 +95,70 @@ class _Forward(_Pass):
     def _pair_write_weights(self) -> Tensor:
         """Write weights of stream rows [S] as weights of pairs [P]; zero for rows that are not written."""
         weights = torch.zeros_like(self.inputs.slot_weights)
-        for position in self.positions:
-            piece, stream = position.piece, position.piece.token
-            written = self.inputs.write_weights[stream : stream + position.written]
+        for piece in self.options.pieces:
+            written = self.inputs.write_weights[piece.token :][: piece.written]
             weights[piece.start : piece.write_stop] = written.unsqueeze(1)
         return weights.flatten()
 
-    def run(self, position: Position, update: bool, keep_rows: bool) -> None:
-        """Copy the rows of the piece out, read from the copy, and write what it has become."""
-        segments, pairs = self.ranges(position)
+    def run(self, piece: ValuePiece, update: bool, keep_rows: bool) -> None:
+        """Copy the rows of a piece out and read from the copy.
+
+        With `update` write what it has become; with `keep_rows` keep the rows as they were.
+        """
+        segments, pairs = self.ranges(piece)
         old = gather_rows(self.table, self.rows[segments])
         wide = old.to(self.slot_weights.dtype)
-        places, starts = self.segments.places[pairs], self.row_starts[: position.rows]
+        places, starts = self.segments.places[pairs], self.row_starts[: piece.rows]
         read = sum_rows(wide, places, starts, self.slot_weights[pairs])
-        self.reads[position.first_read :][: position.rows - position.first_kept] = read[position.first_kept :]
+        self.reads[piece.first_read :][: piece.rows - piece.first_kept] = read[piece.first_kept :]
         if keep_rows:
             self.old_rows.append(old)
-        if not position.written:
+        if not piece.written:
             return
-        token = position.piece.token
-        error = read[: position.written] - self.inputs.targets[token + self.inputs.shift :][: position.written]
+        targets = self.inputs.targets[piece.token + self.options.shift :]
+        error = read[: piece.written] - targets[: piece.written]
         self.errors.append(error)
-        self.squares.append(error.square().sum(-1).mul_(self.inputs.write_weights[token : token + position.written]))
+        self.squares.append(error.square().sum(-1).mul_(self.inputs.write_weights[piece.token :][: piece.written]))
         if update:
-            self._write(position, wide, error)
+            self._write(piece, wide, error)
 
-    def _write(self, position: Position, rows: Tensor, error: Tensor) -> None:
+    def _write(self, piece: ValuePiece, rows: Tensor, error: Tensor) -> None:
         """Change `rows` [U, D] of the piece and put them back."""
-        segments, pairs = self.ranges(position)
+        segments, pairs = self.ranges(piece)
         # Rows that are read but not written have weight zero; the clamp only keeps their address legal.
-        tokens = (self.token_of_pair[pairs] - position.piece.start).clamp_(max=position.written - 1)
+        tokens = (self.token_of_pair[pairs] - piece.start).clamp_(max=piece.written - 1)
         change = sum_rows(error, tokens, self.segments.starts[segments] - pairs.start, self.changes[pairs])
         torch.sub(rows, change, out=change)
-        if self.inputs.rounding is not None:
-            change = round_rows(change, self.slots[segments], self.inputs.rounding, position.write)
+        if self.options.rounding is not None:
+            change = round_rows(change, self.slots[segments], self.options.rounding, piece.write)
         self.table.index_copy_(0, self.rows[segments], change)
 
-    def overwritten(self, position: Position) -> tuple[Tensor, Tensor, None]:
-        """Slots and rows of the piece that was just written; all are in use."""
-        return self.slots[self.ranges(position)[0]], self.old_rows[-1], None
+    def overwritten(self, piece: ValuePiece) -> tuple[Tensor, Tensor]:
+        """An entry of the undo log: slots and old rows of the piece that was just written."""
+        return self.slots[self.ranges(piece)[0]], self.old_rows[-1]
 
     def squared_errors(self) -> Tensor:
-        """Squared length of the error of every written token, [E]."""
+        """[E]: sums over D of write weight * error^2."""
         return torch.cat(self.squares)
 
 
-class _Backward(_Pass):
-    """One backward pass; see `BackwardSteps`."""
+class SparseBackward(_Pass):
+    """One backward pass, last piece first.
+
+    Attributes:
+        adjoint: [rows of the adjoint plan, D], gradient of the touched rows of the table after the piece at hand.
+    """
 
     def __init__(
         self,
         inputs: ValueInputs,
         adjoint_plan: AdjointPlan,
-        positions: list[Position],
         old_rows: list[Tensor],
         errors: list[Tensor],
         grad_reads: Tensor,
         wants_table: bool,
     ) -> None:
-        super().__init__(inputs, positions)
+        super().__init__(inputs)
         self.old_rows, self.errors, self.grad_reads = old_rows, errors, grad_reads
         columns, stream_rows = grad_reads.shape[1], inputs.write_weights.shape[0]
         self.adjoint_rows = adjoint_plan.rows[self.plan.order[self.segments.starts]]
@@ -128,19 +171,22 @@ class _Backward(_Pass):
         pairs = self.row_starts.shape[0] * self.width
         self.owners = torch.arange(pairs, device=grad_reads.device) // self.width
 
-    def run(self, position: Position, written: bool, wanted: bool) -> None:
-        """Gradients of one piece's rows, and of the table before it."""
-        segments, pairs = self.ranges(position)
-        piece, rows = position.piece, position.rows
-        grad_read = self.grad_reads[position.first_read :][: rows - position.first_kept]
-        if position.first_kept:
-            unreturned = grad_read.new_zeros(position.first_kept, grad_read.shape[1])
+    def run(self, piece: ValuePiece, written: bool, wanted: bool) -> None:
+        """Gradients of a piece's rows, and of the table before it.
+
+        With `written` later pieces read what it has written; with `wanted` earlier ones need the table's gradient.
+        """
+        segments, pairs = self.ranges(piece)
+        rows = piece.rows
+        grad_read = self.grad_reads[piece.first_read :][: rows - piece.first_kept]
+        if piece.first_kept:
+            unreturned = grad_read.new_zeros(piece.first_kept, grad_read.shape[1])
             grad_read = torch.cat([unreturned, grad_read])
         if written:
-            grad_read = self._through_write(position, grad_read)
+            grad_read = self._through_write(piece, grad_read)
             self.grad_slot_weights[piece.write_stop * self.width : pairs.stop] = 0
         places, starts, owners = self.segments.places[pairs], self.row_starts[:rows], self.owners[: rows * self.width]
-        old = self.old_rows[position.number].to(grad_read.dtype)
+        old = self.old_rows[piece.number].to(grad_read.dtype)
         dots, grad_weights = paired_dots(grad_read, old, places, starts, owners), self.grad_slot_weights[pairs]
         if written:
             grad_weights += dots
@@ -152,11 +198,11 @@ class _Backward(_Pass):
             change = sum_rows(grad_read, sorted_rows, starts, self.sorted_weights[pairs])
             self.adjoint.index_add_(0, self.adjoint_rows[segments], change)
 
-    def _through_write(self, position: Position, grad_read: Tensor) -> Tensor:
+    def _through_write(self, piece: ValuePiece, grad_read: Tensor) -> Tensor:
         """Gradients of what a piece writes, and of its reads through what it writes."""
-        piece, written = position.piece, position.written
-        error = self.errors[position.write]
-        pushed = self.adjoint.index_select(0, self.adjoint_rows[self.ranges(position)[0]])
+        written = piece.written
+        error = self.errors[piece.write]
+        pushed = self.adjoint.index_select(0, self.adjoint_rows[self.ranges(piece)[0]])
         head = slice(piece.start * self.width, piece.write_stop * self.width)
         places, starts = self.segments.places[head], self.row_starts[:written]
         grad_written = sum_rows(pushed, places, starts, self.segments.steps[head] * self.slot_weights[head])
@@ -164,7 +210,7 @@ class _Backward(_Pass):
         weights = self.inputs.write_weights[tokens].unsqueeze(1)
         self.grad_write_weights[tokens] = -(grad_written * error).sum(-1)
         grad_written.mul_(weights)
-        self.grad_targets[piece.token + self.inputs.shift :][:written] = grad_written
+        self.grad_targets[piece.token + self.options.shift :][:written] = grad_written
         grad_read = grad_read.clone()
         grad_read[:written] -= grad_written
         dots = paired_dots(error * weights, pushed, places, starts, self.owners[: written * self.width])
@@ -172,7 +218,7 @@ class _Backward(_Pass):
         return grad_read
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of slot weights, write weights and targets."""
+        """Of slot weights [T, J], write weights [S] and targets [S, D]."""
         return self.grad_slot_weights.view_as(self.inputs.slot_weights), self.grad_write_weights, self.grad_targets
 
 
@@ -184,5 +230,5 @@ def _read_rows(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
     return sum_rows(rows, torch.arange(slots.numel(), device=slots.device), starts, slot_weights.flatten())
 
 
-VALUE_STEPS = ValueSteps(find_segments, _Forward, _Backward, _read_rows, counts_rows=True)
+VALUE_STEPS = ValueSteps(find_segments, SparseForward, SparseBackward, _read_rows, counts_rows=True)
 """What `implementation="sparse"` adds to the driver of the values."""

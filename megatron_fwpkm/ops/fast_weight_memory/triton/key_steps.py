@@ -6,6 +6,7 @@ h = key_dim / 2, R readers (tokens that move sub-keys, times heads).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +14,95 @@ import triton
 from torch import Tensor
 
 from ...kernel_forms import KernelForm
+from ...product_key.epsilons import ENTROPY_EPSILON, IDW_EPSILON
 from ...product_key.selection import KeptSubKeys, SlotChoice
 from ...product_key.triton.select import rows_of, select_slots, select_sub_keys
 from ..key_chain import KeyOptions, KeyPiece, SavedPiece
 from ..key_rows import Readers, sort_readers
-from .key_forms import KeyForms
+from . import key_kernels as kernels
+
+TILE = 64
+"""Most readers of a sub-key that one program sums."""
+_LOADS = 8
+"""Rows of a tile that a program loads at once."""
+_NUMBERS = 2048
+"""Numbers that the four warps of a program hold of what they sum, 16 to a thread."""
+_READERS = 512
+"""Readers of a sub-key whose numbers are loaded at once."""
+_POINTERS = {
+    "TOTALS": ("STRENGTHS", "PARTIAL_TOTALS"),
+    "ADDED": ("BASE",),
+    "MOVED": ("PROBABILITIES", "STRENGTHS", "GRAD_STRENGTHS", "MEANS", "GRAD_SLOPES", "STEP", "GRAD_MOVED"),
+}
+"""What a kernel is not given where the flag of this name is False."""
+
+
+@dataclass(frozen=True)
+class KeyForms:
+    """The forms in which kernels are launched for one shape.
+
+    Attributes:
+        topk: k.
+        score: `idw` or `dot_product`.
+        num_subkeys: n of a whole list.
+        count: n', sub-keys of a list here.
+        half_dim: h.
+        groups: G.
+    """
+
+    topk: int
+    score: str
+    num_subkeys: int
+    count: int
+    half_dim: int
+    groups: int
+
+    def most_tiles(self, pairs: int) -> int:
+        """Room for the tiles of all sub-keys here, whatever their readers."""
+        return pairs // TILE + self.groups * self.count
+
+    def reader_mean(self) -> KernelForm:
+        """The mean over the readers of every sub-key."""
+        return self._form(kernels.reader_mean_kernel, 4, ROWS=_NUMBERS // _READERS, BLOCK=_READERS)
+
+    def per_token(self, kernel: Any) -> KernelForm:
+        """A kernel that holds a token's k numbers, for a block of tokens."""
+        return self._form(kernel, 1, ROWS=max(1, 256 // triton.next_power_of_2(self.topk)))
+
+    def per_row(self, kernel: Any, **flags: bool) -> KernelForm:
+        """A kernel that holds k rows of a token's sub-keys."""
+        padded = triton.next_power_of_2(self.topk)
+        block = min(triton.next_power_of_2(self.half_dim), _NUMBERS // padded)
+        return self._form(kernel, 4, ROWS=_NUMBERS // (padded * block), BLOCK=block, **flags)
+
+    def per_sub_key(self, kernel: Any, **flags: bool) -> KernelForm:
+        """A kernel that sums the readers of a sub-key."""
+        block = min(triton.next_power_of_2(self.half_dim), _NUMBERS // _LOADS)
+        return self._form(kernel, 4, ROWS=_NUMBERS // (_LOADS * block), BLOCK=block, **flags)
+
+    def _form(self, kernel: Any, num_warps: int, **special: Any) -> KernelForm:
+        segments = self.groups * self.count
+        shape = {
+            "EPSILON": IDW_EPSILON,
+            "ENTROPY_EPSILON": ENTROPY_EPSILON,
+            "IDW": self.score != "dot_product",
+            "HEADS": self.groups // 2,
+            "N": self.num_subkeys,
+            "COUNT": self.count,
+            "SEGMENTS": segments,
+            "STEPS": (segments - 1).bit_length(),
+            "H": self.half_dim,
+            "K": self.topk,
+            "K_PADDED": triton.next_power_of_2(self.topk),
+            "TILE": TILE,
+            "LOADS": _LOADS,
+        }
+        absent = [name for flag, names in _POINTERS.items() if special.get(flag) is False for name in names]
+        return KernelForm.of(kernel, shape | special, num_warps, absent)
 
 
 class TritonKeySteps:
-    """The steps of one call; see `KeySteps`."""
+    """The steps of one call; `sparse/key_steps.py` says what each is for."""
 
     joins_still_pieces = True
 
@@ -39,7 +120,7 @@ class TritonKeySteps:
 
     def choose_slots(self, kept: KeptSubKeys, moving: int) -> SlotChoice:
         """The best slots, and probabilities of all tokens, 0 for those that do not move."""
-        return select_slots(kept, self.rows.num_subkeys, self.options.score, moving=moving, statistics=moving > 0)
+        return select_slots(kept, self.rows.num_subkeys, self.options.score, moving)
 
     def mean_probability(
         self, probabilities: Tensor, indices: Tensor, moving: int, readers: Readers | None = None
@@ -68,19 +149,19 @@ class TritonKeySteps:
             "tokens": kept.costs.shape[1],
             "readers": self.heads * moving,
         }
-        launch_per_token(self.forms.strength(), record)
+        _launch_on_tokens(self.forms.per_token(kernels.strength_kernel), record)
         return strengths
 
     def move(self, queries: Tensor, sub_keys: Tensor, kept: KeptSubKeys, strengths: Tensor, readers: Readers) -> Tensor:
         """The sub-keys less the sum of c * direction."""
         record = self.queries_record(queries) | {"WEIGHTS": strengths, "SUB_KEYS": sub_keys, "BASE": sub_keys}
-        return sum_per_sub_key(self.forms, record, readers)
+        return _sum_per_sub_key(self.forms, record, readers)
 
     def backward(
         self, queries: Tensor, piece: KeyPiece, saved: SavedPiece, grad_moved: Tensor | None
-    ) -> _PieceBackward:
+    ) -> TritonPieceBackward:
         """Begin the backward of a piece."""
-        return _PieceBackward(self, queries, piece, saved, grad_moved)
+        return TritonPieceBackward(self, queries, piece, saved, grad_moved)
 
     def queries_record(self, queries: Tensor) -> dict[str, Any]:
         """Queries [G, M, h] of a piece by the names of the kernels' parameters."""
@@ -94,8 +175,8 @@ class TritonKeySteps:
         }
 
 
-class _PieceBackward:
-    """Backward of one piece; see `PieceBackward`."""
+class TritonPieceBackward:
+    """Backward of one piece, as `SparsePieceBackward`."""
 
     def __init__(
         self, steps: TritonKeySteps, queries: Tensor, piece: KeyPiece, saved: SavedPiece, grad_moved: Tensor | None
@@ -119,7 +200,8 @@ class _PieceBackward:
     def strength_gradients(self) -> Tensor:
         """gamma, the gradient of c."""
         gradients = torch.empty_like(self.saved.costs)
-        launch_per_token(self.forms.strength_gradient(), self.record | {"GRAD_STRENGTHS": gradients})
+        form = self.forms.per_row(kernels.strength_gradient_kernel)
+        _launch_on_tokens(form, self.record | {"GRAD_STRENGTHS": gradients})
         return gradients
 
     def token_gradients(self, grad_scores: Tensor, grad_queries: Tensor, grad_strengths: Tensor | None) -> Tensor:
@@ -135,27 +217,27 @@ class _PieceBackward:
         if self.moved:
             gradients = torch.empty_like(self.saved.costs)
             record |= {"GRAD_STRENGTHS": grad_strengths, "SLOPE_GRADIENTS": gradients}
-            launch_per_token(self.forms.slope_gradient(), record)
+            _launch_on_tokens(self.forms.per_token(kernels.slope_gradient_kernel), record)
             readers = Readers(self.saved.order, self.saved.starts)
             record["GRAD_SLOPES"] = self.steps.mean_over_readers(gradients, readers, self.moving)
-        launch_per_token(self.forms.token_backward(moved=self.moved), record)
+        _launch_on_tokens(self.forms.per_row(kernels.token_backward_kernel, MOVED=self.moved), record)
         return weights
 
     def sub_key_gradients(self, weights: Tensor, readers: Readers) -> Tensor:
         """Gradient of the sub-keys before the piece."""
         # K' = K - c (q - K) contains K twice.
-        strengths = self.saved.strengths if self.moved and self.forms.idw else None
+        strengths = self.saved.strengths if self.moved and self.forms.score != "dot_product" else None
         record = {"WEIGHTS": weights, "STRENGTHS": strengths, "BASE": self.record["GRAD_MOVED"]}
-        return sum_per_sub_key(self.forms, self.record | record, readers)
+        return _sum_per_sub_key(self.forms, self.record | record, readers)
 
 
-def launch_per_token(form: KernelForm, record: dict[str, Any]) -> None:
+def _launch_on_tokens(form: KernelForm, record: dict[str, Any]) -> None:
     """Launch one program for each block of tokens of each group; COSTS [G, M, k] is in the record."""
     groups, tokens, _ = record["COSTS"].shape
     form.launch((triton.cdiv(tokens, form.constants["ROWS"]), groups), record)
 
 
-def sum_per_sub_key(forms: KeyForms, record: dict[str, Any], readers: Readers) -> Tensor:
+def _sum_per_sub_key(forms: KeyForms, record: dict[str, Any], readers: Readers) -> Tensor:
     """BASE * (1 + sum of STRENGTHS) - sum of WEIGHTS * direction over every sub-key's readers, [G, n', h].
 
     Args:
@@ -171,7 +253,8 @@ def sum_per_sub_key(forms: KeyForms, record: dict[str, Any], readers: Readers) -
     record = record | _by_name(readers) | {"PARTIALS": sub_keys.new_empty(num_tiles, half_dim), "OUT": out}
     if totals:
         record["PARTIAL_TOTALS"] = sub_keys.new_empty(num_tiles)
-    tiles, finish = forms.tiles(totals=totals), forms.finish(added=record["BASE"] is not None, totals=totals)
+    tiles = forms.per_sub_key(kernels.tile_kernel, TOTALS=totals)
+    finish = forms.per_sub_key(kernels.finish_kernel, ADDED=record["BASE"] is not None, TOTALS=totals)
     blocks = triton.cdiv(half_dim, tiles.constants["BLOCK"])
     tiles.launch((triton.cdiv(num_tiles, tiles.constants["ROWS"]), blocks), record)
     finish.launch((triton.cdiv(segments, finish.constants["ROWS"]), blocks), record)

@@ -8,17 +8,61 @@ Shapes: T rows read by all pieces, J = heads * topk, P = T * J pairs, D columns,
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from ...kernel_forms import KernelForm
-from ..value_chain import Position, ValueInputs, ValueSteps
+from ..value_chain import ValueInputs, ValueSteps
 from ..write_plan import AdjointPlan, ValuePiece, WritePlan
-from .value_forms import ValueForms
+from . import value_kernels as kernels
 from .value_kernels import TILE
+
+_PAIRS_AT_ONCE = 8
+"""Rows of table and log that a backward program holds in registers."""
+
+
+class ColumnBlocks(NamedTuple):
+    """How D columns are cut."""
+
+    size: int
+    number: int
+    warps: int
+
+
+def column_blocks(num_columns: int, item_size: int = 4) -> ColumnBlocks:
+    """Blocks that waste the fewest columns, larger ones first; a thread loads 16 bytes of a row at a time.
+
+    Args:
+        num_columns: D.
+        item_size: bytes of a number of the rows that are moved.
+    """
+    if num_columns <= 128:
+        size = triton.next_power_of_2(num_columns)
+    else:
+        size = min((512, 256, 128), key=lambda size: (triton.cdiv(num_columns, size) * size, -size))
+    return ColumnBlocks(size, triton.cdiv(num_columns, size), max(1, size * item_size // 512))
+
+
+class ValueForms:
+    """The forms in which kernels are launched for one shape.
+
+    Args:
+        num_columns: D.
+        width: J, pairs of a row.
+        item_size: bytes of a number of the rows that are moved: of the table in forward, of gradients in backward.
+    """
+
+    def __init__(self, num_columns: int, width: int, item_size: int = 4) -> None:
+        self.blocks = column_blocks(num_columns, item_size)
+        pairs = min(_PAIRS_AT_ONCE, triton.next_power_of_2(width))
+        self._shape = {"D": num_columns, "J": width, "BLOCK": self.blocks.size, "TILE": TILE, "PAIRS": pairs}
+
+    def form(self, kernel: Any, **flags: bool) -> KernelForm:
+        """How a kernel is launched."""
+        return KernelForm.of(kernel, self._shape | flags, self.blocks.warps)
 
 
 def _bits(table: Tensor) -> Tensor:
@@ -29,11 +73,11 @@ def _bits(table: Tensor) -> Tensor:
 class _Pass:
     """What both directions know: tensors and numbers by the names of the kernels' parameters, and all forms."""
 
-    def __init__(self, inputs: ValueInputs, positions: list[Position], num_columns: int, item_size: int) -> None:
-        self.inputs, self.plan, self.slot_weights = inputs, inputs.plan, inputs.slot_weights
+    def __init__(self, inputs: ValueInputs, num_columns: int, item_size: int) -> None:
+        self.options, self.plan, self.slot_weights = inputs.options, inputs.options.plan, inputs.slot_weights
         self.width, self.num_columns = inputs.slot_weights.shape[1], num_columns
         self.forms = ValueForms(num_columns, self.width, item_size)
-        self.most_rows = max(position.rows for position in positions)
+        self.most_rows = max(piece.rows for piece in self.options.pieces)
         # Partial sums of long segments, of one piece after the other.
         tiles = 2 * triton.cdiv(self.most_rows * self.width, TILE)
         self.tensors: dict[str, Any] = {
@@ -47,38 +91,33 @@ class _Pass:
             "ORDER": self.plan.order,
             "WEIGHTS": self.slot_weights,
             "WRITE_WEIGHTS": inputs.write_weights,
-            "SCALES": inputs.scales,
-            "shift": inputs.shift,
+            "SCALES": self.options.scales,
+            "shift": self.options.shift,
         }
 
-    def numbers(self, position: Position) -> dict[str, int]:
-        """Where a piece's rows and pairs begin, by the names of the kernels' parameters."""
-        return {
-            "piece": position.number,
-            "write": position.write,
-            "first_row": position.piece.start,
-            "first_pair": position.piece.start * self.width,
-            "pairs": position.rows * self.width,
-            "first_kept": position.first_kept,
-            "first_read": position.first_read,
-            "first_token": position.piece.token,
-            "first_error": position.first_error,
-            "written": position.written,
-        }
-
-    def launch(self, form: KernelForm, position: Position, programs: int) -> None:
+    def launch(self, kernel: Any, piece: ValuePiece, programs: int, **flags: bool) -> None:
         """Launch for a piece, with `programs` times the blocks of columns."""
-        form.launch((programs, self.forms.blocks.number), self.tensors, self.numbers(position))
+        numbers = {
+            "piece": piece.number,
+            "write": piece.write,
+            "first_row": piece.start,
+            "first_pair": piece.start * self.width,
+            "pairs": piece.rows * self.width,
+            "first_kept": piece.first_kept,
+            "first_read": piece.first_read,
+            "first_token": piece.token,
+            "first_error": piece.first_error,
+            "written": piece.written,
+        }
+        self.forms.form(kernel, **flags).launch((programs, self.forms.blocks.number), self.tensors, numbers)
 
 
-class _Forward(_Pass):
-    """One forward pass; see `ForwardSteps`."""
+class TritonForward(_Pass):
+    """One forward pass, as `SparseForward`."""
 
-    def __init__(
-        self, inputs: ValueInputs, table: Tensor, positions: list[Position], slots: Tensor, keep: bool
-    ) -> None:
-        super().__init__(inputs, positions, table.shape[1], table.itemsize)
-        last, new = positions[-1], self.slot_weights.new_empty
+    def __init__(self, inputs: ValueInputs, table: Tensor, slots: Tensor, keep: bool) -> None:
+        super().__init__(inputs, table.shape[1], table.itemsize)
+        last, new = self.options.pieces[-1], self.slot_weights.new_empty
         written = last.first_error + last.written
         self.reads = new(last.first_read + last.rows - last.first_kept, self.num_columns)
         self.squares = new(written, self.forms.blocks.number)
@@ -94,50 +133,49 @@ class _Forward(_Pass):
             "ERRORS": self.errors[0],
             "SQUARES": self.squares,
             # Ignored but by a bfloat16 table.
-            "ROUNDING": self.plan.counts if inputs.rounding is None else inputs.rounding,
+            "ROUNDING": self.plan.counts if self.options.rounding is None else self.options.rounding,
         }
 
-    def run(self, position: Position, update: bool, keep_rows: bool) -> None:
+    def run(self, piece: ValuePiece, update: bool, keep_rows: bool) -> None:
         """Read a piece; write it, and keep what its rows were."""
-        self.launch(self.forms.read(), position, position.rows)
-        pairs = position.rows * self.width
+        self.launch(kernels.read_rows_kernel, piece, piece.rows)
+        pairs = piece.rows * self.width
         if update or keep_rows:
-            self.launch(self.forms.write(update=update, keep_log=keep_rows), position, pairs)
+            self.launch(kernels.write_rows_kernel, piece, pairs, UPDATE=update, KEEP_LOG=keep_rows)
         if update and pairs > TILE:
-            self.launch(self.forms.finish_write(), position, triton.cdiv(pairs, TILE))
+            self.launch(kernels.finish_write_kernel, piece, triton.cdiv(pairs, TILE))
 
-    def overwritten(self, position: Position) -> tuple[Tensor, Tensor, Tensor]:
+    def overwritten(self, piece: ValuePiece) -> tuple[Tensor, Tensor, Tensor]:
         """Slots and rows at all positions of the piece; those of first pairs are in use."""
-        pairs = slice(position.piece.start * self.width, position.piece.stop * self.width)
+        pairs = slice(piece.start * self.width, piece.stop * self.width)
         return self.slots[pairs], self.old_rows[0][pairs], self.plan.is_head[pairs]
 
     def squared_errors(self) -> Tensor:
-        """Squared length of the error of every written token, [E]."""
+        """[E]: sums over D of write weight * error^2."""
         return self.squares.sum(1)
 
 
-class _Backward(_Pass):
-    """One backward pass; see `BackwardSteps`. A row of the adjoint is in use once a piece has added to it."""
+class TritonBackward(_Pass):
+    """One backward pass, as `SparseBackward`. A row of the adjoint is in use once a piece has added to it."""
 
     def __init__(
         self,
         inputs: ValueInputs,
         adjoint_plan: AdjointPlan,
-        positions: list[Position],
         old_rows: list[Tensor],
         errors: list[Tensor],
         grad_reads: Tensor,
         wants_table: bool,
     ) -> None:
         columns = grad_reads.shape[1]
-        super().__init__(inputs, positions, columns, grad_reads.itemsize)
+        super().__init__(inputs, columns, grad_reads.itemsize)
         blocks, stream_rows = self.forms.blocks.number, inputs.write_weights.shape[0]
         rows, width = self.slot_weights.shape
         self.adjoint = grad_reads.new_empty(adjoint_plan.slots.shape[0], columns)
         self.grad_slot_weights = grad_reads.new_zeros(rows, 2 * blocks, width)
         self.grad_write_weights = grad_reads.new_zeros(stream_rows, blocks)
         self.grad_targets = grad_reads.new_zeros(stream_rows, columns)
-        sources, sinks = adjoint_plan.links(self.plan, [position.piece for position in positions], wants_table)
+        sources, sinks = adjoint_plan.links(self.plan, self.options.pieces, wants_table)
         self.tensors |= {
             "ADJOINT": self.adjoint,
             "LOG": _bits(old_rows[0]),
@@ -151,35 +189,26 @@ class _Backward(_Pass):
             "GRAD_TARGETS": self.grad_targets,
         }
 
-    def run(self, position: Position, written: bool, wanted: bool) -> None:
-        """Gradients of one piece's rows, and of the table before it."""
-        self.launch(self.forms.backward(written=written), position, position.rows)
-        pairs = position.rows * self.width
+    def run(self, piece: ValuePiece, written: bool, wanted: bool) -> None:
+        """Gradients of a piece's rows, and of the table before it."""
+        self.launch(kernels.backward_rows_kernel, piece, piece.rows, WRITTEN=written)
+        pairs = piece.rows * self.width
         if wanted:
-            self.launch(self.forms.adjoint(), position, pairs)
+            self.launch(kernels.adjoint_rows_kernel, piece, pairs)
         if wanted and pairs > TILE:
-            self.launch(self.forms.finish_adjoint(), position, triton.cdiv(pairs, TILE))
+            self.launch(kernels.finish_adjoint_kernel, piece, triton.cdiv(pairs, TILE))
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of slot weights, write weights and targets."""
+        """Of slot weights [T, J], write weights [S] and targets [S, D]."""
         return self.grad_slot_weights.sum(1), self.grad_write_weights.sum(1), self.grad_targets
 
 
 def read_rows(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
-    """Reads of a call that writes nothing and keeps nothing for backward.
-
-    Args:
-        table: [n * n, D].
-        slots: [T, J] int64.
-        slot_weights: [T, J].
-
-    Returns:
-        [T, D].
-    """
+    """Reads [T, D] of a call that writes nothing and keeps nothing for backward."""
     rows, width = slots.shape
     forms = ValueForms(table.shape[1], width, table.itemsize)
     reads = slot_weights.new_empty(rows, table.shape[1])
-    form = forms.read()
+    form = forms.form(kernels.read_rows_kernel)
     unused = {name: reads if name.isupper() else 0 for name in form.parameters}
     tensors = {"TABLE": _bits(table), "PAIR_SLOTS": slots, "WEIGHTS": slot_weights.contiguous(), "READS": reads}
     with torch.cuda.device_of(table):
@@ -191,5 +220,5 @@ def _nothing(plan: WritePlan, pieces: list[ValuePiece], scales: Tensor) -> None:
     """The kernels take the plan as it is."""
 
 
-VALUE_STEPS = ValueSteps(_nothing, _Forward, _Backward, read_rows, counts_rows=False)
+VALUE_STEPS = ValueSteps(_nothing, TritonForward, TritonBackward, read_rows, counts_rows=False)
 """What `implementation="triton"` adds to the driver of the values."""

@@ -17,16 +17,8 @@ from ..epsilons import IDW_EPSILON
 from ..selection import KeptSubKeys, SlotChoice
 from .select_kernels import select_kernel, slots_kernel
 
-MAX_SUBKEYS = 4096
-"""Longest list of sub-keys whose proposals one warp can hold."""
-MAX_TOPK = 32
-"""Most slots per head: what fits a warp, one to a thread."""
-
 _BLOCK_ELEMENTS = 1 << 25
 """Largest number of proposals that exist at once; longer inputs are done in blocks of tokens."""
-
-_WARPS = 1
-"""Of a program."""
 
 _NUMBERS = 256
 """Numbers of all tokens of a program, 8 to a thread, unless one token has more."""
@@ -79,7 +71,7 @@ def select_form(num_subkeys: int, half_dim: int, topk: int, score: str, dtype: t
         "ROWS": max(1, _NUMBERS // padded),
         "IDW": score != "dot_product",
     }
-    return KernelForm(select_kernel, constants, _WARPS)
+    return KernelForm(select_kernel, constants, num_warps=1)
 
 
 def slots_form(num_subkeys: int, topk: int, score: str, statistics: bool) -> KernelForm:
@@ -95,7 +87,7 @@ def slots_form(num_subkeys: int, topk: int, score: str, statistics: bool) -> Ker
         "IDW": score != "dot_product",
         "STATISTICS": statistics,
     }
-    return KernelForm(slots_kernel, constants if statistics else constants | {"PROBABILITIES": None}, _WARPS)
+    return KernelForm(slots_kernel, constants if statistics else constants | {"PROBABILITIES": None}, num_warps=1)
 
 
 def select_sub_keys(queries: Tensor, sub_keys: Tensor, topk: int, score: str, first_key: int = 0) -> KeptSubKeys:
@@ -103,15 +95,14 @@ def select_sub_keys(queries: Tensor, sub_keys: Tensor, topk: int, score: str, fi
 
     Args:
         queries: [G, M, h] halves of the queries.
-        sub_keys: [G, n, h].
-        topk: at most n and 32.
+        sub_keys: [G, n, h]; n is at most 4096, so that one warp can hold the proposals.
+        topk: at most n and 32, so that there is one for each thread of a warp.
         score: `idw` or `dot_product`.
         first_key: number of the first of these sub-keys, where they are part of longer lists.
 
     Returns:
         Indices (int32) and exact costs, best first.
     """
-    assert topk <= min(sub_keys.shape[1], MAX_TOPK) and sub_keys.shape[1] <= MAX_SUBKEYS
     sub_keys = sub_keys.contiguous()
     key_squares = sub_keys.square().sum(-1)
     step = max(1, _BLOCK_ELEMENTS // key_squares.numel())
@@ -147,20 +138,14 @@ def _select_block(
     return KeptSubKeys(indices, costs)
 
 
-def select_slots(
-    kept: KeptSubKeys, num_subkeys: int, score: str, *, moving: int = 0, statistics: bool = False
-) -> SlotChoice:
+def select_slots(kept: KeptSubKeys, num_subkeys: int, score: str, moving: int = 0) -> SlotChoice:
     """The topk best slots of every token and head; equal sums: lowest slot first. No gradient.
 
     Args:
         kept: indices and costs [G, M, k] of the kept sub-keys, best first.
         num_subkeys: n of a whole list.
         score: `idw` or `dot_product`.
-        moving: the first tokens, which move the sub-keys.
-        statistics: also return the probabilities.
-
-    Returns:
-        Scores, slots, positions and, if asked for, probabilities.
+        moving: the first tokens, which move the sub-keys; without any, probabilities are None.
     """
     groups, tokens, topk = kept.costs.shape
     heads = groups // 2
@@ -168,8 +153,8 @@ def select_slots(
     scores = kept.costs.new_empty(tokens, heads, topk)
     slots = torch.empty(tokens, heads, topk, dtype=torch.int64, device=device)
     positions = torch.empty(2, tokens, heads, topk, dtype=torch.int32, device=device)
-    probabilities = torch.empty_like(kept.costs) if statistics else None
-    form = slots_form(num_subkeys, topk, score, statistics)
+    probabilities = torch.empty_like(kept.costs) if moving else None
+    form = slots_form(num_subkeys, topk, score, moving > 0)
     arguments = {
         "INDICES": kept.indices,
         "COSTS": kept.costs,

@@ -1,0 +1,87 @@
+"""The memory's kernels as the compile gate compiles them.
+
+Of the sub-keys: the paper's shape, one with top 32, and short lists, of which a program takes several tokens or
+sub-keys. Of the values: the paper's shape with either table, and one with several blocks of columns and several passes
+over pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...kernel_forms import KernelVariant, variant_of
+from ...product_key.triton.select import select_form, slots_form
+from . import key_kernels, value_kernels
+from .key_steps import KeyForms
+from .value_steps import ValueForms
+
+_INDICES = (
+    *("SLOTS", "ORDER", "STARTS", "PAIR_SLOTS", "NAMES", "HEADS", "LENGTHS", "COUNTS", "PLACES", "SOURCES", "SINKS"),
+    "ROUNDING",
+)
+_TYPES = {"INDICES": "*i32", "POSITIONS": "*i32", **dict.fromkeys(_INDICES, "*i64")}
+
+
+def _of_keys(topk: int, score: str, num_subkeys: int, half_dim: int, heads: int) -> tuple[KernelVariant, ...]:
+    """All kernels of the sub-keys as they are launched for whole lists."""
+    forms = KeyForms(topk, score, num_subkeys, num_subkeys, half_dim, 2 * heads)
+    named = {
+        "select": select_form(num_subkeys, half_dim, topk, score, torch.float32),
+        "slots": slots_form(num_subkeys, topk, score, True),
+        "reader mean": forms.reader_mean(),
+        "strength": forms.per_token(key_kernels.strength_kernel),
+        "slope gradient": forms.per_token(key_kernels.slope_gradient_kernel),
+        "tiles of a move": forms.per_sub_key(key_kernels.tile_kernel, TOTALS=False),
+        "tiles of a gradient": forms.per_sub_key(key_kernels.tile_kernel, TOTALS=True),
+        "end of a move": forms.per_sub_key(key_kernels.finish_kernel, ADDED=True, TOTALS=False),
+        "end of a gradient": forms.per_sub_key(key_kernels.finish_kernel, ADDED=True, TOTALS=True),
+        "strength gradient": forms.per_row(key_kernels.strength_gradient_kernel),
+        "token backward": forms.per_row(key_kernels.token_backward_kernel, MOVED=True),
+        "token backward, unmoved": forms.per_row(key_kernels.token_backward_kernel, MOVED=False),
+    }
+    label = f"k={topk} n={num_subkeys} h={half_dim}"
+    return tuple(variant_of(f"{name} {label}", form, _TYPES) for name, form in named.items())
+
+
+def _of_values(name: str, kernel: Any, shape: tuple[int, int], table: str = "fp32", **flags: bool) -> KernelVariant:
+    """A kernel of the values for a shape (columns, slots per row)."""
+    # Gradients are float32 for either table.
+    moves_table = table == "bf16" and "TABLE" in kernel.arg_names
+    form = ValueForms(*shape, 2 if moves_table else 4).form(kernel, **flags)
+    types = _TYPES | dict.fromkeys(("TABLE", "LOG"), {"fp32": "*fp32", "bf16": "*i16"}[table])
+    return variant_of(f"values, {name} {table} D={shape[0]}", form, types, moves_rows=True)
+
+
+def _of_tables(shape: tuple[int, int], table: str = "fp32") -> tuple[KernelVariant, ...]:
+    """Those kernels of the values that a bfloat16 table changes."""
+    return (
+        _of_values("read", value_kernels.read_rows_kernel, shape, table),
+        _of_values("write", value_kernels.write_rows_kernel, shape, table, UPDATE=True, KEEP_LOG=True),
+        _of_values("end of write", value_kernels.finish_write_kernel, shape, table),
+        _of_values("backward", value_kernels.backward_rows_kernel, shape, table, WRITTEN=True),
+    )
+
+
+def _of_float_table(shape: tuple[int, int]) -> tuple[KernelVariant, ...]:
+    """All kernels of the values on a float32 table."""
+    return (
+        *_of_tables(shape),
+        _of_values("log", value_kernels.write_rows_kernel, shape, UPDATE=False, KEEP_LOG=True),
+        _of_values("backward of the last piece", value_kernels.backward_rows_kernel, shape, WRITTEN=False),
+        _of_values("adjoint", value_kernels.adjoint_rows_kernel, shape),
+        _of_values("end of adjoint", value_kernels.finish_adjoint_kernel, shape),
+    )
+
+
+KERNEL_VARIANTS = (
+    *_of_keys(8, "idw", 512, 256, heads=1),
+    *_of_keys(32, "idw", 1024, 128, heads=4),
+    *(replace(variant, slow=True) for variant in _of_keys(8, "idw", 4096, 256, heads=1)[:1]),
+    *(replace(variant, slow=True) for variant in _of_keys(4, "dot_product", 64, 32, heads=2)),
+    *_of_float_table((512, 8)),
+    *_of_tables((512, 8), "bf16"),
+    *_of_float_table((768, 32)),
+)
