@@ -3,7 +3,7 @@
 
 Symbols (README.md): G lists of sub-keys: 2 for each head; list = head * 2 + half | M tokens that a piece reads | R
 readers of a sub-key's half: tokens that move the sub-keys, times heads | h half of a query: key_dim / 2 | k topk | n
-sub-keys of a whole list, so that there are n * n slots | n' sub-keys of a list that are here.
+sub-keys of a whole list; there are n * n slots | n' sub-keys of a list on this process.
 
 A pair is a kept sub-key of a token, numbered as in [G, M, k]. ORDER and STARTS are those of `Readers`. A query row has
 h numbers; that of a token is group * group_rows + token * token_rows. COUNT is n', from number `first_key` on.

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def"
 """Triton kernels of the values table: read, write in place, backward per row and per slot.
 
-Symbols (README.md): D columns of the values that are here | E tokens that the pieces of a call write | J slots of a
+Symbols (README.md): D columns of the values on this process | E tokens that the pieces of a call write | J slots of a
 token: heads * k | P pairs (token, slot) of a call: T * J | S tokens of a call's stream, pending ones first | T tokens
-that the pieces of a call read, piece after piece | n sub-keys of a whole list, so that there are n * n slots.
+that the pieces of a call read, piece after piece | n sub-keys of a whole list; there are n * n slots.
 
 A launch handles one piece; `first_row` and `first_pair` say where its rows (tokens) and pairs begin. Plans are those of
 `write_plan.py`; all index tensors are int64, so addresses are 64-bit.

@@ -2,7 +2,7 @@
 """Triton kernels that choose sub-keys and slots.
 
 Symbols (README.md): G lists of sub-keys: 2 for each head; list = head * 2 + half | M tokens that a piece reads | h half
-of a query: key_dim / 2 | k topk | n sub-keys of a whole list, so that there are n * n slots.
+of a query: key_dim / 2 | k topk | n sub-keys of a whole list; there are n * n slots.
 
 Names in capitals with PADDED are the next powers of two. A program is one warp, so that nothing in it waits for
 another; it serves ROWS tokens of one group or head, one of them where the lists are long. What it computes for a token
