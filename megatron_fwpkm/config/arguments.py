@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar, Union
 from .field_metadata import ValueRange, field_metadata, unmet_demand
 
 _MOST_DIGITS = 100
-"""More than any integer has that makes sense; longer ones fit no float, and Python reads none of thousands."""
+"""More digits than any sensible integer has; longer ones do not fit a float, and Python refuses thousands."""
 BOOLEAN_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """Spellings of a boolean in YAML."""
 

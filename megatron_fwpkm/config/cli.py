@@ -54,7 +54,7 @@ def tool_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def message(error: Exception) -> str:
-    """What to tell of an error that a user can cause; its notes follow in parentheses."""
+    """The text of an error that a user can cause, with its notes in parentheses."""
     notes = getattr(error, "__notes__", [])
     return _said(error) + (f" ({'; '.join(notes)})" if notes else "")
 

@@ -83,7 +83,7 @@ class BelowOne:
 
 
 class OnResume(Enum):
-    """What a run does that goes on from a checkpoint where the option had another value."""
+    """What a resumed run does if the option had another value in the checkpoint."""
 
     ARCHITECTURE = "architecture"
     """Refused: the weights fit, and mean the same, with the saved value only."""

@@ -31,9 +31,9 @@ def sources_of_named_values(message: str, resolved: Resolved) -> list[str]:
 
 
 def check_memory_options(resolved: Resolved) -> None:
-    """Options of the memory on the command line need a memory, or a word that none is wanted.
+    """Options of the memory on the command line require a memory, or `none` for a plain transformer.
 
-    Raises ValueError where nobody, neither command line nor file, says which layers get one.
+    Raises ValueError if neither the command line nor a file sets the layers with a memory.
     """
     layers = f"--{PREFIXES['fwpkm']}layer-numbers"
     given = [

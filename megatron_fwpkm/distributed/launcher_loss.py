@@ -25,7 +25,7 @@ class LauncherLoss:
         self._launch = launch
         self._ending = threading.Lock()
         self.tell: Callable[[str], None] | None = None
-        """Leaves word for the ranks of other nodes."""
+        """Records the end for the ranks of other nodes."""
         parent.watch(self._end)
 
     def end_if_gone(self) -> None:

@@ -1,10 +1,10 @@
-"""Which rank is to blame when a collective fails: every rank leaves word of what it is doing in the run's store.
+"""Which rank made a collective fail: every rank records what it is doing in the run's store.
 
 A collective that waits for a rank which was killed, stopped, hangs or is cut off fails on the others, after at most
---distributed-timeout-minutes, with a message of the communication library that names no rank. The words left in the
-store say where every rank stood, a heartbeat says which ones are still there, and on the same machine the state of the
-other processes says what became of them. Nothing compares the clocks of two machines: a heartbeat is a counter, and who
-reads it waits to see it move.
+--distributed-timeout-minutes, with a message of the communication library that names no rank. The records in the
+store show what every rank was doing, heartbeats show which ranks are alive, and on the same machine the state of the
+other processes shows how they ended. The clocks of two machines are never compared: a heartbeat is a counter, and its
+reader waits for it to change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..processes.process_identity import is_stopped, process_space, process_star
 T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 1.0
-"""Every rank's counter moves this often."""
+"""Interval at which every rank increments its counter."""
 _PATIENCE_SECONDS = 3.0
 _STORE_SECONDS = 10.0
 _SIGNS = ("connection closed", "connection reset", "timed out", "timeout", "broken pipe", "gloo", "nccl", "socket")
@@ -78,7 +78,7 @@ class RollCall:
         self._ended.set()
 
     def mark(self, doing: str) -> None:
-        """Leave word that this rank now does something new: `iteration 12`, `saving iteration 20`."""
+        """Record what this rank is doing now: `iteration 12`, `saving iteration 20`."""
         if self._store is None:
             return
         self._steps += 1
@@ -94,12 +94,12 @@ class RollCall:
         self._store.set(_key(self._rank), json.dumps(word))
 
     def leave_error(self, message: str) -> None:
-        """Leave word that this rank ends with an error; raises StoreLostError where the store does not answer."""
+        """Record that this rank ends with an error; raises StoreLostError if the store does not answer."""
         if (store := self._store) is not None:
             within(_STORE_SECONDS, lambda: store.set(_key(self._rank) + "/error", message))
 
     def explain(self, error: BaseException) -> str | None:
-        """Sentences about the ranks that are to blame for a failed collective; None for an error of another kind."""
+        """Sentences about the ranks that made a collective fail; None for an error of another kind."""
         if self._store is None or not is_communication_failure(error):
             return None
         try:
@@ -147,7 +147,7 @@ class RollCall:
         return found
 
     def _judge_process(self, other: int, word: dict[str, Any]) -> str | None:
-        """What became of a process of this machine; another machine may have this one's host name."""
+        """State of a process of this machine; another machine may have the same host name."""
         if word["space"] != process_space():
             return None
         started = process_start(word["pid"])

@@ -22,7 +22,7 @@ def world_size() -> int:
 
 
 def barrier() -> None:
-    """Wait until every rank is here; raises RuntimeError where one has gone."""
+    """Wait for every rank; raises RuntimeError if one is gone."""
     if world_size() > 1:
         dist.barrier()
 

@@ -85,14 +85,14 @@ class _Entrance:
         self.store: dist.TCPStore | None = None
         self.trouble = f"no connection to {launch.meeting_place} yet"
         self.warning = ""
-        """What may keep the others from the store that this rank holds."""
+        """Why the others may not reach the store that this rank holds."""
         self._failure: str | None = None
         self._launch, self._end = launch, time.monotonic() + limit
         self._holds_store = launch.rank == 0 and not launch.store_in_agent
         threading.Thread(target=self._enter, name="rendezvous", daemon=True).start()
 
     def raise_failure(self) -> None:
-        """Raise ValueError for what waiting does not mend."""
+        """Raise ValueError for a problem that waiting does not solve."""
         if self._failure is not None:
             raise ValueError(self._failure)
 
@@ -105,7 +105,7 @@ class _Entrance:
             self._connect()
 
     def _probe(self) -> str | None:
-        """What keeps this rank from the store, without the store's own client, whose messages name little."""
+        """Why this rank cannot reach the store, found without the store's own client, whose messages are vague."""
         launch = self._launch
         try:
             found = socket.getaddrinfo(launch.master_addr, launch.master_port, type=socket.SOCK_STREAM)

@@ -40,16 +40,16 @@ class World:
     size: int
     device: torch.device
     roll_call: RollCall | None = None
-    """Where ranks of a run with several leave word of what they are doing."""
+    """Where the ranks of a run with several record what they are doing."""
 
     def mark(self, doing: str) -> None:
-        """Leave word that this rank now does something new."""
+        """Record what this rank is doing now."""
         if self.roll_call is not None:
             self.roll_call.mark(doing)
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which talks and writes for all."""
+        """Whether this is rank 0, which logs and writes for all ranks."""
         return self.rank == 0
 
 
@@ -142,7 +142,7 @@ def _leave_error(roll_call: RollCall, error: BaseException) -> None:
 
 
 def silence_known_warnings() -> None:
-    """Leave out what megatron-core says at every start about optional packages, and its own deprecations."""
+    """Hide the warnings of megatron-core about optional packages and its own deprecations."""
     for text in (
         "Transformer Engine and Apex",
         "Apex is not installed",

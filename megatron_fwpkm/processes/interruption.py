@@ -38,7 +38,7 @@ def importers(frame: FrameType | None) -> list[str]:
 
 
 def end() -> None:
-    """Say that the program was interrupted, and leave without a word from anybody else."""
+    """Say that the program was interrupted, and exit without further output."""
     with suppress(OSError, RuntimeError, ValueError):  # the signal may have come in the middle of writing
         sys.stdout.flush()
     with suppress(OSError):

@@ -1,6 +1,6 @@
-"""A process and the one that started it: whoever loses its parent ends soon.
+"""A process and its parent: a process that loses its parent ends soon.
 
-What takes time to import is imported where it is used, because entry points import this module first.
+Slow imports are inside the functions, because entry points import this module first.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def end_with_parent() -> None:
 
 @contextmanager
 def shielded(*signals: signal.Signals) -> Iterator[None]:
-    """Processes that are started within never get these signals: not while they import modules, and not later.
+    """Processes started inside never receive these signals, neither while they import modules nor later.
 
-    Ctrl-C goes to all processes of a terminal; the parent decides what becomes of its workers.
+    Ctrl-C goes to all processes of a terminal; the parent ends its workers.
     """
     from multiprocessing import resource_tracker
 
