@@ -233,7 +233,7 @@ def test_a_refused_value_of_a_file_is_told_with_its_place(
     error = "error: --save-interval 20 has no effect without --save: add --save (--save-interval 20 is set in"
     assert f"{error} {file}:1; " in capfd.readouterr().err
     assert start(flags(dataset, fwpkm_layer_numbers=None, train_iters=1)) == 1
-    assert "the model has no memory that this could be about" in capfd.readouterr().err
+    assert "the model has no memory; choose its layers" in capfd.readouterr().err
 
 
 def test_a_torn_checkpoint_is_refused(dataset: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
