@@ -69,7 +69,7 @@ def test_records_of_a_run_are_left_alone_without_a_folder_of_logs(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"eval_iters": 0}, "--skip-train only evaluates, and --eval-iters 0 turns that off"),
+        ({"eval_iters": 0}, "--skip-train only evaluates, but --eval-iters 0 disables evaluation"),
         ({"save": "new"}, "--skip-train saves nothing in --save new: give --resume"),
     ],
 )
