@@ -24,7 +24,7 @@ from megatron.core.dist_checkpointing.strategies.state_dict_saver import (
 from torch import Tensor
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 
-from ..distributed.megatron_versions import prepare_forked_writers
+from ..distributed.megatron_versions import adapt_writers
 from ..processes.parent_death import end_with_parent
 from .results_queue import new_results_queue
 
@@ -81,7 +81,7 @@ def adapt_megatrons_writers() -> None:
 
     Their own error messages are silenced: the run reports errors itself, with rank and file.
     """
-    prepare_forked_writers(end_with_parent)
+    adapt_writers(end_with_parent)
     filesystem_async.logger.setLevel(logging.CRITICAL)
     if filesystem_async._results_queue is None:
         filesystem_async._results_queue = new_results_queue()

@@ -11,6 +11,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
+from ..distributed.megatron_versions import own_background_writer
 from .background import adapt_megatrons_writers
 from .optimizer_resume import own_options_kept, repaired_for_loading, repaired_positions
 
@@ -85,6 +86,7 @@ def _save(
         sharded_strategy=("torch_dist", 1),
         async_sharded_save=later,
         content_metadata=dict(METADATA),
+        **own_background_writer(),
     )
 
 

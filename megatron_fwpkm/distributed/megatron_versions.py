@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache, partial
+from queue import Queue
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -122,14 +123,17 @@ def groups_found_by_kind() -> Iterator[None]:
             module.param_group_identifier_keys = keys
 
 
-def prepare_forked_writers(prepare: Callable[[], None]) -> None:
-    """Let every process that Megatron forks to write a part of a checkpoint call `prepare` first.
+def adapt_writers(prepare: Callable[[], None]) -> None:
+    """Adapt what writes the files of a checkpoint; called once.
 
-    Newer releases write in threads of the process that was told to write: nothing to prepare.
+    Older releases fork processes for it; each calls `prepare` first. Newer ones write in threads of the process that
+    was told to write, and lose the reason when one fails: here it is kept.
     """
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-    if not hasattr(FileSystemWriterAsync, "write_preloaded_data_multiproc"):
+    if hasattr(FileSystemWriterAsync, "write_preloaded_data_multithread"):
+        write_all = FileSystemWriterAsync.write_preloaded_data_multithread
+        FileSystemWriterAsync.write_preloaded_data_multithread = staticmethod(partial(_write_with_reasons, write_all))
         return
     write = FileSystemWriterAsync.write_preloaded_data
 
@@ -139,6 +143,43 @@ def prepare_forked_writers(prepare: Callable[[], None]) -> None:
         write(*arguments, **named)
 
     FileSystemWriterAsync.write_preloaded_data = staticmethod(prepared)
+
+
+def _write_with_reasons(write_all: Callable[..., None], *arguments: Any) -> None:
+    """Megatron's function that writes in threads; the last argument is the queue for the results or the error."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    write, errors = FileSystemWriterAsync.write_preloaded_data, []
+    results: Queue[Any] = Queue()
+
+    def noting(*arguments: Any, results_queue: Queue[Any] | None, **named: Any) -> Any:
+        """Write one file; a thread answers over its queue, the caller itself takes what is returned."""
+        own: Queue[Any] = Queue()
+        output = write(*arguments, results_queue=None if results_queue is None else own, **named)
+        if results_queue is not None:
+            output = own.get_nowait()
+            results_queue.put(output)
+        if isinstance(output[1], Exception):
+            errors.append(output[1])
+        return output
+
+    FileSystemWriterAsync.write_preloaded_data = staticmethod(noting)
+    try:
+        write_all(*arguments[:-1], results)
+    except AssertionError:  # of the kind of a result
+        if not errors:
+            raise
+    finally:
+        FileSystemWriterAsync.write_preloaded_data = staticmethod(write)
+    arguments[-1].put(errors[0] if errors else results.get_nowait())
+
+
+def own_background_writer() -> dict[str, Any]:
+    """Options of `dist_checkpointing.save`: the writer is Megatron's own; newer releases ask for another package."""
+    from megatron.core import dist_checkpointing
+
+    known = inspect.signature(dist_checkpointing.save).parameters
+    return {"async_strategy": "mcore"} if "async_strategy" in known else {}
 
 
 def silence_notices() -> None:

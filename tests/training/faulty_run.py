@@ -96,11 +96,10 @@ def hold_writers(mark: str, failing: str | None) -> None:
 
     write = FileSystemWriterAsync.write_preloaded_data
 
-    def replacement(*args: Any, write_bucket: Any, **kwargs: Any) -> None:
+    def replacement(*args: Any, write_bucket: Any, **kwargs: Any) -> Any:
         path = Path(write_bucket[0])
         if failing in path.parts:
-            write(*args, write_bucket=(path / "no folder", *write_bucket[1:]), **kwargs)
-            return
+            return write(*args, write_bucket=(path / "no folder", *write_bucket[1:]), **kwargs)
         Path(mark).touch()
         time.sleep(600)
 

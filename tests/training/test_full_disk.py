@@ -115,10 +115,14 @@ def fail_on_a_small_disk(rank: int, world_size: int, argv: list[str]) -> None:
 
     if rank == 1:
 
-        def write(*arguments: Any, results_queue: Any, count_queue: Any, **named: Any) -> None:
-            results_queue.put((0, OSError(errno.ENOSPC, "No space left on device")))
+        def write(*arguments: Any, results_queue: Any, count_queue: Any, **named: Any) -> Any:
+            result = (0, OSError(errno.ENOSPC, "No space left on device"))
+            if results_queue is None:
+                return result  # to a thread of a newer release of Megatron
+            results_queue.put(result)
             count_queue.get()
             count_queue.task_done()
+            return None
 
         FileSystemWriterAsync.write_preloaded_data = staticmethod(write)
     assert start(argv) == 1
