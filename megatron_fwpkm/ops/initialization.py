@@ -3,41 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _ROWS_AT_ONCE = 8192
-
-
-class MemorySizes(Protocol):
-    """What the tables' shapes follow from; a memory's configuration has these."""
-
-    @property
-    def num_heads(self) -> int:
-        """Query heads that share the values."""
-        ...
-
-    @property
-    def num_subkeys(self) -> int:
-        """Sub-keys per half."""
-        ...
-
-    @property
-    def key_dim(self) -> int:
-        """Width of a query, both halves together."""
-        ...
-
-    @property
-    def value_dim(self) -> int:
-        """Width of a table row."""
-        ...
-
-    @property
-    def table_dtype(self) -> str:
-        """How values are stored, `fp32` or `bf16`."""
-        ...
 
 
 def derived_seed(seed: int, *names: str | int) -> int:
@@ -56,10 +27,11 @@ def value_deviation(value_dim: int) -> float:
     return float(value_dim**-0.5)
 
 
-def initial_sub_keys(sizes: MemorySizes, seed: int, layer_number: int, rows: slice = slice(None)) -> Tensor:
+def initial_sub_keys(sizes: Any, seed: int, layer_number: int, rows: slice = slice(None)) -> Tensor:
     """Rows of the sub-keys before any write, a fixed function of (seed, layer).
 
-    All of them are drawn and cut, so that every tensor-parallel size has the same ones.
+    All of them are drawn and cut, so that every tensor-parallel size has the same ones. A configuration of a memory has
+    the `sizes`: `num_heads`, `num_subkeys` and `key_dim`.
 
     Returns:
         [heads, 2, number of rows, key_dim / 2] float32 on the CPU.
@@ -70,11 +42,11 @@ def initial_sub_keys(sizes: MemorySizes, seed: int, layer_number: int, rows: sli
     return sub_keys.uniform_(-bound, bound, generator=generator)[:, :, rows].clone()
 
 
-def initial_values(sizes: MemorySizes, seed: int, layer_number: int, columns: slice = slice(None)) -> Tensor:
+def initial_values(sizes: Any, seed: int, layer_number: int, columns: slice = slice(None)) -> Tensor:
     """Columns of the values table before any write, a fixed function of (seed, layer).
 
     The whole table is drawn and cut, so that every tensor-parallel size has the same one; only a few rows of it exist
-    at a time.
+    at a time. A configuration of a memory has the `sizes`: `num_subkeys`, `value_dim` and `table_dtype`.
 
     Returns:
         [num_slots, number of columns] in the table's dtype on the CPU.
