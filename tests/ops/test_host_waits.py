@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_fwpkm.ops.product_key.selection import PairCandidates, select_slots
+from megatron_fwpkm.ops.product_key.selection import KeptSubKeys, select_slots
 from tests.ops.cases import gradients, make_case
 from tests.ops.host_waits import host_waits
 
@@ -36,7 +36,6 @@ def test_triton_never_waits() -> None:
 
 def test_beside_a_cpu_slots_are_chosen_without_a_look() -> None:
     """Tensors without data raise when they are looked at."""
-    scores = torch.empty(2, 2, 5, 4, device="meta")
-    indices = torch.empty(2, 2, 5, 4, dtype=torch.int64, device="meta")
-    slots = select_slots(scores, indices, 9, PairCandidates(4, scores.device))
-    assert slots.indices.shape == (2, 5, 4)
+    indices = torch.empty(4, 5, 4, dtype=torch.int64, device="meta")
+    choice = select_slots(KeptSubKeys(indices, torch.empty(4, 5, 4, device="meta")), 9, "idw")
+    assert choice.slots.shape == (5, 2, 4)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_fwpkm.ops.product_key import selection
 from megatron_fwpkm.ops.product_key.reference import read_slots
-from megatron_fwpkm.ops.product_key.selection import PairCandidates, scores_of, select_slots, select_sub_keys
+from megatron_fwpkm.ops.product_key.selection import KeptSubKeys, select_slots, select_sub_keys
 from tests.ops.cases import make_case
 
 
@@ -19,11 +19,7 @@ def slots_of(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> Tensor
     batch, tokens, heads, _ = queries.shape
     halves = queries.unflatten(-1, (2, -1)).permute(2, 3, 0, 1, 4).flatten(2, 3).flatten(0, 1)
     kept = select_sub_keys(halves, sub_keys.flatten(0, 1), topk, score)
-    shape = (heads, 2, batch * tokens, topk)
-    pairs = PairCandidates(topk, queries.device)
-    scores = scores_of(kept.costs, score)
-    slots = select_slots(scores.view(shape), kept.indices.view(shape), sub_keys.shape[2], pairs)
-    return slots.indices.transpose(0, 1).unflatten(0, (batch, tokens))
+    return select_slots(kept, sub_keys.shape[2], score).slots.unflatten(0, (batch, tokens))
 
 
 @settings(max_examples=150)
@@ -79,13 +75,13 @@ def test_candidates_always_contain_the_best_pairs(topk: int) -> None:
     """Against all topk * topk pairs, with halves of very different spread."""
     generator = torch.Generator().manual_seed(topk)
     for spread in (0.01, 1.0, 100.0):
-        scores = torch.randn(1, 2, 64, topk, generator=generator, dtype=torch.float64)
-        scores[:, 1] *= spread
+        scores = torch.randn(2, 64, topk, generator=generator, dtype=torch.float64)
+        scores[1] *= spread
         scores = scores.sort(-1, descending=True).values
-        indices = torch.arange(topk).expand(1, 2, 64, topk)
-        chosen = select_slots(scores, indices, topk, PairCandidates(topk, scores.device))
-        every = (scores[:, 0, :, :, None] + scores[:, 1, :, None, :]).flatten(-2).topk(topk)
-        assert torch.equal(chosen.scores, every.values) and torch.equal(chosen.indices, every.indices)
+        indices = torch.arange(topk).expand(2, 64, topk)
+        chosen = select_slots(KeptSubKeys(indices, -scores), topk, "dot_product")
+        every = (scores[0, :, :, None] + scores[1, :, None, :]).flatten(-2).topk(topk)
+        assert torch.equal(chosen.scores[:, 0], every.values) and torch.equal(chosen.slots[:, 0], every.indices)
 
 
 def test_autocast_does_not_reach_the_scores() -> None:

@@ -34,20 +34,6 @@ class KeptSubKeys(NamedTuple):
     costs: Tensor
 
 
-class Slots(NamedTuple):
-    """The topk best pairs of sub-keys, best first.
-
-    Attributes:
-        indices: [heads, M, k] int64, slot = first sub-key * n + second sub-key.
-        scores: [heads, M, k], sum of both halves' scores.
-        positions: [2, heads, M, k] int64, where the pair's sub-keys stand among the kept ones of their halves.
-    """
-
-    indices: Tensor
-    scores: Tensor
-    positions: Tensor
-
-
 class SlotChoice(NamedTuple):
     """The topk best pairs of sub-keys of every token, best first, as the memory goes on with them.
 
@@ -144,50 +130,44 @@ def select_sub_keys(queries: Tensor, sub_keys: Tensor, topk: int, score: str) ->
 
 
 @cache
-def _candidate_positions(topk: int) -> list[int]:
-    """First positions of all candidates, then second ones."""
-    pairs = [(i, j) for i in range(topk) for j in range(topk // (i + 1))]
-    return [i for i, _ in pairs] + [j for _, j in pairs]
-
-
-class PairCandidates:
-    """Positions (i, j) in two descending lists whose sum can be among the topk largest sums: (i + 1) * (j + 1) <= topk.
+def _pair_candidates(topk: int, device: torch.device) -> Tensor:
+    """Positions (i, j) in two descending lists whose sum can be among the topk largest: (i + 1) * (j + 1) <= topk.
 
     Every other pair has at least topk pairs that are as good in both halves.
 
-    Args:
-        topk: kept entries per list.
-        device: where to put the positions.
+    Returns:
+        [2, candidates]: first positions, then second ones.
     """
+    with torch.inference_mode(False):
+        pairs = [(i, j) for i in range(topk) for j in range(topk // (i + 1))]
+        return torch.tensor(pairs, device=device).t().contiguous()
 
-    def __init__(self, topk: int, device: torch.device) -> None:
-        self.positions = torch.tensor(_candidate_positions(topk), device=device).view(2, -1)
-        self.first, self.second = self.positions.unbind()
 
-
-def select_slots(scores: Tensor, indices: Tensor, num_subkeys: int, candidates: PairCandidates) -> Slots:
+def select_slots(kept: KeptSubKeys, num_subkeys: int, score: str, moving: int = 0) -> SlotChoice:
     """The topk best slots of every token and head; equal sums: lowest slot first. No gradient.
 
     Args:
-        scores: [heads, 2, M, k] of the kept sub-keys, best first.
-        indices: [heads, 2, M, k] int64.
-        num_subkeys: n.
-        candidates: made for this k.
-
-    Returns:
-        Slots, scores and the positions of both halves.
+        kept: indices and costs [G, M, k] of the kept sub-keys, best first.
+        num_subkeys: n of a whole list.
+        score: `idw` or `dot_product`.
+        moving: the first tokens, which move the sub-keys; probabilities are theirs, or None without any.
     """
-    topk = scores.shape[-1]
-    sums = scores[:, 0].index_select(-1, candidates.first) + scores[:, 1].index_select(-1, candidates.second)
+    groups, tokens, topk = kept.costs.shape
+    scores = scores_of(kept.costs, score)
+    first_scores, second_scores = scores.view(groups // 2, 2, tokens, topk).unbind(1)
+    first_keys, second_keys = kept.indices.view(groups // 2, 2, tokens, topk).unbind(1)
+    candidates = _pair_candidates(topk, scores.device)
+    sums = first_scores.index_select(-1, candidates[0]) + second_scores.index_select(-1, candidates[1])
     best, chosen = sums.topk(min(topk + 1, sums.shape[-1]), dim=-1)
     # Elsewhere than on a CPU, a look makes the host wait, which costs more than settling ties that are not there.
     if sums.device.type != "cpu" or bool((best[..., 1:] == best[..., :-1]).any()):
-        slots = indices[:, 0].index_select(-1, candidates.first) * num_subkeys
-        slots += indices[:, 1].index_select(-1, candidates.second)
+        slots = first_keys.index_select(-1, candidates[0]) * num_subkeys
+        slots += second_keys.index_select(-1, candidates[1])
         ascending = slots.argsort(-1)
         best, order = sums.gather(-1, ascending).sort(dim=-1, descending=True, stable=True)
         chosen = ascending.gather(-1, order)
     chosen, best = chosen[..., :topk].contiguous(), best[..., :topk].contiguous()
-    positions = candidates.positions[:, chosen]
-    slots = indices[:, 0].gather(-1, positions[0]) * num_subkeys + indices[:, 1].gather(-1, positions[1])
-    return Slots(slots, best, positions)
+    positions = candidates[:, chosen]
+    slots = first_keys.gather(-1, positions[0]) * num_subkeys + second_keys.gather(-1, positions[1])
+    probabilities = scores[:, :moving].softmax(-1) if moving else None
+    return SlotChoice(best.transpose(0, 1), slots.transpose(0, 1), positions, probabilities)

@@ -12,10 +12,8 @@ from torch import Tensor
 from ...product_key.epsilons import ENTROPY_EPSILON, IDW_EPSILON
 from ...product_key.selection import (
     KeptSubKeys,
-    PairCandidates,
     SlotChoice,
     gather_sub_keys,
-    scores_of,
     select_slots,
     select_sub_keys,
 )
@@ -55,7 +53,6 @@ class SparseKeySteps:
 
     def __init__(self, queries: Tensor, options: KeyOptions) -> None:
         self.options, self.rows = options, options.rows
-        self._candidates = PairCandidates(options.topk, queries.device)
 
     def propose(self, queries: Tensor, sub_keys: Tensor) -> KeptSubKeys:
         """The best of the sub-keys here for queries [G, M, h]; indices, int64, count over whole lists."""
@@ -64,12 +61,7 @@ class SparseKeySteps:
 
     def choose_slots(self, kept: KeptSubKeys, moving: int) -> SlotChoice:
         """The topk best slots, and the probabilities of the first `moving` tokens only, if there are any."""
-        groups, tokens, topk = kept.costs.shape
-        halves = groups // 2, 2, tokens, topk
-        scores = scores_of(kept.costs, self.options.score)
-        slots = select_slots(scores.view(halves), kept.indices.view(halves), self.rows.num_subkeys, self._candidates)
-        probabilities = scores[:, :moving].softmax(-1) if moving else None
-        return SlotChoice(slots.scores.transpose(0, 1), slots.indices.transpose(0, 1), slots.positions, probabilities)
+        return select_slots(kept, self.rows.num_subkeys, self.options.score, moving)
 
     def mean_probability(
         self, probabilities: Tensor, indices: Tensor, moving: int, readers: Readers | None = None
