@@ -177,22 +177,22 @@ class _Addressed(NamedTuple):
 def _address(
     queries: Tensor, sub_keys: Tensor, stretches: list[_Stretch], steps: KeySteps, options: KeyOptions
 ) -> _Addressed:
-    rows, none = options.rows, queries.new_zeros(0)
+    rows, moves, none = options.rows, options.moves, queries.new_zeros(0)
     scores, slots, means, saved = [], [], [], []
     blocks = [queries[:, stretch.piece.start : stretch.piece.stop] for stretch in stretches]
     chosen: list[KeptSubKeys] = []
-    if not options.moves:
+    if not moves:
         # With sub-keys that stand still, processes that share them meet once per call and not once per piece.
         chosen = rows.choose([steps.propose(block, sub_keys) for block in blocks], options.topk)
     for number, ((piece, parts), block) in enumerate(zip(stretches, blocks, strict=True)):
-        if options.moves:
+        if moves:
             chosen += rows.choose([steps.propose(block, sub_keys)], options.topk)
         kept, moving = chosen[number], piece.moving - piece.start
         choice = steps.choose_slots(kept, moving)
         scores.append(choice.scores.flatten(1))
         slots.append(choice.slots.flatten(1))
         before, movement = sub_keys, [none] * 5
-        if options.moves and moving:
+        if moves and moving:
             assert choice.probabilities is not None
             readers = sort_readers(kept.indices, rows.num_subkeys)
             means.append(steps.mean_probability(choice.probabilities, kept.indices, moving, readers))

@@ -48,14 +48,16 @@ def run_chains(
     stream, pieces, options = call.stream, call.pieces, call.options
     sub_keys, values = call.state.sub_keys, call.state.values
     rounding = call.state.rounding if values.dtype == torch.bfloat16 else None
-    batch, _, heads, _ = stream.queries.shape
+    batch, length, heads, key_dim = stream.queries.shape
     # [B, S, heads, 2, h] -> [heads * 2, S * B, h]
-    halves = stream.queries.unflatten(-1, (2, -1)).permute(2, 3, 1, 0, 4).flatten(2, 3).flatten(0, 1)
+    halves = stream.queries.view(batch, length, heads, 2, key_dim // 2).permute(2, 3, 1, 0, 4)
+    halves = halves.reshape(heads * 2, length * batch, key_dim // 2)
     key_pieces = [KeyPiece(p.start * batch, p.stop * batch, p.key_stop * batch) for p in pieces]
     key_rows = KeyRows(sub_keys.shape[2], sharding)
     key_options = KeyOptions(key_steps, options.topk, options.score, options.key_lr, key_pieces, key_rows)
+    moves = key_options.moves
     # Backward needs the sub-keys as they were; they are small.
-    initial_keys = sub_keys.clone() if in_place and key_options.moves else sub_keys
+    initial_keys = sub_keys.clone() if in_place and moves else sub_keys
     scores, slots, moved, addressing_loss = KeyChain.apply(halves, initial_keys.flatten(0, 1), key_options)
     slot_weights = scores.softmax(-1)
     weights = stream.write_weights()
@@ -63,7 +65,7 @@ def run_chains(
     if sharding is not None:
         shared_weights, weights = sharding.copy_to_shards(slot_weights), sharding.copy_to_shards(weights)
     value_pieces = _value_pieces(pieces, batch)
-    log = UndoLog(old_sub_keys=initial_keys.detach() if key_options.moves else None) if in_place else None
+    log = UndoLog(old_sub_keys=initial_keys.detach() if moves else None) if in_place else None
     writes = any(piece.written for piece in value_pieces)
     table = values.detach() if in_place or not writes or not options.inner_lr else values.detach().clone()
     if writes or torch.is_grad_enabled():
@@ -82,13 +84,13 @@ def run_chains(
     else:
         # As most calls of a decoding loop: nothing is kept.
         reads, squared_errors = value_steps.read_rows(table, slots, slot_weights), slot_weights.new_zeros(0)
-    moved = moved.view_as(sub_keys) if key_options.moves else sub_keys.detach()
-    if in_place and key_options.moves:
+    moved = moved.view_as(sub_keys) if moves else sub_keys.detach()
+    if in_place and moves:
         sub_keys.copy_(moved)
     return ChainResult(
         _batch_first(reads, batch),
-        _batch_first(_emitted(slots, value_pieces), batch).unflatten(-1, (heads, -1)),
-        _batch_first(_emitted(slot_weights, value_pieces), batch).unflatten(-1, (heads, -1)),
+        _batch_first(_emitted(slots, value_pieces), batch, heads),
+        _batch_first(_emitted(slot_weights, value_pieces), batch, heads),
         _batch_first(mean_over_columns(squared_errors, values.shape[1], sharding), batch),
         addressing_loss,
         moved,
@@ -120,6 +122,7 @@ def _emitted(rows: Tensor, pieces: list[ValuePiece]) -> Tensor:
     return torch.cat([rows[piece.emit_start : piece.stop] for piece in pieces])
 
 
-def _batch_first(rows: Tensor, batch: int) -> Tensor:
-    """[T * B, ...] -> [B, T, ...]."""
-    return rows.unflatten(0, (-1, batch)).transpose(0, 1)
+def _batch_first(rows: Tensor, batch: int, *heads: int) -> Tensor:
+    """[T * B, ...] -> [B, T, ...]; with a number of heads [T * B, heads * k] -> [B, T, heads, k]."""
+    last = (*heads, rows.shape[1] // heads[0]) if heads else rows.shape[1:]
+    return rows.view(rows.shape[0] // batch, batch, *last).transpose(0, 1)
