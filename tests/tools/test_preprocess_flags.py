@@ -37,8 +37,8 @@ def test_advice_names_flags_that_exist() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--split-sentences"], "unknown flag --split-sentences: remove it: texts are not split into sentences"),
-        (["--null-tokenizer-pad-id", "-1"], "unknown flag --null-tokenizer-pad-id: remove it: NullTokenizer"),
+        (["--split-sentences"], "unknown flag --split-sentences: texts are not split into sentences"),
+        (["--null-tokenizer-pad-id", "-1"], "unknown flag --null-tokenizer-pad-id: NullTokenizer"),
         (["--worker", "2"], "unknown flag --worker; did you mean --workers?"),
         (["--partitions", "4", "--merge-file", "m.txt"], "2 invalid arguments:\n  - unknown flag --partitions: run"),
         (["b.jsonl"], "unexpected argument 'b.jsonl': every option is a flag"),

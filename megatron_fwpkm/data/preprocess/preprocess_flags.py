@@ -18,22 +18,22 @@ def check_tokenizer_flags(data: DataConfig) -> None:
         raise ValueError(problem)
 
 
-_SENTENCES = "remove it: texts are not split into sentences, because language models read whole documents"
+_SENTENCES = "texts are not split into sentences, because language models read whole documents; remove it"
 _FOLDER = "give --tokenizer-type HuggingFaceTokenizer and its folder as --tokenizer-model"
-_PROGRESS = "remove it: progress is shown at fixed time intervals, and the speed at the end"
+_PROGRESS = "progress is shown at fixed time intervals, and the speed at the end; remove it"
 _WORKERS = "remove it, and set --workers to the number of cores; the output does not depend on it"
 _PARTS = "run once per part with --num-shards and --shard-id, and join the parts with tools/merge_datasets.py"
-_VOCABULARY = "remove it: the vocabulary is padded in training, not in the dataset"
-_AS_IT_SAYS = "remove it: the settings in the tokenizer's file apply"
-_NULL = "remove it: NullTokenizer has the ids below --vocab-size, and --vocab-size itself is the EOD id"
+_VOCABULARY = "the vocabulary is padded in training, not in the dataset; remove it"
+_AS_IT_SAYS = "the settings in the tokenizer's file apply; remove it"
+_NULL = "NullTokenizer has the ids below --vocab-size, and --vocab-size itself is the EOD id; remove it"
 
 MEGATRON_PREPROCESS_FLAGS = {
     "append-bos": "use --prepend-bos, which begins every document with BOS",
-    "chat-template": "remove it: a corpus is plain text; render dialogues as text first",
-    "dataset-impl": "remove it: datasets are memory-mapped .bin and .idx files",
+    "chat-template": "a corpus is plain text: render dialogues as text first, and remove it",
+    "dataset-impl": "datasets are memory-mapped .bin and .idx files; remove it",
     "find-optimal-num-workers": _WORKERS,
     "keep-newlines": _SENTENCES,
-    "keep-sequential-samples": "remove it: documents always keep their order, even with --num-shards",
+    "keep-sequential-samples": "documents always keep their order, even with --num-shards; remove it",
     "lang": _SENTENCES,
     "log-interval": _PROGRESS,
     "max-documents": _WORKERS,
@@ -51,9 +51,9 @@ MEGATRON_PREPROCESS_FLAGS = {
     "tokenizer-sentencepiece-ignore-extra-whitespaces": _AS_IT_SAYS,
     "tokenizer-sentencepiece-legacy": _AS_IT_SAYS,
     "tokenizer-special-tokens": "give --tiktoken-special-tokens for TikTokenizer; other tokenizers define their own",
-    "trust-remote-code": "remove it: code in a tokenizer's folder is never executed",
+    "trust-remote-code": "code in a tokenizer's folder is never executed; remove it",
     "use-gigatoken": "use --accelerator gigatoken",
-    "vocab-extra-ids": "remove it: the vocabulary is the one in the tokenizer's file",
+    "vocab-extra-ids": "the vocabulary is the one in the tokenizer's file; remove it",
     "vocab-file": _FOLDER,
     "workers-to-check": _WORKERS,
 }

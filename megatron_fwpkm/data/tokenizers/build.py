@@ -21,7 +21,7 @@ def build_tokenizer(data: DataConfig) -> Tokenizer:
     """
     if data.tokenizer_type == "NullTokenizer":
         if data.vocab_size is None:
-            raise ValueError("--tokenizer-type NullTokenizer needs --vocab-size")
+            raise ValueError("--tokenizer-type NullTokenizer requires --vocab-size")
         return NullTokenizer(data.vocab_size)
     if data.tokenizer_type == "ByteLevelTokenizer":
         return _of_size(ByteLevelTokenizer(), data)

@@ -16,7 +16,7 @@ class NullTokenizer(Tokenizer):
         if numbers < 1:
             raise ValueError(f"--vocab-size {numbers} must be at least 1")
         if numbers > MOST_NUMBERS:
-            raise ValueError(f"--vocab-size {numbers} must be at most {MOST_NUMBERS}: ids have 32 bits")
+            raise ValueError(f"--vocab-size {numbers} must be at most {MOST_NUMBERS}: ids are 32-bit integers")
         super().__init__("NullTokenizer", None, numbers + 1, numbers, None, [str(numbers).encode()])
 
     def encode(self, text: str) -> list[int]:

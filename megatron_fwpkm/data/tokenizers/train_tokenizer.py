@@ -209,9 +209,9 @@ def _check(options: TokenizerOptions) -> None:
     check_output_prefix(options.output_prefix)
     check_json_keys(options.json_keys)
     if not 0 < options.character_coverage <= 1:
-        raise ValueError(f"--character-coverage {options.character_coverage} must be above 0 and at most 1")
+        raise ValueError(f"--character-coverage {options.character_coverage} must be greater than 0 and at most 1")
     if not 0 < options.sample_fraction <= 1:
-        raise ValueError(f"--sample-fraction {options.sample_fraction} must be above 0 and at most 1")
+        raise ValueError(f"--sample-fraction {options.sample_fraction} must be greater than 0 and at most 1")
     if options.vocab_size > _MOST_PIECES:
         raise ValueError(
             f"--vocab-size {options.vocab_size} must be at most {_MOST_PIECES}; typical values are 1000 to 300000"
@@ -220,7 +220,7 @@ def _check(options: TokenizerOptions) -> None:
     smallest = len(control) + 256 + len(options.extra_pieces)
     if options.vocab_size <= smallest:
         raise ValueError(
-            f"--vocab-size {options.vocab_size} must be above {smallest}, the number of control pieces "
+            f"--vocab-size {options.vocab_size} must be greater than {smallest}, the number of control pieces "
             f"({len(control)}), bytes (256) and --extra-pieces ({len(options.extra_pieces)})"
         )
     for piece in options.extra_pieces:

@@ -70,7 +70,7 @@ def _read(path: Path) -> str:
             data = gzip.decompress(data)
         return data.decode("utf-8-sig")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"--haystack {path} is damaged gzip data: {error}") from error
+        raise ValueError(f"--haystack {path} contains damaged gzip data: {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"--haystack {path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at "
                          f"{error.start}") from error  # fmt: skip

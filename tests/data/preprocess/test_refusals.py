@@ -38,7 +38,7 @@ def test_vocabularies_that_nothing_can_hold(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(ValueError, match=f"--vocab-size {size} must be at most 16777216"):
             train(tmp_path, source, vocab_size=size)
     for size in (2**31 - 1, 10**20):
-        with pytest.raises(ValueError, match=f"--vocab-size {size} must be at most 2147483646: ids have 32 bits"):
+        with pytest.raises(ValueError, match=f"{size} must be at most 2147483646: ids are 32-bit integers"):
             build_tokenizer(DataConfig(tokenizer_type="NullTokenizer", vocab_size=size))
     assert build_tokenizer(DataConfig(tokenizer_type="NullTokenizer", vocab_size=2**31 - 2)).vocab_size == 2**31 - 1
 

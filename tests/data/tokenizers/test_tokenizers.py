@@ -128,7 +128,7 @@ def test_wrong_tokenizers_are_refused(tokenizer_file: Path, hugging_face_folder:
         (DataConfig(tokenizer_type=kind, tokenizer_model=str(bare)), "tokenizer.json has no eos_token"),
         (DataConfig(tokenizer_type=kind, tokenizer_model=str(torn)), r"config\.json .* is not a JSON object: Exp"),
         (DataConfig(tokenizer_type=kind, tokenizer_model=str(broken)), "is not a Hugging Face tokenizer"),
-        (DataConfig(tokenizer_type="NullTokenizer"), "needs --vocab-size"),
+        (DataConfig(tokenizer_type="NullTokenizer"), "requires --vocab-size"),
         (DataConfig(tokenizer_type="NullTokenizer", vocab_size=0), "--vocab-size 0 must be at least 1"),
     ]
     for data, message in cases:
