@@ -43,9 +43,12 @@ def _start(resolved: Resolved) -> int:
         from megatron_fwpkm.training.dry_run import dry_run
 
         return dry_run(resolved)
-    from megatron_fwpkm.distributed.startup import silence_known_warnings
+    from megatron_fwpkm.distributed.startup import silence_known_warnings, use_one_device_queue
+    from megatron_fwpkm.libraries.probes import installed
 
     silence_known_warnings()
+    use_one_device_queue(resolved.config.parallel)
+    installed()  # before megatron-core is imported, which what is only half installed would end with a traceback
     from megatron_fwpkm.training.pretraining import run
 
     return run(resolved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from .field_metadata import MAY_CHANGE, SCHEDULE, Above, AtLeast, BelowOne
+from .field_metadata import MAY_CHANGE, NOT_COMPARED, SCHEDULE, Above, AtLeast, BelowOne
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class OptimizerConfig:
     weight_decay_incr_style: Annotated[Literal["constant", "linear", "cosine"], MAY_CHANGE, SCHEDULE] = "constant"
     """How the weight decay changes over the run: not at all (constant), or from --start-weight-decay to
     --end-weight-decay (linear, cosine)."""
+    adam_implementation: Annotated[Literal["auto", "transformer_engine", "apex", "torch"], NOT_COMPARED] = "auto"
+    """Library whose AdamW is used; auto selects the first of Transformer Engine, Apex and torch that is installed and
+    works here."""
     adam_beta1: Annotated[float, BelowOne(), MAY_CHANGE] = 0.9
     """Decay rate of AdamW's first moment."""
     adam_beta2: Annotated[float, BelowOne(), MAY_CHANGE] = 0.95

@@ -40,6 +40,9 @@ class TrainingConfig:
     calculate_per_token_loss: Annotated[bool, MAY_CHANGE] = False
     """Give every token of a step the same weight in the loss. By default every micro-batch has the same weight,
     regardless of how many of its tokens --eod-mask-loss excludes."""
+    gradient_accumulation_fusion: Annotated[Literal["auto", "on", "off"], NOT_COMPARED] = "auto"
+    """Add the weight gradients of linear layers to the gradient buffer within their matrix product, with a kernel of
+    NVIDIA's Apex; auto does so where that kernel is installed and CUDA is available."""
     recompute_granularity: Annotated[Literal["full", "selective"] | None, MAY_CHANGE] = None
     """Recompute activations in the backward pass instead of storing them: those of whole layers (full) or of parts of
     every layer (selective). The memories are never recomputed."""

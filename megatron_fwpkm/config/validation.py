@@ -16,6 +16,7 @@ from .derived import kv_channels, num_query_groups, replica_size, rotary_dim
 from .field_metadata import values_out_of_range
 from .fwpkm import FwPKMConfig
 from .layer_kinds import LAYER_KINDS, Role, kinds_in_use
+from .library_rules import library_problems
 from .loading import PREFIXES
 from .model import ModelConfig
 from .neighbours import near_divisors, near_multiples
@@ -53,7 +54,7 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
         _attention, _windows, _memory, _layout, _pipeline, _context, _kinds, activation_problems, training_problems,
-        schedule_problems, data_problems, checkpoint_problems,
+        library_problems, schedule_problems, data_problems, checkpoint_problems,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]
     if not found:

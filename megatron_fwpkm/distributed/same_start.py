@@ -1,4 +1,4 @@
-"""Whether all ranks of a run were started alike: options, code, versions and variables that change numbers."""
+"""Whether all ranks of a run were started alike: options, code, versions, libraries, variables that change numbers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from ..config.loading import Resolved, option_groups
+from ..libraries.choices import choose_libraries
+from ..libraries.probes import installed
 from .rendezvous import name_ranks
 
 MAY_DIFFER = ("--num-threads", "--num-workers", "--data-cache-path", "--tensorboard-dir")
@@ -33,6 +35,7 @@ def describe_start(resolved: Resolved) -> dict[str, str]:
         for option in found
         if option.flag not in MAY_DIFFER
     }
+    described |= {f"the choice of {one.part}": one.shown for one in choose_libraries(resolved.config, installed())}
     described["the code of megatron_fwpkm"] = _code_hash()
     described["the version of Python"] = platform.python_version()
     described |= {f"the version of {name}": _version(name) for name in PACKAGES}

@@ -77,9 +77,7 @@ def distributed_run(
         ValueError: variables of a launcher that do not fit together, ranks that do not come or were started with
             something else, or nccl without CUDA.
     """
-    if parallel.tensor_model_parallel_size > 1:
-        # Megatron orders communication before computation by there being one queue; must be set before CUDA starts.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    use_one_device_queue(parallel)
     owned = not dist.is_initialized()
     launch = read_launch(os.environ) if owned else None
     parent.end_forks_with_parent()
@@ -139,6 +137,12 @@ def _leave_error(roll_call: RollCall, error: BaseException) -> None:
     """Tell the other ranks, if the store still stands, why this one ends."""
     with suppress(RuntimeError, ValueError):
         roll_call.leave_error(f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error))
+
+
+def use_one_device_queue(parallel: ParallelConfig) -> None:
+    """Have one queue where Megatron orders communication before computation by it; must come before CUDA starts."""
+    if parallel.tensor_model_parallel_size > 1:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
 def silence_known_warnings() -> None:

@@ -13,6 +13,8 @@ from ..config import FwPKMConfig, PretrainConfig
 from ..config.derived import ffn_hidden_size, kv_channels, layer_windows, num_query_groups
 from ..config.layer_kinds import LayerParts, layer_plan
 from ..distributed.megatron_versions import no_cuda_graphs
+from ..libraries.choices import choose_gradient_fusion
+from ..libraries.probes import installed
 
 
 @dataclass
@@ -82,12 +84,12 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
         hetereogenous_dist_checkpoint=True,
         # The batched form gives wrong gradients with interleaved pipelines, without an error.
         batch_p2p_comm=False,
-        # Fusions need CUDA, Apex or Transformer Engine.
+        # Fusions of forward need CUDA, Apex or Transformer Engine.
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=choose_gradient_fusion(config, installed()).name == "on",
         **no_cuda_graphs(),
     )

@@ -6,19 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from ..config import PretrainConfig
 from ..config.megatron_releases import megatron_for_python
-from .probes import SUPPORTED_PYTHONS, Environment, Finding, numbers, survey
+from ..libraries.choices import Choice, choose_libraries, describe
+from ..libraries.probes import GRADIENT_KERNEL, SUPPORTED_PYTHONS, Environment, Finding, numbers, survey
 
 Findings = dict[str, Finding]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which implementation a part of a run uses here."""
-
-    part: str
-    implementation: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -60,9 +53,9 @@ def render(diagnosis: Diagnosis) -> str:
     marks = {"ok": "ok", "absent": "-", "broken": "BROKEN", "other version": "VERSION", "foreign": "FOREIGN"}
     for one in diagnosis.findings:
         version = one.version or ("not installed" if one.status == "absent" and not one.note else "")
-        lines.append(f"  {marks[one.status]:8} {one.name:19} {version:14} {one.note}".rstrip())
+        lines.append(f"  {marks[one.status]:8} {one.name:30} {version:13} {one.note}".rstrip())
     lines += ["", "A run here will use"]
-    lines += [f"  {one.part:21} {one.implementation:28} {one.why}" for one in diagnosis.choices]
+    lines += [f"  {line}" for line in describe(diagnosis.choices)]
     lines += ["", "Problems" if diagnosis.problems else "No problems."]
     for problem in diagnosis.problems:
         weight = "blocks training" if problem.blocks_training else "note"
@@ -74,40 +67,24 @@ def render(diagnosis: Diagnosis) -> str:
 def _choices(found: Findings) -> Iterator[Choice]:
     """What pretrain.py takes with its defaults; `auto` options are told by their flag."""
     gpu = found["CUDA"].ok
+    yield from choose_libraries(PretrainConfig(), found)
     yield _memory(found)
-    yield Choice("norms", "RMSNorm of this project", "works with sequence parallelism, needs no fused library")
-    attention = "flash kernels where the GPU has them" if gpu else "torch's CPU kernels"
-    yield Choice("attention", "torch SDPA", f"full and sliding windows; {attention}")
-    yield Choice("linears", "megatron-core's", "no Transformer Engine modules in the layer specs")
-    yield _optimizer(found)
-    has_fusion = "built with " in found["apex"].note
-    fused = "Apex has the kernel, the model does not use it" if has_fusion else "it needs a kernel of Apex, not here"
-    yield Choice("gradient accumulation", "torch", f"fusion is off: {fused}")
-    if gpu and found["nccl"].ok:
-        yield Choice("communication", "nccl", "--distributed-backend auto: CUDA is here")
-    else:
-        why = "CUDA is here but NCCL is not" if gpu else "no CUDA"
-        yield Choice("communication", "gloo", f"--distributed-backend auto: {why}")
+    yield Choice("norms", "local", "RMSNorm of this project", "works with sequence parallelism, needs no fused library")
+    backend = "nccl" if gpu and found["nccl"].ok else "gloo"
+    why = "CUDA is here" if backend == "nccl" else "CUDA is here but NCCL is not" if gpu else "no CUDA"
+    yield Choice("communication", backend, backend, f"--distributed-backend auto: {why}")
     device = "GPU" if gpu else "CPU"
-    yield Choice("device", device, found["CUDA"].note or "torch finds no GPU")
+    yield Choice("device", device, device, found["CUDA"].note or "torch finds no GPU")
 
 
 def _memory(found: Findings) -> Choice:
     gpu, triton = found["CUDA"].ok, found["triton"]
     if gpu and triton.ok:
-        return Choice("memory", "triton", "--fwpkm-implementation auto: touched rows only, in GPU kernels")
-    why = f"triton is {triton.status}" if gpu else "no CUDA"
-    return Choice("memory", "sparse", f"--fwpkm-implementation auto: touched rows only, in torch; {why}")
-
-
-def _optimizer(found: Findings) -> Choice:
-    """megatron-core's own order: Transformer Engine, Apex, torch."""
-    engine, apex = found["transformer_engine"], found["apex"]
-    if engine.status in ("ok", "other version"):
-        return Choice("optimizer", "Transformer Engine FusedAdam", "first choice of megatron-core")
-    if apex.ok:
-        return Choice("optimizer", "Apex FusedAdam", "Transformer Engine is not here")
-    return Choice("optimizer", "torch AdamW", "neither Transformer Engine nor Apex is here")
+        why = "--fwpkm-implementation auto: touched rows only, in GPU kernels"
+        return Choice("memory", "triton", "triton", why)
+    missing = f"triton is {triton.status}" if gpu else "no CUDA"
+    why = f"--fwpkm-implementation auto: touched rows only, in torch; {missing}"
+    return Choice("memory", "sparse", "sparse", why)
 
 
 def _problems(found: Findings) -> Iterator[Problem]:
@@ -174,13 +151,13 @@ def _megatron(found: Findings) -> Iterator[Problem]:
 
 
 def _fused_libraries(found: Findings) -> Iterator[Problem]:
-    engine, apex = found["transformer_engine"], found["apex"]
+    """None of them stops a run: what does not work is hidden from megatron-core."""
+    engine, apex, kernel = found["transformer_engine"], found["apex"], found[GRADIENT_KERNEL]
     if engine.status == "broken":
-        # megatron-core catches ImportError only, whatever else the import raises ends the run.
         yield Problem(
-            f"Transformer Engine is installed but does not import ({engine.note})",
+            f"Transformer Engine is installed but does not import ({engine.note}); runs do not use it",
             "pip uninstall transformer_engine transformer_engine_torch, or install the one for this CUDA",
-            not engine.note.startswith(("ImportError", "ModuleNotFoundError")),
+            False,
         )
     elif engine.status == "other version":
         yield Problem(
@@ -188,16 +165,17 @@ def _fused_libraries(found: Findings) -> Iterator[Problem]:
         )
     if apex.status == "foreign":
         yield Problem(
-            f"the package apex {apex.version} is not NVIDIA's, and megatron-core takes it for that",
+            f"the package apex {apex.version} is not NVIDIA's; runs do not use it",
             "pip uninstall apex; NVIDIA's is built from source and is in its PyTorch images",
             False,
         )
-    elif apex.status == "broken":
-        yield Problem(
-            f"apex is installed but does not import ({apex.note})",
-            "pip uninstall apex, or build it for this torch",
-            not apex.note.startswith(("ImportError", "ModuleNotFoundError")),
-        )
+    for name, one in (("apex", apex), (GRADIENT_KERNEL, kernel)):
+        if one.status == "broken":
+            yield Problem(
+                f"{name} is installed but does not work ({one.note}); runs do not use it",
+                "pip uninstall apex, or build it for this torch",
+                False,
+            )
 
 
 def _package(found: Finding, use: str, *, blocks: bool) -> Iterator[Problem]:

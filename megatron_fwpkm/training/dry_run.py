@@ -29,6 +29,8 @@ from ..config.loading import DEFAULT, Resolved, option_groups
 from ..config.parameter_counts import kind_parameters, parameters_by_part
 from ..config.validation import validate
 from ..data.tokenizers import build_tokenizer
+from ..libraries.choices import check_choices, choose_libraries, describe
+from ..libraries.probes import installed
 from .checkpoint_size import checkpoint_bytes, checkpoints_on_disk
 from .memory_estimate import check_step_fits, document_start_bytes, estimate_memory, format_bytes, micro_batches
 
@@ -46,6 +48,8 @@ def dry_run(resolved: Resolved, console: Console | None = None) -> int:
     config = resolved.config
     known = os.environ.get("WORLD_SIZE")
     validate(config, None if known is None else int(known))
+    choices = choose_libraries(config, installed())
+    check_choices(choices)
     vocab_size = vocabulary_size(config)
     world_size = replica_size(config) if known is None else int(known)
     check_step_fits(config, vocab_size, world_size)
@@ -57,6 +61,8 @@ def dry_run(resolved: Resolved, console: Console | None = None) -> int:
     console.print(layers_table(config))
     console.print(parameters_table(config, vocab_size))
     console.print(memory_table(config, vocab_size, world_size))
+    for line in ("", "Libraries", *describe(choices)):
+        console.print(line, markup=False)
     for line in (*summary(config, vocab_size, world_size, known is not None), *resolved.notices):
         console.print(line, markup=False)
     return 0

@@ -23,6 +23,8 @@ from ..distributed.same_start import describe_start
 from ..distributed.startup import World, distributed_run, memory_bytes
 from ..engines.base import Batch, Engine, EngineBuilder
 from ..engines.build import build_engine
+from ..libraries.choices import check_choices, choose_libraries, describe
+from ..libraries.probes import installed
 from .checkpointing import RunCheckpoints, TrainingProgress, save_folder
 from .loop import TrainingLoop
 from .memory_estimate import check_step_fits, check_tables_fit
@@ -40,6 +42,7 @@ def run(resolved: Resolved, build: EngineBuilder = build_engine) -> int:
     config = resolved.config
     with distributed_run(config.parallel, config.training, describe_start(resolved)) as world:
         validate(config, world.size)
+        check_choices(choose_libraries(config, installed()))
         for notice in resolved.notices:
             logger.info("%s", notice)
         with save_folder(config) as manager:
@@ -146,7 +149,7 @@ def open_metrics(config: PretrainConfig, world: World, log_dir: Path, iteration:
 
 
 def _announce(config: PretrainConfig, world: World, global_batch: int, parameters: int) -> None:
-    """Log what is trained and where, and notes on when its memories are written."""
+    """Log what is trained, where and with which libraries, and notes on when its memories are written."""
     parallel, layers = config.parallel, " ".join(map(str, config.fwpkm.layer_numbers))
     logger.info(
         "training on %s: %d process%s, TP %d, PP %d | %s parameters per rank, %s | %d sequences of %d tokens per step",
@@ -160,5 +163,5 @@ def _announce(config: PretrainConfig, world: World, global_batch: int, parameter
         global_batch,
         config.model.seq_length,
     )
-    for note in notes_on_writing(config):
-        logger.info("%s", note)
+    for line in (*describe(choose_libraries(config, installed())), *notes_on_writing(config)):
+        logger.info("%s", line)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from megatron_fwpkm.config.megatron_releases import SUPPORTED_MEGATRON, megatron_for_python
+from megatron_fwpkm.libraries.probes import GRADIENT_KERNEL, Environment, import_quietly, numbers
 from megatron_fwpkm.training.doctor import Diagnosis, examine, render
-from megatron_fwpkm.training.probes import Environment, import_quietly, numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +52,8 @@ ENGINE = {
     "transformer_engine": types.SimpleNamespace(__version__="2.11.0"),
     "transformer_engine.pytorch": types.SimpleNamespace(),
 }
-APEX = {"apex": types.SimpleNamespace(), "apex.optimizers": types.SimpleNamespace()}
+APEX = {"apex": types.SimpleNamespace(), "apex.optimizers": types.SimpleNamespace(), "amp_C": types.SimpleNamespace()}
+KERNEL = {GRADIENT_KERNEL: types.SimpleNamespace()}
 
 
 def diagnose(*changes: dict, without: tuple[str, ...] = (), python=(3, 12, 3)) -> Diagnosis:
@@ -70,11 +71,16 @@ def diagnose(*changes: dict, without: tuple[str, ...] = (), python=(3, 12, 3)) -
             raise importlib.metadata.PackageNotFoundError(name)
         return "1.2.3"
 
-    return examine(Environment(import_module=import_module, version=version, python=python))
+    there = set(modules) - set(without)
+    environment = Environment(
+        import_module=import_module, version=version, python=python,
+        is_there=lambda name: name in there, hide=lambda name: modules.pop(name, None),
+    )  # fmt: skip
+    return examine(environment)
 
 
 def choice(diagnosis: Diagnosis, part: str) -> str:
-    return next(one.implementation for one in diagnosis.choices if one.part == part)
+    return next(one.shown for one in diagnosis.choices if one.part == part)
 
 
 def only_problem(diagnosis: Diagnosis):
@@ -99,7 +105,7 @@ def test_a_gpu_machine_without_triton_computes_the_memory_in_torch():
 
 
 def test_a_gpu_machine_with_everything():
-    diagnosis = diagnose(GPU, ENGINE, APEX, {"fused_weight_gradient_mlp_cuda": types.SimpleNamespace()})
+    diagnosis = diagnose(GPU, ENGINE, APEX, KERNEL)
     assert diagnosis.can_train and diagnosis.problems == []
     assert choice(diagnosis, "memory") == "triton"
     assert choice(diagnosis, "optimizer") == "Transformer Engine FusedAdam"
@@ -107,18 +113,18 @@ def test_a_gpu_machine_with_everything():
     text = render(diagnosis)
     assert "8 x NVIDIA H200 139 GiB sm_90" in text
     assert "2.27.5" in text
-    assert "Apex has the kernel, the model does not use it" in text
+    assert choice(diagnosis, "gradient fusion") == "on, fused_weight_gradient_mlp_cuda"
 
 
 def test_apex_alone():
     diagnosis = diagnose(GPU, APEX)
     assert choice(diagnosis, "optimizer") == "Apex FusedAdam"
-    text = render(diagnosis)
-    assert "built without fused_weight_gradient_mlp_cuda" in text and "it needs a kernel of Apex, not here" in text
+    assert choice(diagnosis, "gradient fusion") == "off"
+    assert re.search("optimizer +Apex FusedAdam +Transformer Engine is not installed", render(diagnosis))
 
 
 def test_the_screen_is_one_screen():
-    text = render(diagnose(GPU, ENGINE, APEX))
+    text = render(diagnose(GPU, ENGINE, APEX, KERNEL))
     assert len(text.splitlines()) <= 40
     assert max(map(len, text.splitlines())) <= 120
 
@@ -127,13 +133,15 @@ def test_the_screen_is_one_screen():
     ("changes", "what", "advice", "blocks"),
     [
         ({"transformer_engine": RuntimeError("libnvrtc is missing\nmore")},
-         r"Transformer Engine is installed but does not import \(RuntimeError: libnvrtc is missing\)", "pip uninstall", True),
+         r"Transformer Engine is installed but does not import \(RuntimeError: libnvrtc is missing\)", "pip uninstall", False),
         ({"transformer_engine": ImportError("libcudart.so.13")}, "does not import", "pip uninstall transformer_engine", False),
-        ({**ENGINE, "transformer_engine.pytorch": OSError("undefined symbol")}, "OSError: undefined symbol", "uninstall", True),
+        ({**ENGINE, "transformer_engine.pytorch": OSError("undefined symbol")}, "OSError: undefined symbol", "uninstall", False),
         ({**ENGINE, "transformer_engine": types.SimpleNamespace(__version__="2.12.0")},
          "Transformer Engine 2.12.0: megatron-core goes with 2.9 to below 2.12", "install 2.11", False),
         ({"apex": types.SimpleNamespace()}, "apex 1.2.3 is not NVIDIA's", "pip uninstall apex", False),
-        ({"apex": SyntaxError("print 'x'")}, "apex is installed but does not import", "pip uninstall apex", True),
+        ({"apex": SyntaxError("print 'x'")}, "apex is installed but does not work", "pip uninstall apex", False),
+        ({key: APEX[key] for key in ("apex", "apex.optimizers")}, r"built without its CUDA kernels \(amp_C\)", "build it for", False),
+        ({GRADIENT_KERNEL: OSError("libc10.so")}, f"{GRADIENT_KERNEL} is installed but does not work", "uninstall apex", False),
         ({"megatron.core": types.SimpleNamespace(__version__="0.15.0")},
          "megatron-core 0.15.0: this project is made for 0.16.1 and 0.19.2", "megatron-core==0.19.2", True),
         ({"megatron.core": RuntimeError("broken wheel")}, "megatron-core: RuntimeError: broken wheel", "==0.19.2", True),

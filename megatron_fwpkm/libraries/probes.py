@@ -1,7 +1,7 @@
 """Looks at what is installed, without trusting it: a package may be absent, broken, foreign or of another version.
 
 An import is tried in earnest and every Exception is caught: a half-installed Transformer Engine raises RuntimeError.
-What is found is a `Finding`; what follows from it is decided in `doctor`.
+What is found is a `Finding`; what a run takes is decided in `choices`, and what should be mended in `training.doctor`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 import io
 import os
 import platform
@@ -16,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from types import ModuleType
 from typing import Any, Literal
 
@@ -27,6 +29,9 @@ LEAST_TORCH = (2, 10)
 TRANSFORMER_ENGINE_RANGE = ((2, 9), (2, 12))
 """Releases that go with this megatron-core: from, below."""
 SUPPORTED_PYTHONS = ((3, 11), (3, 12))
+GRADIENT_KERNEL = "fused_weight_gradient_mlp_cuda"
+"""The extension module of Apex that has no replacement: gradient accumulation fusion."""
+_FUSED_MODULES = ("transformer_engine", "apex", GRADIENT_KERNEL)
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,27 @@ class Finding:
         return self.status == "ok"
 
 
+def is_there(module: str) -> bool:
+    """Whether a package of this name can be found; it is not imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # it was put among the imported modules by hand
+        return True
+
+
+def hide(package: str) -> None:
+    """Make every later import of a package raise ModuleNotFoundError, as if it were not installed."""
+    parts = [name for name in sys.modules if name.startswith(f"{package}.")]
+    sys.modules.update(dict.fromkeys([package, *parts]))  # type: ignore[arg-type]  # None means that
+
+
 @dataclass(frozen=True)
 class Environment:
     """How the machine is looked at; tests put fakes in."""
 
     import_module: Callable[[str], ModuleType] = importlib.import_module
+    is_there: Callable[[str], bool] = is_there
+    hide: Callable[[str], None] = hide
     version: Callable[[str], str] = importlib.metadata.version
     python: tuple[int, ...] = field(default_factory=lambda: tuple(sys.version_info[:3]))
 
@@ -56,6 +77,7 @@ class Environment:
 def survey(environment: Environment) -> dict[str, Finding]:
     """All findings by name, in the order in which they are shown."""
     torch, torch_finding = _load(environment, "torch", "torch")
+    fused = _fused(environment)  # before megatron-core, which may fail to import where one of them is broken
     probes: list[Finding] = [
         _python(environment),
         _at_least(torch_finding, LEAST_TORCH),
@@ -64,12 +86,42 @@ def survey(environment: Environment) -> dict[str, Finding]:
         _load(environment, "triton", "triton")[1],
         _megatron(environment),
         _index_helper(environment),
-        _transformer_engine(environment),
-        _apex(environment),
+        *fused,
         _load(environment, "deepspeed", "deepspeed")[1],
         *(_load(environment, name, name)[1] for name in ("sentencepiece", "transformers", "safetensors")),
     ]
     return {found.name: found for found in probes}
+
+
+@cache
+def installed() -> dict[str, Finding]:
+    """What the choices of a run depend on, on this machine; what is installed but unusable is hidden from now on.
+
+    Without any of these libraries torch is not imported.
+    """
+    return fused_libraries(Environment())
+
+
+def fused_libraries(environment: Environment) -> dict[str, Finding]:
+    """Findings by name of CUDA and of the libraries with fused kernels for it."""
+    if not any(map(environment.is_there, _FUSED_MODULES)):
+        unknown = Finding("CUDA", "absent", note="not looked for: there is no library that would use it")
+        return {one.name: one for one in (unknown, *(Finding(name, "absent") for name in _FUSED_MODULES))}
+    torch, _ = _load(environment, "torch", "torch")  # first: the extension modules are linked with it
+    return {one.name: one for one in (_any_gpu(torch), *_fused(environment))}
+
+
+def _fused(environment: Environment) -> list[Finding]:
+    """Transformer Engine and Apex, and Apex's kernel of gradients.
+
+    megatron-core falls back where their import raises ImportError, fails where it raises anything else, and takes any
+    package named apex for NVIDIA's. What cannot be used is therefore hidden from it.
+    """
+    found = [_transformer_engine(environment), _apex(environment), _gradient_kernel(environment)]
+    for one in found:
+        if one.status in ("broken", "foreign"):
+            environment.hide(one.name)
+    return found
 
 
 def import_quietly(environment: Environment, module: str) -> tuple[ModuleType | None, Exception | None]:
@@ -131,6 +183,15 @@ def _at_least(found: Finding, least: tuple[int, int]) -> Finding:
     if found.ok and numbers(found.version)[:2] < least:
         return Finding(found.name, "other version", found.version, f"needs {'.'.join(map(str, least))} or newer")
     return found
+
+
+def _any_gpu(torch: Any) -> Finding:
+    """Whether torch finds a GPU; unlike `_cuda` it opens none, of which a rank may use one only."""
+    try:
+        is_available = torch is not None and torch.cuda.is_available()
+    except Exception as error:
+        return Finding("CUDA", "broken", note=_first_line(error))
+    return Finding("CUDA", "ok" if is_available else "absent")
 
 
 def _cuda(torch: Any) -> Finding:
@@ -200,13 +261,19 @@ def _transformer_engine(environment: Environment) -> Finding:
 
 
 def _apex(environment: Environment) -> Finding:
-    """NVIDIA's Apex has optimizers; the package of that name on PyPI is another thing."""
+    """NVIDIA's Apex has optimizers, and kernels for them; the package of that name on PyPI is another thing."""
     loaded, found = _load(environment, "apex", "apex")
     if loaded is None:
         return found
     _, error = import_quietly(environment, "apex.optimizers")
     if error is not None:
         return Finding("apex", "foreign", found.version, "not NVIDIA's Apex: it has no working apex.optimizers")
-    _, error = import_quietly(environment, "fused_weight_gradient_mlp_cuda")
-    has = "built with" if error is None else "built without"
-    return Finding("apex", "ok", found.version, f"{has} fused_weight_gradient_mlp_cuda")
+    _, error = import_quietly(environment, "amp_C")
+    if error is not None:
+        return Finding("apex", "broken", found.version, "built without its CUDA kernels (amp_C)")
+    return found
+
+
+def _gradient_kernel(environment: Environment) -> Finding:
+    """The extension module that adds a weight gradient to the buffer within its matrix product."""
+    return _load(environment, GRADIENT_KERNEL, "apex")[1]

@@ -1,0 +1,114 @@
+"""Which libraries a run takes and why: one record for each part, for the log, --dry-run and the doctor alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from ..config import PretrainConfig
+from ..config.library_rules import why_no_gradient_fusion
+from .probes import GRADIENT_KERNEL, Finding
+
+Findings = Mapping[str, Finding]
+
+_NAMES = {"transformer_engine": "Transformer Engine", "apex": "NVIDIA's Apex", GRADIENT_KERNEL: GRADIENT_KERNEL}
+_HOW_TO_GET = {
+    "transformer_engine": "install the release for this CUDA, or use NVIDIA's PyTorch image",
+    "apex": "build it from source with APEX_CPP_EXT=1 APEX_CUDA_EXT=1, or use NVIDIA's PyTorch image",
+    GRADIENT_KERNEL: "build Apex from source with APEX_CPP_EXT=1 APEX_CUDA_EXT=1, or use NVIDIA's PyTorch image",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a part of a run takes.
+
+    Attributes:
+        part: the part of a run.
+        name: what it takes, as its option names it.
+        shown: what it takes, for people.
+        why: the reason.
+        refusal: why the run cannot start, where its options ask for what is not to be had.
+    """
+
+    part: str
+    name: str
+    shown: str
+    why: str
+    refusal: str | None = None
+
+
+def choose_libraries(config: PretrainConfig, found: Findings) -> list[Choice]:
+    """All choices of a run with these options, on a machine with these findings."""
+    return [
+        Choice("engine", "megatron", "Megatron-Core", "the only engine"),
+        Choice("layers", "local", "Megatron-Core and this project", "the only implementation"),
+        Choice("attention", "local", "torch SDPA", "full and sliding windows"),
+        choose_gradient_fusion(config, found),
+        choose_adam(config, found),
+    ]
+
+
+def check_choices(choices: Iterable[Choice]) -> None:
+    """Raise ValueError with every refusal among the choices."""
+    refusals = [one.refusal for one in choices if one.refusal is not None]
+    if refusals:
+        raise ValueError("; ".join(refusals))
+
+
+def describe(choices: Iterable[Choice]) -> list[str]:
+    """A line for each choice, in columns."""
+    return [f"{one.part:15} {one.shown:30} {one.why}" for one in choices]
+
+
+def choose_gradient_fusion(config: PretrainConfig, found: Findings) -> Choice:
+    """Whether linear layers add their weight gradients to the gradient buffer within the matrix product."""
+    wanted = config.training.gradient_accumulation_fusion
+    choice = partial(Choice, "gradient fusion")
+    off = partial(choice, "off", "off")
+    if wanted == "off":
+        return off("--gradient-accumulation-fusion off")
+    obstacle = why_no_gradient_fusion(config)
+    if obstacle is not None:  # with `on` the configuration has been refused
+        return off(obstacle)
+    missing = _why_not(GRADIENT_KERNEL, found)
+    if missing is None:
+        return choice("on", f"on, {GRADIENT_KERNEL}", f"--gradient-accumulation-fusion {wanted}: Apex's kernel is here")
+    if wanted == "auto":
+        return off(missing)
+    return off(missing, f"--gradient-accumulation-fusion on: {missing}; {_HOW_TO_GET[GRADIENT_KERNEL]}, or use auto")
+
+
+def choose_adam(config: PretrainConfig, found: Findings) -> Choice:
+    """The implementation of AdamW for the slow weights: the first that is here, or the one that is asked for."""
+    wanted = config.optimizer.adam_implementation
+    fused = {"transformer_engine": "Transformer Engine FusedAdam", "apex": "Apex FusedAdam"}
+    torch = partial(Choice, "optimizer", "torch", "torch AdamW")
+    if wanted == "torch":
+        return torch("--adam-implementation torch")
+    missing = {name: _why_not(name, found) for name in fused}
+    if wanted != "auto":
+        reason = missing[wanted]
+        if reason is None:
+            return Choice("optimizer", wanted, fused[wanted], f"--adam-implementation {wanted}")
+        return torch(reason, f"--adam-implementation {wanted}: {reason}; {_HOW_TO_GET[wanted]}, or use auto")
+    for name, reason in missing.items():
+        if reason is None:
+            why = missing["transformer_engine"] or "--adam-implementation auto: the first choice"
+            return Choice("optimizer", name, fused[name], why)
+    if all(found[name].status == "absent" for name in fused):
+        return torch("neither Transformer Engine nor Apex is installed")
+    return torch("; ".join(str(reason) for reason in missing.values()))
+
+
+def _why_not(name: str, found: Findings) -> str | None:
+    """Why a library cannot be used here, None where it can."""
+    one, shown = found[name], _NAMES[name]
+    if one.status == "absent":
+        return f"{shown} is not installed"
+    if one.status == "broken":
+        return f"{shown} is installed but does not work ({one.note})"
+    if one.status == "foreign":
+        return f"the package {name} is not NVIDIA's"
+    return None if found["CUDA"].ok else f"{shown} needs CUDA, which is not available"
