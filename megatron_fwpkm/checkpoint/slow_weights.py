@@ -14,6 +14,7 @@ from torch import nn
 from ..distributed.megatron_versions import own_background_writer
 from .background import adapt_megatrons_writers
 from .optimizer_resume import own_options_kept, repaired_for_loading, repaired_positions
+from .step_count import move_step_count
 
 if TYPE_CHECKING:
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -114,6 +115,7 @@ def load_slow_weights(
         state["optimizer"] = _optimizer_state(optimizer, state["model"], is_loading=True)
         loaded = dist_checkpointing.load(state, str(folder))
         _take_over(chunks, loaded)
+        move_step_count(loaded["optimizer"], optimizer)
         with own_options_kept(optimizer):
             optimizer.load_state_dict(loaded["optimizer"])
     scheduler.num_steps = 0  # loading adds to it

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 import torch
+from megatron.core import optimizer as megatron_optimizers
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    distrib_optimizer,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.optimizer_config import ParamKey
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 
 from ..config import PretrainConfig
+from ..libraries.choices import choose_adam
+from ..libraries.probes import installed
+
+_FUSED_ADAM = {"transformer_engine": "transformer_engine.pytorch.optimizers", "apex": "apex.optimizers"}
+"""The module of each library that has its FusedAdam."""
 
 
 def build_optimizer(config: PretrainConfig, chunks: Sequence[DistributedDataParallel]) -> MegatronOptimizer:
     """Megatron's optimizer over the chunks of this rank; biases and norms have no weight decay."""
+    use_adam(choose_adam(config, installed()).name)
     wanted = config.optimizer
     made = MegatronOptimizerConfig(
         optimizer="adam",
@@ -35,6 +49,27 @@ def build_optimizer(config: PretrainConfig, chunks: Sequence[DistributedDataPara
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
     )
     return get_megatron_optimizer(made, list(chunks), config_overrides=_overrides(made))
+
+
+def use_adam(name: str) -> None:
+    """Make Megatron take the AdamW of `transformer_engine`, `apex` or `torch`.
+
+    It makes that choice itself, when it is imported, by what can be imported then; and its distributed optimizer looks
+    up at every save and load which Adam it is, because each counts its steps in another place.
+    """
+    made: dict[str, Any] = {"Adam": torch.optim.AdamW, "USING_PYTORCH_OPTIMIZER": name == "torch"}
+    if name != "torch":
+        made["Adam"] = import_module(_FUSED_ADAM[name]).FusedAdam
+    sharded = {
+        "Adam": made["Adam"],
+        "HAVE_APEX_OR_TE": name != "torch",
+        "USING_TE_OPTIMIZER": name == "transformer_engine",
+        "USING_APEX_OPTIMIZER": name == "apex",
+    }
+    for module, values in ((megatron_optimizers, made), (distrib_optimizer, sharded)):
+        for key, value in values.items():
+            assert hasattr(module, key), f"{module.__name__} of this megatron-core has no {key}"
+            setattr(module, key, value)
 
 
 def _overrides(config: MegatronOptimizerConfig) -> dict[ParamKey, ParamGroupOverride]:
