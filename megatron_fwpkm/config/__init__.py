@@ -2,6 +2,7 @@
 
 from .data import TOKENIZERS_WITHOUT_FILE, DataConfig, NeedleConfig
 from .fwpkm import FwPKMConfig
+from .layer_implementation import ImplementationConfig
 from .model import ModelConfig
 from .optimizer import OptimizerConfig
 from .parallel import ParallelConfig
@@ -13,6 +14,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "FwPKMConfig",
+    "ImplementationConfig",
     "LoggingConfig",
     "ModelConfig",
     "NeedleConfig",

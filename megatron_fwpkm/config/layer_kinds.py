@@ -59,6 +59,7 @@ class LayerKind:
         reach: of one layer, what a token gets of the others, for the table of layers.
         summary: a sentence on some layers (numbers from 1) for people who use the trained model.
         divided: flags and values of what is spread over tensor-parallel ranks, which must divide it.
+        fp8_widths: inputs and outputs of its linears on one rank, by what they are called: FP8 takes whole blocks.
         context_parallel: it runs with --context-parallel-size above 1.
         separates_documents: it keeps documents apart with --reset-attention-mask.
     """
@@ -71,6 +72,7 @@ class LayerKind:
     reach: Callable[[PretrainConfig, int], str] = lambda config, layer_number: ""
     summary: Callable[[PretrainConfig, Sequence[int]], str] = _unsaid
     divided: Callable[[PretrainConfig], dict[str, int]] = _nothing
+    fp8_widths: Callable[[PretrainConfig], dict[str, int]] = _nothing
     context_parallel: bool = False
     separates_documents: bool = False
 
@@ -165,6 +167,15 @@ def _attention_summary(config: PretrainConfig, layer_numbers: Sequence[int]) -> 
     return f"Attention sees {' and '.join(sees)}."
 
 
+def _attention_fp8_widths(config: PretrainConfig) -> dict[str, int]:
+    model, ranks = config.model, config.parallel.tensor_model_parallel_size
+    head, groups = kv_channels(model), num_query_groups(model)
+    return {
+        "the width of all query heads": model.num_attention_heads * head // ranks,
+        "the width of all query, key and value heads": (model.num_attention_heads + 2 * groups) * head // ranks,
+    }
+
+
 def _swiglu_parameters(config: PretrainConfig) -> ShardedCount:
     model = config.model
     hidden, ffn, bias = model.hidden_size, ffn_hidden_size(model), int(model.add_bias_linear)
@@ -198,6 +209,15 @@ def _fwpkm_activation_bytes(config: PretrainConfig) -> ShardedCount:
     return ShardedCount(18 * fwpkm.value_dim, own + everyones * config.parallel.context_parallel_size)
 
 
+def _fwpkm_fp8_widths(config: PretrainConfig) -> dict[str, int]:
+    """The gate has one output: its linear is never in FP8."""
+    fwpkm, ranks = config.fwpkm, config.parallel.tensor_model_parallel_size
+    return {
+        "--fwpkm-num-heads times --fwpkm-key-dim": fwpkm.num_heads * fwpkm.key_dim,
+        "--fwpkm-value-dim": fwpkm.value_dim // ranks,
+    }
+
+
 def _fwpkm_reach(config: PretrainConfig, layer_number: int) -> str:
     fwpkm = config.fwpkm
     heads = f"{fwpkm.num_heads:,} head{'s' * (fwpkm.num_heads != 1)}"
@@ -223,6 +243,7 @@ register_layer_kind(
             "--num-attention-heads": config.model.num_attention_heads,
             "--num-query-groups": num_query_groups(config.model),
         },
+        fp8_widths=_attention_fp8_widths,
         context_parallel=True,
         separates_documents=True,
     )
@@ -235,6 +256,9 @@ register_layer_kind(
         parameters=_swiglu_parameters,
         activation_bytes=_swiglu_activation_bytes,
         divided=lambda config: {"--ffn-hidden-size": ffn_hidden_size(config.model)},
+        fp8_widths=lambda config: {
+            "--ffn-hidden-size": ffn_hidden_size(config.model) // config.parallel.tensor_model_parallel_size
+        },
         context_parallel=True,
         separates_documents=True,
     )
@@ -251,6 +275,7 @@ register_layer_kind(
             "--fwpkm-num-subkeys": config.fwpkm.num_subkeys,
             "--fwpkm-value-dim": config.fwpkm.value_dim,
         },
+        fp8_widths=_fwpkm_fp8_widths,
         context_parallel=True,
         separates_documents=True,
     )

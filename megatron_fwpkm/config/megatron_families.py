@@ -25,8 +25,9 @@ FAMILIES: dict[str, str] = {
     "state-space layers are not supported; remove it, or add memories with --fwpkm-layer-numbers": """
         mamba-* is-hybrid-model hybrid-layer-pattern hybrid-override-pattern gdp-* disable-mamba-mem-eff-path""",
     "multi-token prediction is not supported; remove it": "mtp-*",
-    "there is no 8- or 4-bit arithmetic here: remove it, and give --bf16": """
-        fp8-* fp4-* first-last-layers-bf16 num-layers-at-start-in-bf16 num-layers-at-end-in-bf16
+    "of FP8 only --fp8-format, --fp8-recipe and --fp8-margin are supported, for all layers alike; remove it": """
+        fp8-amax-compute-algo fp8-amax-history-len fp8-interval fp8-output-proj fp8-param-gather fp8-quantizer-factory
+        fp8-wgrad fp4-* first-last-layers-bf16 num-layers-at-start-in-bf16 num-layers-at-end-in-bf16
         keep-fp8-transpose-cache reuse-grad-buf-for-mxfp8-param-ag te-precision-config-file""",
     "fp16 and loss scaling are not supported; use --bf16 instead": """
         fp16-* loss-scale initial-loss-scale min-loss-scale loss-scale-window hysteresis
@@ -55,7 +56,7 @@ FAMILIES: dict[str, str] = {
     "layers can differ only in memory (--fwpkm-layer-numbers) and attention window (--window-size); remove it": """
         heterogeneous-* spec""",
     "CUDA graphs are not supported; remove it": "cuda-graph-* enable-cuda-graph external-cuda-graph",
-    "Transformer Engine is not used here: remove it": """
+    "Transformer Engine is used with its own defaults; remove it": """
         te-rng-tracker use-te-activation-func use-transformer-engine-op-fuser tp-comm-*""",
     _OVERLAP: """
         no-overlap-p2p-communication overlap-p2p-* defer-embedding-wgrad-compute wgrad-deferral-limit

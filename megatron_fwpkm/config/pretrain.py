@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from .data import DataConfig, NeedleConfig
 from .fwpkm import FwPKMConfig
+from .layer_implementation import ImplementationConfig
 from .model import ModelConfig
 from .optimizer import OptimizerConfig
 from .parallel import ParallelConfig
@@ -18,6 +19,7 @@ class PretrainConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     fwpkm: FwPKMConfig = field(default_factory=FwPKMConfig)
+    implementation: ImplementationConfig = field(default_factory=ImplementationConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)

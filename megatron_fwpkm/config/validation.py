@@ -15,6 +15,7 @@ from .data_rules import data_problems
 from .derived import kv_channels, num_query_groups, replica_size, rotary_dim
 from .field_metadata import values_out_of_range
 from .fwpkm import FwPKMConfig
+from .implementation_rules import implementation_problems
 from .layer_kinds import LAYER_KINDS, Role, kinds_in_use
 from .library_rules import library_problems
 from .loading import PREFIXES
@@ -54,7 +55,7 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
         _attention, _windows, _memory, _layout, _pipeline, _context, _kinds, activation_problems, training_problems,
-        library_problems, schedule_problems, data_problems, checkpoint_problems,
+        library_problems, implementation_problems, schedule_problems, data_problems, checkpoint_problems,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]
     if not found:

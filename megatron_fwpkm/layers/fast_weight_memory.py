@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -12,11 +13,11 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..ops import FastWeightOutput, FastWeightState, MemoryOptions, fast_weight_memory_, flush_pending_
 from .documents import document_lengths
 from .fast_weight_tables import FastWeightTables
+from .memory_projections import LOCAL_PROJECTIONS, MemoryProjections
 from .memory_statistics import ForwardRecord, MemoryStatistics, hash_bits
 from .norm import MegatronRMSNorm, rms_normalize
 from .table_sharding import (
@@ -50,13 +51,18 @@ class FastWeightMemoryLayer(FastWeightTables):
         config: transformer configuration with `fwpkm` and `init_seed`.
         layer_number: counted from 1 over the whole model.
         pg_collection: process groups; default those of megatron's parallel state.
+        submodules: what its linears are built from.
 
     Raises:
         ValueError: the tensor- and context-parallel ranks do not divide the sub-keys or the value dimension.
     """
 
     def __init__(
-        self, config: TransformerConfig, layer_number: int, pg_collection: ProcessGroupCollection | None = None
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        pg_collection: ProcessGroupCollection | None = None,
+        submodules: MemoryProjections = LOCAL_PROJECTIONS,
     ) -> None:
         if pg_collection is None:
             pg_collection = ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp", "cp", "tp_cp"])
@@ -71,28 +77,28 @@ class FastWeightMemoryLayer(FastWeightTables):
         self.document_starts: Tensor | None = None
         self._last: ForwardRecord | None = None
 
-        hidden, columns = config.hidden_size, fwpkm.value_dim // self.sharding.size
-        self._add("query", hidden, fwpkm.num_heads * fwpkm.key_dim)
-        self._add("value", hidden, columns)
+        hidden, values, ranks = config.hidden_size, fwpkm.value_dim, self.sharding
+        self.query_norm = self._norm(hidden)
+        self.query_proj = submodules.query(config, hidden, fwpkm.num_heads * fwpkm.key_dim, ranks)
+        self.value_norm = self._norm(hidden)
+        self.value_proj = submodules.value(config, hidden, values, ranks)
         if fwpkm.gate:
-            self._add("gate", hidden, 1)
-        self._add("output", columns, hidden)
+            self.gate_norm = self._norm(hidden)
+            self.gate_proj = nn.utils.skip_init(nn.Linear, hidden, 1, dtype=config.params_dtype)
+        self.output_norm = self._norm(values // ranks.size)
+        self.output_proj = submodules.output(config, values, hidden, ranks)
         self._initialize_parameters()
 
-    def _add(self, name: str, width: int, outputs: int) -> None:
-        """Make one norm and the linear behind it; both see whole sequences."""
-        norm = MegatronRMSNorm(self.config, width, self.config.layernorm_epsilon, on_sequence_shards=False)
-        self.add_module(f"{name}_norm", norm)
-        # Without torch's own initialisation, which draws as many numbers as this rank has columns.
-        linear = nn.utils.skip_init(nn.Linear, width, outputs, dtype=self.config.params_dtype)
-        self.add_module(f"{name}_proj", linear)
+    def _norm(self, width: int) -> MegatronRMSNorm:
+        """A norm that sees whole sequences."""
+        return MegatronRMSNorm(self.config, width, self.config.layernorm_epsilon, on_sequence_shards=False)
 
     @torch.no_grad()
     def _initialize_parameters(self) -> None:
         """Draw whole linears and keep this rank's part, so that all tensor-parallel sizes begin alike."""
         for name, parameter in self.named_parameters():
             dimension = _SHARDED_DIMENSIONS.get(name)
-            if dimension is not None:
+            if dimension is not None and not hasattr(parameter, "tensor_model_parallel"):
                 set_tensor_model_parallel_attributes(parameter, self.sharding.size > 1, dimension, 1)
             if parameter.dim() == 2:
                 shape = list(parameter.shape)
@@ -104,7 +110,8 @@ class FastWeightMemoryLayer(FastWeightTables):
             elif name.endswith(".bias"):
                 parameter.fill_(self.config.fwpkm.gate_bias_init if name == "gate_proj.bias" else 0.0)
         # The only parameter that is used on sequence shards: it is added after the reduce-scatter.
-        self.output_proj.bias.sequence_parallel = self.config.sequence_parallel
+        bias: Any = self.output_proj.bias
+        bias.sequence_parallel = self.config.sequence_parallel
 
     def forward(self, hidden_states: Tensor, write_mask: Tensor | None = None) -> Tensor:
         """Read, write, and add the result to the residual stream.
@@ -123,9 +130,9 @@ class FastWeightMemoryLayer(FastWeightTables):
         sharding, sequence_parallel = self.sharding, self.config.sequence_parallel
         x = sharding.gather_sequence(hidden_states) if sequence_parallel else hidden_states
         normalized = rms_normalize(x, self.query_norm.eps)  # shared: the norms differ in their weights only
-        queries = self.query_proj(self.query_norm.scale(normalized).to(x.dtype))
-        value_input = sharding.copy_to_shards(self.value_norm.scale(normalized).to(x.dtype))
-        values = self.value_proj(value_input).to(self.sub_keys.dtype)
+        queries, _ = self.query_proj(self.query_norm.scale(normalized).to(x.dtype))
+        values, _ = self.value_proj(self.value_norm.scale(normalized).to(x.dtype))
+        values = values.to(self.sub_keys.dtype)
         if self.config.fwpkm.normalize_targets:
             values = standardize(values, sharding)
         gates = None
@@ -138,8 +145,8 @@ class FastWeightMemoryLayer(FastWeightTables):
         else:
             output = torch.lerp(values, output, sharding.copy_to_shards(gates))
         output = self.output_norm.scale(rms_normalize_columns(output, self.output_norm.eps, sharding)).to(x.dtype)
-        partial = F.linear(output, self.output_proj.weight)
-        return hidden_states + sharding.sum_rows(partial, sequence_parallel) + self.output_proj.bias
+        projected, bias = self.output_proj(output)
+        return hidden_states + projected + bias
 
     def _remember(self, queries: Tensor, values: Tensor, gates: Tensor | None, mask: Tensor | None) -> Tensor:
         """What the memory returns for `queries` [s, b, heads * key_dim], in [s, b, columns]; its tables move on.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..config import PretrainConfig
+from ..config.derived import layer_windows
+from ..config.implementation_rules import why_no_engine_attention
 from ..config.library_rules import why_no_gradient_fusion
 from .probes import GRADIENT_KERNEL, Finding
 
@@ -43,8 +45,9 @@ def choose_libraries(config: PretrainConfig, found: Findings) -> list[Choice]:
     """All choices of a run with these options, on a machine with these findings."""
     return [
         Choice("engine", "megatron", "Megatron-Core", "the only engine"),
-        Choice("layers", "local", "Megatron-Core and this project", "the only implementation"),
-        Choice("attention", "local", "torch SDPA", "full and sliding windows"),
+        choose_layers(config, found),
+        choose_attention(config, found),
+        choose_rope(config, found),
         choose_gradient_fusion(config, found),
         choose_adam(config, found),
     ]
@@ -60,6 +63,86 @@ def check_choices(choices: Iterable[Choice]) -> None:
 def describe(choices: Iterable[Choice]) -> list[str]:
     """A line for each choice, in columns."""
     return [f"{one.part:15} {one.shown:30} {one.why}" for one in choices]
+
+
+def choose_layers(config: PretrainConfig, found: Findings) -> Choice:
+    """The library of the linear layers and norms."""
+    wanted = config.implementation.transformer_impl
+    local = partial(Choice, "layers", "local", "Megatron-Core and this project")
+    if wanted == "local":
+        return local("--transformer-impl local")
+    missing = _why_not("transformer_engine", found)
+    engine = found["transformer_engine"]
+    if missing is None and engine.status == "other version":
+        missing = f"Transformer Engine {engine.version} is installed, but {engine.note}"
+    if missing is None and config.implementation.fp8_format is not None:
+        recipe = config.implementation.fp8_recipe
+        fp8 = found.get(f"FP8 {recipe}")
+        if fp8 is not None and not fp8.ok:
+            missing = f"Transformer Engine does not compute --fp8-recipe {recipe} here ({fp8.note})"
+    if missing is None:
+        shown = f"Transformer Engine {engine.version}".rstrip()
+        return Choice("layers", "transformer_engine", shown, f"--transformer-impl {wanted}")
+    asking = f"--transformer-impl {wanted}" if wanted != "auto" else _other_flags_of_transformer_engine(config)
+    if asking is None:
+        return local(missing)
+    return local(missing, f"{asking}: {missing}; {_HOW_TO_GET['transformer_engine']}, or remove the flag")
+
+
+def choose_attention(config: PretrainConfig, found: Findings) -> Choice:
+    """The library of core attention; `attention_of_layers` says it layer by layer."""
+    wanted = config.implementation.attention_backend
+    local = partial(Choice, "core attention", "local", "torch SDPA")
+    if wanted == "local":
+        return local("--attention-backend local")
+    if choose_layers(config, found).name == "local":
+        return local("as the layers")
+    obstacle = None if wanted == "te" else why_no_engine_attention(config)
+    if obstacle is not None:
+        return local(obstacle)
+    count, layers = attention_of_layers(config, found).count("te"), config.model.num_layers
+    if count == 0:
+        return local("all layers have sliding windows")
+    shown, why = "Transformer Engine", f"--attention-backend {wanted}"
+    if count == layers:
+        return Choice("core attention", "te", shown, why)
+    where = f"in {count} of {layers} layers, torch SDPA in those with windows"
+    return Choice("core attention", "te", shown, f"{why}: {where}")
+
+
+def attention_of_layers(config: PretrainConfig, found: Findings) -> tuple[str, ...]:
+    """`te` or `local` for every layer of the model."""
+    wanted, windows = config.implementation.attention_backend, layer_windows(config.model)
+    if wanted == "local" or choose_layers(config, found).name == "local":
+        return ("local",) * len(windows)
+    if wanted == "te":
+        return ("te",) * len(windows)
+    usable = why_no_engine_attention(config) is None
+    return tuple("te" if usable and window is None else "local" for window in windows)
+
+
+def choose_rope(config: PretrainConfig, found: Findings) -> Choice:
+    """Whether RoPE is applied in one kernel."""
+    wanted = config.implementation.rope_fusion
+    off = partial(Choice, "RoPE", "off", "Megatron-Core")
+    if wanted is False:
+        return off("--no-rope-fusion")
+    if choose_layers(config, found).name == "local":
+        return off("as the layers")
+    if config.data.reset_position_ids:
+        return off("--reset-position-ids gives every sequence positions of its own")
+    return Choice("RoPE", "on", "Transformer Engine", "--rope-fusion" if wanted else "as the layers")
+
+
+def _other_flags_of_transformer_engine(config: PretrainConfig) -> str | None:
+    """The flags that need Transformer Engine where --transformer-impl leaves it open; None for none."""
+    chosen = config.implementation
+    given = {
+        f"--fp8-format {chosen.fp8_format}": chosen.fp8_format is not None,
+        "--attention-backend te": chosen.attention_backend == "te",
+        "--rope-fusion": chosen.rope_fusion is True,
+    }
+    return " and ".join(flag for flag, asks in given.items() if asks) or None
 
 
 def choose_gradient_fusion(config: PretrainConfig, found: Findings) -> Choice:

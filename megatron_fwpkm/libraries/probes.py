@@ -31,6 +31,13 @@ TRANSFORMER_ENGINE_RANGE = ((2, 9), (2, 12))
 SUPPORTED_PYTHONS = ((3, 11), (3, 12))
 GRADIENT_KERNEL = "fused_weight_gradient_mlp_cuda"
 """The extension module of Apex that has no replacement: gradient accumulation fusion."""
+_FP8_QUESTIONS = {
+    "delayed": "is_fp8_available",
+    "tensorwise": "is_fp8_available",
+    "blockwise": "is_fp8_block_scaling_available",
+    "mxfp8": "is_mxfp8_available",
+}
+"""By the recipe, what Transformer Engine is asked."""
 _FUSED_MODULES = ("transformer_engine", "apex", GRADIENT_KERNEL)
 
 
@@ -108,7 +115,10 @@ def fused_libraries(environment: Environment) -> dict[str, Finding]:
         unknown = Finding("CUDA", "absent", note="not looked for: there is no library that would use it")
         return {one.name: one for one in (unknown, *(Finding(name, "absent") for name in _FUSED_MODULES))}
     torch, _ = _load(environment, "torch", "torch")  # first: the extension modules are linked with it
-    return {one.name: one for one in (_any_gpu(torch), *_fused(environment))}
+    found = {one.name: one for one in (_any_gpu(torch), *_fused(environment))}
+    if found["CUDA"].ok and found["transformer_engine"].ok:
+        found |= {one.name: one for one in _fp8_recipes(environment)}
+    return found
 
 
 def _fused(environment: Environment) -> list[Finding]:
@@ -121,6 +131,19 @@ def _fused(environment: Environment) -> list[Finding]:
     for one in found:
         if one.status in ("broken", "foreign"):
             environment.hide(one.name)
+    return found
+
+
+def _fp8_recipes(environment: Environment) -> list[Finding]:
+    """Whether Transformer Engine computes each recipe of --fp8-recipe on this GPU, as it says itself."""
+    found = []
+    for recipe, question in _FP8_QUESTIONS.items():
+        try:
+            manager = environment.import_module("transformer_engine.pytorch.fp8").FP8GlobalStateManager
+            works, why = getattr(manager, question)()
+        except Exception as error:
+            works, why = False, _first_line(error)
+        found.append(Finding(f"FP8 {recipe}", "ok" if works else "absent", note=why.rstrip(".")))
     return found
 
 

@@ -16,9 +16,9 @@ from megatron.core.transformer.transformer_layer import (
 )
 from torch import Tensor
 
-from ..layers.norm import MegatronRMSNorm
 from ..layers.seeding import seeded
-from .kind_specs import KIND_SPECS
+from .kind_specs import BRINGS_NORM, KIND_SPECS
+from .layer_modules import LayerModules, layer_modules
 from .offload import offloading
 from .transformer_config import FwPKMTransformerConfig
 
@@ -82,18 +82,25 @@ def layer_spec(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
     """
     parts = config.layer_plan[layer_number - 1]
     memory = IdentityOp if parts.memory is None else KIND_SPECS[parts.memory](config, layer_number)
+    modules = layer_modules(config)
+    mixer, mlp = KIND_SPECS[parts.mixer](config, layer_number), KIND_SPECS[parts.mlp](config, layer_number)
     return ModuleSpec(
         module=FwPKMTransformerLayer,
         submodules=FwPKMTransformerLayerSubmodules(
             memory=memory,
-            input_layernorm=MegatronRMSNorm,
-            self_attention=KIND_SPECS[parts.mixer](config, layer_number),
+            input_layernorm=_norm_before(mixer, modules),
+            self_attention=mixer,
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=MegatronRMSNorm,
-            mlp=KIND_SPECS[parts.mlp](config, layer_number),
+            pre_mlp_layernorm=_norm_before(mlp, modules),
+            mlp=mlp,
             mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map=modules.checkpoint_names,
         ),
     )
+
+
+def _norm_before(part: ModuleSpec, modules: LayerModules) -> type:
+    return IdentityOp if part.metainfo.get(BRINGS_NORM) else modules.norm
 
 
 def layer_specs(config: FwPKMTransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
@@ -101,4 +108,4 @@ def layer_specs(config: FwPKMTransformerConfig, vp_stage: int | None = None) -> 
     offset = get_transformer_layer_offset(config, vp_stage)
     count = get_num_layers_to_build(config, vp_stage)
     specs = [layer_spec(config, offset + number) for number in range(1, count + 1)]
-    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=MegatronRMSNorm)
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=layer_modules(config).norm)

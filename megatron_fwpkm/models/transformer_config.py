@@ -13,7 +13,7 @@ from ..config import FwPKMConfig, PretrainConfig
 from ..config.derived import ffn_hidden_size, kv_channels, layer_windows, num_query_groups
 from ..config.layer_kinds import LayerParts, layer_plan
 from ..distributed.megatron_versions import no_cuda_graphs
-from ..libraries.choices import choose_gradient_fusion
+from ..libraries.choices import attention_of_layers, choose_gradient_fusion, choose_layers, choose_rope
 from ..libraries.probes import installed
 
 
@@ -25,6 +25,7 @@ class FwPKMTransformerConfig(TransformerConfig):
         fwpkm: the memory.
         layer_plan: what every layer of the whole model is made of.
         layer_windows: per layer of the whole model the tokens an attention sees to its left, None for all.
+        engine_attention: per layer of the whole model whether Transformer Engine computes its attention.
         init_seed: seed of slow weights and initial fast weights.
         offloaded_layers: layers of a model chunk, from its first, whose activations wait in host memory.
     """
@@ -32,19 +33,22 @@ class FwPKMTransformerConfig(TransformerConfig):
     fwpkm: FwPKMConfig = field(default_factory=FwPKMConfig)
     layer_plan: tuple[LayerParts, ...] = ()
     layer_windows: tuple[int | None, ...] = ()
+    engine_attention: tuple[bool, ...] = ()
     init_seed: int = 1234
     offloaded_layers: int = 0
 
 
 def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
     """Translate our configuration for the layout that megatron's parallel state was initialised with."""
-    model, training = config.model, config.training
+    model, training, implementation, found = config.model, config.training, config.implementation, installed()
     dtype = torch.bfloat16 if training.bf16 else torch.float32
     tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
     return FwPKMTransformerConfig(
         fwpkm=config.fwpkm,
         layer_plan=layer_plan(config),
         layer_windows=layer_windows(model),
+        engine_attention=tuple(name == "te" for name in attention_of_layers(config, found)),
+        transformer_impl=choose_layers(config, found).name,
         init_seed=training.seed,
         # Not megatron's cpu_offloading_num_layers, which asks for Transformer Engine.
         offloaded_layers=training.cpu_offloading_num_layers,
@@ -55,6 +59,7 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
         num_query_groups=num_query_groups(model),
         kv_channels=kv_channels(model),
         normalization="RMSNorm",
+        layernorm_zero_centered_gamma=True,  # as in `MegatronRMSNorm`; read by Transformer Engine's norms only
         layernorm_epsilon=model.norm_epsilon,
         qk_layernorm=model.qk_layernorm,
         add_bias_linear=model.add_bias_linear,
@@ -84,12 +89,15 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
         hetereogenous_dist_checkpoint=True,
         # The batched form gives wrong gradients with interleaved pipelines, without an error.
         batch_p2p_comm=False,
+        fp8=implementation.fp8_format,
+        fp8_recipe=implementation.fp8_recipe,
+        fp8_margin=implementation.fp8_margin,
         # Fusions of forward need CUDA, Apex or Transformer Engine.
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
-        apply_rope_fusion=False,
+        apply_rope_fusion=choose_rope(config, found).name == "on",
         persist_layer_norm=False,
-        gradient_accumulation_fusion=choose_gradient_fusion(config, installed()).name == "on",
+        gradient_accumulation_fusion=choose_gradient_fusion(config, found).name == "on",
         **no_cuda_graphs(),
     )

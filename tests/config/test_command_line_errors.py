@@ -57,7 +57,7 @@ def test_advice_about_flags_of_megatron_names_options_that_exist():
 def test_advice_of_a_family_and_of_a_switched_off_flag():
     assert advice("moe-router-topk", NAMES, "--") == ": mixture-of-experts layers are not supported; remove it"
     assert advice("no-position-embedding", NAMES, "--").startswith(": position embeddings are always")
-    assert advice("disable-tp-comm-split-rs", NAMES, "--").startswith(": Transformer Engine is not used here")
+    assert advice("disable-tp-comm-split-rs", NAMES, "--").startswith(": Transformer Engine is used with its own")
 
 
 def test_a_misspelt_flag_of_megatron_is_not_taken_for_another_option():

@@ -9,7 +9,14 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from megatron_fwpkm.config import FwPKMConfig, ModelConfig, ParallelConfig, PretrainConfig, TrainingConfig
+from megatron_fwpkm.config import (
+    FwPKMConfig,
+    ImplementationConfig,
+    ModelConfig,
+    ParallelConfig,
+    PretrainConfig,
+    TrainingConfig,
+)
 from megatron_fwpkm.distributed import megatron_on_cpu
 
 VOCABULARY = 64
@@ -25,6 +32,7 @@ TINY = PretrainConfig(
         window_size=((5, 0), (-1, 0), (9, 0)),
         init_method_std=0.1,
     ),
+    implementation=ImplementationConfig(transformer_impl="local"),  # on the CPU, also where there is a GPU
     fwpkm=FwPKMConfig(layer_numbers=(2, 3), num_subkeys=8, key_dim=16, value_dim=16, topk=4, chunk_size=16),
 )
 

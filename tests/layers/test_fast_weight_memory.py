@@ -229,5 +229,5 @@ def test_the_sample_of_queries_has_the_last_token() -> None:
     block = memory()
     with torch.no_grad():
         block(hidden(1, length=21))
-        queries = block.query_proj(block.query_norm(hidden(1, length=21)))
+        queries, _ = block.query_proj(block.query_norm(hidden(1, length=21)))
     torch.testing.assert_close(block._last.shared[1], queries[[4, 20]])
