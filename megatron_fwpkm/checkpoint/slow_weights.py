@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedBase
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
 
 from ..distributed.megatron_versions import own_background_writer
 from .background import adapt_megatrons_writers
@@ -26,6 +28,9 @@ METADATA = {
 }
 """Content metadata of every save; the default fails on save and dp_reshardable restores a wrong step."""
 
+_EXTRA_STATE = "_extra_state"
+"""What names of a module's state beside its tensors end with."""
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside DDP and Float16Module."""
@@ -35,10 +40,28 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def _model_state(chunks: Sequence[nn.Module]) -> dict[str, Any]:
-    """State of every chunk of this rank. What is stored has names that are global over stages and chunks."""
+    """State of every chunk of this rank. What is stored has names that are global over stages and chunks.
+
+    A weight has one name on disk whatever module holds it (`models.layer_modules`), so that a checkpoint of one
+    implementation of the layers is one of the others.
+    """
     return {
         f"chunk{number}": unwrap(chunk).sharded_state_dict(metadata=dict(METADATA))  # type: ignore[operator]
         for number, chunk in enumerate(chunks)
+    }
+
+
+def _model_state_in(folder: Path, chunks: Sequence[nn.Module]) -> dict[str, Any]:
+    """State to be loaded: all weights, and of what modules keep beside them (FP8 scales) what the checkpoint has."""
+    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+
+    def is_there(name: str, entry: ShardedBase) -> bool:
+        """Whether an entry must be, or can be, loaded."""
+        return not name.endswith(_EXTRA_STATE) or entry.unique_key in stored
+
+    return {
+        chunk: {name: entry for name, entry in state.items() if is_there(name, entry)}
+        for chunk, state in _model_state(chunks).items()
     }
 
 
@@ -50,7 +73,9 @@ def _optimizer_state(optimizer: MegatronOptimizer, model: dict[str, Any], *, is_
 
 def _take_over(chunks: Sequence[nn.Module], loaded: dict[str, Any]) -> None:
     for number, chunk in enumerate(chunks):
-        unwrap(chunk).load_state_dict(loaded["model"][f"chunk{number}"])
+        missing, surplus = unwrap(chunk).load_state_dict(loaded["model"][f"chunk{number}"], strict=False)
+        missing = [name for name in missing if not name.endswith(_EXTRA_STATE)]
+        assert not missing and not surplus, f"names of weights do not agree: {missing}, {surplus}"
 
 
 def save_slow_weights(
@@ -106,12 +131,12 @@ def load_slow_weights(
     by the caller (`optimizer.reload_model_params()`).
     """
     if optimizer is None:
-        loaded = dist_checkpointing.load({"model": _model_state(chunks)}, str(folder))
+        loaded = dist_checkpointing.load({"model": _model_state_in(folder, chunks)}, str(folder))
         _take_over(chunks, loaded)
         return []
     assert scheduler is not None, "optimizer and scheduler are loaded together"
     with repaired_for_loading(optimizer):
-        state: dict[str, Any] = {"model": _model_state(chunks)}
+        state: dict[str, Any] = {"model": _model_state_in(folder, chunks)}
         state["optimizer"] = _optimizer_state(optimizer, state["model"], is_loading=True)
         loaded = dist_checkpointing.load(state, str(folder))
         _take_over(chunks, loaded)
