@@ -99,6 +99,10 @@ fi
 echo "== install the project with [$extras]${TRANSFORMERS:+ and transformers $TRANSFORMERS}${MCORE:+ and megatron-core $MCORE}"
 quietly "$python" -m pip install --disable-pip-version-check -c "$constraints" "setuptools>=77"
 quietly "$python" -m pip install --disable-pip-version-check -c "$constraints" --no-build-isolation -e ".[$extras]"
+if [[ ",$extras," == *,test,* ]] && [ ! -d "$venv/share/transformer-engine" ]; then
+  # The Python part of Transformer Engine, for tests without a GPU; in a folder that nothing imports from.
+  quietly "$python" -m pip install --disable-pip-version-check --no-deps --target "$venv/share/transformer-engine" transformer-engine==2.11.0
+fi
 if [ -n "${MCORE:-}" ]; then
   # Releases from 0.17 on declare Python 3.12, but run on 3.11. Everything that they need is there.
   quietly "$python" -m pip install --disable-pip-version-check --no-deps --ignore-requires-python "megatron-core==$MCORE"
