@@ -84,7 +84,7 @@ def _pretend_a_device() -> None:
         "torch.cuda",
         torch.cuda,
         is_available=lambda: True,
-        current_device=lambda: 0,
+        current_device=lambda: torch.device("cpu"),
         synchronize=lambda *args: None,
         is_current_stream_capturing=lambda: False,
         get_device_capability=lambda *args: (9, 0),
@@ -99,6 +99,9 @@ def _pretend_a_device() -> None:
             setattr(module, "torch", ours)  # noqa: B010
         if hasattr(module, "get_cublas_workspace"):
             setattr(module, "get_cublas_workspace", lambda *args: torch.empty(1, dtype=torch.uint8))  # noqa: B010
+    distributed: Any = importlib.import_module("transformer_engine.pytorch.distributed")
+    distributed._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    distributed._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     base: Any = importlib.import_module("transformer_engine.pytorch.module.base").TransformerEngineBaseModule
     prepare = base.prepare_forward
 

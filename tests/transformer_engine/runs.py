@@ -31,7 +31,7 @@ SMALL = PretrainConfig(
         ffn_hidden_size=48,
         num_attention_heads=4,
         num_query_groups=2,
-        seq_length=48,
+        seq_length=64,
         window_size=((5, 0), (-1, 0), (9, 0)),
         init_method_std=0.1,
     ),
