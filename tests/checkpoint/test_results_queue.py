@@ -31,6 +31,31 @@ def test_one_process_that_outlives_sigterm() -> None:
     assert first.get(timeout=10) == "one" and second.get(timeout=10) == "two"
 
 
+_MEGATRONS = """
+import multiprocessing, os, signal
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+if __name__ == "__main__":
+    names = ("get_write_results_queue", "_get_write_results_queue")
+    queue = next(getattr(filesystem_async, name) for name in names if hasattr(filesystem_async, name))()
+    (helper,) = multiprocessing.active_children()
+    os.kill(helper.pid, signal.SIGTERM)
+    helper.join()
+    try:
+        queue.put("two")
+    except (ConnectionError, EOFError) as error:
+        print("lost:", type(error).__name__)
+"""
+
+
+def test_megatrons_own_queue_is_lost_with_sigterm(tmp_path: Path) -> None:
+    script = tmp_path / "megatrons_queue.py"
+    script.write_text(_MEGATRONS)
+    run = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=environment(), timeout=120
+    )
+    assert run.stdout.startswith("lost: "), (run, "if it outlives SIGTERM, ours may go")
+
+
 def test_it_is_gone_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(_PARENT)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from queue import Queue
@@ -62,6 +64,18 @@ def test_no_module_is_for_cuda_graphs(recwarn: pytest.WarningsRecorder) -> None:
     )
     assert not [str(warning.message) for warning in recwarn if "scope" in str(warning.message)]
     assert next(value for name, value in vars(config).items() if name.startswith("cuda_graph_") and value == []) == []
+
+
+def test_a_name_that_is_read_without_transformer_engine_exists() -> None:
+    program = (
+        "from megatron.core.transformer.moe import moe_utils as m; from megatron_fwpkm.distributed import "
+        "megatron_versions; had = hasattr(m, 'te_general_gemm'); megatron_versions.define_missing_names(); "
+        "print(had, m.te_general_gemm)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert run.stdout.endswith(" None\n"), run.stderr
+    if run.stdout.startswith("True"):
+        pytest.skip("this release defines the name itself")
 
 
 @pytest.mark.parametrize("files", [1, 2])

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 
 from megatron_fwpkm.data.indexed.mapped_files import map_array, map_file, without_descriptor
 from megatron_fwpkm.data.indexed.merge_and_split import merge
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
+from megatron_fwpkm.data.training import datasets
 from megatron_fwpkm.data.training.datasets import ITEM_KEYS, build_datasets
 from tests.spawned_ranks import run_distributed
 
@@ -69,6 +71,20 @@ def test_a_blend_of_many_datasets_needs_few_descriptors(write_dataset: WriteData
         cold = build(prefixes, null)
         warm = build(prefixes, null)
     assert same(cold, warm)
+
+
+def test_megatrons_blends_ask_for_a_rank(
+    write_dataset: WriteDataset, null: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no process group exists: so they are not cached there."""
+    prefixes = [write_dataset(f"part{i}", numbered(60, first=i), null) for i in range(2)]
+    monkeypatch.setattr(datasets, "_Builder", BlendedMegatronDatasetBuilder)
+    try:
+        build(prefixes, null)
+    except ValueError as error:
+        assert "process group has not been initialized" in str(error)
+    else:
+        pytest.skip("this release does not ask")
 
 
 def test_datasets_keep_no_file_open(write_dataset: WriteDataset, null: Tokenizer, tmp_path: Path) -> None:
