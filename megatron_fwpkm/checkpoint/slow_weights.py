@@ -13,7 +13,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
 
-from ..distributed.megatron_versions import own_background_writer
+from ..distributed.megatron_versions import load_checkpoint, own_background_writer
 from .background import adapt_megatrons_writers
 from .optimizer_resume import own_options_kept, repaired_for_loading, repaired_positions
 from .step_count import move_step_count
@@ -131,14 +131,14 @@ def load_slow_weights(
     by the caller (`optimizer.reload_model_params()`).
     """
     if optimizer is None:
-        loaded = dist_checkpointing.load({"model": _model_state_in(folder, chunks)}, str(folder))
+        loaded = load_checkpoint({"model": _model_state_in(folder, chunks)}, folder)
         _take_over(chunks, loaded)
         return []
     assert scheduler is not None, "optimizer and scheduler are loaded together"
     with repaired_for_loading(optimizer):
         state: dict[str, Any] = {"model": _model_state_in(folder, chunks)}
         state["optimizer"] = _optimizer_state(optimizer, state["model"], is_loading=True)
-        loaded = dist_checkpointing.load(state, str(folder))
+        loaded = load_checkpoint(state, folder)
         _take_over(chunks, loaded)
         move_step_count(loaded["optimizer"], optimizer)
         with own_options_kept(optimizer):

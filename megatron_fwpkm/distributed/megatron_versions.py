@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache, partial
+from pathlib import Path
 from queue import Queue
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from ..config.megatron_releases import SUPPORTED_MEGATRON, is_supported, supported_megatron
@@ -31,12 +35,20 @@ _KINDS_OF_GROUPS = {"wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr
 """What a parameter group is, other than the learning rates and the weight decay that a run gives it."""
 
 _NOTICES = {
+    "megatron.core.dist_checkpointing.strategies.common": "load_common is deprecated",
     "megatron.core.dist_checkpointing.strategies.torch": "MCore's async save is deprecated",
     "megatron.core.distributed.distributed_data_parallel": "DistributedDataParallel: full_param_layout not provided",
     "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED",
     "megatron.core.transformer.transformer_layer": "Rewrapping ModuleSpec",
 }
 """Advice to Megatron's developers that newer releases log at every start, by the name of the logger."""
+
+_WARNINGS = (
+    "MimoModelConfig is experimental",
+    "The argument order of load has been changed",
+    "torch.distributed is .*assuming the intent is to load in a single process",
+)
+"""What newer releases warn of, or let torch warn of, whenever they are imported or load a checkpoint."""
 
 
 def warn_of_other_release(what: str) -> None:
@@ -174,6 +186,43 @@ def _write_with_reasons(write_all: Callable[..., None], *arguments: Any) -> None
     arguments[-1].put(errors[0] if errors else results.get_nowait())
 
 
+def load_checkpoint(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Fill `state` from the checkpoint in `folder`, whichever release wrote it; called by every rank.
+
+    What is not a tensor stands in a file of its own in checkpoints of older releases, and among the tensors in those of
+    newer ones, where older releases do not look.
+    """
+    from megatron.core import dist_checkpointing
+
+    options: dict[str, Any] = {}
+    known = inspect.signature(dist_checkpointing.load).parameters
+    if "common_strategy" in known and not (folder / "common.pt").exists():
+        from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
+
+        class AmongTensors(TorchCommonLoadStrategy):
+            """Reads what is not a tensor from among the tensors."""
+
+            def load_common(self, checkpoint_dir: str) -> dict[str, Any]:
+                """Read it."""
+                return _read_common_state(Path(checkpoint_dir))
+
+        options["common_strategy"] = AmongTensors()
+    loaded: dict[str, Any] = dist_checkpointing.load(state, str(folder), **options)
+    return loaded
+
+
+def _read_common_state(folder: Path) -> dict[str, Any]:
+    key = "common_state/shard_0_1"
+    found: dict[str, Any] = {key: io.BytesIO()}
+    dcp.load(found, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+    held = found[key]
+    if isinstance(held, io.BytesIO):
+        held.seek(0)
+        held = torch.load(held, weights_only=True)
+    common: dict[str, Any] = held[0]
+    return common
+
+
 def own_background_writer() -> dict[str, Any]:
     """Options of `dist_checkpointing.save`: the writer is Megatron's own; newer releases ask for another package."""
     from megatron.core import dist_checkpointing
@@ -184,7 +233,8 @@ def own_background_writer() -> dict[str, Any]:
 
 def silence_notices() -> None:
     """Leave out what newer releases say to Megatron's own developers whenever a model is built."""
-    warnings.filterwarnings("ignore", message="MimoModelConfig is experimental")
+    for text in _WARNINGS:
+        warnings.filterwarnings("ignore", message=text)
     for name, text in _NOTICES.items():
         logging.getLogger(name).addFilter(_without(text))
 

@@ -17,6 +17,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from ..checkpoint.fast_weight_store import MemoryRanks
 from ..config import ParallelConfig, TrainingConfig
 from ..distributed import megatron_on_cpu
+from ..distributed.megatron_versions import silence_notices
 from ..distributed.startup import World, distributed_run
 
 
@@ -39,6 +40,7 @@ def model_parallel_groups(parallel: ParallelConfig, seed: int, world: World) -> 
     Raises:
         ValueError: the layout does not divide the number of processes.
     """
+    silence_notices()
     megatron_on_cpu.install()
     _make_groups(parallel, world)
     set_seeds(seed)
