@@ -24,9 +24,9 @@ class FusedAdam(torch.optim.Optimizer):
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, bias_correction: bool = True,
         betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, adam_w_mode: bool = True,
-        weight_decay: float = 0.0,
+        weight_decay: float = 0.0, capturable: bool = False,
     ) -> None:  # fmt: skip
-        assert adam_w_mode and bias_correction
+        assert adam_w_mode and bias_correction and not capturable
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
