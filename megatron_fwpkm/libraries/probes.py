@@ -21,13 +21,11 @@ from functools import cache
 from types import ModuleType
 from typing import Any, Literal
 
-from ..config.megatron_releases import is_supported, supported_megatron
+from ..config.megatron_releases import is_supported, supported_megatron, transformer_engine_range
 
 Status = Literal["ok", "absent", "broken", "other version", "foreign"]
 
 LEAST_TORCH = (2, 10)
-TRANSFORMER_ENGINE_RANGE = ((2, 9), (2, 12))
-"""Releases that go with this megatron-core: from, below."""
 SUPPORTED_PYTHONS = ((3, 11), (3, 12))
 GRADIENT_KERNEL = "fused_weight_gradient_mlp_cuda"
 """The extension module of Apex that has no replacement: gradient accumulation fusion."""
@@ -276,7 +274,7 @@ def _transformer_engine(environment: Environment) -> Finding:
         _, error = import_quietly(environment, "transformer_engine.pytorch")
         if error is not None:
             return Finding("transformer_engine", "broken", found.version, _first_line(error))
-        low, high = TRANSFORMER_ENGINE_RANGE
+        low, high = transformer_engine_range(_installed_version(environment, "megatron-core"))
         if not low <= numbers(found.version)[:2] < high:
             span = f"{'.'.join(map(str, low))} to below {'.'.join(map(str, high))}"
             return Finding("transformer_engine", "other version", found.version, f"megatron-core goes with {span}")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from megatron_fwpkm.config.megatron_releases import SUPPORTED_MEGATRON, megatron_for_python
+from megatron_fwpkm.libraries import probes
 from megatron_fwpkm.libraries.probes import GRADIENT_KERNEL, Environment, import_quietly, numbers
 from megatron_fwpkm.training.doctor import Diagnosis, examine, render
 
@@ -224,6 +225,21 @@ def test_numbers_of_a_version(version, found):
 @pytest.mark.parametrize("version", [*SUPPORTED_MEGATRON, f"{SUPPORTED_MEGATRON[-1]}+52b2997"])
 def test_each_supported_megatron_is_welcome(version):
     assert not diagnose({"megatron.core": types.SimpleNamespace(__version__=version)}).problems
+
+
+@pytest.mark.parametrize(
+    ("megatron", "engine", "status"),
+    [("0.16.1", "2.11.0", "ok"), ("0.16.1", "2.15.0", "other version"), ("0.19.2", "2.15.0", "ok"),
+     ("0.19.2", "2.21.0", "other version"), ("0.19.2+52b2997", "2.20.2", "ok"), ("0.19.2", "2.8.0", "other version")],
+)  # fmt: skip
+def test_each_megatron_has_its_range_of_transformer_engine(megatron, engine, status):
+    modules = {**HEALTHY, **ENGINE, "transformer_engine": types.SimpleNamespace(__version__=engine)}
+    environment = Environment(
+        import_module=modules.get, version={"megatron-core": megatron}.__getitem__, python=(3, 12, 3),
+        is_there=lambda name: name in modules,
+    )  # fmt: skip
+    found = probes._transformer_engine(environment)
+    assert (found.version, found.status) == (engine, status)
 
 
 @pytest.mark.parametrize(("python", "version"), [((3, 11, 7), "0.16.1"), ((3, 12, 1), "0.19.2")])
