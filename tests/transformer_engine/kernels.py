@@ -186,6 +186,7 @@ def extension() -> Extension:
     facts: dict[str, Any] = {
         "get_cublasLt_version": 120900,
         "get_cudnn_version": 91000,
+        "get_fused_attn_backend": "NVTE_Fused_Attn_Backend.NVTE_No_Backend",
         "get_num_cublas_streams": 4,
         "get_stream_priority_range": (0, -1),
     }
@@ -197,7 +198,7 @@ def extension() -> Extension:
     for name, members in _PLACES.items():
         setattr(made, name, enum.IntEnum(name, members, start=0))
     for name, value in facts.items():
-        setattr(made, name, lambda *args, value=value: value)
+        setattr(made, name, lambda *args, value=value, **kwargs: value)
     for kernel in kernels:
         setattr(made, kernel.__name__, _noted(kernel))
     return made

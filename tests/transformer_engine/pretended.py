@@ -57,6 +57,7 @@ def install() -> None:
     assert "megatron.core" not in sys.modules, "megatron.core has been imported without Transformer Engine"
     os.environ["NVTE_PROJECT_BUILDING"] = "1"  # its common part then loads no libraries
     os.environ["NVTE_UNFUSED_FP8_UPDATE"] = "1"  # scales are updated by its Python, not by a kernel
+    os.environ["NVTE_MASKED_SOFTMAX_FUSION"] = "0"  # its attention without kernels then is torch alone
     sys.path.insert(0, str(SOURCES))
     sys.modules["transformer_engine_torch"] = extension()
     for name in ("transformer_engine.pytorch.onnx_extensions", "einops"):  # for what is not used here
@@ -102,23 +103,42 @@ def _pretend_a_device() -> None:
     distributed: Any = importlib.import_module("transformer_engine.pytorch.distributed")
     distributed._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     distributed._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    _take_for_cuda_tensors()
+
+
+def _take_for_cuda_tensors() -> None:
+    """Let two methods that assert CUDA tensors see some."""
+    import torch
+
+    @contextlib.contextmanager
+    def seen() -> Iterator[None]:
+        outermost = "is_cuda" not in vars(torch.Tensor)
+        setattr(torch.Tensor, "is_cuda", True)  # noqa: B010
+        try:
+            yield
+        finally:
+            if outermost:
+                del torch.Tensor.is_cuda
+
     base: Any = importlib.import_module("transformer_engine.pytorch.module.base").TransformerEngineBaseModule
-    prepare = base.prepare_forward
+    attention: Any = importlib.import_module("transformer_engine.pytorch.attention").DotProductAttention
+    prepare, forward = base.prepare_forward, attention.forward
 
     @contextlib.contextmanager
     def prepare_on_host(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         with contextlib.ExitStack() as stack:
-            setattr(torch.Tensor, "is_cuda", True)  # noqa: B010  (the first thing that it asserts)
-            try:
+            with seen():
                 entered = stack.enter_context(prepare(self, *args, **kwargs))
-            finally:
-                del torch.Tensor.is_cuda
             yield entered
 
-    base.prepare_forward = prepare_on_host
+    def attend_on_host(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with seen():
+            return forward(self, *args, **kwargs)
+
+    base.prepare_forward, attention.forward = prepare_on_host, attend_on_host
 
 
-_FACTORIES = ("empty", "zeros", "ones", "tensor", "full", "empty_like", "zeros_like", "ones_like")
+_FACTORIES = ("arange", "empty", "zeros", "ones", "tensor", "full", "empty_like", "zeros_like", "ones_like")
 
 
 def _on_host(factory: Any) -> Any:

@@ -172,3 +172,24 @@ def saved_again(rank: int, world_size: int, checkpoint: Path, target: Path) -> l
         write_record(target, read_record(checkpoint))  # of files of other sizes
         (chunk,) = engine.chunks
         return sorted({type(module).__name__ for module in chunk.modules() if "Linear" in type(module).__name__})
+
+
+def attention(rank: int, world_size: int) -> dict[str, Any]:
+    """A step with torch's attention and one with Transformer Engine's: its windows, the step and the gradients."""
+    pretended.install()
+    from megatron_fwpkm.engines.megatron_groups import megatron_run
+
+    found = {}
+    with megatron_run(SMALL.parallel, SMALL.training) as world:
+        for backend in ("local", "te"):
+            engine = build(config_of("transformer_engine", attention_backend=backend), world)
+            (chunk,) = engine.chunks
+            cores = [module for name, module in chunk.named_modules() if name.endswith("core_attention")]
+            result = engine.train_step(batches())
+            found[backend] = {
+                "kinds": {type(core).__name__ for core in cores},
+                "windows": [getattr(core, "window_size", None) for core in cores],
+                "step": (result.losses.loss, result.grad_norm),
+                "gradients": gradients(engine),
+            }
+    return found

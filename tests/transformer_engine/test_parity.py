@@ -11,7 +11,7 @@ import torch
 from megatron_fwpkm.config import ParallelConfig
 from tests.spawned_ranks import run_distributed
 from tests.transformer_engine.pretended import needs_sources
-from tests.transformer_engine.runs import IMPLEMENTATIONS, training
+from tests.transformer_engine.runs import IMPLEMENTATIONS, attention, training
 
 pytestmark = needs_sources
 
@@ -68,3 +68,13 @@ def test_the_other_implementation_goes_on_from_a_checkpoint(ranks: list[dict[str
         assert all(torch.equal(one, other) for one, other in zip(tables, loaded_tables, strict=True))
         same, other = moved["goes on"]
         assert other == pytest.approx(same, rel=1e-5)
+
+
+def test_attention_of_transformer_engine_has_the_windows_of_the_layers() -> None:
+    """Its kernel in torch, which needs neither flash-attn nor cuDNN; with full attention and with windows."""
+    (found,) = run_distributed(attention, 1, timeout=200)
+    assert found["local"]["kinds"] == {"WindowedAttention"} and found["te"]["kinds"] == {"TEDotProductAttention"}
+    assert found["te"]["windows"] == [(5, 0), (-1, 0), (9, 0)]
+    assert found["te"]["step"] == pytest.approx(found["local"]["step"], rel=1e-5)
+    ours, theirs = found["local"]["gradients"], found["te"]["gradients"]
+    assert max(_difference(theirs[name], ours[name]) for name in ours) < 5e-6
