@@ -42,8 +42,12 @@ step() { # step NAME LIMIT_SECONDS COMMAND...: runs the command, keeps its log, 
     timeout "$limit" "$@" >"$out/$name.log" 2>&1 || status=$?
     tail -n 25 "$out/$name.log"
   fi
-  printf '%-12s %-22s %4d s\n' "$name" "$([ "$status" = 0 ] && echo ok || echo "failed: $status")" \
-    "$((SECONDS - begin))" >>"$summary"
+  case $status in
+    0) status=ok ;;
+    3) status=skipped ;; # nothing to measure here; the reason is in the log
+    *) status="failed: $status" ;;
+  esac
+  printf '%-12s %-22s %4d s\n' "$name" "$status" "$((SECONDS - begin))" >>"$summary"
 }
 
 bench() { # bench NAME LIMIT_SECONDS BENCHMARK FLAGS...
@@ -60,6 +64,7 @@ trap 'rm -rf "$scratch"' EXIT
 step machine 60 "$python" tools/doctor.py
 step tests 200 "$python" -m benchmarks.green --device "$device" "${tests[@]}"
 bench stages 100 stages --device "$device" "${stages[@]}"
+step te_numerics 90 "$python" -m benchmarks.layer_numerics --size "$size" --output "$out"
 bench layer 90 layer --size "$size"
 bench model 120 model --size "$size"
 bench memory 120 memory --device "$device" "${memory[@]}"
