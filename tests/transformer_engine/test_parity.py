@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,28 @@ import torch
 from megatron_fwpkm.config import ParallelConfig
 from tests.spawned_ranks import run_distributed
 from tests.transformer_engine.pretended import needs_sources
-from tests.transformer_engine.runs import IMPLEMENTATIONS, attention, training
+from tests.transformer_engine.runs import IMPLEMENTATIONS, SMALL, attention, training
 
 pytestmark = needs_sources
+
+FOUR_LAYERS = replace(SMALL.model, num_layers=4, window_size=((5, 0), (-1, 0), (9, 0), (-1, 0)))
 
 LAYOUTS = {
     "one process": ParallelConfig(use_distributed_optimizer=True),
     "TP 2 with sequence parallelism": ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True),
+    "PP 2": ParallelConfig(pipeline_model_parallel_size=2),
 }
+SLOW = ("PP 2",)
 
 
-@pytest.fixture(scope="module", params=list(LAYOUTS))
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LAYOUTS]
+)
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What every rank saw in one layout."""
     parallel, folder = LAYOUTS[request.param], tmp_path_factory.mktemp("checkpoints")
-    return run_distributed(training, parallel.tensor_model_parallel_size, parallel, Path(folder), {}, timeout=280)
+    size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    return run_distributed(training, size, parallel, Path(folder), {"model": FOUR_LAYERS}, timeout=280)
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
