@@ -85,6 +85,17 @@ def save_slow_weights(
     _save(folder, chunks, optimizer, scheduler, later=False)
 
 
+def save_weights(folder: Path, chunks: Sequence[nn.Module]) -> None:
+    """Write the weights alone into `folder`, which exists; called by every rank."""
+    adapt_megatrons_writers()
+    dist_checkpointing.save(
+        {"model": _model_state(chunks)},
+        str(folder),
+        sharded_strategy=("torch_dist", 1),
+        content_metadata=dict(METADATA),
+    )
+
+
 def request_to_save_slow_weights(
     folder: Path, chunks: Sequence[nn.Module], optimizer: MegatronOptimizer, scheduler: OptimizerParamScheduler
 ) -> AsyncRequest:
@@ -143,10 +154,15 @@ def load_slow_weights(
         move_step_count(loaded["optimizer"], optimizer)
         with own_options_kept(optimizer):
             optimizer.load_state_dict(loaded["optimizer"])
+    return restore_schedule(scheduler, loaded["scheduler"])
+
+
+def restore_schedule(scheduler: OptimizerParamScheduler, saved: dict[str, Any]) -> list[str]:
+    """Let `scheduler` go on from a saved state of one; returns notices for the log."""
     scheduler.num_steps = 0  # loading adds to it
-    scheduler.load_state_dict(loaded["scheduler"])
+    scheduler.load_state_dict(saved)
     scheduler.step(0)  # loading sets learning rates and weight decay before it has all that they depend on
-    return _changed_growth(loaded["scheduler"], scheduler)
+    return _changed_growth(saved, scheduler)
 
 
 def _changed_growth(saved: dict[str, Any], scheduler: OptimizerParamScheduler) -> list[str]:

@@ -1,6 +1,7 @@
 """Configuration: frozen dataclasses, their command line, YAML and provenance. Free of torch."""
 
 from .data import TOKENIZERS_WITHOUT_FILE, DataConfig, NeedleConfig
+from .engine import EngineConfig
 from .fwpkm import FwPKMConfig
 from .layer_implementation import ImplementationConfig
 from .model import ModelConfig
@@ -13,6 +14,7 @@ __all__ = [
     "TOKENIZERS_WITHOUT_FILE",
     "CheckpointConfig",
     "DataConfig",
+    "EngineConfig",
     "FwPKMConfig",
     "ImplementationConfig",
     "LoggingConfig",

@@ -16,6 +16,8 @@ def library_problems(config: PretrainConfig) -> Iterator[str]:
 
 def why_no_gradient_fusion(config: PretrainConfig) -> str | None:
     """What in the options rules out gradient accumulation fusion, None where it could be used."""
+    if config.engine.engine == "deepspeed":
+        return "--engine deepspeed keeps gradients in buffers of its own"
     if config.parallel.grad_reduce_in_bf16 and not config.training.bf16:
         return "float32 weights need float32 gradients, and --grad-reduce-in-bf16 is given"
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .data import DataConfig, NeedleConfig
+from .engine import EngineConfig
 from .fwpkm import FwPKMConfig
 from .layer_implementation import ImplementationConfig
 from .model import ModelConfig
@@ -21,6 +22,7 @@ class PretrainConfig:
     fwpkm: FwPKMConfig = field(default_factory=FwPKMConfig)
     implementation: ImplementationConfig = field(default_factory=ImplementationConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     needle: NeedleConfig = field(default_factory=NeedleConfig)

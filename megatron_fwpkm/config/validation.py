@@ -12,7 +12,8 @@ from .batch_schedule import rampup_problems
 from .checkpoint_rules import checkpoint_problems
 from .chunk_rules import chunk_problems
 from .data_rules import data_problems
-from .derived import kv_channels, num_query_groups, replica_size, rotary_dim
+from .derived import data_parallel_size, kv_channels, num_query_groups, replica_size, rotary_dim
+from .engine_rules import engine_problems
 from .field_metadata import values_out_of_range
 from .fwpkm import FwPKMConfig
 from .implementation_rules import implementation_problems
@@ -58,6 +59,8 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
         library_problems, implementation_problems, schedule_problems, data_problems, checkpoint_problems,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]
+    fits = world_size is not None and world_size % replica_size(config) == 0
+    found += engine_problems(config, data_parallel_size(config, world_size) if fits and world_size else None)
     if not found:
         found = list(size_problems(config))
     return [*found, *_batch(config, world_size), *chunk_problems(config, world_size)]

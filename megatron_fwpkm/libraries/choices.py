@@ -170,6 +170,8 @@ def choose_adam(config: PretrainConfig, found: Findings) -> Choice:
     torch = partial(Choice, "optimizer", "torch", "torch AdamW")
     if wanted == "torch":
         return torch("--adam-implementation torch")
+    if config.engine.engine == "deepspeed":  # another one has been refused
+        return torch("--engine deepspeed")
     missing = {name: _why_not(name, found) for name in fused}
     if wanted != "auto":
         reason = missing[wanted]

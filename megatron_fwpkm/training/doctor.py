@@ -97,7 +97,7 @@ def _problems(found: Findings) -> Iterator[Problem]:
     if found["deepspeed"].status == "broken":
         yield Problem(
             f"DeepSpeed does not import ({found['deepspeed'].note})",
-            "nothing here needs it: pip uninstall deepspeed, or repair it",
+            "only --engine deepspeed needs it: pip uninstall deepspeed, or repair it",
             False,
         )
 

@@ -22,7 +22,7 @@ from ..distributed.ranks import on_rank_zero
 from ..distributed.same_start import describe_start
 from ..distributed.startup import World, distributed_run, memory_bytes
 from ..engines.base import Batch, Engine, EngineBuilder
-from ..engines.build import build_engine
+from ..engines.build import build_engine, check_installed
 from ..libraries.choices import check_choices, choose_libraries, describe
 from ..libraries.probes import installed
 from .checkpointing import RunCheckpoints, TrainingProgress, save_folder
@@ -43,6 +43,7 @@ def run(resolved: Resolved, build: EngineBuilder = build_engine) -> int:
     with distributed_run(config.parallel, config.training, describe_start(resolved)) as world:
         validate(config, world.size)
         check_choices(choose_libraries(config, installed()))
+        check_installed(config, world)
         for notice in resolved.notices:
             logger.info("%s", notice)
         with save_folder(config) as manager:
