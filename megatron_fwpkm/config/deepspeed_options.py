@@ -52,6 +52,13 @@ def zero_stage(config: PretrainConfig) -> int:
     return 1 if config.engine.zero_stage is None else config.engine.zero_stage
 
 
+def sharding_stage(config: PretrainConfig) -> int:
+    """What is sharded over the data-parallel ranks, as a stage of ZeRO, whichever engine does it."""
+    if config.engine.engine == "deepspeed":
+        return zero_stage(config)
+    return 1 if config.parallel.use_distributed_optimizer else 0
+
+
 def options_of_flags(config: PretrainConfig, data_parallel: int) -> dict[str, Any]:
     """DeepSpeed's options as the flags make them, for `data_parallel` replicas."""
     training, parallel = config.training, config.parallel

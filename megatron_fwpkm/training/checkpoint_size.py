@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import PretrainConfig
+from ..config.deepspeed_options import sharding_stage
 from ..config.derived import data_parallel_size, stage_layers, table_bytes
 from ..config.parameter_counts import num_parameters, stage_parameters
 
@@ -53,8 +54,12 @@ def _bytes_per_parameter(config: PretrainConfig) -> tuple[int, int]:
 
     That is two moments, and a float32 copy of bf16 weights; a distributed optimizer also saves a copy of fp32 weights.
     """
-    copied = config.training.bf16 or config.parallel.use_distributed_optimizer
-    return 2 if config.training.bf16 else 4, 12 if copied else 8
+    stage_of_zero = sharding_stage(config)
+    copied = config.training.bf16 or stage_of_zero > 0
+    weight = 2 if config.training.bf16 else 4
+    # DeepSpeed's own files have the weights, too, but for those of ZeRO-3, which are the float32 copies.
+    again = config.engine.engine == "deepspeed" and stage_of_zero < 3
+    return 2 * weight if again else weight, 12 if copied else 8
 
 
 def checkpoints_on_disk(config: PretrainConfig) -> int:

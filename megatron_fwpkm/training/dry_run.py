@@ -14,6 +14,7 @@ from rich.table import Table
 from ..config import TOKENIZERS_WITHOUT_FILE, PretrainConfig
 from ..config.batch_schedule import samples_ahead
 from ..config.chunk_rules import notes_on_writing
+from ..config.deepspeed_options import sharding_stage
 from ..config.derived import (
     ShardedCount,
     data_parallel_size,
@@ -173,11 +174,14 @@ def memory_table(config: PretrainConfig, vocab_size: int, world_size: int) -> Ta
     for stage in stages:
         table.add_column(f"stage {stage}" if len(stages) > 1 else "size", justify="right")
     precision = "bf16" if config.training.bf16 else "fp32"
-    sharded = ", sharded over replicas" if config.parallel.use_distributed_optimizer else ""
+    stage_of_zero = sharding_stage(config)
+    states, gradients, weights = (", sharded over replicas" * (stage_of_zero >= least) for least in (1, 2, 3))
     rows = {
-        f"weights ({precision})": [one.weights for one in found],
-        f"gradients ({'bf16' if config.parallel.grad_reduce_in_bf16 else 'fp32'})": [one.gradients for one in found],
-        f"optimizer states (fp32{sharded})": [one.optimizer for one in found],
+        f"weights ({precision}{weights})": [one.weights for one in found],
+        f"gradients ({'bf16' if config.parallel.grad_reduce_in_bf16 else 'fp32'}{gradients})": [
+            one.gradients for one in found
+        ],
+        f"optimizer states (fp32{states})": [one.optimizer for one in found],
         "fast-weight tables (fp32)": [one.tables for one in found],
         "undo log and reset journal (upper bound)": [one.undo_log for one in found],
         "activations (estimate)": [one.activations for one in found],

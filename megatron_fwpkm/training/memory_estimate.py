@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import PretrainConfig
+from ..config.deepspeed_options import sharding_stage
 from ..config.derived import (
     chunk_layers,
     data_parallel_size,
@@ -60,17 +61,21 @@ def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, st
     parallel, bf16 = config.parallel, config.training.bf16
     tensor, replicas = parallel.tensor_model_parallel_size, data_parallel_size(config, world_size)
     parameters = stage_parameters(config, vocab_size, stage).on_rank(tensor)
-    optimizer = parameters * (12 if bf16 else 8)
-    context = parallel.context_parallel_size
-    if parallel.use_distributed_optimizer:
-        optimizer = -(-optimizer // (replicas * context))
+    context, stage_of_zero = parallel.context_parallel_size, sharding_stage(config)
+    # DeepSpeed keeps a float32 copy of what it shards also beside float32 weights.
+    copied = bf16 or (config.engine.engine == "deepspeed" and stage_of_zero > 0)
+
+    def shared(count: int, least: int) -> int:
+        """This rank's part of what ZeRO shards from stage `least` on."""
+        return -(-count // (replicas * context)) if stage_of_zero >= least else count
+
     memories = _memories(config, stage)
     in_flight = _in_flight(config, replicas, stage)
     undo_log = memories * (round(in_flight * undo_log_bytes(config)) + _journal_bytes(config, replicas))
     return MemoryEstimate(
-        weights=parameters * (2 if bf16 else 4),
-        gradients=parameters * (2 if parallel.grad_reduce_in_bf16 else 4),
-        optimizer=optimizer,
+        weights=shared(parameters * (2 if bf16 else 4), 3),
+        gradients=shared(parameters * (2 if parallel.grad_reduce_in_bf16 else 4), 2),
+        optimizer=shared(parameters * (12 if copied else 8), 1),
         tables=memories * table_bytes(config, tensor * context),
         undo_log=undo_log + (passing_log_bytes(config) if memories else 0),
         activations=round(in_flight * activation_bytes(config, vocab_size, stage)) + _passing_bytes(config, stage),

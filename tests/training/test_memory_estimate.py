@@ -8,7 +8,7 @@ from itertools import pairwise, product
 import pytest
 import torch
 
-from megatron_fwpkm.config import FwPKMConfig, ModelConfig, ParallelConfig, PretrainConfig, TrainingConfig
+from megatron_fwpkm.config import EngineConfig, FwPKMConfig, ModelConfig, ParallelConfig, PretrainConfig, TrainingConfig
 from megatron_fwpkm.config.derived import embedding_rows, table_bytes
 from megatron_fwpkm.config.layer_kinds import layer_plan
 from megatron_fwpkm.config.parameter_counts import num_parameters, stage_parameters
@@ -44,6 +44,14 @@ def test_stored_bytes_follow_from_the_parameters():
     assert estimate_memory(sharded, 512, world_size=4).optimizer == 2 * parameters
     on_device = set(type(found).__dataclass_fields__) - {"offloaded"}
     assert found.total == sum(getattr(found, part) for part in on_device)
+
+
+@pytest.mark.parametrize(("stage", "bytes_of"), [(0, (4, 4, 8)), (1, (4, 4, 3)), (2, (4, 1, 3)), (3, (1, 1, 3))])
+def test_zero_shards_what_its_stage_says(stage, bytes_of):
+    """Over four replicas; beside float32 weights, too, DeepSpeed keeps a copy of what it shards."""
+    parameters = num_parameters(BASE, 512)
+    found = estimate_memory(replace(BASE, engine=EngineConfig("deepspeed", stage)), 512, world_size=4)
+    assert (found.weights, found.gradients, found.optimizer) == tuple(parameters * count for count in bytes_of)
 
 
 def test_tables_larger_than_the_device_are_refused():
