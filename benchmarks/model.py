@@ -87,6 +87,9 @@ def _run(
 ) -> Report:
     from megatron_fwpkm.config.loading import parse_pretrain
     from megatron_fwpkm.distributed.startup import silence_known_warnings
+    from megatron_fwpkm.libraries.probes import installed
+
+    installed()  # hides from Megatron what is only half installed
     from megatron_fwpkm.engines.megatron_groups import megatron_run
 
     device = hardware.resolve("auto")

@@ -49,6 +49,9 @@ def run_verify(options: VerifyOptions) -> int:
     from megatron_fwpkm.config import ParallelConfig, TrainingConfig
     from megatron_fwpkm.conversion.library_messages import quiet_libraries
     from megatron_fwpkm.conversion.verify import verify
+    from megatron_fwpkm.libraries.probes import installed
+
+    installed()  # hides from Megatron what is only half installed
     from megatron_fwpkm.engines.megatron_groups import megatron_run
     from megatron_fwpkm.hf.generation import read_text
 

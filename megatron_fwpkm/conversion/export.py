@@ -22,6 +22,7 @@ from ..config.derived import ffn_hidden_size, kv_channels, layer_windows, num_qu
 from ..config.layer_kinds import kinds_in_use, layer_plan
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
 from ..hf.weight_checks import check_finite
+from ..libraries.probes import installed
 from ..ops.initialization import initial_sub_keys, initial_values
 from .bundle import AUTO_MAP, write_bundle
 from .convert_options import Memory
@@ -100,6 +101,7 @@ def export(
 def checkpoint_contents(path: str | Path) -> CheckpointContents:
     """`checkpoint_reader.read_checkpoint`, imported when it is needed and without remarks."""
     with quiet_libraries():
+        installed()  # hides from Megatron what is only half installed
         from ..checkpoint.checkpoint_reader import read_checkpoint
 
         return read_checkpoint(path)

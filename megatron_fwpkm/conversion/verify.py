@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..config import ParallelConfig
+from ..config import ImplementationConfig, ParallelConfig
 from ..hf import FwPKMForCausalLM
 from .convert_options import Memory
 from .export import DTYPES, checkpoint_contents, fast_weights, hf_model_from_checkpoint
@@ -143,7 +143,9 @@ def megatron_forward(
     from ..ops import FastWeightState
 
     config = contents.config
-    single = replace(config, parallel=ParallelConfig(), training=replace(config.training, bf16=False))
+    local = ImplementationConfig(transformer_impl="local")  # computes in float32 on any device
+    training = replace(config.training, bf16=False)
+    single = replace(config, parallel=ParallelConfig(), training=training, implementation=local)
     trained = build_model(single, contents.padded_vocab_size).eval()
     slow = {
         name: tensor.to(rounding).float() for name, tensor in contents.slow.items() if not name.endswith("_extra_state")
