@@ -18,6 +18,8 @@ def why_no_gradient_fusion(config: PretrainConfig) -> str | None:
     """What in the options rules out gradient accumulation fusion, None where it could be used."""
     if config.engine.engine == "deepspeed":
         return "--engine deepspeed keeps gradients in buffers of its own"
-    if config.parallel.grad_reduce_in_bf16 and not config.training.bf16:
-        return "float32 weights need float32 gradients, and --grad-reduce-in-bf16 is given"
+    layers = config.training.cpu_offloading_num_layers
+    if layers and config.parallel.overlap_grad_reduce:
+        # Backward gets an offloaded layer's weights as new tensors, without the marks by which Megatron notices.
+        return f"--overlap-grad-reduce does not notice it in the layers of --cpu-offloading-num-layers {layers}"
     return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..config import PretrainConfig
+from ..config.deepspeed_options import zero_stage
 from ..config.derived import layer_windows
 from ..config.implementation_rules import why_no_engine_attention
 from ..config.library_rules import why_no_gradient_fusion
@@ -44,13 +45,20 @@ class Choice:
 def choose_libraries(config: PretrainConfig, found: Findings) -> list[Choice]:
     """All choices of a run with these options, on a machine with these findings."""
     return [
-        Choice("engine", "megatron", "Megatron-Core", "the only engine"),
+        choose_engine(config),
         choose_layers(config, found),
         choose_attention(config, found),
         choose_rope(config, found),
         choose_gradient_fusion(config, found),
         choose_adam(config, found),
     ]
+
+
+def choose_engine(config: PretrainConfig) -> Choice:
+    """The library that owns gradients and optimizer."""
+    if config.engine.engine == "deepspeed":
+        return Choice("engine", "deepspeed", f"DeepSpeed, ZeRO stage {zero_stage(config)}", "--engine deepspeed")
+    return Choice("engine", "megatron", "Megatron-Core", "--engine megatron")
 
 
 def check_choices(choices: Iterable[Choice]) -> None:
