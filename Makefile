@@ -73,8 +73,9 @@ bench: setup ## Measure the memory: at the paper's shape and over sizes (4 minut
 	@$(bin)/python -m benchmarks.run memory --grid paper
 	@$(bin)/python -m benchmarks.run memory
 
-docs: setup ## Regenerate docs/options.md
+docs: setup ## Regenerate docs/options.md and the table of docs/engines.md
 	@$(bin)/python -m megatron_fwpkm.config.options_table
+	@$(bin)/python -m megatron_fwpkm.config.combinations
 
 clean: ## Remove caches and build products (not the environment, not runs/)
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis ./*.egg-info
