@@ -53,8 +53,17 @@ ROWS = (
     "--rope-fusion --reset-position-ids",
     "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
     "--cpu-offloading-num-layers 1",
+    "--engine deepspeed --zero-stage 0",
+    "--engine deepspeed --zero-stage 1",
+    "--engine deepspeed --zero-stage 2 --tensor-model-parallel-size 2 --sequence-parallel",
+    "--engine deepspeed --zero-stage 3",
+    "--engine deepspeed --context-parallel-size 2",
+    "--engine deepspeed --pipeline-model-parallel-size 2",
+    "--engine deepspeed --use-distributed-optimizer",
+    "--engine deepspeed --calculate-per-token-loss",
+    "--engine deepspeed --gradient-accumulation-fusion on",
 )
-"""Layouts and options of libraries."""
+"""Engines, layouts and options of libraries."""
 _BEGIN, _END = "<!-- combinations: begin -->\n", "<!-- combinations: end -->\n"
 
 
