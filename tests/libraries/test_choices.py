@@ -91,5 +91,5 @@ def test_what_is_not_there_is_refused(words: str, found: dict[str, Finding], mes
 
 def test_a_line_for_each_choice_in_columns() -> None:
     lines = describe(choose_libraries(configured(), findings()))
-    assert [line.split("  ")[0].strip() for line in lines][:3] == ["engine", "layers", "attention"]
+    assert [line.split("  ")[0].strip() for line in lines][:3] == ["engine", "layers", "core attention"]
     assert "optimizer       torch AdamW                    neither Transformer Engine nor Apex is installed" in lines
