@@ -67,7 +67,7 @@ ROWS = (
 _BEGIN, _END = "<!-- combinations: begin -->\n", "<!-- combinations: end -->\n"
 
 
-class Cell(NamedTuple):
+class Combination(NamedTuple):
     """One combination: its row and column, the words of its command line and why it is refused (empty: it works)."""
 
     row: str
@@ -76,13 +76,13 @@ class Cell(NamedTuple):
     reasons: list[str]
 
 
-def cells() -> Iterator[Cell]:
+def cells() -> Iterator[Combination]:
     """All combinations, row by row."""
     for row in ROWS:
         for column, flags in COLUMNS.items():
             words = f"{BASE} {flags} {row}".split()
             config = parse_pretrain(words).config
-            yield Cell(row, column, words, problems(config, 2 * replica_size(config)))
+            yield Combination(row, column, words, problems(config, 2 * replica_size(config)))
 
 
 def render() -> str:
@@ -99,7 +99,7 @@ def render() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _shown(cell: Cell, reasons: Sequence[str]) -> str:
+def _shown(cell: Combination, reasons: Sequence[str]) -> str:
     if not cell.reasons:
         return "works"
     return "refused: " + ", ".join(str(reasons.index(reason) + 1) for reason in cell.reasons)

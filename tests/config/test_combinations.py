@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from megatron_fwpkm.config import combinations
-from megatron_fwpkm.config.combinations import Cell, cells
+from megatron_fwpkm.config.combinations import Combination, cells
 from megatron_fwpkm.config.derived import replica_size
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.training.dry_run import dry_run
@@ -21,7 +21,7 @@ ELSEWHERE = ("transformer_engine", "fusion on", "deepspeed")
 HERE = [cell for cell in CELLS if not cell.reasons and not any(word in " ".join(cell.words) for word in ELSEWHERE)]
 
 
-def named(cell: Cell) -> str:
+def named(cell: Combination) -> str:
     return f"{cell.row or 'default'} | {cell.column}"
 
 
@@ -76,7 +76,7 @@ def one_step(rank: int, world_size: int, words: list[str]) -> float:
         return engine.train_step(iter([batch] * 8)).losses.loss
 
 
-def assert_runs(cell: Cell) -> None:
+def assert_runs(cell: Combination) -> None:
     ranks = replica_size(parse_pretrain(cell.words).config)
     losses = run_distributed(one_step, ranks, cell.words, timeout=300)
     assert all(math.isfinite(loss) for loss in losses) and losses[0] == pytest.approx(math.log(96), rel=0.05)
