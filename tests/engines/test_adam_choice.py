@@ -10,10 +10,13 @@ import torch
 from megatron_fwpkm.config import PretrainConfig
 from megatron_fwpkm.engines.megatron import MegatronEngine
 from megatron_fwpkm.engines.megatron_groups import megatron_run
-from tests.engines.test_engine import BASE, VOCABULARY, batches, change, halves_equal_the_whole, state_of
+from tests.engines import test_engine
+from tests.engines.test_engine import VOCABULARY, batches, change, halves_equal_the_whole, state_of
 from tests.libraries.pretended import FusedAdam, pretended
 
 NAMES = ("transformer_engine", "apex")
+BASE = change(test_engine.BASE, "implementation", transformer_impl="local")
+"""The libraries are pretended as far as their optimizers go."""
 
 
 def stepped(config: PretrainConfig, *names: str, steps: int = 6) -> tuple[type, dict[str, torch.Tensor], list[float]]:
