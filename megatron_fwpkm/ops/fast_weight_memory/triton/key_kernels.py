@@ -17,21 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def slope_of(mean, ENTROPY_EPSILON: tl.constexpr):
-    """u: the derivative of mean * log(mean + epsilon)."""
-    shifted = mean + ENTROPY_EPSILON
-    return tl.log(shifted) + mean / shifted
-
-
-@triton.jit
-def density_of(cost, EPSILON: tl.constexpr, IDW: tl.constexpr):
-    """rho = 1 / (epsilon + distance): minus the derivative of a score by its cost; 1 for dot products."""
-    density = tl.full(cost.shape, 1, cost.dtype)
-    if IDW:
-        density = 1 / (cost + EPSILON)
-    return density
+from .key_formulas import density_of, kept_score_gradient, second_derivative, slope_of
 
 
 @triton.jit(do_not_specialize=["readers"])
@@ -291,24 +277,6 @@ def slope_gradient_kernel(
         weighted *= 2 * density_of(tl.load(COSTS + pairs, mask=inside, other=0.0), EPSILON, IDW)
     balance = -tl.sum(weighted * share, 1)
     tl.store(SLOPE_GRADIENTS + pairs, (weighted + balance[:, None]) * share, mask=inside)
-
-
-@triton.jit
-def kept_score_gradient(grad_slot, position, places):
-    """Gradient of the kept scores: each is part of all slots that pair its sub-key."""
-    same = position[:, None, :] == places[None, :, None]
-    return tl.sum(tl.where(same, grad_slot[:, None, :], 0.0), 2)
-
-
-@triton.jit
-def second_derivative(weighted, share, mean, grad_slope, ENTROPY_EPSILON: tl.constexpr):
-    """Gradient of y = P * (u - sum P u), times `weighted`, by the kept scores of every token."""
-    slope = slope_of(mean, ENTROPY_EPSILON)
-    balance = -tl.sum(weighted * share, 1)[:, None]
-    shifted = mean + ENTROPY_EPSILON
-    grad_share = weighted * (slope - tl.sum(share * slope, 1)[:, None]) + balance * slope
-    grad_share += grad_slope * (1 + ENTROPY_EPSILON / shifted) / shifted
-    return share * (grad_share - tl.sum(share * grad_share, 1)[:, None])
 
 
 @triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key", "grad_rows", "readers"])
