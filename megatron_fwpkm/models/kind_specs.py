@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
+from functools import partial
+from typing import Any
 
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import nn
 
+from ..layers.attention import WindowedAttention
 from ..layers.fast_weight_memory import FastWeightMemoryLayer
-from .layer_modules import core_attention, layer_modules
+from .layer_modules import layer_modules
 from .transformer_config import FwPKMTransformerConfig
 
 SpecMaker = Callable[[FwPKMTransformerConfig, int], ModuleSpec]
@@ -41,12 +47,26 @@ def _attention(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
         metainfo={BRINGS_NORM: modules.first_linear_has_norm},
         submodules=SelfAttentionSubmodules(
             linear_qkv=modules.first_linear,
-            core_attention=core_attention(config, layer_number),
+            core_attention=_core_attention(config, layer_number),
             linear_proj=modules.row_linear,
             q_layernorm=qk_norm,
             k_layernorm=qk_norm,
         ),
     )
+
+
+def _core_attention(config: FwPKMTransformerConfig, layer_number: int) -> Callable[..., nn.Module]:
+    """What builds the core attention of a layer (numbers from 1 over the whole model), within its window."""
+    build = _engine_attention if config.engine_attention[layer_number - 1] else WindowedAttention
+    return partial(build, window=config.layer_windows[layer_number - 1])
+
+
+def _engine_attention(config: TransformerConfig, *, window: int | None, **arguments: Any) -> nn.Module:
+    from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+    own = copy(config)  # Megatron's configuration has one window for all layers
+    own.window_size = None if window is None else (window, 0)
+    return TEDotProductAttention(config=own, **arguments)
 
 
 def _swiglu(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:

@@ -1,18 +1,14 @@
-"""The linear layers, norms and attention of a model: Megatron-Core's and ours, or Transformer Engine's."""
+"""The linear layers and norms of a model: Megatron-Core's and ours, or Transformer Engine's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from ..layers.attention import WindowedAttention
 from ..layers.memory_projections import LOCAL_PROJECTIONS, MemoryProjections
 from ..layers.norm import MegatronRMSNorm
 from ..layers.table_sharding import ColumnSharding
@@ -113,17 +109,3 @@ def _on_whole_sequences(config: TransformerConfig) -> TransformerConfig:
 def _drawn_later(weight: Tensor) -> Tensor:
     """In place of an initialisation, which would take numbers that local modules do not take."""
     return weight
-
-
-def core_attention(config: FwPKMTransformerConfig, layer_number: int) -> Callable[..., nn.Module]:
-    """What builds the core attention of a layer (numbers from 1 over the whole model), within its window."""
-    build = _engine_attention if config.engine_attention[layer_number - 1] else WindowedAttention
-    return partial(build, window=config.layer_windows[layer_number - 1])
-
-
-def _engine_attention(config: TransformerConfig, *, window: int | None, **arguments: Any) -> nn.Module:
-    from megatron.core.extensions.transformer_engine import TEDotProductAttention
-
-    own = copy(config)  # Megatron's configuration has one window for all layers
-    own.window_size = None if window is None else (window, 0)
-    return TEDotProductAttention(config=own, **arguments)

@@ -192,7 +192,7 @@ def test_journal_can_leave_the_sub_keys_alone() -> None:
 
 
 def test_journal_of_another_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="made for a table of 25 slots and cannot restore one of 36"):
+    with pytest.raises(ValueError, match="for a table of 25 slots and cannot restore one of 36"):
         ResetJournal(25).restore_(torch.zeros(36, 4))
 
 
