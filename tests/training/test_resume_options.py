@@ -80,12 +80,14 @@ ENGINE: dict[tuple[str, str], dict[str, Any]] = {
 LAYOUT = {place for place in CHANGEABLE if place[0] == "parallel"} - ENGINE.keys()
 # What Transformer Engine computes in: tests/transformer_engine/test_fp8.py.
 FP8 = {place for place in CHANGEABLE if place[0] == "implementation"}
+# How DeepSpeed shards: tests/engines/test_deepspeed_checkpoint.py.
+ZERO = {("engine", "zero_stage")}
 # What is made from the configuration behind the engine: tests/test_pretrain_resume.py.
 RUN = {place for place in CHANGEABLE if place[0] == "data"} | {("training", "divergence_factor")}
 
 
 def test_every_option_that_may_change_is_looked_at() -> None:
-    named = {("optimizer", name) for name in SCHEDULE} | ENGINE.keys() | LAYOUT | FP8 | RUN
+    named = {("optimizer", name) for name in SCHEDULE} | ENGINE.keys() | LAYOUT | FP8 | ZERO | RUN
     assert named == CHANGEABLE
     default = PretrainConfig()
     layouts = [layout.config("float32", "never") for layout in test_moving_layouts.LAYOUTS.values()]
