@@ -203,8 +203,6 @@ def soak(dataset: str, folder: Path, faults: list[dict[str, Any]], size: int, **
 
     def run(name: str, fault: dict[str, Any], **more: Any) -> list[int]:
         argv = small(dataset, folder / name, **layout, **more)
-        if size == 1 and not fault:
-            return [start(argv)]
         return [status for status, _ in ranks(argv, fault and {**fault, "signal": "SIGKILL"}, folder, 600, size)]
 
     assert run("calm", {}) == [0] * size
