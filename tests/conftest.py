@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ MEGATRON_ROOMS = {"layers", "models", "training", "checkpoint", "integration"}
 GOLDEN_FOLDERS = (ROOT / "tests" / "goldens", ROOT.parent / "shared" / "goldens")
 
 torch.set_num_threads(1)
+# A shell that runs pytest in the background has it ignore Ctrl-C, and the programs that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Triton asks once, when it is imported, whether its kernels are to be compiled or run by its interpreter on the CPU.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
