@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import megatron_fwpkm.processes.interruption  # noqa: F401
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.config.cli import Parser, run_cli, tool_parser
 from megatron_fwpkm.config.tool_options import Metavar, add_tool_options, parse_tool
 
 
@@ -32,7 +31,7 @@ class CompareOptions:
     """folder of the second run"""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The tool's flags."""
     return add_tool_options(tool_parser(__doc__), CompareOptions)
 

@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import megatron_fwpkm.processes.interruption  # noqa: F401
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.config.cli import Parser, run_cli, tool_parser
 from megatron_fwpkm.config.tool_options import add_tool_options, parse_tool
 from megatron_fwpkm.conversion.convert_options import ExportOptions, VerifyOptions
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The tool's commands and flags."""
     parser = tool_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{export,verify}")
-    export = commands.add_parser("export", help="write a self-contained Hugging Face folder", allow_abbrev=False)
-    verify = commands.add_parser("verify", help="compare an export with its checkpoint", allow_abbrev=False)
+    export = commands.add_parser("export", help="write a self-contained Hugging Face folder")
+    verify = commands.add_parser("verify", help="compare an export with its checkpoint")
     add_tool_options(export, ExportOptions)
     add_tool_options(verify, VerifyOptions)
     return parser

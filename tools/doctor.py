@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import megatron_fwpkm.processes.interruption  # noqa: F401
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.config.cli import Parser, run_cli, tool_parser
 from megatron_fwpkm.config.tool_options import add_tool_options, parse_tool
 
 
@@ -26,7 +25,7 @@ class DoctorOptions:
     """print the diagnosis as JSON"""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The tool's flags."""
     return add_tool_options(tool_parser(__doc__), DoctorOptions)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import megatron_fwpkm.processes.interruption  # noqa: F401
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 from megatron_fwpkm.config import DataConfig
-from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.config.cli import Parser, run_cli, tool_parser
 from megatron_fwpkm.config.field_metadata import TOKENIZER
 from megatron_fwpkm.config.tool_options import Metavar, Only, add_tool_options, parse_tool
 from megatron_fwpkm.data.preprocess.preprocess_flags import check_tokenizer_flags
@@ -40,7 +39,7 @@ class InspectOptions:
     """also plot a histogram of document lengths (requires matplotlib)"""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The tool's flags."""
     return add_tool_options(tool_parser(__doc__), InspectOptions)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import megatron_fwpkm.processes.interruption  # noqa: F401
 
-import argparse
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.config.cli import Parser, run_cli, tool_parser
 from megatron_fwpkm.config.field_metadata import Above, AtLeast
 from megatron_fwpkm.config.tool_options import Metavar, add_tool_options, parse_tool
 
@@ -52,7 +51,7 @@ class MutateOptions:
     """print the drawn mutants and run no tests"""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The tool's flags."""
     return add_tool_options(tool_parser(__doc__), MutateOptions)
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import megatron_fwpkm.processes.interruption  # noqa: F401
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from megatron_fwpkm.config.cli import run_cli, tool_parser
+from megatron_fwpkm.config.cli import Parser, run_cli, tool_parser
 from megatron_fwpkm.config.tool_options import Metavar, add_tool_options, parse_tool
 
 
@@ -37,7 +36,7 @@ class SplitOptions:
     """replace existing datasets"""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The tool's flags."""
     return add_tool_options(tool_parser(__doc__), SplitOptions)
 
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         shares = [float(part) for part in args.shares.split(",")]
     except ValueError:
-        parser.error(f"argument --shares: {args.shares!r} is not three numbers such as 98,1,1")
+        parser.error(f"--shares {args.shares!r} is not three numbers such as 98,1,1")
     from megatron_fwpkm.data.indexed.merge_and_split import split
     from megatron_fwpkm.data.progress_report import table
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from .arguments import Option
 from .familiar_names import familiar_name
 from .megatron_flags import known_megatron_flags, megatron_advice
 
@@ -24,10 +23,12 @@ def in_our_spelling(argv: Sequence[str]) -> list[str]:
     return [re.sub(r"^(--(no-)?(override|use-checkpoint)-opt)_param-scheduler", r"\1-param-scheduler", w) for w in argv]
 
 
-def without_values_of_switches(argv: Sequence[str], known: Collection[Option]) -> tuple[list[str], list[str]]:
-    """The words without values that were given to switches (`--bf16 true`), and a complaint for each of those."""
-    names = [option.name for option in known if option.is_boolean]
-    switches = {f"--{form}{name}": name for name in names for form in ("", "no-")}
+def without_values_of_switches(argv: Sequence[str], flags: Collection[str]) -> tuple[list[str], list[str]]:
+    """The words without values that were given to switches (`--bf16 true`), and a complaint for each of those.
+
+    `flags` are the switches, without their --no- forms.
+    """
+    switches = {f"--{form}{flag[2:]}": flag[2:] for flag in flags for form in ("", "no-")}
     words: list[str] = []
     complaints: list[str] = []
     before = ""
@@ -47,18 +48,37 @@ def _value_of_switch(shown: str, name: str) -> str:
     return f"{shown}: a switch takes no value; write --{name} or --no-{name}"
 
 
-def complaints_of_unknown(words: Sequence[str], unknown: Sequence[str], names: Sequence[str]) -> list[str]:
+def without_flags(words: Sequence[str], flags: Collection[str]) -> list[str]:
+    """The words without these flags and what follows them up to the next flag."""
+    kept: list[str] = []
+    leaving_out = False
+    for word in words:
+        if is_flag(word):
+            leaving_out = word.partition("=")[0] in flags
+        if not leaving_out:
+            kept.append(word)
+    return kept
+
+
+def complaints_of_unknown(
+    words: Sequence[str], unknown: Sequence[str], advise: Callable[[str], str], flag_of_files: str | None
+) -> list[str]:
     """A complaint for each flag among the words that nobody knows, and for each argument that belongs to no flag.
 
-    `unknown` are the words that the parser left over; what follows an unknown flag is taken for its value.
+    Args:
+        words: the command line.
+        unknown: the words that the parser left over; what follows an unknown flag is taken for its value.
+        advise: what to do about an unknown flag, by its name without dashes.
+        flag_of_files: the flag that an argument without one may belong to.
     """
     complaints = []
     for word in dict.fromkeys(unknown):
         if is_flag(word):
             flag = word.split("=")[0]
-            complaints.append(f"unknown flag {flag}{advice(flag.lstrip('-').replace('_', '-'), names, '--')}")
+            complaints.append(f"unknown flag {flag}{advise(flag.lstrip('-').replace('_', '-'))}")
         elif not {words[place - 1] for place in range(1, len(words)) if words[place] == word} & set(unknown):
-            complaints.append(f"unexpected argument {word!r}: every option is a flag; did you mean --config {word}?")
+            hint = f"; did you mean {flag_of_files} {word}?" if flag_of_files else ""
+            complaints.append(f"unexpected argument {word!r}: every option is a flag{hint}")
     return complaints
 
 
@@ -67,10 +87,12 @@ def in_one_sentence(complaint: str) -> str:
     for pattern, words in _ARGPARSE:
         if (found := re.fullmatch(pattern, complaint, re.DOTALL)) is not None:
             return words.format(*(group.replace("', '", ", ").strip("'") for group in found.groups()))
-    required = "the following arguments are required: "
-    if not complaint.startswith(required):
-        return complaint
-    names = [name.split("/")[0].strip("{}").replace(",", " or ") for name in complaint[len(required) :].split(", ")]
+    return complaint
+
+
+def are_required(arguments: Sequence[str]) -> str:
+    """What is wrong where these flags or commands (`{export,verify}`) are missing."""
+    names = [name.strip("{}").replace(",", " or ") for name in arguments]
     if len(names) == 1:
         return f"{names[0]} is required"
     return f"{', '.join(names[:-1])} and {names[-1]} are required"
@@ -110,3 +132,16 @@ def advice(name: str, names: Sequence[str], dashes: str = "") -> str:
     if theirs and difflib.get_close_matches(name, [*near, *theirs], n=1, cutoff=0.0) == theirs:
         return f"; did you mean Megatron-LM's {dashes}{theirs[0]}? {megatron_advice(theirs[0])}"
     return f"; did you mean {dashes}{near[0]}?" if near else ""
+
+
+def tool_advice(name: str, known: Sequence[str], answers: Mapping[str, str]) -> str:
+    """The same for a flag of a tool whose flags are `known` (with their dashes).
+
+    `answers` say what to do instead of flags of other programs.
+    """
+    for form in (name, name.removeprefix("no-"), name.removeprefix("disable-")):
+        if form in answers:
+            return f": {answers[form]}"
+    ours = familiar_name(name, [other.lstrip("-") for other in known])
+    near = [f"--{ours}"] if ours else difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.8)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -51,6 +51,8 @@ FAMILIAR_NAMES = {
     "tensor-model-parallel-size": "tp tp-size tensor-parallel-size",
     "pipeline-model-parallel-size": "pp pp-size pipeline-parallel-size",
     "context-parallel-size": "cp cp-size",
+    "checkpoint": "load save model model-path load-dir ckpt checkpoint-dir checkpoint-path resume-from-checkpoint",
+    "export": "hf model-dir hf-model hf-path",
     "max-new-tokens": "max-tokens max-length num-tokens length",
     "model": "model-name-or-path model-path checkpoint",
     "prompt": "text input-text",

@@ -28,13 +28,7 @@ from .arguments import (
 )
 from .blend_files import blends_from_files
 from .cli import Parser
-from .command_line_errors import (
-    advice,
-    complaints_of_unknown,
-    in_our_spelling,
-    join_complaints,
-    without_values_of_switches,
-)
+from .command_line_errors import advice, in_our_spelling
 from .pretrain import PretrainConfig
 
 PREFIXES = {"fwpkm": "fwpkm-", "needle": "needle-"}
@@ -91,14 +85,24 @@ def option_groups() -> Iterator[tuple[str, type, list[Option]]]:
         yield group.name, cls, options(cls, PREFIXES.get(group.name, ""))
 
 
-def build_parser(prog: str | None = "pretrain.py") -> argparse.ArgumentParser:
+class _PretrainParser(Parser):
+    """Knows the flags of Megatron-LM."""
+
+    flag_of_files = "--config"
+
+    def advise(self, name: str) -> str:
+        """What Megatron-LM's flag is called here, or what is spelled like it."""
+        names = [option.name for _, _, found in option_groups() for option in found]
+        return advice(name, ["config", *names], "--")
+
+
+def build_parser(prog: str | None = "pretrain.py") -> Parser:
     """The parser of pretrain.py: --config and a group of flags per dataclass."""
-    parser = Parser(
+    parser = _PretrainParser(
         prog=prog,
         usage=_USAGE,
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -119,14 +123,8 @@ def parse_pretrain(argv: Sequence[str] | None = None) -> Resolved:
     Wrong usage of a flag leaves with status 2 by argparse. What a file gets wrong is a ValueError that begins with
     `file:line`; a file that cannot be read is an OSError. Rules between options are `validation.validate`'s.
     """
-    parser = build_parser()
     known = {option.name: option for _, _, found in option_groups() for option in found}
-    given = in_our_spelling(sys.argv[1:] if argv is None else argv)
-    words, complaints = without_values_of_switches(given, known.values())
-    namespace, unknown = parser.parse_known_args(words)
-    complaints += complaints_of_unknown(words, unknown, ["config", *known])
-    if complaints:
-        parser.error(join_complaints(complaints))
+    namespace = build_parser().parse_args(in_our_spelling(sys.argv[1:] if argv is None else argv))
     sources = dict.fromkeys((option.flag for option in known.values()), DEFAULT)
     merged: dict[str, Any] = {}
     for path in namespace.config:

@@ -8,16 +8,13 @@ A field without a default is a required flag. `Annotated` says what types cannot
 from __future__ import annotations
 
 import argparse
-import difflib
-import sys
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from .arguments import D, Option, add_option, from_namespace, options
-from .command_line_errors import in_our_spelling, is_flag, join_complaints, without_values_of_switches
-from .familiar_names import familiar_name
+from .cli import Parser
 from .field_metadata import Mark, field_metadata
 
 
@@ -67,7 +64,7 @@ def options_of_tool(cls: type) -> list[tuple[type, Option]]:
     return found
 
 
-def add_tool_options(parser: argparse.ArgumentParser, cls: type) -> argparse.ArgumentParser:
+def add_tool_options(parser: Parser, cls: type) -> Parser:
     """Add the flags of a tool to its parser, which is returned; `parse_tool` makes the dataclass."""
     exclusive: dict[str, argparse._MutuallyExclusiveGroup] = {}
     groups: dict[type, argparse._ActionsContainer] = {cls: parser}
@@ -93,7 +90,7 @@ def add_tool_options(parser: argparse.ArgumentParser, cls: type) -> argparse.Arg
 
 
 def parse_tool(
-    parser: argparse.ArgumentParser, cls: type[D], argv: Sequence[str] | None, answers: Mapping[str, str] | None = None
+    parser: Parser, cls: type[D], argv: Sequence[str] | None, answers: Mapping[str, str] | None = None
 ) -> D:
     """The dataclass of a command line. Wrong usage leaves with status 2, all of it named at once.
 
@@ -103,14 +100,8 @@ def parse_tool(
         argv: the words, by default the process's.
         answers: what to do instead, by the names of flags of other programs.
     """
-    known = [option for _, option in options_of_tool(cls)]
-    words, complaints = without_values_of_switches(in_our_spelling(sys.argv[1:] if argv is None else argv), known)
-    namespace, unknown = parser.parse_known_args(words)
-    flags = [word for word in unknown if is_flag(word)] or unknown
-    complaints += [complaint_of_unknown(word, list(parser._option_string_actions), answers or {}) for word in flags]
-    if complaints:
-        parser.error(join_complaints(complaints))
-    return from_words(cls, namespace)
+    parser.answers = answers or {}
+    return from_words(cls, parser.parse_args(argv))
 
 
 def from_words(cls: type[D], namespace: argparse.Namespace) -> D:
@@ -122,21 +113,6 @@ def from_words(cls: type[D], namespace: argparse.Namespace) -> D:
         if is_dataclass(hints[item.name]):
             values[item.name] = from_namespace(hints[item.name], namespace)
     return cls(**values)
-
-
-def complaint_of_unknown(word: str, known: Sequence[str], answers: Mapping[str, str]) -> str:
-    """What is wrong with a word of the command line that is no flag among `known` (with their dashes) and no value."""
-    if not is_flag(word):
-        hint = f"; did you mean --input {word}?" if "--input" in known else ""
-        return f"unexpected argument {word!r}: every option is a flag{hint}"
-    flag = word.split("=")[0]
-    name = flag.lstrip("-").replace("_", "-")
-    for form in (name, name.removeprefix("no-"), name.removeprefix("disable-")):
-        if form in answers:
-            return f"unknown flag {flag}: {answers[form]}"
-    ours = familiar_name(name, [other.lstrip("-") for other in known])
-    near = [f"--{ours}"] if ours else difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.8)
-    return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _named(option: Option) -> Option:

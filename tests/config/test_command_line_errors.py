@@ -71,7 +71,10 @@ def test_what_is_far_from_every_option_gets_no_suggestion(name):
 
 
 def test_a_negative_value_is_no_flag():
-    assert complaints_of_unknown(["--loss-scale", "-1"], ["--loss-scale", "-1"], NAMES) == [
+    def advise(name: str) -> str:
+        return advice(name, NAMES, "--")
+
+    assert complaints_of_unknown(["--loss-scale", "-1"], ["--loss-scale", "-1"], advise, None) == [
         f"unknown flag --loss-scale: {megatron_advice('loss-scale')}"
     ]
 
@@ -89,7 +92,8 @@ def test_what_is_near_gets_one(name, meant):
 def test_familiar_names_hide_no_option_and_no_answer():
     theirs = [name for names in FAMILIAR_NAMES.values() for name in names.split()]
     assert not [name for name in theirs if megatron_advice(name) is not None]
-    tool_flags = {"max-new-tokens", "model", "prompt", "input", "output", "output-prefix", "workers", "json-keys"}
+    tool_flags = {"max-new-tokens", "model", "prompt", "input", "output", "output-prefix", "workers", "json-keys",
+                  "checkpoint", "export"}  # fmt: skip
     assert set(FAMILIAR_NAMES) <= {*NAMES, *tool_flags}
 
 
@@ -108,6 +112,25 @@ def test_a_familiar_name_stands_for_an_option_of_the_same_program():
         (convert, [], "error: export or verify is required\n"),
         (convert, ["exprt"], "error: 'exprt' is not one of export, verify\n"),
         (convert, ["export"], "error: --checkpoint and --output are required\n"),
+        (
+            convert,
+            ["export", "--load", "X", "--output", "o"],
+            "2 invalid arguments:\n  - unknown flag --load; did you mean --checkpoint?\n  - --checkpoint is required\n",
+        ),
+        (
+            convert,
+            ["--load", "X", "export"],
+            "2 invalid arguments:\n  - unknown flag --load\n  - 'X' is not one of export, verify\n",
+        ),
+        (convert, ["--load"], "2 invalid arguments:\n  - unknown flag --load\n  - export or verify is required\n"),
+        (
+            parse_pretrain,
+            ["junk.yaml", "--lr", "x", "--learnin-rate", "1", "--train-iters", "ten", "--bf16=yes"],
+            "5 invalid arguments:\n  - --bf16=yes: a switch takes no value; write --bf16 or --no-bf16\n"
+            "  - unexpected argument 'junk.yaml': every option is a flag; did you mean --config junk.yaml?\n"
+            "  - unknown flag --learnin-rate\n"
+            "  - --lr 'x' is not a number\n  - --train-iters 'ten' is not an integer\n",
+        ),
     ],
 )
 def test_an_error_of_argparse_is_a_sentence(parse, words, said, capsys):

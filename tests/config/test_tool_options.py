@@ -69,6 +69,11 @@ def test_none_is_a_text() -> None:
         (["--input", "a", "--foreign", "2"], "unknown flag --foreign: write --count"),
         (["--input", "a", "--check=no"], "--check=no: a switch takes no value; write --check or --no-check"),
         (["--input", "a", "--cou", "2", "--x"], "2 invalid arguments:\n  - unknown flag --cou"),
+        (["--cuont", "2"], "unknown flag --cuont; did you mean --count?\n  - --input is required"),
+        (["--count", "0"], "2 invalid arguments:\n  - --count 0 must be at least 1\n  - --input is required"),
+        (["--count", "0", "--text", "x", "--file", "y"], "--count 0 must be at least 1\n  - --file and --text are mut"),
+        (["--count", "--input"], "  - --count needs a value\n  - --input needs at least one value"),
+        (["a.txt"], "unexpected argument 'a.txt': every option is a flag; did you mean --input a.txt?\n  - --input is"),
     ],
 )
 def test_wrong_usage(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
