@@ -32,7 +32,7 @@ _MARKUP = re.compile(r"<(script|style).*?</\1>|<[^>]+>", re.DOTALL)
 
 
 def build_corpus(folder: Path, path: Path, size: int) -> tuple[int, int]:
-    """Write `size` bytes of JSON lines: the text of all .html, .txt and .rst files (.gz too) below `folder` in order of
+    """Write `size` bytes of JSON Lines: the text of all .html, .txt and .rst files (.gz too) below `folder` in order of
     name, without markup, cut into documents of 2,500 characters. Returns documents and bytes.
 
     Raises:
@@ -123,7 +123,7 @@ def measure(arguments: argparse.Namespace, command: str) -> Report:
         for megabytes in arguments.megabytes:
             corpus = Path(folder) / f"{megabytes}.jsonl"
             documents, size = build_corpus(arguments.text, corpus, megabytes * 1_000_000)
-            corpora.append(f"{size / 1e6:.0f} MB of JSON lines, {documents:,} documents")
+            corpora.append(f"{size / 1e6:.0f} MB of JSON Lines, {documents:,} documents")
             first: dict[str, Any] | None = None
             runs = [(side, 1) for side in SIDES]
             if megabytes == arguments.megabytes[0]:

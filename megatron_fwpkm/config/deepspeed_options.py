@@ -112,8 +112,8 @@ def file_problems(config: PretrainConfig, data_parallel: int | None) -> Iterator
             continue
         if key in flat and flat[key] not in (_AUTO, made[key]):
             yield (
-                f"--deepspeed-config {path} has {key} {json.dumps(flat[key])}, and {flag} makes it "
-                f"{json.dumps(made[key])}: give one value, or leave {key} out of the file"
+                f"--deepspeed-config {path} sets {key} to {json.dumps(flat[key])}, but {flag} sets it to "
+                f"{json.dumps(made[key])}: use the same value in both, or leave {key} out of the file"
             )
 
 
@@ -122,10 +122,10 @@ def _unknown_keys(path: str, read: dict[str, Any]) -> Iterator[str]:
     for key in read:
         if key not in known:
             near = get_close_matches(key, known, 1)
-            hint = f" (near: {near[0]})" if near else ""
+            hint = f" (did you mean {near[0]}?)" if near else ""
             yield (
-                f"--deepspeed-config {path} has {key}, which is not for a file{hint}: use flags for the model, the "
-                f"batch, the optimizer and its schedule; a file may hold {', '.join(known)}"
+                f"--deepspeed-config {path} has {key}, which cannot be set in this file{hint}; use flags for the "
+                f"model, the batch, the optimizer and its schedule; the file may contain {', '.join(known)}"
             )
 
 

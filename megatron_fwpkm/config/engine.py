@@ -17,7 +17,7 @@ class EngineConfig:
     extra deepspeed)."""
     zero_stage: Annotated[int | None, Between(0, 3), MAY_CHANGE] = None
     """With --engine deepspeed: what ZeRO shards over the data-parallel ranks. 0: nothing, 1: the optimizer states, 2:
-    the gradients, too, 3: the weights, too (default: 1)."""
+    also the gradients, 3: also the weights (default: 1)."""
     deepspeed_config: Annotated[str | None, NOT_COMPARED] = None
     """With --engine deepspeed: JSON file with more options of DeepSpeed. They are merged with those that follow from
     the flags; a key that contradicts a flag is an error."""

@@ -54,12 +54,12 @@ DEEPSPEED_REFUSALS = (
         "{config.training.check_weight_hash_across_dp_replicas_interval}",
         lambda config: zero_stage(config) == 3
         and config.training.check_weight_hash_across_dp_replicas_interval is not None,
-        "every weight exists once over the replicas, so that there is nothing to compare; remove the interval",
+        "every weight exists only once across the replicas, so that there is nothing to compare; remove the interval",
     ),
     Refusal(
         "--zero-stage 3 and --fp8-format {config.implementation.fp8_format}",
         lambda config: zero_stage(config) == 3 and config.implementation.fp8_format is not None,
-        "ZeRO-3 takes weights apart by their bytes, and those of FP8 hold their scales beside them; give "
+        "ZeRO-3 shards the bytes of a weight, and an FP8 weight has scales beside its bytes; give "
         "--zero-stage 2, or remove --fp8-format",
     ),
     Refusal(
@@ -87,4 +87,4 @@ def engine_problems(config: PretrainConfig, data_parallel: int | None) -> Iterat
         f"--deepspeed-config {config.engine.deepspeed_config}": config.engine.deepspeed_config is not None,
     }
     for flag in (flag for flag, is_given in given.items() if is_given):
-        yield f"{flag} is an option of DeepSpeed: give --engine deepspeed, too, or remove it"
+        yield f"{flag} is an option of DeepSpeed: also set --engine deepspeed, or remove it"

@@ -91,8 +91,8 @@ def _fp8(config: PretrainConfig) -> Iterator[str]:
         )
     if config.training.cpu_offloading_num_layers:
         yield (
-            f"--cpu-offloading-num-layers {config.training.cpu_offloading_num_layers} would move the FP8 copies of "
-            f"weights, too: remove it or {given}"
+            f"--cpu-offloading-num-layers {config.training.cpu_offloading_num_layers} would also move the FP8 copies "
+            f"of weights to the host: remove it or {given}"
         )
     yield from _fp8_sizes(config)
 

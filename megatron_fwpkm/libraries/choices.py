@@ -17,7 +17,7 @@ Findings = Mapping[str, Finding]
 
 _NAMES = {"transformer_engine": "Transformer Engine", "apex": "NVIDIA's Apex", GRADIENT_KERNEL: GRADIENT_KERNEL}
 _HOW_TO_GET = {
-    "transformer_engine": "install the release for this CUDA, or use NVIDIA's PyTorch image",
+    "transformer_engine": "install the release for this CUDA version, or use NVIDIA's PyTorch image",
     "apex": "build it from source with APEX_CPP_EXT=1 APEX_CUDA_EXT=1, or use NVIDIA's PyTorch image",
     GRADIENT_KERNEL: "build Apex from source with APEX_CPP_EXT=1 APEX_CUDA_EXT=1, or use NVIDIA's PyTorch image",
 }

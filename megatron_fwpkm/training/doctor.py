@@ -71,7 +71,7 @@ def _choices(found: Findings) -> Iterator[Choice]:
     yield _memory(found)
     yield Choice("norms", "local", "RMSNorm of this project", "works with sequence parallelism, needs no fused library")
     backend = "nccl" if gpu and found["nccl"].ok else "gloo"
-    why = "CUDA is here" if backend == "nccl" else "CUDA is here but NCCL is not" if gpu else "no CUDA"
+    why = "CUDA is available" if backend == "nccl" else "CUDA is available, but NCCL is not" if gpu else "no CUDA"
     yield Choice("communication", backend, backend, f"--distributed-backend auto: {why}")
     device = "GPU" if gpu else "CPU"
     yield Choice("device", device, device, found["CUDA"].note or "torch finds no GPU")
@@ -80,10 +80,10 @@ def _choices(found: Findings) -> Iterator[Choice]:
 def _memory(found: Findings) -> Choice:
     gpu, triton = found["CUDA"].ok, found["triton"]
     if gpu and triton.ok:
-        why = "--fwpkm-implementation auto: touched rows only, in GPU kernels"
+        why = "--fwpkm-implementation auto: reads and writes only the rows in use, in GPU kernels"
         return Choice("memory", "triton", "triton", why)
     missing = f"triton is {triton.status}" if gpu else "no CUDA"
-    why = f"--fwpkm-implementation auto: touched rows only, in torch; {missing}"
+    why = f"--fwpkm-implementation auto: reads and writes only the rows in use, in torch; {missing}"
     return Choice("memory", "sparse", "sparse", why)
 
 
@@ -156,7 +156,7 @@ def _fused_libraries(found: Findings) -> Iterator[Problem]:
     if engine.status == "broken":
         yield Problem(
             f"Transformer Engine is installed but does not import ({engine.note}); runs do not use it",
-            "pip uninstall transformer_engine transformer_engine_torch, or install the one for this CUDA",
+            "pip uninstall transformer_engine transformer_engine_torch, or install the release for this CUDA version",
             False,
         )
     elif engine.status == "other version":

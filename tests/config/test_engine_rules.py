@@ -42,8 +42,8 @@ REFUSED = [
     ("--use-distributed-optimizer", "with --use-distributed-optimizer: it is Megatron's own sharding of the optimizer states; give --zero-stage 1"),
     ("--calculate-per-token-loss", "with --calculate-per-token-loss: DeepSpeed averages the gradients"),
     ("--zero-stage 0 --bf16", "with --zero-stage 0 and --bf16: DeepSpeed has no optimizer without sharding"),
-    ("--zero-stage 3 --check-weight-hash-across-dp-replicas-interval 5", "interval 5: every weight exists once"),
-    ("--zero-stage 3 --bf16 --transformer-impl transformer_engine --fp8-format hybrid", "with --zero-stage 3 and --fp8-format hybrid: ZeRO-3 takes weights apart"),
+    ("--zero-stage 3 --check-weight-hash-across-dp-replicas-interval 5", "interval 5: every weight exists only once"),
+    ("--zero-stage 3 --bf16 --transformer-impl transformer_engine --fp8-format hybrid", "with --zero-stage 3 and --fp8-format hybrid: ZeRO-3 shards the bytes of a weight"),
     ("--adam-implementation apex", "with --adam-implementation apex: its steps are torch's"),
     ("--save x --async-save", "with --async-save: DeepSpeed writes its files while training waits"),
 ]
@@ -63,7 +63,7 @@ def test_every_refusal_is_tested():
 
 @pytest.mark.parametrize("words", ["--zero-stage 2", "--deepspeed-config ds.json"])
 def test_options_of_deepspeed_need_it(words):
-    assert problems(config_of(words)) == [f"{words} is an option of DeepSpeed: give --engine deepspeed, too, or remove it"]
+    assert problems(config_of(words)) == [f"{words} is an option of DeepSpeed: also set --engine deepspeed, or remove it"]
 
 
 def test_the_stage_has_a_range():
@@ -73,12 +73,12 @@ def test_the_stage_has_a_range():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"zero_optimization": {"stage": 3}}', r"has zero_optimization.stage 3, and --zero-stage makes it 1: give one value"),
-        ('{"bf16": {"enabled": true}}', "has bf16.enabled true, and --bf16 makes it false"),
-        ('{"gradient_clipping": 0.5}', "has gradient_clipping 0.5, and --clip-grad makes it 1.0"),
-        ('{"train_batch_size": 7}', "has train_batch_size 7, and --global-batch-size makes it 4"),
-        ('{"optimizer": {"type": "Adam"}}', "has optimizer, which is not for a file: use flags for the model"),
-        ('{"zero_optimisation": {}}', r"has zero_optimisation, which is not for a file (near: zero_optimization)"),
+        ('{"zero_optimization": {"stage": 3}}', r"sets zero_optimization.stage to 3, but --zero-stage sets it to 1: use the same value"),
+        ('{"bf16": {"enabled": true}}', "sets bf16.enabled to true, but --bf16 sets it to false"),
+        ('{"gradient_clipping": 0.5}', "sets gradient_clipping to 0.5, but --clip-grad sets it to 1.0"),
+        ('{"train_batch_size": 7}', "sets train_batch_size to 7, but --global-batch-size sets it to 4"),
+        ('{"optimizer": {"type": "Adam"}}', "has optimizer, which cannot be set in this file; use flags for the model"),
+        ('{"zero_optimisation": {}}', r"has zero_optimisation, which cannot be set in this file (did you mean zero_optimization?); use flags"),
         ("[1]", "must hold a JSON object"),
         ("{", "is not JSON"),
     ],

@@ -44,7 +44,7 @@ def test_a_sound_configuration_passes(words: str) -> None:
         ("--fp8-format hybrid", "--fp8-format hybrid computes in bfloat16 wherever it does not in FP8: give --bf16"),
         (f"{FP8} --transformer-impl local", "--fp8-format hybrid needs --transformer-impl transformer_engine: give it, or remove --fp8-format hybrid"),
         (f"{FP8} --fp8-recipe tensorwise --fp8-margin 1", "--fp8-margin 1 has no effect with --fp8-recipe tensorwise: remove it, or use --fp8-recipe delayed"),
-        (f"{FP8} --cpu-offloading-num-layers 2", "--cpu-offloading-num-layers 2 would move the FP8 copies of weights, too: remove it or --fp8-format hybrid"),
+        (f"{FP8} --cpu-offloading-num-layers 2", "--cpu-offloading-num-layers 2 would also move the FP8 copies of weights to the host: remove it or --fp8-format hybrid"),
         (f"{FP8} --hidden-size 760 --num-attention-heads 10", "--fp8-recipe delayed needs multiples of 16, and on a rank --hidden-size is 760: use 752 or 768"),
         (f"{FP8} --fp8-recipe mxfp8 --ffn-hidden-size 2000", "--fp8-recipe mxfp8 needs multiples of 32, and on a rank --ffn-hidden-size is 2000: use 1984 or 2016"),
         (f"{FP8} --ffn-hidden-size 2024 --tensor-model-parallel-size 2", "on a rank --ffn-hidden-size is 1012: use 1008 or 1024"),

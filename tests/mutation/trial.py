@@ -69,7 +69,7 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """Verdicts by mutant, as JSON lines hold them."""
+    """Verdicts by mutant, as JSON Lines hold them."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
 
@@ -102,7 +102,7 @@ def measure(plan: Plan, output: Path, *, overwrite: bool = False, say: Callable[
 
     Args:
         plan: what to measure.
-        output: JSON lines; the first says what was asked.
+        output: JSON Lines; the first says what was asked.
         overwrite: begin anew even if verdicts are there.
         say: takes a line per mutant.
 

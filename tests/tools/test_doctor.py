@@ -102,7 +102,7 @@ def test_a_healthy_cpu_machine():
 def test_a_gpu_machine_without_triton_computes_the_memory_in_torch():
     diagnosis = diagnose(GPU, without=("triton",))
     assert choice(diagnosis, "memory") == "sparse"
-    assert "touched rows only, in torch; triton is absent" in render(diagnosis)
+    assert "only the rows in use, in torch; triton is absent" in render(diagnosis)
 
 
 def test_a_gpu_machine_with_everything():

@@ -10,7 +10,7 @@ from .records import Cursor
 
 
 def array_blocks(stream: DecodedStream, start: Cursor, block_bytes: int) -> Iterator[tuple[int, bytes, Cursor, str]]:
-    """The elements of a JSON array as JSON lines, numbered from 1, in blocks of about `block_bytes`: number of the
+    """The elements of a JSON array as JSON Lines, numbered from 1, in blocks of about `block_bytes`: number of the
     first, the lines, the place behind them, and "".
 
     Where the array breaks no later element can be told for sure: a string could look like one. The last block is then

@@ -38,7 +38,7 @@ class Block:
 
     Attributes:
         path: the file.
-        kind: how `data` is read: json lines also for arrays; parquet for `rows`.
+        kind: how `data` is read: JSON Lines also for arrays; parquet for `rows`.
         first_line: number of the first line or record.
         data: the text; None where it is to be read from the file at `offset`.
         offset, size: where `data` lies in an uncompressed file; offset -1 where it lies nowhere.

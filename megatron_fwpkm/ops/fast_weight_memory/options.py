@@ -35,7 +35,7 @@ class MemoryOptions:
             `state.pending` and the result does not depend on how a text is cut into calls.
         write_scale: `consistent`, or `official` for the authors' streaming arithmetic (`carry` only).
         implementation: `reference` (dense autograd, the oracle), `plain` (short and readable, dense under autograd,
-            what an export carries), `sparse` (touched rows only), `triton` (the same in GPU kernels) or `auto`
+            what an export carries), `sparse` (only the rows in use), `triton` (the same in GPU kernels) or `auto`
             (`triton` on CUDA, `sparse` elsewhere).
         undo_log: what is kept of overwritten rows until backward. `fp32`: all of them, as they were. `bf16`: the same,
             rounded: half the memory, and slot weights get an approximate gradient. `recompute`: every slot's first
