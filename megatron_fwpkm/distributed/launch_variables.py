@@ -30,6 +30,15 @@ class Launch:
         """Address and port of the rendezvous, `MASTER_ADDR:MASTER_PORT`."""
         return f"{self.master_addr}:{self.master_port}"
 
+    @property
+    def nodes(self) -> int:
+        """Number of nodes of the run."""
+        return -(-self.world_size // self.local_world_size)
+
+    def node_of(self, rank: int) -> int:
+        """Number of the node on which a rank runs; every node has as many ranks as this one."""
+        return rank // self.local_world_size
+
 
 def read_launch(environment: Mapping[str, str]) -> Launch | None:
     """The launch that `environment` describes; None for a process that runs alone.
@@ -38,13 +47,13 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
         ValueError: a variable is missing or is no number of its range, or the process is a task of Slurm or MPI to
             which nobody gave a rank. Such a process would train alone, or wait for ever.
     """
-    world_size = _number(environment, "WORLD_SIZE", 1)
+    world_size = read_number(environment, "WORLD_SIZE", 1)
     if "RANK" not in environment and (world_size or 1) == 1:
         _check_not_one_of_many(environment)
         return None
     if world_size is None:
         raise ValueError(f"RANK={environment['RANK']} is set but WORLD_SIZE is not; {_ADVICE}")
-    rank = _number(environment, "RANK", 0)
+    rank = read_number(environment, "RANK", 0)
     if rank is None:
         raise ValueError(
             f"WORLD_SIZE={world_size} is set but RANK is not, so each of these processes would train alone; {_ADVICE}, "
@@ -54,8 +63,8 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
         raise ValueError(f"RANK={rank} must be less than WORLD_SIZE={world_size}: ranks start at 0")
     if world_size == 1 and not environment.get("MASTER_ADDR"):
         return None
-    local_world_size = _number(environment, "LOCAL_WORLD_SIZE", 1) or 1
-    local_rank = _number(environment, "LOCAL_RANK", 0) or 0
+    local_world_size = read_number(environment, "LOCAL_WORLD_SIZE", 1) or 1
+    local_rank = read_number(environment, "LOCAL_RANK", 0) or 0
     if "LOCAL_WORLD_SIZE" in environment and local_rank >= local_world_size:
         raise ValueError(f"LOCAL_RANK={local_rank} must be less than LOCAL_WORLD_SIZE={local_world_size}")
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
@@ -64,7 +73,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
             f"RANK={rank} and WORLD_SIZE={world_size} are set but {' and '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not: the ranks do not know where to meet; {_ADVICE}"
         )
-    port = _number(environment, "MASTER_PORT", 1)
+    port = read_number(environment, "MASTER_PORT", 1)
     if port is None or port > 65535:
         raise ValueError(f"MASTER_PORT={port} must be between 1 and 65535")
     agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -81,7 +90,8 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
     )
 
 
-def _number(environment: Mapping[str, str], name: str, least: int) -> int | None:
+def read_number(environment: Mapping[str, str], name: str, least: int) -> int | None:
+    """An integer variable, None where it is not set; raises ValueError for what is no integer of at least `least`."""
     text = environment.get(name)
     if text is None:
         return None

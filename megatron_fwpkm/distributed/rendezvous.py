@@ -20,24 +20,30 @@ FIRST_WORD_SECONDS = 10.0
 NEXT_WORD_SECONDS = 30.0
 _PROBE_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 20.0
+_NAMED_NODES = 8
 
 
-def meet(launch: Launch, limit: float, patience: float = FIRST_WORD_SECONDS) -> dist.Store:
+def meet(
+    launch: Launch,
+    limit: float,
+    patience: float = FIRST_WORD_SECONDS,
+    option: str = "--rendezvous-timeout-minutes",
+) -> dist.Store:
     """The store of the run, once all its ranks have joined.
 
     Args:
         launch: this process among those of the run.
         limit: seconds after which a rank no longer waits.
         patience: seconds until the first word about a wait.
+        option: the flag that sets the limit.
 
     Raises:
         ValueError: the port is taken, two processes have one rank, or the limit passed; names place and missing ranks.
     """
-    wait = _Wait(launch, limit, patience)
+    wait = _Wait(launch, limit, patience, option)
     entrance = _Entrance(launch, limit)
-    while entrance.store is None:
-        wait.go_on(lambda: entrance.trouble)
-        entrance.raise_failure()
+    entrance.wait_for_store(wait)
+    assert entrance.store is not None
     # The store of an agent outlives its workers and still holds the words of those that it has started before.
     store = dist.PrefixStore(f"attempt/{launch.attempt}", entrance.store) if launch.store_in_agent else entrance.store
     if store.add(f"fwpkm/joined/{launch.rank}", 1) > 1:
@@ -45,17 +51,38 @@ def meet(launch: Launch, limit: float, patience: float = FIRST_WORD_SECONDS) -> 
             f"two processes of the run at {launch.meeting_place} have RANK={launch.rank}: another run uses this "
             "MASTER_PORT, or a rank was started twice"
         )
+    store.set(_host_key(launch.rank), socket.gethostname())
     store.add("fwpkm/joined", 1)
     while (joined := store.add("fwpkm/joined", 0)) < launch.world_size:
         wait.go_on(lambda joined=joined: _missing(store, launch, joined) + entrance.warning)  # type: ignore[misc]
     return store
 
 
+def number_by_arrival(launch: Launch, limit: float, option: str) -> int:
+    """A rank from 1 on for a process that holds no store and that nobody has numbered, in the order of arrival.
+
+    Raises ValueError as `meet` does.
+    """
+    entrance = _Entrance(launch, limit)
+    entrance.wait_for_store(_Wait(launch, limit, FIRST_WORD_SECONDS, option))
+    assert entrance.store is not None
+    return int(entrance.store.add("fwpkm/numbered", 1))
+
+
+def is_here(host: str, port: int) -> bool:
+    """Whether a name or an address is one of this machine's; False where it does not resolve."""
+    try:
+        return any(_is_local(address) for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    except OSError:
+        return False
+
+
 class _Wait:
     """One rank's patience: announces what is waited for, and ends at the limit."""
 
-    def __init__(self, launch: Launch, limit: float, patience: float) -> None:
+    def __init__(self, launch: Launch, limit: float, patience: float, option: str) -> None:
         self._launch, self._limit, self._begin = launch, limit, time.monotonic()
+        self._option = option
         self._next_word = patience
         self._pause = 0.01
 
@@ -65,7 +92,7 @@ class _Wait:
         if waited >= self._limit:
             raise ValueError(
                 f"gave up after {waited:.0f} s: {reason()}. Check MASTER_ADDR and MASTER_PORT on every node and that "
-                "all ranks were started, or raise --rendezvous-timeout-minutes"
+                f"all ranks were started, or raise {self._option}"
             )
         if waited >= self._next_word:
             self._next_word = waited + NEXT_WORD_SECONDS
@@ -91,10 +118,12 @@ class _Entrance:
         self._holds_store = launch.rank == 0 and not launch.store_in_agent
         threading.Thread(target=self._enter, name="rendezvous", daemon=True).start()
 
-    def raise_failure(self) -> None:
-        """Raise ValueError for a problem that waiting does not solve."""
-        if self._failure is not None:
-            raise ValueError(self._failure)
+    def wait_for_store(self, wait: _Wait) -> None:
+        """Return when there is a connection; raise ValueError at the limit, or for what waiting does not solve."""
+        while self.store is None:
+            wait.go_on(lambda: self.trouble)
+            if self._failure is not None:
+                raise ValueError(self._failure)
 
     def _enter(self) -> None:
         while self.store is None and self._failure is None and time.monotonic() < self._end:
@@ -152,19 +181,41 @@ class _Entrance:
 def _missing(store: dist.Store, launch: Launch, joined: int) -> str:
     missing = [rank for rank in range(launch.world_size) if not store.check([f"fwpkm/joined/{rank}"])]
     joined_where = f"{joined} of {launch.world_size} ranks have joined at {launch.meeting_place}"
-    return f"{joined_where}; missing: {name_ranks(missing)}"
+    if launch.nodes == 1:
+        return f"{joined_where}; missing: {name_ranks(missing)}"
+    absent = sorted({launch.node_of(rank) for rank in missing})
+    hosts = {
+        launch.node_of(rank): store.get(_host_key(rank)).decode()
+        for rank in range(launch.world_size)
+        if store.check([_host_key(rank)])
+    }
+    here = ", ".join(f"{node} ({host})" for node, host in list(hosts.items())[:_NAMED_NODES])
+    more = f" and {len(hosts) - _NAMED_NODES} more" if len(hosts) > _NAMED_NODES else ""
+    return (
+        f"{joined_where}; missing: {name_ranks(missing)}, on {name_numbers('node', absent)}, whose log may say why; "
+        f"there: {'node' if len(hosts) == 1 else 'nodes'} {here}{more}"
+    )
+
+
+def _host_key(rank: int) -> str:
+    return f"fwpkm/host/{rank}"
 
 
 def name_ranks(ranks: list[int]) -> str:
     """`rank 3`, or `ranks 0-3, 7` for several in rising order."""
+    return name_numbers("rank", ranks)
+
+
+def name_numbers(thing: str, numbers: list[int]) -> str:
+    """`node 3`, or `nodes 0-3, 7` for several in rising order, where the thing is a node."""
     runs: list[list[int]] = []
-    for rank in ranks:
-        if runs and runs[-1][1] == rank - 1:
-            runs[-1][1] = rank
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
         else:
-            runs.append([rank, rank])
+            runs.append([number, number])
     names = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {names}"
+    return f"{thing if len(numbers) == 1 else thing + 's'} {names}"
 
 
 def _is_local(address: tuple[object, ...]) -> bool:
