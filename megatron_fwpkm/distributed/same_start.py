@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def describe_start(resolved: Resolved) -> dict[str, str]:
     described |= {f"the choice of {one.part}": one.shown for one in choose_libraries(resolved.config, installed())}
     described["the code of megatron_fwpkm"] = _code_hash()
     described["the version of Python"] = platform.python_version()
-    described |= {f"the version of {name}": _version(name) for name in PACKAGES}
+    described |= {f"the version of {name}": package_version(name) for name in PACKAGES}
     return described | {f"the variable {name}": os.environ.get(name, "not set") for name in VARIABLES}
 
 
@@ -52,32 +53,52 @@ def check_same_start(store: dist.Store, rank: int, size: int, described: Mapping
     text = json.dumps(dict(described), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     store.set(f"{prefix}/{digest}", text)
-    store.set(f"{prefix}/{rank}", digest)
+    store.set(f"{prefix}/{rank}", json.dumps([digest, socket.gethostname()]))
     if rank == 0:
-        digests = [store.get(f"{prefix}/{other}").decode() for other in range(size)]
-        starts = {one: json.loads(store.get(f"{prefix}/{one}")) for one in set(digests)}
-        store.set(f"{prefix}/verdict", _verdict([starts[one] for one in digests]))
+        told = [json.loads(store.get(f"{prefix}/{other}")) for other in range(size)]
+        starts = {one: json.loads(store.get(f"{prefix}/{one}")) for one, _ in told}
+        store.set(f"{prefix}/verdict", _verdict([starts[one] for one, _ in told], [host for _, host in told]))
     if verdict := store.get(f"{prefix}/verdict").decode():
         raise ValueError(verdict)
 
 
-def _verdict(starts: list[dict[str, str]]) -> str:
-    """What differs between the ranks' starts; empty when nothing does."""
+def _verdict(starts: list[dict[str, str]], hosts: list[str]) -> str:
+    """What differs between the starts of the ranks on their hosts; empty when nothing does."""
     if all(start == starts[0] for start in starts):
         return ""
     differences = []
-    for name in dict.fromkeys(name for start in starts for name in start):
-        by_value: dict[str, list[int]] = {}
-        for rank, start in enumerate(starts):
-            by_value.setdefault(start.get(name, "not known"), []).append(rank)
-        if len(by_value) > 1:
-            said = [f"{value} on {name_ranks(ranks)}" for value, ranks in by_value.items()]
-            differences.append(f"{name} is {' and '.join(said)}")
+    for name, by_value in values_by_rank(starts, "not known").items():
+        said = [f"{value} on {_name_places(ranks, hosts)}" for value, ranks in by_value.items()]
+        differences.append(f"{name} is {' and '.join(said)}")
     more = f"; and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
     return (
         f"the ranks of this run were started differently: {'; '.join(differences[:_NAMED])}{more}. Start all of them "
         "with the same command line, files, code and versions"
     )
+
+
+def _name_places(ranks: list[int], hosts: list[str]) -> str:
+    """`rank 3 (host-b)`; the hosts are left out where there is only one, or too many to read."""
+    here = list(dict.fromkeys(hosts[rank] for rank in ranks))
+    named = len(set(hosts)) > 1 and len(here) <= _NAMED
+    return name_ranks(ranks) + (f" ({', '.join(here)})" if named else "")
+
+
+def values_by_rank(described: list[dict[str, str]], absent: str | None) -> dict[str, dict[str, list[int]]]:
+    """Name -> value -> positions in `described` of those that have it, for the names that have several values.
+
+    A name that one lacks has the value `absent` there; where that is None, only those that have the name are compared.
+    """
+    found = {}
+    for name in dict.fromkeys(name for one in described for name in one):
+        by_value: dict[str, list[int]] = {}
+        for rank, one in enumerate(described):
+            value = one.get(name, absent)
+            if value is not None:
+                by_value.setdefault(value, []).append(rank)
+        if len(by_value) > 1:
+            found[name] = by_value
+    return found
 
 
 def _code_hash() -> str:
@@ -87,7 +108,8 @@ def _code_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The installed version of a package, or that there is none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
