@@ -59,7 +59,10 @@ class RankFailedError(ValueError):
 
 @contextmanager
 def distributed_run(
-    parallel: ParallelConfig, training: TrainingConfig, described: Mapping[str, str] | None = None
+    parallel: ParallelConfig,
+    training: TrainingConfig,
+    described: Mapping[str, str] | None = None,
+    store: dist.Store | None = None,
 ) -> Iterator[World]:
     """Everything between an ordinary process and a rank of a run, and its orderly end.
 
@@ -72,6 +75,7 @@ def distributed_run(
         parallel: the layout.
         training: threads, determinism.
         described: what must be the same on all ranks (`same_start.describe_start`); compared before anything is built.
+        store: where the ranks have met already.
 
     Raises:
         ValueError: variables of a launcher that do not fit together, ranks that do not come or were started with
@@ -84,7 +88,7 @@ def distributed_run(
     loss = LauncherLoss(launch) if launch is not None and launch.by_torchrun else None
     set_threads(training)
     set_determinism(training)
-    world = _join(parallel, launch)
+    world = _join(parallel, launch, store)
     set_up_logging(world)
     assert world.roll_call is not None
     if loss is not None:
@@ -195,7 +199,7 @@ def set_up_logging(world: World) -> None:
     logger.propagate = False
 
 
-def _join(parallel: ParallelConfig, launch: Launch | None) -> World:
+def _join(parallel: ParallelConfig, launch: Launch | None, met: dist.Store | None) -> World:
     """Join the process group (or make one of one process) and choose the device."""
     backend = parallel.distributed_backend
     if backend == "auto":
@@ -221,7 +225,7 @@ def _join(parallel: ParallelConfig, launch: Launch | None) -> World:
         if launch is not None:
             rank, size = launch.rank, launch.world_size
             try:
-                store = meet(launch, parallel.rendezvous_timeout_minutes * 60)
+                store = meet(launch, parallel.rendezvous_timeout_minutes * 60) if met is None else met
             except ValueError as error:
                 raise RankFailedError(f"rank {rank} of {size}: {error}") from None
             store.set_timeout(timeout)

@@ -73,6 +73,18 @@ def memory_ranks() -> MemoryRanks:
     )
 
 
+def parallel_groups() -> dict[str, dist.ProcessGroup]:
+    """By name the groups in which this rank communicates while it trains: all ranks, and one for each parallel size."""
+    assert dist.group.WORLD is not None
+    return {
+        "all ranks": dist.group.WORLD,
+        "tensor-parallel": parallel_state.get_tensor_model_parallel_group(),
+        "context-parallel": parallel_state.get_context_parallel_group(),
+        "pipeline": parallel_state.get_pipeline_model_parallel_group(),
+        "data-parallel": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+
+
 def _make_groups(parallel: ParallelConfig, world: World) -> None:
     sizes = (
         parallel.tensor_model_parallel_size,
