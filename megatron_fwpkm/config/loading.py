@@ -123,8 +123,15 @@ def parse_pretrain(argv: Sequence[str] | None = None) -> Resolved:
     Wrong usage of a flag leaves with status 2 by argparse. What a file gets wrong is a ValueError that begins with
     `file:line`; a file that cannot be read is an OSError. Rules between options are `validation.validate`'s.
     """
+    return resolve(build_parser().parse_args(in_our_spelling(sys.argv[1:] if argv is None else argv)))
+
+
+def resolve(namespace: argparse.Namespace) -> Resolved:
+    """The configuration of a command line that `build_parser`'s parser has read, with the files that it names.
+
+    Raises ValueError and OSError as `parse_pretrain` does.
+    """
     known = {option.name: option for _, _, found in option_groups() for option in found}
-    namespace = build_parser().parse_args(in_our_spelling(sys.argv[1:] if argv is None else argv))
     sources = dict.fromkeys((option.flag for option in known.values()), DEFAULT)
     merged: dict[str, Any] = {}
     for path in namespace.config:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ..config import loading
-from ..config.cli import Parser
 from ..config.command_line_errors import in_our_spelling
 from ..config.field_metadata import Above, AtLeast, AtMost
 from ..config.tool_options import Metavar, add_tool_options, from_words
@@ -28,20 +27,16 @@ class PreflightOptions:
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
-    """The parser of the help text: all flags of pretrain.py and those of the pre-flight."""
+    """A parser of all flags of pretrain.py and those of the pre-flight."""
     parser = loading.build_parser("preflight.py")
     parser.description, parser.epilog = description, None
     return add_tool_options(parser, PreflightOptions)
 
 
 def parse_preflight(argv: Sequence[str] | None, description: str | None) -> tuple[PreflightOptions, loading.Resolved]:
-    """The pre-flight's own options, and the run's, which are read as pretrain.py reads them.
+    """The pre-flight's own options, and the run's.
 
-    Wrong usage leaves with status 2; raises ValueError as `parse_pretrain` does.
+    Wrong usage leaves with status 2; raises ValueError and OSError as `parse_pretrain` does.
     """
-    words = in_our_spelling(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(words):
-        build_parser(description).parse_args(["--help"])
-    own = add_tool_options(Parser(prog="preflight.py", add_help=False, allow_abbrev=False), PreflightOptions)
-    namespace, rest = own.parse_known_args(words)
-    return from_words(PreflightOptions, namespace), loading.parse_pretrain(rest)
+    namespace = build_parser(description).parse_args(in_our_spelling(sys.argv[1:] if argv is None else argv))
+    return from_words(PreflightOptions, namespace), loading.resolve(namespace)
