@@ -2,7 +2,9 @@
 
 python tools/doctor.py
 
-exits with status 1 if training cannot run here.
+exits with status 1 if training cannot run here. A container's health check is
+
+python tools/doctor.py --quick --require-gpu
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ class DoctorOptions:
 
     json: bool = False
     """print the diagnosis as JSON"""
+    quick: bool = False
+    """look only at versions and at whether torch finds a GPU, in about a second; no library but torch is imported"""
+    require_gpu: bool = False
+    """count it as a reason not to train if torch finds no GPU"""
 
 
 def build_parser() -> Parser:
@@ -33,10 +39,12 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine this machine and print the diagnosis."""
     arguments = parse_tool(build_parser(), DoctorOptions, argv)
-    from megatron_fwpkm.training.doctor import examine, render
+    from megatron_fwpkm.training import doctor
 
-    diagnosis = examine()
-    print(diagnosis.to_json() if arguments.json else render(diagnosis))
+    diagnosis = doctor.examine_quickly() if arguments.quick else doctor.examine()
+    if arguments.require_gpu:
+        diagnosis = doctor.require_gpu(diagnosis)
+    print(diagnosis.to_json() if arguments.json else doctor.render(diagnosis))
     return 0 if diagnosis.can_train else 1
 
 

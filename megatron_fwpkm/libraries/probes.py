@@ -98,6 +98,24 @@ def survey(environment: Environment) -> dict[str, Finding]:
     return {found.name: found for found in probes}
 
 
+def quick_survey(environment: Environment) -> dict[str, Finding]:
+    """What of `survey` takes a second: torch is imported, but opens no GPU; packages are looked up by version."""
+    torch, torch_finding = _load(environment, "torch", "torch")
+    megatron = _by_version(environment, "megatron-core")
+    if megatron.ok and not is_supported(megatron.version):
+        note = f"this project is made for {supported_megatron()}"
+        megatron = Finding("megatron-core", "other version", megatron.version, note)
+    probes = [
+        _python(environment),
+        _at_least(torch_finding, LEAST_TORCH),
+        _any_gpu(torch),
+        *_backends(torch),
+        megatron,
+        *(_by_version(environment, name) for name in ("sentencepiece", "transformers", "safetensors")),
+    ]
+    return {found.name: found for found in probes}
+
+
 @cache
 def installed() -> dict[str, Finding]:
     """What the choices of a run depend on, on this machine; what is installed but unusable is hidden from now on.
@@ -193,6 +211,11 @@ def _first_line(error: Exception | None) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:120]
 
 
+def _by_version(environment: Environment, distribution: str) -> Finding:
+    version = _installed_version(environment, distribution)
+    return Finding(distribution, "ok" if version else "absent", version)
+
+
 def _python(environment: Environment) -> Finding:
     version = environment.python
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -208,11 +231,14 @@ def _at_least(found: Finding, least: tuple[int, int]) -> Finding:
 
 def _any_gpu(torch: Any) -> Finding:
     """Whether torch finds a GPU; unlike `_cuda` it opens none, of which a rank may use one only."""
+    built = getattr(getattr(torch, "version", None), "cuda", None) or ""
     try:
         is_available = torch is not None and torch.cuda.is_available()
     except Exception as error:
-        return Finding("CUDA", "broken", note=_first_line(error))
-    return Finding("CUDA", "ok" if is_available else "absent")
+        return Finding("CUDA", "broken", built, _first_line(error))
+    if is_available:
+        return Finding("CUDA", "ok", built)
+    return Finding("CUDA", "absent", built, "no usable GPU" if built else "torch is a CPU build")
 
 
 def _cuda(torch: Any) -> Finding:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from ..config import PretrainConfig
 from ..config.megatron_releases import megatron_for_python
 from ..libraries.choices import Choice, choose_libraries, describe
-from ..libraries.probes import GRADIENT_KERNEL, SUPPORTED_PYTHONS, Environment, Finding, numbers, survey
+from ..libraries.probes import GRADIENT_KERNEL, SUPPORTED_PYTHONS, Environment, Finding, numbers, quick_survey, survey
 
 Findings = dict[str, Finding]
 
@@ -47,6 +47,26 @@ def examine(environment: Environment | None = None) -> Diagnosis:
     return Diagnosis(list(found.values()), list(_choices(found)), list(_problems(found)))
 
 
+def examine_quickly(environment: Environment | None = None) -> Diagnosis:
+    """What a container asks every few minutes: are supported versions there, and does torch still find its GPU?"""
+    found = quick_survey(environment or Environment())
+    problems = [*_foundations(found), *_megatron(found), *_tokenizers_and_exports(found)]
+    return Diagnosis(list(found.values()), [], problems)
+
+
+def require_gpu(diagnosis: Diagnosis) -> Diagnosis:
+    """The diagnosis of a machine that is of no use without a GPU."""
+    cuda = next(one for one in diagnosis.findings if one.name == "CUDA")
+    if cuda.status != "absent":
+        return diagnosis
+    problem = Problem(
+        "torch finds no GPU, and --require-gpu was given",
+        "check nvidia-smi; a container needs --gpus all when it starts, and one that has lost its GPUs a restart",
+        True,
+    )
+    return replace(diagnosis, problems=[*diagnosis.problems, problem])
+
+
 def render(diagnosis: Diagnosis) -> str:
     """One screen of text."""
     lines = ["Installed"]
@@ -54,8 +74,9 @@ def render(diagnosis: Diagnosis) -> str:
     for one in diagnosis.findings:
         version = one.version or ("not installed" if one.status == "absent" and not one.note else "")
         lines.append(f"  {marks[one.status]:8} {one.name:30} {version:13} {one.note}".rstrip())
-    lines += ["", "A run here will use"]
-    lines += [f"  {line}" for line in describe(diagnosis.choices)]
+    if diagnosis.choices:
+        lines += ["", "A run here will use"]
+        lines += [f"  {line}" for line in describe(diagnosis.choices)]
     lines += ["", "Problems" if diagnosis.problems else "No problems."]
     for problem in diagnosis.problems:
         weight = "blocks training" if problem.blocks_training else "note"
@@ -91,15 +112,19 @@ def _problems(found: Findings) -> Iterator[Problem]:
     yield from _foundations(found)
     yield from _megatron(found)
     yield from _fused_libraries(found)
-    yield from _package(found["sentencepiece"], "SentencePiece tokenizers", blocks=True)
-    yield from _package(found["safetensors"], "exports", blocks=False)
-    yield from _package(found["transformers"], "export and generation in Hugging Face format", blocks=False)
+    yield from _tokenizers_and_exports(found)
     if found["deepspeed"].status == "broken":
         yield Problem(
             f"DeepSpeed does not import ({found['deepspeed'].note})",
             "only --engine deepspeed needs it: pip uninstall deepspeed, or repair it",
             False,
         )
+
+
+def _tokenizers_and_exports(found: Findings) -> Iterator[Problem]:
+    yield from _package(found["sentencepiece"], "SentencePiece tokenizers", blocks=True)
+    yield from _package(found["safetensors"], "exports", blocks=False)
+    yield from _package(found["transformers"], "export and generation in Hugging Face format", blocks=False)
 
 
 def _foundations(found: Findings) -> Iterator[Problem]:
@@ -133,7 +158,7 @@ def _foundations(found: Findings) -> Iterator[Problem]:
 
 
 def _megatron(found: Findings) -> Iterator[Problem]:
-    megatron, helper = found["megatron-core"], found["dataset helper"]
+    megatron, helper = found["megatron-core"], found.get("dataset helper")
     wanted = megatron_for_python(numbers(found["python"].version))
     if not megatron.ok:
         state = megatron.note or "not installed"
@@ -142,7 +167,7 @@ def _megatron(found: Findings) -> Iterator[Problem]:
             f"make setup, or pip install --no-deps megatron-core=={wanted}",
             True,
         )
-    elif not helper.ok:
+    elif helper is not None and not helper.ok:
         yield Problem(
             f"megatron-core's compiled dataset helper is missing ({helper.note})",
             f"install a wheel: pip install --no-deps --force-reinstall megatron-core=={wanted}",
