@@ -78,7 +78,7 @@ mapfile -t mounts <"$folder/mounts"
 isolation=(--isolation chroot --network host "${mounts[@]}")
 buildah build --pull-never --format docker --target test "${isolation[@]}" --tag localhost/megatron-fwpkm:test \
   --build-arg PYTHON_IMAGE=localhost/debian-python --build-arg TORCH_PIP_ARGS= "$folder/context"
-buildah images localhost/megatron-fwpkm
+buildah images
 
 container=$(buildah from --pull-never localhost/megatron-fwpkm:test)
 step "its health check"
