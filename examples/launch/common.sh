@@ -4,7 +4,10 @@
 # Variables a user may set:
 #   PYTHON           interpreter (default .venv/bin/python, else python3)
 #   GPUS_PER_NODE    processes per node (default: from Slurm, CUDA_VISIBLE_DEVICES or nvidia-smi; required on a machine without GPUs)
-#   TORCHRUN_ARGS    more options for torchrun, e.g. "--shutdown_timeout 300" where a checkpoint takes longer than torchrun's 30 s
+#   PREFLIGHT        0 skips tools/preflight.py, which otherwise examines every node and connection before the training starts
+#   LOG_DIR          torchrun keeps the output of every rank in LOG_DIR/HOST (default runs/torchrun_logs; empty for none)
+#   TORCHRUN_MAX_RESTARTS  how often torchrun starts the processes again after one has failed; the run needs --save and --resume
+#   TORCHRUN_ARGS    more options for torchrun, e.g. "--shutdown-timeout 300" where a checkpoint takes longer than torchrun's 30 s
 
 fail() {
   echo "error: $*" >&2
@@ -69,23 +72,71 @@ find_python() {
 }
 
 # Settings for communication; variables that are already set are kept.
+# Tensor parallelism overlaps communication only in a single queue (CUDA_DEVICE_MAX_CONNECTIONS=1).
 export_environment() {
-  export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1} # tensor parallelism overlaps communication only in a single queue
-  export TORCH_NCCL_ASYNC_ERROR_HANDLING=${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}
-  export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  export PYTHONUNBUFFERED=1
-  export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore:Transformer Engine and Apex:UserWarning,ignore:Apex is not installed:UserWarning}
+  local setting name
+  exported=()
+  for setting in \
+    CUDA_DEVICE_MAX_CONNECTIONS=1 \
+    TORCH_NCCL_ASYNC_ERROR_HANDLING=1 \
+    NCCL_DEBUG=WARN \
+    OMP_NUM_THREADS=1 \
+    PYTHONUNBUFFERED=1 \
+    "PYTHONWARNINGS=ignore:Transformer Engine and Apex:UserWarning,ignore:Apex is not installed:UserWarning"; do
+    name=${setting%%=*}
+    [ -n "${!name:-}" ] || printf -v "$name" %s "${setting#*=}"
+    export "${name?}"
+    exported+=("$name")
+  done
   # Often needed on clusters; the names depend on the machine (ip link, ibv_devices):
   #   export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0    the interface that connects the nodes
   #   export NCCL_IB_HCA=mlx5                                 the InfiniBand adapters
 }
 
+# set_torchrun NODES: the words with which every torchrun of this node begins.
+set_torchrun() {
+  local python gpus
+  gpus=$(gpus_per_node)
+  python=$(find_python)
+  torchrun=("$python" -m torch.distributed.run --nnodes="$1" --nproc-per-node="$gpus")
+  local folder=${LOG_DIR-runs/torchrun_logs}
+  [ -z "$folder" ] || torchrun+=(--log-dir="$folder/$HOSTNAME" --tee=3) # both streams of every rank: to the files and to the console
+}
+
+# print_environment TITLE: with --dry-run, what the commands that follow need, so that they can be pasted into a shell.
+print_environment() {
+  [ "$dry_run" = 1 ] || return 0
+  echo "# $1, in $PWD"
+  local name
+  for name in "${exported[@]}"; do printf 'export %s=%q\n' "$name" "${!name}"; done
+}
+
+print_command() {
+  local line
+  printf -v line '%q ' "$@"
+  echo "${line% }"
+}
+
+# preflight COMMAND...: run it before the training, unless PREFLIGHT=0; the script ends where it fails.
+preflight() {
+  [ "${PREFLIGHT:-1}" = 1 ] || return 0
+  if [ "$dry_run" = 1 ]; then
+    print_command "$@"
+    return
+  fi
+  local status=0
+  "$@" &
+  # A signal would otherwise wait until the command ends.
+  trap 'kill -TERM $! 2>/dev/null; wait $!; fail "stopped during the pre-flight; nothing was started"' TERM INT
+  wait $! || status=$?
+  trap - TERM INT
+  [ "$status" = 0 ] || fail "the pre-flight failed with status $status (see above); nothing was started. PREFLIGHT=0 skips it"
+}
+
 # run COMMAND...: print the command with --dry-run, else replace this shell with it.
 run() {
   if [ "$dry_run" = 1 ]; then
-    printf '%q ' "$@"
-    echo
+    print_command "$@"
   else
     exec "$@"
   fi
@@ -100,4 +151,6 @@ parse_launcher_arguments() {
   fi
   arguments=("$@")
   [ "${#arguments[@]}" -gt 0 ] || fail "no arguments for pretrain.py; give some, e.g. --config examples/paper/base_112m.yaml --data-path PREFIX"
+  [ -f tools/preflight.py ] || PREFLIGHT=0
+  [[ "${PREFLIGHT:-1}" =~ ^[01]$ ]] || fail "PREFLIGHT=$PREFLIGHT must be 0 or 1"
 }

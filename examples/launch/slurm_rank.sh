@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One task of slurm.sbatch: sets the variables that torchrun would set, and replaces itself with pretrain.py, so that signals reach it.
+# One task of slurm.sbatch: sets the variables that torchrun would set, and replaces itself with the given program (pretrain.py or
+# tools/preflight.py, and its arguments), so that signals reach it.
 set -euo pipefail
 # shellcheck source=examples/launch/common.sh
 source examples/launch/common.sh
@@ -11,4 +12,4 @@ export RANK=$SLURM_PROCID
 export LOCAL_RANK=$SLURM_LOCALID
 export WORLD_SIZE=$SLURM_NTASKS
 export LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
-exec "$PYTHON" pretrain.py "$@"
+exec "$PYTHON" "$@"

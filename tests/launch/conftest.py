@@ -68,12 +68,16 @@ def environment(record: Path) -> dict[str, str]:
     for name, body in FAKES.items():
         (folder / name).write_text("#!/usr/bin/env bash\n" + body)
         (folder / name).chmod(stat.S_IRWXU)
-    gone = ("SLURM", "MASTER_", "NODE", "NNODES", "RDZV", "GPUS_", "CUDA_", "TORCHRUN", "RANK", "WORLD", "LOCAL_")
+    gone = (
+        "SLURM", "MASTER_", "NODE", "NNODES", "RDZV", "GPUS_", "CUDA_", "TORCH", "RANK", "WORLD", "LOCAL_", "PREFLIGHT",
+        "LOG_DIR",
+    )  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if not name.startswith(gone)}
     return kept | {
         "PATH": f"{folder}:{os.environ['PATH']}",
         "RECORD": str(record),
         "PYTHON": "python-fake",
+        "HOSTNAME": "node-x",
     }
 
 

@@ -41,6 +41,7 @@ def test_a_node_that_is_started_again_joins_the_run(tmp_path: Path) -> None:
     words = flags(data, save=save, resume=True, train_iters=300, save_interval=50, eval_iters=0, split="1,0,0")
     settings = environment() | {
         "PYTHON": sys.executable, "NNODES": "2", "GPUS_PER_NODE": "1", "RDZV_ID": "run",
+        "PREFLIGHT": "0", "LOG_DIR": str(tmp_path / "logs"),
         "RDZV_ENDPOINT": f"{socket.gethostname()}:{store.port}",
     }  # fmt: skip
     nodes: list[subprocess.Popen[bytes]] = []

@@ -32,22 +32,29 @@ def wait_for_ranks(record: Path, count: int) -> None:
     raise AssertionError(f"{count} ranks did not start")
 
 
-def test_dry_run_prints_the_step(launch, slurm, record):
-    process = launch("slurm.sbatch", slurm, "--dry-run", "--config", "a.yaml", "--save", "my runs")
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_dry_run_prints_the_steps(launch, slurm, record, nodes):
+    settings = slurm | {"SLURM_JOB_NUM_NODES": str(nodes), "FAKE_HOSTS": "node7 node8"[: 6 * nodes - 1]}
+    process = launch("slurm.sbatch", settings, "--dry-run", "--config", "a.yaml", "--save", "my runs")
     assert process.returncode == 0, process.stderr
-    assert process.stdout == (
-        f"MASTER_ADDR=node7 MASTER_PORT={PORT} srun --nodes=2 --ntasks-per-node=2 --kill-on-bad-exit=1 --label "
-        "bash examples/launch/slurm_rank.sh --config a.yaml --save my\\ runs --resume \n"
-    )
+    step = f"srun --nodes={nodes} --ntasks-per-node=2 --kill-on-bad-exit=1 --label bash examples/launch/slurm_rank.sh"
+    assert process.stdout.splitlines()[-4:] == [
+        f"export MASTER_PORT={PORT}",
+        "export PYTHON=python-fake",
+        f"{step} tools/preflight.py --config a.yaml --save my\\ runs --resume",
+        f"{step} pretrain.py --config a.yaml --save my\\ runs --resume",
+    ]
+    assert "export MASTER_ADDR=node7" in process.stdout
     assert "srun" not in (record / "calls").read_text()
 
 
 def test_every_rank_gets_its_place_from_the_job(launch, slurm, record):
     process = launch("slurm.sbatch", slurm, "--config", "a.yaml")
     assert process.returncode == 0, process.stderr
-    told = sorted((record / "ranks").read_text().splitlines())
-    rest = f"node7:{PORT} pretrain.py --config a.yaml --resume"
-    assert told == [f"{rank} {rank % 2} 4 2 {rest}" for rank in range(4)]
+    told = (record / "ranks").read_text().splitlines()
+    for program, lines in (("tools/preflight.py", told[:4]), ("pretrain.py", told[4:])):
+        rest = f"node7:{PORT} {program} --config a.yaml --resume"
+        assert sorted(lines) == [f"{rank} {rank % 2} 4 2 {rest}" for rank in range(4)]
     assert "requeue" not in (record / "calls").read_text()
 
 
@@ -64,14 +71,33 @@ def test_it_runs_from_the_spool_folder(slurm, record):
 
 
 def test_a_failed_run_keeps_its_status_and_is_not_queued_again(launch, slurm, record):
-    process = launch("slurm.sbatch", slurm | {"FAKE_STATUS": "9"}, "--config", "a.yaml")
+    process = launch("slurm.sbatch", slurm | {"FAKE_STATUS": "9", "PREFLIGHT": "0"}, "--config", "a.yaml")
     assert process.returncode == 9
     assert "requeue" not in (record / "calls").read_text()
 
 
+def test_nothing_is_trained_where_the_preflight_fails(launch, slurm, record):
+    process = launch("slurm.sbatch", slurm | {"FAKE_STATUS": "9"}, "--config", "a.yaml")
+    assert process.returncode == 1
+    assert "the pre-flight failed with status 9" in process.stderr
+    assert "pretrain.py" not in (record / "ranks").read_text()
+    assert "requeue" not in (record / "calls").read_text()
+
+
+@pytest.mark.parametrize(("status", "preflight"), [("0", "1"), ("143", "1"), ("0", "0")])
+def test_the_time_limit_queues_the_job_again(slurm, record, status, preflight):
+    process = start(slurm | {"FAKE_TRAINS": "1", "FAKE_STATUS": status, "PREFLIGHT": preflight}, "--config", "a.yaml")
+    wait_for_ranks(record, 4)
+    os.kill(process.pid, signal.SIGUSR1)
+    errors = process.communicate(timeout=20)[1]
+    assert process.returncode == 0, errors
+    assert ("pretrain.py" in (record / "ranks").read_text()) is (preflight == "0")
+    assert "scontrol requeue 1234567" in (record / "calls").read_text()
+
+
 @pytest.mark.parametrize(("sent", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_a_signal_saves_on_every_rank(slurm, record, sent, requeued):
-    process = start(slurm | {"FAKE_TRAINS": "1"}, "--config", "a.yaml")
+    process = start(slurm | {"FAKE_TRAINS": "1", "PREFLIGHT": "0"}, "--config", "a.yaml")
     wait_for_ranks(record, 4)
     os.kill(process.pid, sent)
     output, errors = process.communicate(timeout=20)
@@ -82,7 +108,7 @@ def test_a_signal_saves_on_every_rank(slurm, record, sent, requeued):
 
 
 def test_a_run_that_cannot_save_is_not_queued_again(slurm, record):
-    process = start(slurm | {"FAKE_TRAINS": "1", "FAKE_STATUS": "5"}, "--config", "a.yaml")
+    process = start(slurm | {"FAKE_TRAINS": "1", "FAKE_STATUS": "5", "PREFLIGHT": "0"}, "--config", "a.yaml")
     wait_for_ranks(record, 4)
     os.kill(process.pid, signal.SIGUSR1)
     errors = process.communicate(timeout=20)[1]

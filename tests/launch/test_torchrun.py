@@ -1,22 +1,34 @@
-"""torchrun on one node and on several: the printed command, and what is refused."""
+"""torchrun on one node and on several: the printed commands, and what is refused."""
 
 from __future__ import annotations
 
 import shlex
 import shutil
+import signal
 import socket
+import subprocess
+import time
 
 import pytest
 
+from tests.launch.conftest import ROOT
+
 TORCHRUN = ["python-fake", "-m", "torch.distributed.run"]
+LOGS = ["--log-dir=runs/torchrun_logs/node-x", "--tee=3"]
 STATIC = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node-a", "MASTER_PORT": "29500", "GPUS_PER_NODE": "8"}
 C10D = {"NNODES": "2", "RDZV_ENDPOINT": "node-a:29500", "RDZV_ID": "run-17", "GPUS_PER_NODE": "8"}
 
 
-def words(process) -> list[str]:
-    """The printed command as words; the script must have succeeded."""
+def printed(process) -> list[list[str]]:
+    """The printed commands as words, without the variables; the script must have succeeded."""
     assert process.returncode == 0, process.stderr
-    return shlex.split(process.stdout)
+    lines = process.stdout.splitlines()
+    return [shlex.split(line) for line in lines if not line.startswith(("#", "export "))]
+
+
+def words(process) -> list[str]:
+    """The command that trains."""
+    return printed(process)[-1]
 
 
 def check_refused(process, *said: str) -> None:
@@ -30,32 +42,88 @@ def check_refused(process, *said: str) -> None:
 
 def test_single_node(launch, environment):
     process = launch("single_node.sh", environment | {"GPUS_PER_NODE": "4"}, "--dry-run", "--save", "a b")
-    assert words(process) == [
-        *TORCHRUN, "--standalone", "--nnodes=1", "--nproc-per-node=4", "pretrain.py", "--save", "a b",
-    ]  # fmt: skip
+    begin = [*TORCHRUN, "--nnodes=1", "--nproc-per-node=4", *LOGS, "--standalone"]
+    assert printed(process) == [
+        [*begin, "tools/preflight.py", "--save", "a b"],
+        [*begin, "--max-restarts=0", "pretrain.py", "--save", "a b"],
+    ]
 
 
-def test_single_node_runs_the_command_it_prints(launch, environment, record):
+@pytest.mark.parametrize(("script", "settings"), [("single_node.sh", {"GPUS_PER_NODE": "1"}), ("multi_node.sh", C10D)])
+def test_a_pasted_dry_run_is_the_run(launch, environment, script, settings):
+    process = launch(script, environment | settings | {"NCCL_DEBUG": "IN FO"}, "--dry-run", "--engine", "deepspeed")
+    exports = dict(shlex.split(line)[1].split("=", 1) for line in process.stdout.splitlines() if "export " in line)
+    assert exports["NCCL_DEBUG"] == "IN FO" and exports["OMP_NUM_THREADS"] == environment.get("OMP_NUM_THREADS", "1")
+    assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE" in exports) == (script == "multi_node.sh")
+    assert words(process)[-3:] == ["pretrain.py", "--engine", "deepspeed"]
+
+
+def test_what_may_be_left_out(launch, environment):
+    settings = {"GPUS_PER_NODE": "1", "PREFLIGHT": "0", "LOG_DIR": "", "TORCHRUN_MAX_RESTARTS": "2"}
+    process = launch("single_node.sh", environment | settings, "--dry-run", "-x")
+    assert printed(process) == [
+        [*TORCHRUN, "--nnodes=1", "--nproc-per-node=1", "--standalone", "--max-restarts=2", "pretrain.py", "-x"]
+    ]
+
+
+def test_single_node_runs_the_commands_it_prints(launch, environment, record):
     process = launch("single_node.sh", environment | {"GPUS_PER_NODE": "4"}, "--config", "x.yaml", "--dry-run")
     assert process.returncode == 0, process.stderr
-    told = (record / "ranks").read_text().split(" : ", 1)[-1]
-    assert told.strip().endswith("--nproc-per-node=4 pretrain.py --config x.yaml --dry-run")
+    told = (record / "ranks").read_text().splitlines()
+    assert told[0].endswith("--standalone tools/preflight.py --config x.yaml --dry-run")
+    assert told[1].endswith("--standalone --max-restarts=0 pretrain.py --config x.yaml --dry-run")
+
+
+@pytest.mark.parametrize("script", ["single_node.sh", "multi_node.sh"])
+def test_nothing_is_trained_where_the_preflight_fails(launch, environment, record, script):
+    process = launch(script, environment | C10D | {"FAKE_STATUS": "3"}, "--lr", "1")
+    check_refused(process, "the pre-flight failed with status 3", "PREFLIGHT=0")
+    assert len((record / "ranks").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("sent", "said"), [("TERM", "stopped during the pre-flight"), ("INT", "stopped during")])
+def test_a_preflight_can_be_stopped(environment, record, sent, said):
+    command = ["bash", str(ROOT / "examples/launch/single_node.sh"), "--lr", "1"]
+    settings = environment | {"GPUS_PER_NODE": "1", "FAKE_TRAINS": "1"}
+    process = subprocess.Popen(command, env=settings, stderr=subprocess.PIPE, text=True)
+    while not (record / "ranks").exists():
+        time.sleep(0.05)
+    time.sleep(0.2)  # it sets its trap
+    process.send_signal(getattr(signal, f"SIG{sent}"))
+    assert said in process.communicate(timeout=20)[1] and process.returncode == 1
+    assert (record / "saved").exists()  # the command itself was told
 
 
 def test_static_rendezvous(launch, environment):
     process = launch("multi_node.sh", environment | STATIC, "--dry-run", "--lr", "1e-3")
-    assert words(process) == [
-        *TORCHRUN, "--nnodes=2", "--nproc-per-node=8", "--node-rank=1", "--master-addr=node-a", "--master-port=29500",
-        "pretrain.py", "--lr", "1e-3",
-    ]  # fmt: skip
+    begin = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=8", *LOGS, "--node-rank=1", "--master-addr=node-a"]
+    assert printed(process) == [
+        [*begin, "--master-port=29501", "tools/preflight.py", "--lr", "1e-3"],
+        [*begin, "--master-port=29500", "pretrain.py", "--lr", "1e-3"],
+    ]
+    assert process.stdout.startswith("# on node 1 of 2, in ")
 
 
-def test_c10d_rendezvous(launch, environment):
-    settings = environment | C10D | {"TORCHRUN_ARGS": "--shutdown_timeout 300"}
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_dry_run_without_a_rank_prints_every_node(launch, environment, nodes):
+    settings = environment | STATIC | {"NNODES": str(nodes), "NODE_RANK": ""}
+    process = launch("multi_node.sh", settings, "--dry-run", "--lr", "1e-3")
+    ranks = [next(word for word in command if word.startswith("--node-rank")) for command in printed(process)]
+    assert ranks == [f"--node-rank={rank}" for rank in range(nodes) for _ in ("pre-flight", "training")]
+    check_refused(launch("multi_node.sh", settings, "--lr", "1e-3"), "NODE_RANK is not set")
+
+
+@pytest.mark.parametrize("nodes", ["1", "2"])
+def test_c10d_rendezvous(launch, environment, nodes):
+    settings = environment | C10D | {"TORCHRUN_ARGS": "--shutdown-timeout 300", "NNODES": nodes}
     process = launch("multi_node.sh", settings, "--dry-run", "-x")
-    assert words(process) == [
-        *TORCHRUN, "--nnodes=2", "--nproc-per-node=8", "--rdzv-backend=c10d", "--rdzv-endpoint=node-a:29500",
-        "--rdzv-id=run-17", "--max-restarts=3", "--shutdown_timeout", "300", "pretrain.py", "-x",
+    begin = [*TORCHRUN, f"--nnodes={nodes}", "--nproc-per-node=8", *LOGS, "--rdzv-backend=c10d"]
+    assert printed(process) == [
+        [*begin, "--rdzv-endpoint=node-a:29501", "--rdzv-id=run-17-preflight", "tools/preflight.py", "-x"],
+        [
+            *begin, "--rdzv-endpoint=node-a:29500", "--rdzv-id=run-17", "--max-restarts=3", "--shutdown-timeout", "300",
+            "pretrain.py", "-x",
+        ],
     ]  # fmt: skip
 
 
@@ -106,6 +174,8 @@ def test_an_unknown_number_of_gpus_is_refused(launch, environment, record):
         ({"MASTER_ADDR": "localhost"}, "means itself on every node"),
         ({"MASTER_ADDR": "127.0.0.1"}, "means itself on every node"),
         ({"RDZV_ENDPOINT": "node-a:29500"}, "unset one or the other"),
+        ({"TORCHRUN_MAX_RESTARTS": "1"}, "TORCHRUN_MAX_RESTARTS=1 needs the c10d rendezvous"),
+        ({"PREFLIGHT": "no"}, "PREFLIGHT=no must be 0 or 1"),
     ],
 )
 def test_static_rendezvous_refuses(launch, environment, change, said):
@@ -118,6 +188,7 @@ def test_static_rendezvous_refuses(launch, environment, change, said):
         ({"RDZV_ID": ""}, "RDZV_ID is not set"),
         ({"RDZV_ENDPOINT": "node-a"}, "must have the form HOST:PORT"),
         ({"RDZV_ENDPOINT": "localhost:29500"}, "means itself on every node"),
+        ({"TORCHRUN_MAX_RESTARTS": "-1"}, "TORCHRUN_MAX_RESTARTS=-1 must be an integer of at least 0"),
     ],
 )
 def test_c10d_rendezvous_refuses(launch, environment, change, said):
