@@ -151,6 +151,5 @@ parse_launcher_arguments() {
   fi
   arguments=("$@")
   [ "${#arguments[@]}" -gt 0 ] || fail "no arguments for pretrain.py; give some, e.g. --config examples/paper/base_112m.yaml --data-path PREFIX"
-  [ -f tools/preflight.py ] || PREFLIGHT=0
   [[ "${PREFLIGHT:-1}" =~ ^[01]$ ]] || fail "PREFLIGHT=$PREFLIGHT must be 0 or 1"
 }
