@@ -81,6 +81,7 @@ export_environment() {
     TORCH_NCCL_ASYNC_ERROR_HANDLING=1 \
     NCCL_DEBUG=WARN \
     OMP_NUM_THREADS=1 \
+    "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE=[\${rank}] " \
     PYTHONUNBUFFERED=1 \
     "PYTHONWARNINGS=ignore:Transformer Engine and Apex:UserWarning,ignore:Apex is not installed:UserWarning"; do
     name=${setting%%=*}
