@@ -40,6 +40,10 @@ $(VENV)/.ready-dev: $(setup_inputs) $(VENV)/.ready
 	@PYTHON='$(PYTHON)' MCORE='$(MCORE)' bash tools/setup.sh '$(VENV)' dev
 	@touch $@
 
+$(VENV)/.ready-docs: $(setup_inputs) $(VENV)/.ready
+	@PYTHON='$(PYTHON)' MCORE='$(MCORE)' bash tools/setup.sh '$(VENV)' docs
+	@touch $@
+
 quickstart: setup ## From text to a trained, exported and evaluated model, with a report
 	@env -u OMP_NUM_THREADS PYTHON='$(bin)/python' bash examples/quickstart/run.sh
 
@@ -73,10 +77,11 @@ bench: setup ## Measure the memory: at the paper's shape and over sizes (4 minut
 	@$(bin)/python -m benchmarks.run memory --grid paper
 	@$(bin)/python -m benchmarks.run memory
 
-docs: setup ## Regenerate docs/options.md and the table of docs/engines.md
+docs: $(VENV)/.ready-docs ## Regenerate docs/options.md and the table of docs/engines.md, and build the site into site/
 	@$(bin)/python -m megatron_fwpkm.config.options_table
 	@$(bin)/python -m megatron_fwpkm.config.combinations
+	@NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict 
 
 clean: ## Remove caches and build products (not the environment, not runs/)
-	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis ./*.egg-info
+	@rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis ./*.egg-info
 	@find . -name __pycache__ -not -path './.venv*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
