@@ -80,7 +80,8 @@ bench: setup ## Measure the memory: at the paper's shape and over sizes (4 minut
 docs: $(VENV)/.ready-docs ## Regenerate docs/options.md and the table of docs/engines.md, and build the site into site/
 	@$(bin)/python -m megatron_fwpkm.config.options_table
 	@$(bin)/python -m megatron_fwpkm.config.combinations
-	@NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict 
+	@# With --quiet it would not count the warnings.
+	@NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs build --strict
 
 clean: ## Remove caches and build products (not the environment, not runs/)
 	@rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis ./*.egg-info
