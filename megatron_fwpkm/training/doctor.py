@@ -101,10 +101,10 @@ def _choices(found: Findings) -> Iterator[Choice]:
 def _memory(found: Findings) -> Choice:
     gpu, triton = found["CUDA"].ok, found["triton"]
     if gpu and triton.ok:
-        why = "--fwpkm-implementation auto: touches only the rows in use, in GPU kernels"
+        why = "--fwpkm-implementation auto: only the rows in use, in GPU kernels"
         return Choice("memory", "triton", "triton", why)
     missing = f"triton is {triton.status}" if gpu else "no CUDA"
-    why = f"--fwpkm-implementation auto: touches only the rows in use, in torch; {missing}"
+    why = f"--fwpkm-implementation auto: only the rows in use, in torch; {missing}"
     return Choice("memory", "sparse", "sparse", why)
 
 
