@@ -2,6 +2,7 @@
 
 from .data import TOKENIZERS_WITHOUT_FILE, DataConfig, NeedleConfig
 from .engine import EngineConfig
+from .faults import FaultConfig
 from .fwpkm import FwPKMConfig
 from .layer_implementation import ImplementationConfig
 from .model import ModelConfig
@@ -15,6 +16,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "EngineConfig",
+    "FaultConfig",
     "FwPKMConfig",
     "ImplementationConfig",
     "LoggingConfig",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from .data import DataConfig, NeedleConfig
 from .engine import EngineConfig
+from .faults import FaultConfig
 from .fwpkm import FwPKMConfig
 from .layer_implementation import ImplementationConfig
 from .model import ModelConfig
@@ -28,4 +29,5 @@ class PretrainConfig:
     needle: NeedleConfig = field(default_factory=NeedleConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -68,10 +68,11 @@ class RollCall:
         self._store = dist.distributed_c10d._get_default_store() if size > 1 else None
         self._steps = 0
         self._ended = threading.Event()
+        self.watchers: list[Callable[[str], None]] = []
+        """Called with every mark of this rank."""
         if self._store is not None:
             # A connection of its own: one that waits for an answer answers nobody else.
-            beats = self._store.clone()  # type: ignore[attr-defined]
-            threading.Thread(target=self._beat, args=(beats,), name="heartbeat", daemon=True).start()
+            threading.Thread(target=self._beat, args=(self.connect(),), name="heartbeat", daemon=True).start()
 
     def close(self) -> None:
         """End the heartbeat."""
@@ -79,6 +80,8 @@ class RollCall:
 
     def mark(self, doing: str) -> None:
         """Record what this rank is doing now: `iteration 12`, `saving iteration 20`."""
+        for watcher in self.watchers:
+            watcher(doing)
         if self._store is None:
             return
         self._steps += 1
@@ -92,6 +95,10 @@ class RollCall:
             "process_start": process_start(os.getpid()),
         }
         self._store.set(_key(self._rank), json.dumps(word))
+
+    def connect(self) -> dist.Store | None:
+        """A connection of its own to the run's store, for another thread; None in a run of one process."""
+        return None if self._store is None else self._store.clone()  # type: ignore[attr-defined]
 
     def leave_error(self, message: str) -> None:
         """Record that this rank ends with an error; raises StoreLostError if the store does not answer."""

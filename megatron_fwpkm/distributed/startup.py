@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from ..config import ParallelConfig, TrainingConfig
 from ..processes import parent
+from . import flight_recorder
 from .launch_variables import Launch, read_launch
 from .launcher_loss import LauncherLoss
 from .liveness import RollCall, within
@@ -63,6 +64,8 @@ def distributed_run(
     training: TrainingConfig,
     described: Mapping[str, str] | None = None,
     store: dist.Store | None = None,
+    *,
+    record_collectives: bool = False,
 ) -> Iterator[World]:
     """Everything between an ordinary process and a rank of a run, and its orderly end.
 
@@ -76,6 +79,7 @@ def distributed_run(
         training: threads, determinism.
         described: what must be the same on all ranks (`same_start.describe_start`); compared before anything is built.
         store: where the ranks have met already.
+        record_collectives: keep the last collectives (`flight_recorder`), which NCCL always does.
 
     Raises:
         ValueError: variables of a launcher that do not fit together, ranks that do not come or were started with
@@ -88,6 +92,8 @@ def distributed_run(
     loss = LauncherLoss(launch) if launch is not None and launch.by_torchrun else None
     set_threads(training)
     set_determinism(training)
+    if record_collectives:
+        flight_recorder.switch_on()
     world = _join(parallel, launch, store)
     set_up_logging(world)
     assert world.roll_call is not None
@@ -220,6 +226,7 @@ def _join(parallel: ParallelConfig, launch: Launch | None, met: dist.Store | Non
         timeout = datetime.timedelta(minutes=parallel.distributed_timeout_minutes)
         if backend == "nccl":  # a collective that fails or times out must end the process, not wait for ever
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+            flight_recorder.switch_on()
         store: dist.Store = dist.HashStore()
         rank, size = 0, 1
         if launch is not None:

@@ -207,11 +207,14 @@ class TrainingLoop:
         A request to stop interrupts it between two batches: then nothing is written and None is returned.
         """
         iteration, begin = self.progress.iteration, time.monotonic()
-        self._world.mark(f"evaluating {split} data at iteration {iteration}")
+
+        def stop() -> bool:
+            """Whether to go no further; asked before every batch."""
+            self._world.mark(f"evaluating {split} data at iteration {iteration}")
+            return self._wish_to_stop() is not None
+
         with self._garbage.around_evaluation():
-            losses = self._engine.evaluate(
-                batches, self._config.training.eval_iters, stop=lambda: self._wish_to_stop() is not None
-            )
+            losses = self._engine.evaluate(batches, self._config.training.eval_iters, stop=stop)
         seconds = time.monotonic() - begin
         if losses is None:
             logger.info("the %s evaluation at iteration %d was interrupted after %.1f s", split, iteration, seconds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Iterable, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from ..checkpoint.manager import CheckpointManager
@@ -18,6 +19,7 @@ from ..data.tokenizers import build_tokenizer
 from ..data.training.datasets import Windows, build_datasets
 from ..data.training.document_marks import bos_doubt, document_marks
 from ..data.training.sampler import build_loader
+from ..distributed import flight_recorder
 from ..distributed.ranks import on_rank_zero
 from ..distributed.same_start import describe_start
 from ..distributed.startup import World, distributed_run, memory_bytes
@@ -29,6 +31,7 @@ from .checkpointing import RunCheckpoints, TrainingProgress, save_folder
 from .loop import TrainingLoop
 from .memory_estimate import check_step_fits, check_tables_fit
 from .metrics import JsonLines, MetricsLog, Sink, TensorBoard
+from .watchdog import Watchdog
 
 logger = logging.getLogger("megatron_fwpkm")
 
@@ -40,7 +43,8 @@ def run(resolved: Resolved, build: EngineBuilder = build_engine) -> int:
     the rank where it is noticed, with that rank in the message when there are several.
     """
     config = resolved.config
-    with distributed_run(config.parallel, config.training, describe_start(resolved)) as world:
+    described, watched = describe_start(resolved), config.faults.watchdog_timeout is not None
+    with distributed_run(config.parallel, config.training, described, record_collectives=watched) as world:
         validate(config, world.size)
         check_choices(choose_libraries(config, installed()))
         check_installed(config, world)
@@ -74,7 +78,23 @@ def _train(resolved: Resolved, world: World, manager: CheckpointManager | None, 
             _announce(config, world, global_batch, engine.num_parameters)
             loop = TrainingLoop(config, world, engine, checkpoints, metrics, progress, global_batch)
             places = {"metrics": str(log_dir / "metrics.jsonl"), "tensorboard": config.logging.tensorboard_dir}
-            loop.run(train or (), validation, test, places)
+            with _watchdog(config, world, log_dir, loop):
+                loop.run(train or (), validation, test, places)
+
+
+def _watchdog(
+    config: PretrainConfig, world: World, log_dir: Path, loop: TrainingLoop
+) -> AbstractContextManager[object]:
+    """What ends the run when it makes no progress."""
+    if world.device.type == "cuda" and world.size > 1:
+        flight_recorder.dump_into(log_dir)
+        logger.info(
+            "when a collective times out, every rank writes its last ones into %s: %s compares them",
+            log_dir,
+            flight_recorder.command(log_dir),
+        )
+    seconds = config.faults.watchdog_timeout
+    return nullcontext() if seconds is None else Watchdog(world, seconds, log_dir, lambda: loop.progress.iteration)
 
 
 def _loaders(

@@ -1,13 +1,15 @@
 """A rank of a run to which something happens: `python -m tests.training.faulty_run FAULT pretrain-flags...`.
 
 FAULT is JSON: {"rank": 1, "when": "save" or "step", "count": 2, "signal": "SIGKILL"}: at the count-th save or step of
-this process, the rank sends itself the signal. With {"rank": 0, "when": "write", "mark": FILE, "failing": "model"} the
+this process, the rank sends itself the signal. With "hang" in the place of "signal" it sleeps for minutes: "python", or
+"gil" in a C call that holds the interpreter. With {"rank": 0, "when": "write", "mark": FILE, "failing": "model"} the
 processes that write checkpoints make FILE and go on for minutes; one that writes into `model` fails. An empty object
 leaves the run alone.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -23,8 +25,8 @@ from typing import Any
 LIMIT = 150
 
 
-def strike(place: type, method: str, count: int, number: signal.Signals) -> None:
-    """Let this process send itself a signal when a method is called for the count-th time."""
+def strike(place: type, method: str, count: int, fault: signal.Signals | Callable[[], object]) -> None:
+    """Let this process send itself a signal, or call `fault`, when a method is called for the count-th time."""
     original: Callable[..., Any] = getattr(place, method)
     calls = 0
 
@@ -32,7 +34,10 @@ def strike(place: type, method: str, count: int, number: signal.Signals) -> None
         nonlocal calls
         calls += 1
         if calls == count:
-            os.kill(os.getpid(), number)
+            if isinstance(fault, signal.Signals):
+                os.kill(os.getpid(), fault)
+            else:
+                fault()
         return original(*args, **kwargs)
 
     setattr(place, method, replacement)
@@ -115,7 +120,8 @@ def main() -> int:
 
     fault = json.loads(sys.argv[1])
     if fault and str(fault["rank"]) == os.environ.get("RANK", "0"):
-        number = signal.Signals[fault.get("signal", "SIGKILL")]
+        hangs = {"python": lambda: time.sleep(600), "gil": lambda: ctypes.PyDLL(None).sleep(600)}
+        number = hangs[fault["hang"]] if "hang" in fault else signal.Signals[fault.get("signal", "SIGKILL")]
         if fault["when"] == "write":
             hold_writers(fault["mark"], fault.get("failing"))
         elif fault["when"] == "save":  # the slow weights lie on disk by then, the fast weights and the record do not
