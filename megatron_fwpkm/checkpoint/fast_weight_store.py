@@ -3,12 +3,13 @@
 Keys: `layer{N}/replica{r}/{sub_keys, values}`; for bfloat16 values `.../rounding` (the seed and the number of writes so
 far); where tokens wait to be written, `.../pending/{queries, targets, gates, mask}`. A tensor that a rank holds in part
 (its columns or rows) is stored as one global tensor, so loading at another tensor- or pipeline-parallel size is exact.
-At another data-parallel size --fwpkm-load-dp-rule says which saved replica's memory a replica takes.
+--fwpkm-save-replicas may leave out tables of replicas. A replica without any takes those that --fwpkm-load-dp-rule
+says, as do all at another data-parallel size.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +25,25 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ..config import FwPKMConfig
+from ..config.saved_replicas import replicas_to_save
 from ..distributed.ranks import barrier, rank
 from ..ops import FastWeightState, PendingTokens
 from .background import request_to_save
-from .store_layout import PENDING_FIELDS, key_of, replica_count, stored_tensors
+from .store_layout import (
+    PENDING_FIELDS,
+    StoreDescription,
+    key_of,
+    name_of,
+    read_description,
+    replicas_with_tables,
+    stored_tensors,
+)
 
-DESCRIPTION_NAME = "store.json"
+logger = logging.getLogger("megatron_fwpkm")
 
+_TABLES = ("sub_keys", "values")
 _RULES = {
-    "modulo": "replica r loads the memory of replica r modulo {saved}",
+    "modulo": "replica r loads the saved memory r modulo {saved}",
     "replica0": "every replica loads the memory of replica 0",
     "reset": "every replica starts from the initial memory",
 }
@@ -85,64 +96,77 @@ class FastWeightStore:
         self._seed = seed
         self._ranks = ranks
 
-    def save(self, folder: Path, layers: Sequence[MemoryLayer]) -> None:
-        """Write this rank's part; called by every rank, also by one without layers (another pipeline stage)."""
-        dcp.save(self._state(layers), storage_writer=dcp.FileSystemWriter(folder, thread_count=1))
-        self._describe(folder)
+    def save(self, folder: Path, layers: Sequence[MemoryLayer], *, equal: bool = False) -> None:
+        """Write this rank's part; called by every rank, also by one without layers (another pipeline stage).
+
+        With `equal`, all replicas have the same tables, of which one copy is enough.
+        """
+        description = self._description(equal)
+        dcp.save(self._state(layers, description), storage_writer=dcp.FileSystemWriter(folder, thread_count=1))
+        self._finish(folder, description)
         barrier()
 
-    def request_to_save(self, folder: Path, layers: Sequence[MemoryLayer]) -> AsyncRequest:
+    def request_to_save(self, folder: Path, layers: Sequence[MemoryLayer], *, equal: bool = False) -> AsyncRequest:
         """Plan the same, for a `BackgroundWriter`; called by every rank."""
-        request = request_to_save(self._state(layers), folder)
-        request.add_finalize_fn(lambda: self._describe(folder))
+        description = self._description(equal)
+        request = request_to_save(self._state(layers, description), folder)
+        request.add_finalize_fn(lambda: self._finish(folder, description))
         return request
 
-    def _state(self, layers: Sequence[MemoryLayer]) -> dict[str, Tensor]:
-        """This rank's tensors by their keys."""
+    def _description(self, equal: bool) -> StoreDescription:
+        """What a checkpoint contains, and a line in the log if that is not every replica's memory."""
+        total = self._ranks.replicas
+        saved = (0,) if equal else replicas_to_save(self._memory, total)
+        if equal:
+            logger.info("one copy of the memories is saved: all %d replicas are equal after --fwpkm-dp-sync", total)
+        elif len(saved) < total:
+            logger.info(
+                "the memories of %d of %d replicas are saved (%s): %s",
+                len(saved),
+                total,
+                _words(saved),
+                "a resumed run continues bit for bit only on these"
+                if self._memory.reset == "never"
+                else f"--fwpkm-reset {self._memory.reset} resumes from the initial memory",
+            )
+        return StoreDescription(total, self._ranks.tensor_group.size(), self._seed, saved, equal)
+
+    def _state(self, layers: Sequence[MemoryLayer], description: StoreDescription) -> dict[str, Tensor]:
+        """This rank's tensors by their keys: tables where they are saved, what else a memory has always."""
+        skipped = () if self._ranks.replica in description.saved_replicas else _TABLES
         return {
             key_of(layer.layer_number, self._ranks.replica, name): self._as_global(name, local.detach().contiguous())
             for layer in layers
             for name, local in self._tensors(layer.fast_weights()).items()
+            if name not in skipped
         }
 
-    def _describe(self, folder: Path) -> None:
+    @staticmethod
+    def _finish(folder: Path, description: StoreDescription) -> None:
         """Say beside the tensors what they are."""
         if rank() == 0:
-            description = {
-                "replicas": self._ranks.replicas,
-                "tensor_parallel": self._ranks.tensor_group.size(),
-                "initial_memory_seed": self._seed,
-            }
-            (folder / DESCRIPTION_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            description.write(folder)
 
     def load(self, folder: Path, layers: Sequence[MemoryLayer]) -> str | None:
         """Read this rank's part into `layers`; called by every rank.
 
-        Returns a notice when the number of replicas differs from the saved one. Raises ValueError for a store without
+        Returns a notice when not every replica continues with its own memory. Raises ValueError for a store without
         one of the layers or with other table sizes.
         """
         stored = stored_tensors(folder)
-        replicas, mine = self._ranks.replicas, self._ranks.replica
-        notice = None
+        saved = read_description(folder)
         targets: list[tuple[MemoryLayer, dict[str, Tensor]]] = []
         request: dict[str, Tensor] = {}
         for layer in layers:
-            saved = replica_count(stored, layer.layer_number)
-            if saved == 0:
+            if not replicas_with_tables(stored, layer.layer_number):
                 raise ValueError(f"{folder} contains no memory for layer {layer.layer_number}")
-            source = mine
-            if saved != replicas:
-                rule = self._memory.load_dp_rule
-                meaning = _RULES[rule].format(saved=saved)
-                notice = f"the number of replicas changed from {saved} to {replicas}: {meaning}"
-                if rule == "reset":
-                    layer.reset()
-                    continue
-                source = mine % saved if rule == "modulo" else 0
-            local = self._allocate(layer, stored, source)
-            for name, tensor in local.items():
-                request[key_of(layer.layer_number, source, name)] = self._as_global(name, tensor)
-            targets.append((layer, local))
+            source = self._source(saved)
+            if source is None:
+                layer.reset()
+                continue
+            local = self._allocate(layer, stored, source, self._source_of_the_rest(saved, source))
+            request |= {key: self._as_global(name_of(key), tensor) for key, tensor in local.items()}
+            targets.append((layer, {name_of(key): tensor for key, tensor in local.items()}))
         self._check_shapes(folder, stored, request)
         dcp.load(request, storage_reader=dcp.FileSystemReader(folder))
         for layer, local in targets:
@@ -150,7 +174,38 @@ class FastWeightStore:
             pending = PendingTokens(**waiting) if waiting else None
             state = FastWeightState(local["sub_keys"], local["values"], pending, local.get("rounding"))
             layer.load_fast_weights(state)
-        return notice
+        return self._notice(saved)
+
+    def _source(self, saved: StoreDescription) -> int | None:
+        """The replica whose tables this one takes, None for the initial memory."""
+        mine, rule, numbers = self._ranks.replica, self._memory.load_dp_rule, saved.saved_replicas
+        if saved.replicas == self._ranks.replicas:
+            if mine in numbers:
+                return mine
+            if saved.replicas_equal:
+                return numbers[0]
+        if rule == "reset":
+            return None
+        return numbers[mine % len(numbers)] if rule == "modulo" else numbers[0]
+
+    def _source_of_the_rest(self, saved: StoreDescription, source: int) -> int:
+        """The replica whose waiting tokens this one takes: its own while there are as many."""
+        return self._ranks.replica if saved.replicas == self._ranks.replicas else source
+
+    def _notice(self, saved: StoreDescription) -> str | None:
+        """What the log says where replicas do not continue with their own memories."""
+        now, numbers = self._ranks.replicas, saved.saved_replicas
+        meaning = _RULES[self._memory.load_dp_rule].format(saved=len(numbers))
+        few = len(numbers) < saved.replicas and not saved.replicas_equal
+        if saved.replicas != now:
+            which = f" (saved: the memories of replicas {_words(numbers)}, in this order)" if few else ""
+            return f"the number of replicas changed from {saved.replicas} to {now}{which}: {meaning}"
+        if not few or self._memory.reset != "never":
+            return None
+        return (
+            f"only the memories of {len(numbers)} of {now} replicas were saved (replicas {_words(numbers)}, in this "
+            f"order), which continue bit for bit; of the others, {meaning}"
+        )
 
     def _tensors(self, weights: FastWeightState) -> dict[str, Tensor]:
         """The tensors of a state by their name in the store."""
@@ -164,22 +219,20 @@ class FastWeightStore:
         return tensors
 
     def _allocate(
-        self, layer: MemoryLayer, stored: dict[str, TensorStorageMetadata], replica: int
+        self, layer: MemoryLayer, stored: dict[str, TensorStorageMetadata], replica: int, of_the_rest: int
     ) -> dict[str, Tensor]:
-        """Empty tensors of this rank's shapes for everything that is stored of a layer."""
-        weights = layer.fast_weights()
-        local = {"sub_keys": torch.empty_like(weights.sub_keys), "values": torch.empty_like(weights.values)}
-        if weights.rounding is not None and key_of(layer.layer_number, replica, "rounding") in stored:
-            local["rounding"] = torch.empty_like(weights.rounding[:2])
+        """Empty tensors of this rank's shapes by key: a replica's tables, and what else is stored of another one."""
+        weights, number = layer.fast_weights(), layer.layer_number
+        local = {key_of(number, replica, name): torch.empty_like(getattr(weights, name)) for name in _TABLES}
+        if weights.rounding is not None and (key := key_of(number, of_the_rest, "rounding")) in stored:
+            local[key] = torch.empty_like(weights.rounding[:2])
         for name in PENDING_FIELDS:
-            found = stored.get(key_of(layer.layer_number, replica, f"pending/{name}"))
+            found = stored.get(key := key_of(number, of_the_rest, f"pending/{name}"))
             if found is not None:
                 shape = list(found.size)
                 if name == "targets":
                     shape[-1] = weights.values.shape[-1]
-                local[f"pending/{name}"] = torch.empty(
-                    shape, dtype=found.properties.dtype, device=weights.values.device
-                )
+                local[key] = torch.empty(shape, dtype=found.properties.dtype, device=weights.values.device)
         return local
 
     def _as_global(self, name: str, local: Tensor) -> Tensor:
@@ -214,3 +267,10 @@ class FastWeightStore:
                     "check --fwpkm-num-heads, --fwpkm-num-subkeys, --fwpkm-key-dim and --fwpkm-value-dim"
                 )
         assert dist.is_initialized()
+
+
+def _words(numbers: Sequence[int]) -> str:
+    """`0 1 2`; of many numbers the first three and the last."""
+    if len(numbers) <= 8:
+        return " ".join(map(str, numbers))
+    return f"{' '.join(map(str, numbers[:3]))} ... {numbers[-1]}"

@@ -7,12 +7,11 @@ import ast
 import inspect
 import math
 import re
-import types
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, Protocol, TypeVar, Union
+from typing import Any, Literal, Protocol, TypeVar
 
 from .field_metadata import ValueRange, field_metadata, unmet_demand
 
@@ -201,7 +200,8 @@ def metavar(option: Option) -> str:
     """How a value is spelled in the usage line."""
     if option.choices:
         return "{" + ",".join(option.choices) + "}"
-    return {"integer": "N", "number": "X", "LEFT,RIGHT": "LEFT,RIGHT"}.get(option.kind, "TEXT")
+    written = {"integer": "N", "number": "X", "LEFT,RIGHT": "LEFT,RIGHT", "all or an integer": "{all,N}"}
+    return written.get(option.kind, "TEXT")
 
 
 class _StoreOption(argparse.Action):
@@ -237,7 +237,7 @@ def _check_ranges(option: Option, words: list[str], converted: Any) -> None:
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:
     """`X | None` to (X, True), anything else to (itself, False)."""
-    if typing.get_origin(annotation) in (Union, types.UnionType):
+    if type(None) in typing.get_args(annotation):
         rest = [part for part in typing.get_args(annotation) if part is not type(None)]
         assert len(rest) == 1, f"{annotation} is no type of an option"
         return rest[0], True
@@ -251,6 +251,8 @@ def _converter(annotation: Any) -> tuple[str, Callable[[str], Any], tuple[str, .
         return "choice", lambda word: _choice(word, choices), choices
     if annotation == tuple[int, int]:
         return "LEFT,RIGHT", _pair, ()
+    if annotation == int | Literal["all"]:
+        return "all or an integer", _all_or_integer, ()
     simple: dict[Any, tuple[str, Callable[[str], Any]]] = {
         bool: ("true or false", _boolean),
         int: ("integer", _integer),
@@ -273,6 +275,13 @@ def _integer(word: str) -> int:
         return int(word)
     except ValueError:
         raise ValueError(f"{word!r} is not an integer") from None
+
+
+def _all_or_integer(word: str) -> int | str:
+    try:
+        return word if word == "all" else _integer(word)
+    except ValueError:
+        raise ValueError(f"{word!r} is neither all nor an integer") from None
 
 
 def _refuse_many_digits(word: str) -> None:

@@ -52,9 +52,13 @@ class FwPKMConfig:
     (average)."""
     dp_sync_interval: Annotated[int, AtLeast(1), MAY_CHANGE, TRAINING_ONLY] = 1
     """With --fwpkm-dp-sync average: number of iterations between two synchronisations."""
+    save_replicas: Annotated[int | Literal["all"], AtLeast(1), NOT_COMPARED, TRAINING_ONLY] = "all"
+    """Number of data-parallel replicas, evenly spread, whose memories a checkpoint contains (at most all of them). With
+    fewer than all, the other replicas do not resume bit for bit: they load a saved memory by --fwpkm-load-dp-rule."""
     load_dp_rule: Annotated[Literal["modulo", "replica0", "reset"], NOT_COMPARED, TRAINING_ONLY] = "modulo"
-    """Which memory each replica loads if the checkpoint was saved by a different number of replicas, N: replica r takes
-    memory r modulo N (modulo), all take the first (replica0), or all start from the initial memory (reset)."""
+    """Which memory a replica loads if the number of replicas has changed, or if its own memory was not saved: of the N
+    saved ones, replica r takes that at r modulo N (modulo) or the first (replica0), or it starts from the initial
+    memory (reset)."""
     check_consistency_interval: Annotated[int, AtLeast(0), NOT_COMPARED, TRAINING_ONLY] = 100
     """Iterations between two checks that the tensor- and context-parallel ranks that share a memory read and write it
     identically (by a hash of slot indices, gates and some queries); 0 disables the check."""

@@ -116,7 +116,8 @@ class MegatronEngine(MegatronModelEngine):
         self._in_folder(folder / FAST_WEIGHTS_FOLDER)
         requests = [request_to_save_slow_weights(folder / MODEL_FOLDER, self.chunks, self.optimizer, self.scheduler)]
         if self._config.fwpkm.layer_numbers:
-            requests.append(self._store.request_to_save(folder / FAST_WEIGHTS_FOLDER, self.memories))
+            equal = self._replicas_are_equal()
+            requests.append(self._store.request_to_save(folder / FAST_WEIGHTS_FOLDER, self.memories, equal=equal))
         return BackgroundWriter(requests)
 
     def load(self, folder: Path, *, weights_only: bool) -> list[str]:

@@ -19,12 +19,14 @@ from ..checkpoint.record import FAST_WEIGHTS_FOLDER, Layout
 from ..checkpoint.slow_weights import unwrap
 from ..config import PretrainConfig
 from ..config.derived import global_batch_size
+from ..config.saved_replicas import averaged_after
 from ..distributed.megatron_versions import part_of_context_rank
 from ..distributed.ranks import world_size
 from ..models.builder import memory_layers, preserve_fast_weights
 from .base import Batch
 from .losses import Losses, mean_over_batches, mean_over_tokens
 from .megatron_groups import memory_ranks
+from .megatron_replicas import memories_are_equal
 from .memory_report import MemoryReport, collect_memory_report
 
 
@@ -141,7 +143,12 @@ class MegatronModelEngine(ABC):
     def _save_fast_weights(self, folder: Path) -> None:
         """Write the memories of this replica into a checkpoint folder; called by every rank."""
         if self._config.fwpkm.layer_numbers:
-            self._store.save(folder / FAST_WEIGHTS_FOLDER, self.memories)
+            self._store.save(folder / FAST_WEIGHTS_FOLDER, self.memories, equal=self._replicas_are_equal())
+
+    def _replicas_are_equal(self) -> bool:
+        """Whether all replicas have the same tables because they were averaged after this iteration."""
+        averaged = self.layout.data_parallel > 1 and averaged_after(self._config.fwpkm, self._iteration())
+        return averaged and memories_are_equal(self.memories, self._device)
 
     def _load_fast_weights(self, folder: Path) -> list[str]:
         """Read them back; called by every rank. Returns notices for the log."""

@@ -15,6 +15,7 @@ from megatron.core.utils import check_param_hashes_across_dp_replicas
 from torch import Tensor, nn
 
 from ..config import PretrainConfig
+from ..config.saved_replicas import averaged_after
 from ..distributed.ranks import any_rank
 from ..ops import FastWeightState
 
@@ -46,7 +47,7 @@ def keep_replicas_together(
     Raises ValueError on every rank where a check fails on one.
     """
     fwpkm = config.fwpkm
-    if fwpkm.dp_sync == "average" and iteration % fwpkm.dp_sync_interval == 0:
+    if averaged_after(fwpkm, iteration):
         average_memories(memories)
     interval = fwpkm.check_consistency_interval
     if fwpkm.layer_numbers and interval and iteration % interval == 0:
@@ -73,6 +74,26 @@ def average_memories(memories: Sequence[SharedMemory]) -> None:
                 mean = part.float()
                 dist.all_reduce(mean, group=group)
                 part.copy_(mean.div_(group.size()))
+
+
+@torch.no_grad()
+def memories_are_equal(memories: Sequence[SharedMemory], device: torch.device) -> bool:
+    """Whether all data-parallel replicas have the same tables, by sums of their bits; called by every rank."""
+    group = parallel_state.get_data_parallel_group()
+    tables = [table for memory in memories for table in (memory.fast_weights().sub_keys, memory.fast_weights().values)]
+    different = False
+    if tables and group.size() > 1:
+        sums = torch.stack([_sum_of_bits(table) for table in tables]).to(device)
+        most = torch.cat([sums, -sums])
+        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=group)
+        different = not torch.equal(most, torch.cat([sums, -sums]))
+    return not any_rank([different], device)[0]
+
+
+def _sum_of_bits(table: Tensor) -> Tensor:
+    """The numbers of a table, read as integers and added up, some rows at a time."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}[table.element_size()]
+    return torch.stack([rows.view(integers).sum(dtype=torch.int64) for rows in table.split(_ROWS_AT_ONCE)]).sum()
 
 
 def check_choices(iteration: int, memories: Sequence[SharedMemory], device: torch.device) -> None:

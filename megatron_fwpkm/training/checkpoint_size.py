@@ -8,6 +8,7 @@ from ..config import PretrainConfig
 from ..config.deepspeed_options import sharding_stage
 from ..config.derived import data_parallel_size, stage_layers, table_bytes
 from ..config.parameter_counts import num_parameters, stage_parameters
+from ..config.saved_replicas import averaged_after, replicas_to_save
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,9 @@ class CheckpointBytes:
     weights: int
     optimizer: int
     fast_weights: int
-    """Of all replicas."""
+    """Of all replicas whose memories are saved."""
+    replicas: int
+    """Number of those replicas."""
     largest_rank: int
     """Bytes written by the rank that writes the most."""
 
@@ -27,15 +30,19 @@ class CheckpointBytes:
         return self.weights + self.optimizer + self.fast_weights
 
 
-def checkpoint_bytes(config: PretrainConfig, vocab_size: int, world_size: int) -> CheckpointBytes:
+def checkpoint_bytes(
+    config: PretrainConfig, vocab_size: int, world_size: int, iteration: int | None = None
+) -> CheckpointBytes:
     """Bytes of one checkpoint of a run of `world_size` processes; `vocab_size` is the tokenizer's.
 
-    Slow weights and optimizer are written once, by the ranks of the first replica; every replica writes its tables.
+    Slow weights and optimizer are written once, by the ranks of the first replica; every replica writes its tables, if
+    --fwpkm-save-replicas does not leave them out. `iteration` is that of the save, by default of the largest one.
     """
     parallel, fwpkm = config.parallel, config.fwpkm
     tensor = parallel.tensor_model_parallel_size
     weight, state = _bytes_per_parameter(config)
     parameters = num_parameters(config, vocab_size)
+    replicas = _saving_replicas(config, world_size, iteration)
     largest = 0
     for stage in range(parallel.pipeline_model_parallel_size):
         own = stage_parameters(config, vocab_size, stage).on_rank(tensor) * (weight + state)
@@ -44,9 +51,19 @@ def checkpoint_bytes(config: PretrainConfig, vocab_size: int, world_size: int) -
     return CheckpointBytes(
         weights=parameters * weight,
         optimizer=parameters * state,
-        fast_weights=len(fwpkm.layer_numbers) * table_bytes(config) * data_parallel_size(config, world_size),
+        fast_weights=len(fwpkm.layer_numbers) * table_bytes(config) * replicas,
+        replicas=replicas,
         largest_rank=largest,
     )
+
+
+def _saving_replicas(config: PretrainConfig, world_size: int, iteration: int | None) -> int:
+    """Replicas whose memories are saved after an iteration: one if they are averaged then."""
+    regular = (config.checkpoint.save_interval or config.training.train_iters, config.training.train_iters)
+    saves = regular if iteration is None else (iteration,)
+    if all(averaged_after(config.fwpkm, number) for number in saves):
+        return 1
+    return len(replicas_to_save(config.fwpkm, data_parallel_size(config, world_size)))
 
 
 def _bytes_per_parameter(config: PretrainConfig) -> tuple[int, int]:

@@ -96,7 +96,6 @@ class RunCheckpoints:
         self._manager = manager
         self._under_way: tuple[BackgroundSave, int, RunRecord] | None = None
         """A save in the background, its iteration and its record."""
-        self._bytes = checkpoint_bytes(self._config, tokenizer.vocab_size, world.size).total
         self.saved_iteration: int | None = None
         """Iteration of the newest checkpoint that this run has published or loaded from --save."""
         self.begun_iteration: int | None = None
@@ -185,8 +184,9 @@ class RunCheckpoints:
             return
         self.finish(wait=True)
         manager, iteration, record = self._manager, progress.iteration, self._record(progress)
-        with explained(self._world.rank, folder_name(iteration), manager.root, self._bytes), self._removed_on_error():
-            folder = manager.begin(iteration, self._bytes)
+        size = self._size_of(iteration)
+        with explained(self._world.rank, folder_name(iteration), manager.root, size), self._removed_on_error():
+            folder = manager.begin(iteration, size)
             self._write_the_rest(folder)
             if self._config.checkpoint.async_save:
                 self._under_way = self._engine.save_in_background(folder), iteration, record
@@ -204,10 +204,15 @@ class RunCheckpoints:
             return
         writing, iteration, record = self._under_way
         name = folder_name(iteration)
-        with explained(self._world.rank, name, self._manager.root, self._bytes), self._removed_on_error():
+        size = self._size_of(iteration)
+        with explained(self._world.rank, name, self._manager.root, size), self._removed_on_error():
             if writing.finish(wait=wait):
                 self._under_way = None
                 self._publish(iteration, record)
+
+    def _size_of(self, iteration: int) -> int:
+        """About the bytes of a checkpoint."""
+        return checkpoint_bytes(self._config, self._tokenizer.vocab_size, self._world.size, iteration).total
 
     @contextmanager
     def _removed_on_error(self) -> Iterator[None]:

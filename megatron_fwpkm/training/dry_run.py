@@ -252,8 +252,9 @@ def checkpoint_line(config: PretrainConfig, vocab_size: int, world_size: int) ->
     one, count = checkpoint_bytes(config, vocab_size, world_size), checkpoints_on_disk(config)
     parts = f"{format_bytes(one.weights)} of slow weights + {format_bytes(one.optimizer)} of optimizer states"
     if config.fwpkm.layer_numbers:
-        replicas = _count(data_parallel_size(config, world_size), "replica")
-        parts += f" + {format_bytes(one.fast_weights)} of fast weights ({replicas})"
+        replicas = data_parallel_size(config, world_size)
+        saved = f"{one.replicas:,} of {replicas:,} replicas" if one.replicas < replicas else _count(replicas, "replica")
+        parts += f" + {format_bytes(one.fast_weights)} of fast weights ({saved})"
     return (
         f"Checkpoint: {format_bytes(one.total)} = {parts}, up to {format_bytes(one.largest_rank)} written by one rank; "
         f"at most {_count(count, 'checkpoint')} in --save, {format_bytes(count * one.total)}"

@@ -120,13 +120,19 @@ def test_tables_move_between_layouts_exactly(tmp_path: Path) -> None:
         == notices[1]
         == [
             None,
-            "the number of replicas changed from 1 to 2: replica r loads the memory of replica r modulo 1",
+            "the number of replicas changed from 1 to 2: replica r loads the saved memory r modulo 1",
             None,
-            "the number of replicas changed from 2 to 1: replica r loads the memory of replica r modulo 2",
+            "the number of replicas changed from 2 to 1: replica r loads the saved memory r modulo 2",
         ]
     )
     description = json.loads((tmp_path / "tp2" / "store.json").read_text())
-    assert description == {"replicas": 1, "tensor_parallel": 2, "initial_memory_seed": 5}
+    assert description == {
+        "replicas": 1,
+        "tensor_parallel": 2,
+        "initial_memory_seed": 5,
+        "saved_replicas": [0],
+        "replicas_equal": False,
+    }
     stored = stored_tensors(tmp_path / "tp2")
     assert stored["layer2/replica0/values"].size == torch.Size([16, 8])
     assert stored["layer2/replica0/sub_keys"].size == torch.Size([2, 2, 4, 3])

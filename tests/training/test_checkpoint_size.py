@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from megatron_fwpkm.config import PretrainConfig
+from megatron_fwpkm.config.derived import table_bytes
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.training.checkpoint_size import checkpoint_bytes, checkpoints_on_disk
 from tests.spawned_ranks import run_distributed
@@ -75,12 +76,14 @@ def train(rank: int, world_size: int, argv: list[str], folder: str) -> None:
     "more",
     [
         {"bf16": True, "use_distributed_optimizer": True},
+        {"fwpkm_save_replicas": 1},
+        {"fwpkm_dp_sync": "average", "fwpkm_dp_sync_interval": 2, "async_save": True},
         {"pipeline_model_parallel_size": 2, "fwpkm_layer_numbers": "1 2"},
         {"tensor_model_parallel_size": 2},
     ],
 )
 def test_bytes_of_a_checkpoint_of_two_ranks(dataset: str, tmp_path: Path, more: dict[str, Any]) -> None:
-    """Tables of both replicas, slow weights once; what is tied over stages counts once."""
+    """Tables of both replicas or of one, slow weights once; what is tied over stages counts once."""
     argv = flags(dataset, save=tmp_path / "run", log_dir=tmp_path, **{**SIZES, **more})
     run_distributed(train, 2, argv, str(tmp_path / "run" / "iter_0000002"), timeout=120)
 
@@ -93,6 +96,23 @@ def test_the_largest_part_of_a_rank() -> None:
     parts = checkpoint_bytes(stages, 500, 4)
     assert parts.fast_weights == 2 * whole.fast_weights
     assert whole.fast_weights < parts.largest_rank < whole.largest_rank
+
+
+def test_replicas_that_are_left_out() -> None:
+    """All, some, never more than there are; one where every save follows an averaging."""
+
+    def replicas(iteration: int | None = None, **more: Any) -> int:
+        """Of 8 processes."""
+        found = checkpoint_bytes(parse_pretrain(flags("none", **{**SIZES, **more})).config, 500, 8, iteration)
+        assert found.fast_weights == found.replicas * table_bytes(parse_pretrain(flags("none", **SIZES)).config)
+        return found.replicas
+
+    assert [replicas(fwpkm_save_replicas=count) for count in ("all", 8, 3, 1, 100)] == [8, 8, 3, 1, 8]
+    averaged = {"fwpkm_dp_sync": "average", "train_iters": 12, "save_interval": 4, "fwpkm_save_replicas": 3}
+    assert replicas(**averaged, fwpkm_dp_sync_interval=2) == 1
+    assert replicas(**averaged, fwpkm_dp_sync_interval=8) == 3
+    assert replicas(8, **averaged, fwpkm_dp_sync_interval=8) == 1
+    assert replicas(**{**averaged, "train_iters": 13}, fwpkm_dp_sync_interval=4) == 3  # the last one is not averaged
 
 
 @pytest.mark.parametrize(
