@@ -24,16 +24,28 @@ def build_parser() -> Parser:
     return add_tool_options(tool_parser(__doc__), PreprocessOptions)
 
 
+def check_shard_flags(parser: Parser, options: PreprocessOptions) -> None:
+    """End with a usage error where it is not clear which shard is meant."""
+    number = options.num_shards
+    if options.merge_shards and (number < 2 or options.shard_id is not None):
+        parser.error("--merge-shards requires --num-shards of at least 2, and no --shard-id")
+    if number > 1 and options.shard_id is None and not options.merge_shards:
+        parser.error(f"--num-shards {number} requires --shard-id, an integer from 0 to {number - 1}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the corpus and print a report."""
     parser = build_parser()
     options = parse_tool(parser, PreprocessOptions, argv, MEGATRON_PREPROCESS_FLAGS)
-    if (number := options.num_shards) > 1 and options.shard_id is None:
-        parser.error(f"--num-shards {number} requires --shard-id, an integer from 0 to {number - 1}")
+    check_shard_flags(parser, options)
     check_tokenizer_flags(options.data)
     from megatron_fwpkm.data.preprocess.run import preprocess
+    from megatron_fwpkm.data.preprocess.shards import merge_shards
     from megatron_fwpkm.data.progress_report import table
 
+    if options.merge_shards:
+        print(table(merge_shards(options).rows()))
+        return 0
     journal = options.journal_path
     before = journal.stat() if journal.exists() else None
     try:

@@ -271,6 +271,11 @@ def open_corpus(
         raise ValueError(
             f"--input {error.filename} cannot be read: permission denied; change its permissions, or leave it out"
         ) from error
+    return shard_of(files, shard_id, num_shards)
+
+
+def shard_of(files: list[CorpusFile], shard_id: int, num_shards: int) -> list[CorpusFile]:
+    """Those of all input files, or parts of them, that one shard reads. Raises ValueError for a pipe in parts."""
     if num_shards == 1:
         return files
     if any(file.path == STDIN for file in files):
@@ -287,6 +292,13 @@ def open_corpus(
             mine.append(file)
         before += file.size
     return mine
+
+
+def corpus_identity(files: Sequence[CorpusFile]) -> str:
+    """All input files in words, other words where a name or a size differs. The shards of a run have it in common."""
+    names = b"\n".join(os.fsencode(f"{os.path.basename(file.path)} {file.size}") for file in files)
+    total = sum(file.size for file in files)
+    return f"{len(files):,} files, {total:,} bytes, {hashlib.sha256(names).hexdigest()[:12]}"
 
 
 def _expanded(paths: Sequence[str]) -> list[str]:

@@ -178,9 +178,15 @@ def _compatible(inputs: Sequence[str], outputs: Sequence[str]) -> list[DatasetIn
             )
         if made != of_first:
             raise ValueError(
-                f"{info.prefix} and {first.prefix} were made with different tokenizers; prepare both with the same one"
+                f"{info.prefix} and {first.prefix} were made with different tokenizers ({_tokenizer(info)} and "
+                f"{_tokenizer(first)}); prepare both with the same one"
             )
     return infos
+
+
+def _tokenizer(info: DatasetInfo) -> str:
+    made = (info.sidecar or {})["tokenizer"]
+    return f"{made.get('type', 'a tokenizer')} {made['identity'][:12]} of {made.get('vocab_size', '?')} ids"
 
 
 def _check_shards(infos: Sequence[DatasetInfo]) -> None:
@@ -191,19 +197,28 @@ def _check_shards(infos: Sequence[DatasetInfo]) -> None:
             continue
         at, count = shard
         if shards[number - at : number - at + count] != [[i, count] for i in range(count)] or at > number:
+            absent = [i for i in range(count) if [i, count] not in shards]
             raise ValueError(
                 f"{infos[number].prefix} is shard {at} of {count} (--num-shards), but --input does not name all "
-                f"{count} shards one after another and in order; name them all, or make those that are missing"
+                f"{count} shards one after another and in order"
+                + (f": missing are {', '.join(map(str, absent))}; make them, or name them, too" if absent else "")
             )
         first = infos[number - at]
-        made, of_first = ((info.sidecar or {}).get("options", {}) for info in (infos[number], first))
-        other = [name for name in made if made[name] != of_first.get(name) and name != "on_error"]
+        made, of_first = (_run_of(info) for info in (infos[number], first))
+        other = [name for name in made if made[name] != of_first.get(name)]
         if other:
             raise ValueError(
                 f"{infos[number].prefix} and {first.prefix} are not shards of the same run: "
                 f"{other[0].replace('_', '-')} is {made[other[0]]} in one and {of_first.get(other[0])} in the other; "
                 f"make one of them again"
             )
+
+
+def _run_of(info: DatasetInfo) -> dict[str, Any]:
+    """What the shards of a run have in common: its options and its inputs."""
+    sidecar = info.sidecar or {}
+    options = {name: value for name, value in sidecar.get("options", {}).items() if name != "on_error"}
+    return options | {"the input": sidecar.get("corpus", "unknown")}
 
 
 def _pieces(info: DatasetInfo) -> Iterator[tuple[np.ndarray, np.ndarray]]:

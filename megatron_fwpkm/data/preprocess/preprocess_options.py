@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ...config import DataConfig
 from ...config.field_metadata import TOKENIZER
@@ -56,7 +56,9 @@ class PreprocessOptions:
     shard_id: Annotated[int | None, Metavar("I")] = None
     """which of the --num-shards parts this run makes, counted from 0 (default: the only one)"""
     num_shards: int = 1
-    """split the input into N similar parts, one run each; tools/merge_datasets.py joins them"""
+    """split the input into N similar parts, one run each; --merge-shards joins them"""
+    merge_shards: bool = False
+    """join the --num-shards parts, made with the same flags, into the datasets that one run would have written"""
 
     @property
     def shard(self) -> int:
@@ -78,6 +80,19 @@ class PreprocessOptions:
         """Prefixes of all datasets."""
         names = list(map(dataset_name, self.json_keys))
         return [self.prefix("_".join(names))] if self.blend_keys else [*map(self.prefix, names)]
+
+    @property
+    def keys(self) -> list[str]:
+        """The JSON keys of each dataset, in the order of `prefixes`."""
+        return [" ".join(self.json_keys)] if self.blend_keys else list(self.json_keys)
+
+    def recorded(self, key: str) -> dict[str, Any]:
+        """What the description of the dataset of one key tells of the options."""
+        return {
+            "json_key": key, "append_eod": self.append_eod, "prepend_bos": self.prepend_bos,
+            "control_tokens": self.control_tokens, "bad_bytes": self.bad_bytes, "on_error": self.on_error,
+            "txt_documents": self.txt_documents,
+        }  # fmt: skip
 
     @property
     def quarantine_path(self) -> Path:

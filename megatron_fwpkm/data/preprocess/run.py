@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..corpus.input_files import STDIN, CorpusFile, corpus_blocks, open_corpus
+from ..corpus.input_files import STDIN, CorpusFile, corpus_blocks, corpus_identity, open_corpus, shard_of
 from ..corpus.json_keys import check_json_keys
 from ..corpus.records import BadRecord, Cursor
 from ..encoders.acceleration import Accelerator, AcceleratorMismatch, DocumentsEncoder, choose_accelerator
@@ -45,7 +45,9 @@ def preprocess(options: PreprocessOptions, progress: ProgressReport | None = Non
     """
     tokenizer = build_tokenizer(options.data)
     _check(options, tokenizer)
-    files = open_corpus(options.inputs, options.txt_documents, shard_id=options.shard, num_shards=options.num_shards)
+    whole = open_corpus(options.inputs, options.txt_documents)
+    corpus = corpus_identity(whole)
+    files = shard_of(whole, options.shard, options.num_shards)
     if options.resume and any(file.path == STDIN for file in files):
         raise ValueError(
             "--resume cannot be used with --input -, which can be read only once; write the input to a file first"
@@ -70,7 +72,8 @@ def preprocess(options: PreprocessOptions, progress: ProgressReport | None = Non
     if notice:
         print(f"note: --accelerator {options.accelerator}: {notice}", file=sys.stderr)
     try:
-        with _Run(replace(options, accelerator=accelerator), tokenizer, encode, files, journal, progress) as run:
+        chosen = replace(options, accelerator=accelerator)
+        with _Run(chosen, tokenizer, encode, files, corpus, journal, progress) as run:
             return run.work(state, run_signature)
     except AcceleratorMismatch as error:
         if any(file.path == STDIN for file in files):
@@ -89,9 +92,11 @@ class _Run:
         tokenizer: Tokenizer,
         encode: DocumentsEncoder,
         files: list[CorpusFile],
+        corpus: str,
         journal: Journal,
         progress: ProgressReport | None,
     ) -> None:
+        self.corpus = corpus
         self.options, self.tokenizer, self.files, self.journal = options, tokenizer, files, journal
         self.progress = progress or ProgressReport(sum(file.end - file.begin for file in files))
         self.report = PreprocessReport(options.prefixes)
@@ -142,10 +147,9 @@ class _Run:
             file.check_unchanged()
         if options.verify:
             report.verified = check_sample(self.sample, self.encoder, writers)
-        names = [" ".join(options.json_keys)] if options.blend_keys else list(options.json_keys)
         renames = []
         for key, writer in enumerate(writers):
-            renames += writer.prepare(self._sidecar(names[key], self.text_bytes[key], writer, run_signature))
+            renames += writer.prepare(self._sidecar(options.keys[key], self.text_bytes[key], writer, run_signature))
         if self.quarantine is not None:
             renames += self.quarantine.prepare()
         self.journal.write({"renames": [[str(partial), str(final)] for partial, final in renames]})
@@ -233,15 +237,7 @@ class _Run:
                 "eod": tokenizer.eod,
             },
             "tool_version": TOOL_VERSION,
-            "options": {
-                "json_key": key,
-                "append_eod": options.append_eod,
-                "prepend_bos": options.prepend_bos,
-                "control_tokens": options.control_tokens,
-                "bad_bytes": options.bad_bytes,
-                "on_error": options.on_error,
-                "txt_documents": options.txt_documents,
-            },
+            "options": options.recorded(key),
             "dtype_reason": f"{tokenizer.vocab_size} ids; uint16 holds fewer than 65,500, int32 all others",
             "inputs": [file.description() for file in self.files],
             "text_bytes": text_bytes,
@@ -249,8 +245,9 @@ class _Run:
             "skipped": dict(self.report.skipped),
             "run": run_signature,
         }
-        shard = {"shard": [options.shard, options.num_shards]} if options.num_shards > 1 else {}
-        return sidecar | shard
+        if options.num_shards == 1:
+            return sidecar
+        return sidecar | {"shard": [options.shard, options.num_shards], "corpus": self.corpus}
 
 
 def _check(options: PreprocessOptions, tokenizer: Tokenizer) -> None:
