@@ -42,6 +42,10 @@ FAKES = {
         echo "scancel $*" >>"$RECORD/calls"
         [ "$1" = --signal=TERM ] && kill -TERM $(cat "$RECORD/tasks")
     """,
+    "sbatch": """
+        echo "NUM_SHARDS=$NUM_SHARDS sbatch $*" >>"$RECORD/calls"
+        echo "$((70 + $(wc -l <"$RECORD/calls")));cluster"
+    """,
     # Writes down its rank's variables and arguments, then trains until TERM when asked to; FAKE_STATUS is how it ends.
     "python-fake": """
         echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR:$MASTER_PORT $*" >>"$RECORD/ranks"
@@ -70,7 +74,7 @@ def environment(record: Path) -> dict[str, str]:
         (folder / name).chmod(stat.S_IRWXU)
     gone = (
         "SLURM", "MASTER_", "NODE", "NNODES", "RDZV", "GPUS_", "CUDA_", "TORCH", "RANK", "WORLD", "LOCAL_", "PREFLIGHT",
-        "LOG_DIR",
+        "LOG_DIR", "NUM_SHARDS", "SHARD_INDEX", "JOB_COMPLETION_INDEX", "MAX_RETRIES", "IMAGE", "NAME",
     )  # fmt: skip
     kept = {name: value for name, value in os.environ.items() if not name.startswith(gone)}
     return kept | {
