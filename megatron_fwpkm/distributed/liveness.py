@@ -113,8 +113,8 @@ class RollCall:
             suspects = within(_PATIENCE_SECONDS + 2 * HEARTBEAT_SECONDS + _STORE_SECONDS, self._find_suspects)
         except StoreLostError:
             return (
-                "the run's store does not answer: this host lost its network, or the host of rank 0 (or of torchrun's "
-                "store) did"
+                f"the run's store does not answer: this host ({socket.gethostname()}) lost its network, or the host of "
+                "rank 0 (or of torchrun's store) did"
             )
         except (RuntimeError, ValueError):  # the store lived in a rank or agent that is gone
             return "the process that holds the run's store (rank 0, or torchrun on its node) is gone"
