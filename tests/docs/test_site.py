@@ -48,3 +48,11 @@ def test_it_works_without_a_network(site):
 
 def test_its_search_finds_options(site):
     assert "fwpkm-layer-numbers" in (site / "search/search_index.json").read_text()
+
+
+def test_markdown_is_read_as_on_github(site):
+    """MkDocs wants an empty line before a list or a table that GitHub does without; else their marks stay in the text."""
+    code = re.compile(r"<(pre|code|script|style)\b.*?</\1>", re.DOTALL)
+    for page in site.rglob("*.html"):
+        left = re.findall(r"^(?:[-*] .*|\d+\. .*|\|.*|.*\*\*.*|.*```.*)$", code.sub("", page.read_text()), re.MULTILINE)
+        assert not left, f"{page.relative_to(site)} shows Markdown instead of reading it: {left[:3]}"
