@@ -51,7 +51,7 @@ def test_its_search_finds_options(site):
 
 
 def test_markdown_is_read_as_on_github(site):
-    """MkDocs wants an empty line before a list or a table that GitHub does without; else their marks stay in the text."""
+    """MkDocs wants an empty line before some lists and tables where GitHub does without; else their marks stay."""
     code = re.compile(r"<(pre|code|script|style)\b.*?</\1>", re.DOTALL)
     for page in site.rglob("*.html"):
         left = re.findall(r"^(?:[-*] .*|\d+\. .*|\|.*|.*\*\*.*|.*```.*)$", code.sub("", page.read_text()), re.MULTILINE)
