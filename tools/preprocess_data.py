@@ -27,9 +27,12 @@ def build_parser() -> Parser:
 def check_shard_flags(parser: Parser, options: PreprocessOptions) -> None:
     """End with a usage error where it is not clear which shard is meant."""
     number = options.num_shards
-    if options.merge_shards and (number < 2 or options.shard_id is not None):
-        parser.error("--merge-shards requires --num-shards of at least 2, and no --shard-id")
-    if number > 1 and options.shard_id is None and not options.merge_shards:
+    all_of = "--ray-address" if options.ray_address is not None else "--merge-shards" if options.merge_shards else ""
+    if options.ray_address is not None and options.merge_shards:
+        parser.error("--ray-address joins the parts, too; remove --merge-shards")
+    if all_of and (number < 2 or options.shard_id is not None):
+        parser.error(f"{all_of} requires --num-shards of at least 2, and no --shard-id")
+    if number > 1 and options.shard_id is None and not all_of:
         parser.error(f"--num-shards {number} requires --shard-id, an integer from 0 to {number - 1}")
 
 
@@ -43,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from megatron_fwpkm.data.preprocess.shards import merge_shards
     from megatron_fwpkm.data.progress_report import table
 
+    if options.ray_address is not None:
+        from megatron_fwpkm.data.preprocess.on_ray import preprocess_on_ray
+
+        print(table(preprocess_on_ray(options).rows()))
+        return 0
     if options.merge_shards:
         print(table(merge_shards(options).rows()))
         return 0

@@ -137,3 +137,11 @@ def test_errors_are_one_line(tmp_path: Path, model: Path) -> None:
     assert tool("--input", "x").returncode == 2
     which = tool("--input", "x", "--output-prefix", "y", "--num-shards", 4)
     assert which.returncode == 2 and "--num-shards 4 requires --shard-id, an integer from 0 to 3" in which.stderr
+    for words, said in (
+        (("--merge-shards",), "--merge-shards requires --num-shards of at least 2, and no --shard-id"),
+        (("--merge-shards", "--num-shards", 4, "--shard-id", 0), "--merge-shards requires --num-shards of at least 2"),
+        (("--ray-address", "local"), "--ray-address requires --num-shards of at least 2, and no --shard-id"),
+        (("--ray-address", "local", "--num-shards", 4, "--merge-shards"), "remove --merge-shards"),
+    ):
+        wrong = tool("--input", "x", "--output-prefix", "y", *words)
+        assert wrong.returncode == 2 and said in wrong.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ...config import DataConfig
-from ...config.field_metadata import TOKENIZER
+from ...config.field_metadata import TOKENIZER, AtLeast
 from ...config.tool_options import Flag, Metavar, Only
 from ..corpus.json_keys import dataset_name
 from ..corpus.records import BadBytes, TxtDocuments
@@ -59,6 +59,11 @@ class PreprocessOptions:
     """split the input into N similar parts, one run each; --merge-shards joins them"""
     merge_shards: bool = False
     """join the --num-shards parts, made with the same flags, into the datasets that one run would have written"""
+    ray_address: Annotated[str | None, Metavar("ADDRESS")] = None
+    """make the --num-shards parts on a Ray cluster, and join them: HOST:PORT, auto (the one of this node), or local
+    (one that is started on this machine)"""
+    shard_retries: Annotated[int, AtLeast(0)] = 3
+    """with --ray-address, how often a part is continued whose process or node was lost"""
 
     @property
     def shard(self) -> int:
