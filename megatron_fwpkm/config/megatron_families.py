@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 _PROFILE = "there is no built-in profiler; remove it and run the command under `py-spy` or `nsys profile`"
-_LOG = "all metrics are always logged to metrics.jsonl, and to TensorBoard with --tensorboard-dir; remove it"
+_LOG = "all metrics are always logged to metrics.jsonl (see also --tensorboard-dir, --wandb-project); remove it"
 _FSDP = (
     "FSDP is not supported; remove it, or use --use-distributed-optimizer to shard the optimizer states"
 )
@@ -100,11 +100,11 @@ FAMILIES: dict[str, str] = {
         log-params-norm log-progress log-throughput log-timers-to-tensorboard log-validation-ppl-to-tensorboard
         log-memory-to-tensorboard log-memory-interval log-device-memory-used log-num-zeros-in-grad
         log-max-attention-logit log-world-size-to-tensorboard log-energy log-straggler straggler-* timing-log-*
-        barrier-with-level-1-timing tensorboard-log-interval tensorboard-queue-size logging-level config-logger-dir
+        barrier-with-level-1-timing logging-level config-logger-dir
         disable-straggler-on-startup dump-param-to-param-group-map save-params-interval save-activations-interval
         save-wgrads-interval save-dgrads-interval""",
-    "metrics are logged to metrics.jsonl, and to TensorBoard with --tensorboard-dir; remove it": """
-        wandb-* one-logger* no-one-logger otel-* app-tag-run-name app-tag-run-version""",
+    "metrics are logged to metrics.jsonl, TensorBoard and Weights & Biases only; remove it": """
+        one-logger* no-one-logger otel-* app-tag-run-name app-tag-run-version""",
     "activations are offloaded by whole layers, with --cpu-offloading-num-layers; remove it": """
         cpu-offloading-retain-pinned-cpu-buffers fine-grained-* offload-modules min-offloaded-tensor-size
         delay-offload-until-cuda-graph delta-offload-bytes-across-pp-ranks activation-offload-fraction""",

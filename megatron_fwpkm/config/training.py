@@ -125,3 +125,17 @@ class LoggingConfig:
     """Folder for metrics.jsonl and the resolved configuration (default: --save if given, else runs/<date>)."""
     tensorboard_dir: Annotated[str | None, NOT_COMPARED] = None
     """Folder for TensorBoard events (default: none are written)."""
+    tensorboard_queue_size: Annotated[int, AtLeast(1), NOT_COMPARED] = 1000
+    """With --tensorboard-dir: number of scalars that wait in memory before they are written to disk."""
+    tensorboard_log_interval: Annotated[int | None, AtLeast(1), NOT_COMPARED] = None
+    """Number of iterations between two training records in TensorBoard and Weights & Biases, a multiple of
+    --log-interval (default: --log-interval)."""
+    wandb_project: Annotated[str | None, NOT_COMPARED] = None
+    """Project of Weights & Biases to which rank 0 sends the records (default: none are sent). It needs the wandb
+    package; with WANDB_MODE=offline the records stay on disk for `wandb sync`."""
+    wandb_exp_name: Annotated[str | None, NOT_COMPARED] = None
+    """With --wandb-project: name of the run (default: the name of the folder of --log-dir)."""
+    wandb_entity: Annotated[str | None, NOT_COMPARED] = None
+    """With --wandb-project: user or team that owns the project (default: that of your login)."""
+    wandb_save_dir: Annotated[str | None, NOT_COMPARED] = None
+    """With --wandb-project: folder for the local files of Weights & Biases (default: --log-dir)."""

@@ -1,4 +1,7 @@
-"""The output of training: metrics.jsonl, TensorBoard if asked for, the progress line and the closing summary."""
+"""The output of training: metrics.jsonl, TensorBoard if asked for, the progress line and the closing summary.
+
+Weights & Biases is in `wandb_run`.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +60,10 @@ class JsonLines:
 class TensorBoard:
     """Writes every scalar of a record under `<kind>/<name>` at its iteration."""
 
-    def __init__(self, folder: str, *, purge_step: int) -> None:
+    def __init__(self, folder: str, *, purge_step: int, queue_size: int = 1000) -> None:
         """Open an event file in `folder`; events from `purge_step` on are hidden (a resumed run writes them again).
+
+        `queue_size` scalars wait before they are written.
 
         Raises ValueError where the tensorboard package is missing.
         """
@@ -68,18 +73,35 @@ class TensorBoard:
             raise ValueError(
                 "--tensorboard-dir needs the tensorboard package: pip install tensorboard, or remove the flag"
             ) from error
-        self._writer = SummaryWriter(folder, purge_step=purge_step)
+        self._writer = SummaryWriter(folder, max_queue=queue_size, purge_step=purge_step)
 
     def write(self, record: JsonRecord) -> None:
         """Write the scalars of one record."""
         step = record.get("iteration", 0)
-        for name, value in flatten(record).items():
-            if name not in ("kind", "iteration") and isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._writer.add_scalar(f"{record['kind']}/{name}", value, step)
+        for name, value in scalars(record).items():
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush and close the event file."""
         self._writer.close()
+
+
+class EveryInterval:
+    """Passes on the training records of every n-th iteration, and all others."""
+
+    def __init__(self, sink: Sink, interval: int) -> None:
+        """`sink` gets the records of iterations that `interval` divides."""
+        self._sink = sink
+        self._interval = interval
+
+    def write(self, record: JsonRecord) -> None:
+        """Pass one record on, or leave it out."""
+        if record["kind"] != "train" or record["iteration"] % self._interval == 0:
+            self._sink.write(record)
+
+    def close(self) -> None:
+        """Close the sink."""
+        self._sink.close()
 
 
 class MetricsLog:
@@ -140,6 +162,15 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def scalars(record: JsonRecord) -> dict[str, float]:
+    """The numbers of a record as TensorBoard and Weights & Biases name them: `train/memory/3/gate_mean`."""
+    return {
+        f"{record['kind']}/{name}": value
+        for name, value in flatten(record).items()
+        if name not in ("kind", "iteration") and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 def duration(seconds: float) -> str:

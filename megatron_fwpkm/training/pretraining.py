@@ -30,7 +30,8 @@ from ..libraries.probes import installed
 from .checkpointing import RunCheckpoints, TrainingProgress, save_folder
 from .loop import TrainingLoop
 from .memory_estimate import check_step_fits, check_tables_fit
-from .metrics import JsonLines, MetricsLog, Sink, TensorBoard
+from .metrics import EveryInterval, JsonLines, MetricsLog, Sink, TensorBoard
+from .wandb_run import WandbRun, check_wandb
 from .watchdog import Watchdog
 
 logger = logging.getLogger("megatron_fwpkm")
@@ -48,6 +49,7 @@ def run(resolved: Resolved, build: EngineBuilder = build_engine) -> int:
         validate(config, world.size)
         check_choices(choose_libraries(config, installed()))
         check_installed(config, world)
+        check_wandb(config.logging)
         for notice in resolved.notices:
             logger.info("%s", notice)
         with save_folder(config) as manager:
@@ -164,9 +166,14 @@ def open_metrics(config: PretrainConfig, world: World, log_dir: Path, iteration:
     if not world.is_main:
         return MetricsLog([])
     sinks: list[Sink] = [JsonLines(log_dir / "metrics.jsonl", keep_until=iteration)]
-    if config.logging.tensorboard_dir is not None:
-        sinks.append(TensorBoard(config.logging.tensorboard_dir, purge_step=iteration + 1))
-    return MetricsLog(sinks)
+    chosen, others = config.logging, list[Sink]()
+    if chosen.tensorboard_dir is not None:
+        queue_size = chosen.tensorboard_queue_size
+        others.append(TensorBoard(chosen.tensorboard_dir, purge_step=iteration + 1, queue_size=queue_size))
+    if chosen.wandb_project is not None:
+        others.append(WandbRun(config, log_dir, iteration))
+    interval = chosen.tensorboard_log_interval
+    return MetricsLog([*sinks, *(EveryInterval(sink, interval) if interval else sink for sink in others)])
 
 
 def _announce(config: PretrainConfig, world: World, global_batch: int, parameters: int) -> None:
