@@ -82,7 +82,7 @@ def _begin(config: PretrainConfig, log_dir: Path, run_id: str) -> Any:
 
     chosen = config.logging
     folder = Path(chosen.wandb_save_dir or log_dir)
-    options = {
+    options: dict[str, Any] = {
         "project": chosen.wandb_project,
         "entity": chosen.wandb_entity,
         "name": chosen.wandb_exp_name or log_dir.resolve().name,

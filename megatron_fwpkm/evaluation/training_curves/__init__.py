@@ -1,0 +1,1 @@
+"""Pictures of training runs from their metrics.jsonl."""
