@@ -15,6 +15,9 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
 _LINK = re.compile(r"\]\(([^)\s#]+)")
+_FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"^ {2}(?=\s*\S)", re.MULTILINE)
+_END_OF_INNER_FENCE = re.compile(r"^( +```\n)", re.MULTILINE)
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
@@ -33,3 +36,13 @@ def linked_files(page: str) -> list[str]:
     folder = (ROOT / page).parent
     targets = [(folder / link).resolve() for link in _LINK.findall((ROOT / page).read_text())]
     return [str(one.relative_to(ROOT)) for one in targets if one.is_file() and one.is_relative_to(ROOT)]
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """What belongs to an item of a list is indented by two spaces for GitHub, and by four for MkDocs.
+
+    A block of code in an item must also end with an empty line.
+    """
+    outside = _FENCE.split(markdown)  # every other part is a block of code that stands at the margin
+    outside[::2] = [_END_OF_INNER_FENCE.sub(r"\1\n", _INDENTED.sub("    ", part)) for part in outside[::2]]
+    return "".join(outside)
