@@ -41,7 +41,7 @@ def test_a_node_that_is_started_again_joins_the_run(tmp_path: Path) -> None:
     words = flags(data, save=save, resume=True, train_iters=300, save_interval=50, eval_iters=0, split="1,0,0")
     settings = environment() | {
         "PYTHON": sys.executable, "NNODES": "2", "GPUS_PER_NODE": "1", "RDZV_ID": "run",
-        "PREFLIGHT": "0", "LOG_DIR": str(tmp_path / "logs"),
+        "LOG_DIR": str(tmp_path / "logs"),
         "RDZV_ENDPOINT": f"{socket.gethostname()}:{store.port}",
     }  # fmt: skip
     nodes: list[subprocess.Popen[bytes]] = []
@@ -50,7 +50,9 @@ def test_a_node_that_is_started_again_joins_the_run(tmp_path: Path) -> None:
         output = tmp_path / f"output_{len(nodes)}"
         with output.open("wb") as file:
             command = ["bash", str(ROOT / "examples/launch/multi_node.sh"), *words]
-            nodes.append(subprocess.Popen(command, env=settings, stdout=file, stderr=file, start_new_session=True))
+            # Whoever joins a run finds nobody for a pre-flight.
+            variables = settings | {"PREFLIGHT": "0" if len(nodes) == 2 else "1"}
+            nodes.append(subprocess.Popen(command, env=variables, stdout=file, stderr=file, start_new_session=True))
         return output
 
     try:
@@ -63,6 +65,7 @@ def test_a_node_that_is_started_again_joins_the_run(tmp_path: Path) -> None:
         everything = "\n".join(output.read_text() for output in outputs)
         assert (nodes[0].returncode, nodes[2].returncode) == (0, 0), everything
         assert published(save)[-1].name == "iter_0000300"
+        assert "pre-flight passed" in everything
         assert f"resumed from {save}/iter_" in everything
     finally:
         for node in nodes:
