@@ -43,6 +43,18 @@ def meet(
     wait = _Wait(launch, limit, patience, option)
     entrance = _Entrance(launch, limit)
     entrance.wait_for_store(wait)
+    try:
+        return _join(entrance, launch, wait)
+    except dist.DistError as error:
+        holder = "torchrun there" if launch.store_in_agent else "rank 0"
+        raise ValueError(
+            f"the run's store at {launch.meeting_place} is gone: {holder} has ended or given up while ranks "
+            "were missing; read its log"
+        ) from error
+
+
+def _join(entrance: _Entrance, launch: Launch, wait: _Wait) -> dist.Store:
+    """The store, once this rank and all others have said that they are there."""
     assert entrance.store is not None
     # The store of an agent outlives its workers and still holds the words of those that it has started before.
     store = dist.PrefixStore(f"attempt/{launch.attempt}", entrance.store) if launch.store_in_agent else entrance.store

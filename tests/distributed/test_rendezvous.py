@@ -111,6 +111,24 @@ def test_a_rank_that_is_started_twice() -> None:
     assert " have RANK=1: " in refused(lambda: meet(launch(1, 2, server.port, agent=True), 20), 15)
 
 
+def test_a_store_that_ends_while_ranks_are_missing() -> None:
+    stores = [dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)]
+    port, probe = stores[0].port, dist.TCPStore("127.0.0.1", stores[0].port, is_master=False, wait_for_workers=False)
+
+    def end() -> None:
+        """Take the store away once the rank has joined."""
+        while probe.add("attempt/0/fwpkm/joined", 0) < 1:
+            time.sleep(0.05)
+        stores.clear()
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    said = refused(lambda: meet(launch(1, 2, port, agent=True), 30), 25)
+    thread.join()
+    assert said == f"the run's store at 127.0.0.1:{port} is gone: torchrun there has ended or given up while ranks " \
+        "were missing; read its log"
+
+
 def test_workers_that_torchrun_starts_again_do_not_meet_the_first_ones() -> None:
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     first = launch(0, 1, server.port, agent=True)
