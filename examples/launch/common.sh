@@ -5,6 +5,7 @@
 #   PYTHON           interpreter (default .venv/bin/python, else python3)
 #   GPUS_PER_NODE    processes per node (default: from Slurm, CUDA_VISIBLE_DEVICES or nvidia-smi; required on a machine without GPUs)
 #   PREFLIGHT        0 skips tools/preflight.py, which otherwise examines every node and connection before the training starts
+#   PREFLIGHT_TIMEOUT  seconds that nodes wait for each other before torchrun is started on several nodes (default 60)
 #   LOG_DIR          torchrun keeps the output of every rank in LOG_DIR/HOST (default runs/torchrun_logs; empty for none)
 #   TORCHRUN_MAX_RESTARTS  how often torchrun starts the processes again after one has failed; the run needs --save and --resume
 #   TORCHRUN_ARGS    more options for torchrun, e.g. "--shutdown-timeout 300" where a checkpoint takes longer than torchrun's 30 s
@@ -132,6 +133,13 @@ preflight() {
   wait $! || status=$?
   trap - TERM INT
   [ "$status" = 0 ] || fail "the pre-flight failed with status $status (see above); nothing was started. PREFLIGHT=0 skips it"
+}
+
+# preflight_nodes NAME=VALUE...: one process per node, told the place by variables. torchrun itself waits 15 minutes for nodes and names none.
+preflight_nodes() {
+  [ "$NNODES" != 1 ] || return 0
+  preflight env NNODES="$NNODES" GPUS_PER_NODE="$(gpus_per_node)" "$@" "${torchrun[0]}" tools/preflight.py \
+    --preflight-timeout="${PREFLIGHT_TIMEOUT:-60}" "${arguments[@]}"
 }
 
 # run COMMAND...: print the command with --dry-run, else replace this shell with it.

@@ -28,6 +28,7 @@ with_c10d() {
   export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
   exported+=(TORCH_DISABLE_SHARE_RDZV_TCP_STORE)
   print_environment "on each of the $NNODES nodes"
+  preflight_nodes RDZV_ENDPOINT="$host:$((port + 1))"
   preflight "${torchrun[@]}" --rdzv-backend=c10d --rdzv-endpoint="$host:$((port + 1))" --rdzv-id="$RDZV_ID-preflight" \
     tools/preflight.py "${arguments[@]}"
   # shellcheck disable=SC2086  # TORCHRUN_ARGS are several words on purpose
@@ -43,6 +44,7 @@ with_static() { # with_static RANK
   fi
   print_environment "on node $1 of $NNODES"
   local place=(--node-rank="$1" --master-addr="$MASTER_ADDR")
+  preflight_nodes NODE_RANK="$1" MASTER_ADDR="$MASTER_ADDR" MASTER_PORT="$((MASTER_PORT + 1))"
   preflight "${torchrun[@]}" "${place[@]}" --master-port="$((MASTER_PORT + 1))" tools/preflight.py "${arguments[@]}"
   # shellcheck disable=SC2086
   run "${torchrun[@]}" "${place[@]}" --master-port="$MASTER_PORT" ${TORCHRUN_ARGS:-} pretrain.py "${arguments[@]}"

@@ -97,7 +97,9 @@ def test_a_preflight_can_be_stopped(environment, record, sent, said):
 def test_static_rendezvous(launch, environment):
     process = launch("multi_node.sh", environment | STATIC, "--dry-run", "--lr", "1e-3")
     begin = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=8", *LOGS, "--node-rank=1", "--master-addr=node-a"]
+    nodes = ["env", "NNODES=2", "GPUS_PER_NODE=8", "NODE_RANK=1", "MASTER_ADDR=node-a", "MASTER_PORT=29501"]
     assert printed(process) == [
+        [*nodes, "python-fake", "tools/preflight.py", "--preflight-timeout=60", "--lr", "1e-3"],
         [*begin, "--master-port=29501", "tools/preflight.py", "--lr", "1e-3"],
         [*begin, "--master-port=29500", "pretrain.py", "--lr", "1e-3"],
     ]
@@ -108,17 +110,21 @@ def test_static_rendezvous(launch, environment):
 def test_a_dry_run_without_a_rank_prints_every_node(launch, environment, nodes):
     settings = environment | STATIC | {"NNODES": str(nodes), "NODE_RANK": ""}
     process = launch("multi_node.sh", settings, "--dry-run", "--lr", "1e-3")
-    ranks = [next(word for word in command if word.startswith("--node-rank")) for command in printed(process)]
+    torchruns = [command for command in printed(process) if command[0] != "env"]
+    assert len(printed(process)) == len(torchruns) + nodes * (nodes > 1)
+    ranks = [next(word for word in command if word.startswith("--node-rank")) for command in torchruns]
     assert ranks == [f"--node-rank={rank}" for rank in range(nodes) for _ in ("pre-flight", "training")]
     check_refused(launch("multi_node.sh", settings, "--lr", "1e-3"), "NODE_RANK is not set")
 
 
 @pytest.mark.parametrize("nodes", ["1", "2"])
 def test_c10d_rendezvous(launch, environment, nodes):
-    settings = environment | C10D | {"TORCHRUN_ARGS": "--shutdown-timeout 300", "NNODES": nodes}
-    process = launch("multi_node.sh", settings, "--dry-run", "-x")
+    more = {"TORCHRUN_ARGS": "--shutdown-timeout 300", "NNODES": nodes, "PREFLIGHT_TIMEOUT": "300"}
+    process = launch("multi_node.sh", environment | C10D | more, "--dry-run", "-x")
+    before = ["env", "NNODES=2", "GPUS_PER_NODE=8", "RDZV_ENDPOINT=node-a:29501", "python-fake", "tools/preflight.py"]
     begin = [*TORCHRUN, f"--nnodes={nodes}", "--nproc-per-node=8", *LOGS, "--rdzv-backend=c10d"]
     assert printed(process) == [
+        *([[*before, "--preflight-timeout=300", "-x"]] if nodes == "2" else []),
         [*begin, "--rdzv-endpoint=node-a:29501", "--rdzv-id=run-17-preflight", "tools/preflight.py", "-x"],
         [
             *begin, "--rdzv-endpoint=node-a:29500", "--rdzv-id=run-17", "--max-restarts=3", "--shutdown-timeout", "300",
