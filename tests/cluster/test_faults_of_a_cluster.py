@@ -104,16 +104,35 @@ def test_four_nodes_before_torchrun_and_under_it(start_nodes: Start, tmp_path: P
     assert "pre-flight passed" in report and "4 nodes, 4 processes, 5 groups" in report
 
 
+def script(node: Node, count: int) -> dict[str, str]:
+    """What a user gives examples/launch/multi_node.sh."""
+    place = {"NNODES": str(count), "NODE_RANK": str(node.number), "MASTER_ADDR": "node-a", "MASTER_PORT": PORT}
+    return place | {"GPUS_PER_NODE": "1", "PYTHON": sys.executable, "LOG_DIR": "", "PREFLIGHT_TIMEOUT": str(WAIT)}
+
+
 @pytest.mark.parametrize("engine", ["megatron", "deepspeed"])
-def test_training_starts(start_nodes: Start, tmp_path: Path, engine: str) -> None:
+def test_the_launch_script_checks_and_trains(start_nodes: Start, tmp_path: Path, engine: str) -> None:
     if engine == "deepspeed":
         pytest.importorskip("deepspeed")
     nodes = start_nodes(2)
-    words = ["pretrain.py", *small(tmp_path, engine=engine)]
-    programs = [node.start(torchrun(node, 2, *words)) for node in nodes]
+    words = ["bash", "examples/launch/multi_node.sh", *small(tmp_path, engine=engine)]
+    programs = [node.start(words, script(node, 2)) for node in nodes]
     assert wait_for(programs, LIMIT) == [0, 0], [program.text for program in programs]
+    assert programs[0].text.count("pre-flight passed") == 2
     assert published(tmp_path / "run")[-1].name == "iter_0000004"
-    note("start", 2, f"pretrain, {engine}", took(programs), [0, 0], programs[0].text, r"finished: .*")
+    note("start", 2, f"multi_node.sh, {engine}", took(programs), [0, 0], programs[0].text, r"finished: .*")
+
+
+def test_the_launch_script_does_not_wait_long_for_a_missing_peer(start_nodes: Start, tmp_path: Path) -> None:
+    nodes = start_nodes(2)
+    words = ["bash", "examples/launch/multi_node.sh", *small(tmp_path)]
+    program = nodes[1].start(words, script(nodes[1], 2))
+    assert wait_for([program], WAIT + SLACK) == [1] and nodes[1].processes() == []
+    said, nothing = errors(program)
+    assert said.startswith("node 1 (node-b): gave up after") and "rank 0 cannot be reached at node-a:29500" not in said
+    assert "rank 0 cannot be reached at node-a:29501 (Connection refused)" in said
+    assert "nothing was started" in nothing and not (tmp_path / "run").exists()
+    note("missing peer", 2, "multi_node.sh", took([program]), [1], program.text)
 
 
 @pytest.mark.parametrize("program", WAITING)
