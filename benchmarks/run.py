@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks import checkpoint, memory, model, preprocess, stages
+from benchmarks import checkpoint, memory, memory_estimate, model, preprocess, stages
 from benchmarks.report import Report
 
 
@@ -31,6 +31,11 @@ BENCHMARKS = {
     "model": Benchmark("a training step with memories and without", model.add_model_arguments, model.run_model),
     "checkpoint": Benchmark(
         "saving and loading large memories, with and without --async-save", checkpoint.add_arguments, checkpoint.run
+    ),
+    "memory_estimate": Benchmark(
+        "the memory estimate of --dry-run against the peak of training on the CPU",
+        memory_estimate.add_arguments,
+        memory_estimate.run,
     ),
     "preprocess": Benchmark(
         "preparing a corpus: every --accelerator against SentencePiece alone", preprocess.add_arguments, preprocess.run

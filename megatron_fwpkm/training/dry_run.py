@@ -33,7 +33,14 @@ from ..data.tokenizers import build_tokenizer
 from ..libraries.choices import check_choices, choose_libraries, describe
 from ..libraries.probes import installed
 from .checkpoint_size import checkpoint_bytes, checkpoints_on_disk
-from .memory_estimate import check_step_fits, document_start_bytes, estimate_memory, format_bytes, micro_batches
+from .memory_estimate import (
+    PROCESS_BYTES,
+    check_step_fits,
+    document_start_bytes,
+    estimate_memory,
+    format_bytes,
+    micro_batches,
+)
 
 _PLAIN_WIDTH = 120
 _MOST_STAGES = 8
@@ -185,10 +192,13 @@ def memory_table(config: PretrainConfig, vocab_size: int, world_size: int) -> Ta
         "fast-weight tables (fp32)": [one.tables for one in found],
         "undo log and reset journal (upper bound)": [one.undo_log for one in found],
         "activations (estimate)": [one.activations for one in found],
+        "temporaries of the fullest moment (estimate)": [one.temporaries for one in found],
     }
     for name, values in rows.items():
         table.add_row(name, *(format_bytes(value) for value in values))
     table.add_row("total (estimate)", *(format_bytes(one.total) for one in found), style="bold")
+    process = f"with the process, when trained on a CPU ({format_bytes(PROCESS_BYTES)})"
+    table.add_row(process, *(format_bytes(one.resident) for one in found))
     if config.training.cpu_offloading_num_layers:
         table.add_row("host memory (estimate)", *(format_bytes(one.offloaded) for one in found))
     return table
@@ -223,7 +233,7 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
         if kind.role is Role.MEMORY:
             yield from _about_memories(config, kind_parameters(config, kind).total)
     if config.checkpoint.save is not None:
-        yield checkpoint_line(config, vocab_size, world_size)
+        yield from checkpoint_lines(config, vocab_size, world_size)
     for flag, paths in (("--data-path", data.data_path), ("--train-data-path", data.train_data_path)):
         for prefix in paths[1::2] if len(paths) > 1 else paths:
             if not Path(f"{prefix}.idx").is_file():
@@ -247,18 +257,29 @@ def _about_memories(config: PretrainConfig, slow_weights: int) -> Iterator[str]:
         yield f"Undo log: up to {one} more per memory for every document start inside a sequence, which splits a chunk"
 
 
-def checkpoint_line(config: PretrainConfig, vocab_size: int, world_size: int) -> str:
-    """The size of one checkpoint on disk, and of all that are kept at once."""
+def checkpoint_lines(config: PretrainConfig, vocab_size: int, world_size: int) -> Iterator[str]:
+    """The size of one checkpoint on disk and of all that are kept at once, and how long saving takes at least."""
     one, count = checkpoint_bytes(config, vocab_size, world_size), checkpoints_on_disk(config)
     parts = f"{format_bytes(one.weights)} of slow weights + {format_bytes(one.optimizer)} of optimizer states"
     if config.fwpkm.layer_numbers:
         replicas = data_parallel_size(config, world_size)
         saved = f"{one.replicas:,} of {replicas:,} replicas" if one.replicas < replicas else _count(replicas, "replica")
-        parts += f" + {format_bytes(one.fast_weights)} of fast weights ({saved})"
-    return (
+        parts += f" + {format_bytes(one.fast_weights)} of fast weights ({saved}"
+        parts += ")" if one.replicas == 1 else f", {format_bytes(one.fast_weights // one.replicas)} each)"
+    yield (
         f"Checkpoint: {format_bytes(one.total)} = {parts}, up to {format_bytes(one.largest_rank)} written by one rank; "
         f"at most {_count(count, 'checkpoint')} in --save, {format_bytes(count * one.total)}"
     )
+    rank, disk = (size / 2**30 for size in (one.largest_rank, one.total))
+    yield (
+        f"Saving takes {_seconds(rank)} if that rank writes 1 GiB/s, and {_seconds(disk)} if the storage takes 1 GiB/s "
+        "in all; at R GiB/s divide by R, and the longer of the two counts"
+    )
+
+
+def _seconds(value: float) -> str:
+    """`0.3 s`, `771 s`."""
+    return f"{value:.1f} s" if value < 10 else f"{value:,.0f} s"
 
 
 def _count(number: int, singular: str, plural: str | None = None) -> str:

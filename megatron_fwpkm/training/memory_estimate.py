@@ -1,8 +1,8 @@
 """Bytes that a rank needs, before anything runs: exact for what is stored, estimated for what lives within a step.
 
-Weights, gradients, optimizer states and tables follow from the shapes. Activations are an estimate, fitted to what
-autograd saves for this model on torch's own attention (tests compare it with a measurement); the undo log is given at
-its upper bound.
+Weights, gradients, optimizer states and tables follow from the shapes. Activations are an estimate of what autograd
+saves for this model on torch's own attention (tests compare it with a measurement); the undo log is given at its upper
+bound. `python -m benchmarks.run memory_estimate` compares all together with the peak of whole runs on the CPU.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ..config.derived import (
     chunk_layers,
     data_parallel_size,
     embedding_rows,
+    ffn_hidden_size,
     global_batch_size,
     num_slots,
     stage_layers,
@@ -26,6 +27,11 @@ from ..config.layer_kinds import LAYER_KINDS, LayerParts, count_parts
 from ..config.parameter_counts import stage_parameters
 
 _INDEX_BYTES = 8
+PROCESS_BYTES = 420 * 2**20
+"""Of a process on the CPU before it has a model: Python, torch, Megatron and what they load until the first step ends.
+
+Measured with a model of next to no size (`python -m benchmarks.run memory_estimate`, torch 2.13). On a GPU the host has
+it, too, and the device a CUDA context instead, which is not estimated."""
 _MOST_BYTES = 2**44
 """More than any machine holds for one rank."""
 
@@ -44,13 +50,21 @@ class MemoryEstimate:
     Without the documents that start inside a sequence (`document_start_bytes`)."""
     activations: int
     """About: what autograd keeps for the micro-batches in flight."""
+    temporaries: int
+    """About: what operations need beyond that at the fullest moment of a step (`_temporary_bytes`)."""
     offloaded: int
     """About: activations that wait in host memory instead; not part of the total."""
 
     @property
     def total(self) -> int:
-        """Everything on the device together."""
-        return self.weights + self.gradients + self.optimizer + self.tables + self.undo_log + self.activations
+        """Everything on the device together, without the process."""
+        stored = self.weights + self.gradients + self.optimizer + self.tables
+        return stored + self.undo_log + self.activations + self.temporaries
+
+    @property
+    def resident(self) -> int:
+        """Resident memory of a process that trains on the CPU."""
+        return self.total + PROCESS_BYTES
 
 
 def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, stage: int = 0) -> MemoryEstimate:
@@ -72,15 +86,35 @@ def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, st
     memories = _memories(config, stage)
     in_flight = _in_flight(config, replicas, stage)
     undo_log = memories * (round(in_flight * undo_log_bytes(config)) + _journal_bytes(config, replicas))
+    activations = round(in_flight * activation_bytes(config, vocab_size, stage)) + _passing_bytes(config, stage)
     return MemoryEstimate(
         weights=shared(parameters * (2 if bf16 else 4), 3),
         gradients=shared(parameters * (2 if parallel.grad_reduce_in_bf16 else 4), 2),
         optimizer=shared(parameters * (12 if copied else 8), 1),
         tables=memories * table_bytes(config, tensor * context),
         undo_log=undo_log + (passing_log_bytes(config) if memories else 0),
-        activations=round(in_flight * activation_bytes(config, vocab_size, stage)) + _passing_bytes(config, stage),
+        activations=activations,
+        temporaries=_temporary_bytes(config, vocab_size, stage, activations),
         offloaded=round(in_flight * offloaded_bytes(config, stage)),
     )
+
+
+def _temporary_bytes(config: PretrainConfig, vocab_size: int, stage: int, activations: int) -> int:
+    """What the fullest moment of a step needs beyond `activations`.
+
+    That is the beginning of the backward pass, with the gradient of the output weights and, in bf16, another copy of
+    the logits; where activations are few, its end or the optimizer's step, which need twice the largest weight (tied
+    embeddings have two gradients then, AdamW two intermediate results).
+    """
+    model, parallel, size = config.model, config.parallel, 2 if config.training.bf16 else 4
+    last = parallel.pipeline_model_parallel_size - 1
+    rows = embedding_rows(config, vocab_size) // parallel.tensor_model_parallel_size
+    embedding = rows * model.hidden_size if stage in (0, last) else 0
+    beginning = size * embedding if stage == last else 0
+    if stage == last and config.training.bf16:
+        beginning += size * _own_tokens(config) * rows
+    largest = max(embedding, model.hidden_size * 2 * ffn_hidden_size(model) // parallel.tensor_model_parallel_size)
+    return max(beginning, 2 * 4 * largest - activations)
 
 
 def check_tables_fit(config: PretrainConfig, room: int) -> None:

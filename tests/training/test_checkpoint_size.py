@@ -16,7 +16,7 @@ from megatron_fwpkm.config.derived import table_bytes
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.training.checkpoint_size import checkpoint_bytes, checkpoints_on_disk
 from tests.spawned_ranks import run_distributed
-from tests.test_pretrain import flags, start, write_dataset
+from tests.test_pretrain import ROOT, flags, start, write_dataset
 
 SIZES = {
     "hidden_size": 256,
@@ -147,6 +147,23 @@ def test_dry_run_prints_them() -> None:
         line,
     ), line
     assert "Checkpoint" not in _shown(flags("none", **SIZES))
+
+
+def test_dry_run_of_512_replicas_of_the_papers_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three memories of 512 MiB and their sub-keys: what N to choose, in bytes and seconds."""
+    monkeypatch.setenv("WORLD_SIZE", "512")
+    paper = ["--config", str(ROOT / "examples" / "paper" / "base_112m.yaml"), "--global-batch-size", "4096"]
+    paper += ["--save", "runs/x"]
+
+    def lines(*more: str) -> list[str]:
+        """What is said of checkpoints."""
+        return [line for line in _shown([*paper, *more]).splitlines() if line.startswith(("Checkpoint: ", "Saving "))]
+
+    everyone, time = lines()
+    assert "769.5 GiB of fast weights (512 replicas, 1.5 GiB each)" in everyone
+    assert re.match(r"Saving takes \d\.\d s if that rank writes 1 GiB/s, and 771 s if the storage takes 1 GiB/s", time)
+    assert "12.0 GiB of fast weights (8 of 512 replicas, 1.5 GiB each)" in lines("--fwpkm-save-replicas", "8")[0]
+    assert "1.5 GiB of fast weights (1 of 512 replicas)" in lines("--fwpkm-dp-sync", "average")[0]
 
 
 def _shown(argv: list[str]) -> str:

@@ -8,11 +8,13 @@ from itertools import pairwise, product
 import pytest
 import torch
 
+from benchmarks import memory_estimate
 from megatron_fwpkm.config import EngineConfig, FwPKMConfig, ModelConfig, ParallelConfig, PretrainConfig, TrainingConfig
 from megatron_fwpkm.config.derived import embedding_rows, table_bytes
 from megatron_fwpkm.config.layer_kinds import layer_plan
 from megatron_fwpkm.config.parameter_counts import num_parameters, stage_parameters
 from megatron_fwpkm.training.memory_estimate import (
+    PROCESS_BYTES,
     activation_bytes,
     check_tables_fit,
     document_start_bytes,
@@ -43,7 +45,7 @@ def test_stored_bytes_follow_from_the_parameters():
     sharded = replace(BASE, parallel=ParallelConfig(use_distributed_optimizer=True))
     assert estimate_memory(sharded, 512, world_size=4).optimizer == 2 * parameters
     on_device = set(type(found).__dataclass_fields__) - {"offloaded"}
-    assert found.total == sum(getattr(found, part) for part in on_device)
+    assert found.total == sum(getattr(found, part) for part in on_device) == found.resident - PROCESS_BYTES
 
 
 @pytest.mark.parametrize(("stage", "bytes_of"), [(0, (4, 4, 8)), (1, (4, 4, 3)), (2, (4, 1, 3)), (3, (1, 1, 3))])
@@ -52,6 +54,32 @@ def test_zero_shards_what_its_stage_says(stage, bytes_of):
     parameters = num_parameters(BASE, 512)
     found = estimate_memory(replace(BASE, engine=EngineConfig("deepspeed", stage)), 512, world_size=4)
     assert (found.weights, found.gradients, found.optimizer) == tuple(parameters * count for count in bytes_of)
+
+
+def test_temporaries_of_the_fullest_moment():
+    """The gradient of the output weights and, in bf16, another copy of the logits; few activations leave the rest."""
+    big, tokens = replace(BASE, model=replace(BASE.model, hidden_size=512)), 2 * 256
+    vocabulary = 2048
+    embedding = vocabulary * 512
+    assert estimate_memory(big, vocabulary, 1).temporaries == 4 * embedding
+    half = replace(big, training=replace(big.training, bf16=True))
+    assert estimate_memory(half, vocabulary, 1).temporaries == 2 * embedding + 2 * tokens * vocabulary
+    two = replace(half, parallel=ParallelConfig(tensor_model_parallel_size=2))
+    assert estimate_memory(two, vocabulary, 2).temporaries == (2 * embedding + 2 * tokens * vocabulary) // 2
+    short = replace(big, model=replace(big.model, seq_length=64), training=replace(big.training, micro_batch_size=1))
+    found = estimate_memory(short, 32768, 1)
+    assert found.temporaries + found.activations == 2 * 4 * 32768 * 512
+    stages = replace(big, parallel=ParallelConfig(pipeline_model_parallel_size=2))
+    first, last = (estimate_memory(stages, vocabulary, 2, stage).temporaries for stage in (0, 1))
+    assert (first, last) == (0, 4 * embedding)
+
+
+@pytest.mark.slow
+def test_a_whole_run_needs_what_was_said():
+    """Also on a loaded machine: resident bytes do not depend on time."""
+    case = memory_estimate.CASES["logits"]
+    measured = memory_estimate.measure("logits")["peak"]
+    assert memory_estimate.estimate(case)["resident"] == pytest.approx(measured, rel=memory_estimate.TOLERANCE)
 
 
 def test_tables_larger_than_the_device_are_refused():
