@@ -64,7 +64,7 @@ CASES = {
         4095,
     ),
     "tensor_parallel": Case(
-        "the second one on two tensor-parallel ranks",
+        "the case logits on two tensor-parallel ranks",
         "--num-layers 4 --hidden-size 512 --num-attention-heads 8 --seq-length 1024 --micro-batch-size 1 "
         "--fwpkm-layer-numbers 2 --fwpkm-num-subkeys 128 --fwpkm-key-dim 128 --fwpkm-value-dim 128 "
         "--tensor-model-parallel-size 2",
