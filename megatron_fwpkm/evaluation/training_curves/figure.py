@@ -18,8 +18,6 @@ _SCALARS = {
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "tokens_per_second": "tokens per second",
-    "mfu": "model FLOP/s utilization",
-    "memory_traffic_gib_per_second": "memory traffic (GiB/s)",
 }
 _MEMORY = {
     "memorization_loss": "memorization loss",
@@ -28,7 +26,7 @@ _MEMORY = {
     "collisions": "colliding reads",
     "addressing_loss": "addressing loss",
 }
-_FRACTIONS = ("mfu", "gate_mean", "coverage", "collisions")
+_FRACTIONS = ("gate_mean", "coverage", "collisions")
 _DASHES = ("-", "--", ":", "-.")
 _COLUMNS = 3
 _MOST_EVENTS = 40
