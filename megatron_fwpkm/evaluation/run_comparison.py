@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config.counted_things import count_things
+
 CLOCK_FIELDS = frozenset({"seconds", "tokens_per_second", "memory_gib", "peak_memory_gib", "places"})
 """Fields of metrics.jsonl that differ from run to run: times, memory of the process, paths."""
 _METRICS, _RESULTS, _WEIGHTS = "metrics.jsonl", "results.csv", "*.safetensors"
@@ -88,7 +90,7 @@ def _records(path: Path) -> list[Any]:
 
 
 def _compare_records(name: str, before: list[Any], after: list[Any]) -> Comparison:
-    compared = _count(len(before), "row" if name.endswith(_RESULTS) else "record")
+    compared = count_things(len(before), "row" if name.endswith(_RESULTS) else "record")
     for number, (old, new) in enumerate(zip(before, after, strict=False), 1):
         if repr(old) != repr(new):  # as text, so that NaN equals NaN and 0.0 differs from -0.0
             return Comparison(name, compared, f"line {number} differs: {_first_change(old, new)}")
@@ -105,17 +107,13 @@ def _first_change(old: Any, new: Any) -> str:
     return f"{old} changed to {new}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
-
-
 def _compare_weights(name: str, before: Path, after: Path) -> Comparison:
     import torch
     from safetensors import safe_open
 
     with safe_open(before, "pt") as old, safe_open(after, "pt") as new:
         names = sorted(set(old.keys()) | set(new.keys()))
-        compared = _count(len(names), "tensor")
+        compared = count_things(len(names), "tensor")
         different = []
         for tensor in names:
             if tensor not in old.keys() or tensor not in new.keys():  # noqa: SIM118  (a handle, not a mapping)
@@ -134,5 +132,5 @@ def _compare_weights(name: str, before: Path, after: Path) -> Comparison:
     return Comparison(
         name,
         compared,
-        f"{_count(len(different), 'tensor')} {verb}, the largest difference is {distance:.3g} in {worst}",
+        f"{count_things(len(different), 'tensor')} {verb}, the largest difference is {distance:.3g} in {worst}",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ..config.counted_things import count_things
 from ..distributed.rendezvous import name_numbers
 from .group_results import GroupResult
 from .trouble import Trouble
@@ -56,14 +57,14 @@ def render(report: PreflightReport) -> str:
 
 def success(report: PreflightReport) -> str:
     """The one line of a pre-flight that found nothing wrong."""
-    counted = [name_count(len(report.nodes), "node"), name_count(report.ranks, "process", "es")]
+    counted = [count_things(len(report.nodes), "node"), count_things(report.ranks, "process", "processes")]
     if report.groups_tested:
-        counted.append(name_count(len(report.groups), "group"))
+        counted.append(count_things(len(report.groups), "group"))
     warned = sum(not trouble.fatal for trouble in report.troubles)
     return (
         f"pre-flight passed in {report.seconds:.1f} s: {', '.join(counted)}"
         + ("" if report.groups_tested else "; groups are tested under torchrun")
-        + (f"; {name_count(warned, 'warning')}" if warned else "")
+        + (f"; {count_things(warned, 'warning')}" if warned else "")
     )
 
 
@@ -73,11 +74,6 @@ def failure(troubles: Iterable[Trouble]) -> str:
     if len(found) == 1:
         return f"pre-flight failed: {found[0]}"
     return f"pre-flight failed, {len(found)} problems:" + "".join(f"\n  - {line}" for line in found)
-
-
-def name_count(number: int, thing: str, plural: str = "s") -> str:
-    """`1 node`, `2 nodes`."""
-    return f"{number} {thing}{plural * (number != 1)}"
 
 
 def _node_row(node: Mapping[str, Any]) -> list[str]:

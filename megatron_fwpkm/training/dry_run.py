@@ -14,6 +14,7 @@ from rich.table import Table
 from ..config import TOKENIZERS_WITHOUT_FILE, PretrainConfig
 from ..config.batch_schedule import samples_ahead
 from ..config.chunk_rules import notes_on_writing
+from ..config.counted_things import count_things
 from ..config.deepspeed_options import sharding_stage
 from ..config.derived import (
     ShardedCount,
@@ -110,7 +111,7 @@ def options_table(resolved: Resolved) -> Table:
             table.add_row(f"  {option.flag}", _plain(option.format(value)), _plain(resolved.value_sources[option.flag]))
     if hidden:
         table.caption = (
-            f"{_count(hidden, 'more option has its', 'more options have their')} default; --dry-run-all shows all"
+            f"{count_things(hidden, 'more option has its', 'more options have their')} default; --dry-run-all shows all"
         )
         table.caption_justify = "left"
     return table
@@ -161,7 +162,7 @@ def parameters_table(config: PretrainConfig, vocab_size: int) -> Table:
     memories = len(config.fwpkm.layer_numbers)
     if memories:
         table.add_row(
-            f"fast weights ({_count(memories, 'memory', 'memories')})",
+            f"fast weights ({count_things(memories, 'memory', 'memories')})",
             f"{memories * table_elements(config):,}",
             f"{memories * table_elements(config, tensor * context):,}",
         )
@@ -213,7 +214,7 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     in_all = samples_ahead(training, batch, 0, training.train_iters) * model.seq_length
     yield ""
     yield (
-        f"Layout: {_count(world_size, 'process', 'processes')} = TP {tensor} x "
+        f"Layout: {count_things(world_size, 'process', 'processes')} = TP {tensor} x "
         f"PP {parallel.pipeline_model_parallel_size} x "
         + (f"CP {parallel.context_parallel_size} x " if parallel.context_parallel_size > 1 else "")
         + f"DP {replicas}"
@@ -221,7 +222,7 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     )
     yield (
         f"Step: {batch} sequences x {model.seq_length} tokens = {tokens:,} tokens in "
-        f"{_count(micro_batches(config, replicas), 'micro-batch', 'micro-batches')} per replica; "
+        f"{count_things(micro_batches(config, replicas), 'micro-batch', 'micro-batches')} per replica; "
         f"{training.train_iters:,} steps = {in_all:,} tokens"
     )
     if training.rampup_batch_size:
@@ -263,12 +264,12 @@ def checkpoint_lines(config: PretrainConfig, vocab_size: int, world_size: int) -
     parts = f"{format_bytes(one.weights)} of slow weights + {format_bytes(one.optimizer)} of optimizer states"
     if config.fwpkm.layer_numbers:
         replicas = data_parallel_size(config, world_size)
-        saved = f"{one.replicas:,} of {replicas:,} replicas" if one.replicas < replicas else _count(replicas, "replica")
+        saved = f"{one.replicas:,} of " * (one.replicas < replicas) + count_things(replicas, "replica")
         parts += f" + {format_bytes(one.fast_weights)} of fast weights ({saved}"
         parts += ")" if one.replicas == 1 else f", {format_bytes(one.fast_weights // one.replicas)} each)"
     yield (
         f"Checkpoint: {format_bytes(one.total)} = {parts}, up to {format_bytes(one.largest_rank)} written by one rank; "
-        f"at most {_count(count, 'checkpoint')} in --save, {format_bytes(count * one.total)}"
+        f"at most {count_things(count, 'checkpoint')} in --save, {format_bytes(count * one.total)}"
     )
     rank, disk = (size / 2**30 for size in (one.largest_rank, one.total))
     yield (
@@ -280,10 +281,6 @@ def checkpoint_lines(config: PretrainConfig, vocab_size: int, world_size: int) -
 def _seconds(value: float) -> str:
     """`0.3 s`, `771 s`."""
     return f"{value:.1f} s" if value < 10 else f"{value:,.0f} s"
-
-
-def _count(number: int, singular: str, plural: str | None = None) -> str:
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def _plain(text: str) -> str:

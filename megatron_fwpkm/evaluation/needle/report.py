@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from ...config.counted_things import count_things
 from ..report_page import Section, definition_list, render_page
 from .answers import NOTHING_TO_WRITE
 from .recall import Recall
@@ -18,8 +19,8 @@ def render_report(results: NeedleResults) -> str:
     return render_page(
         f"Needle recall: {results.model_name}",
         f"Long-context recall of {results.model_name}",
-        f"{_count(results.settings.needles, 'fact')} hidden in every context; the model is asked for one. An answer is "
-        "correct if every token of the value is correct, with greedy decoding.",
+        f"{count_things(results.settings.needles, 'fact')} hidden in every context; the model is asked for one. An "
+        "answer is correct if every token of the value is correct, with greedy decoding.",
         [
             _heatmap(results),
             _recall_by_length(results),
@@ -61,20 +62,16 @@ def _shown_settings(results: NeedleResults) -> dict[str, object]:
     return {
         "model": settings.model,
         "haystack": ", ".join(settings.haystack),
-        "needle": f"{needle.template} ({_count(needle.key_words, 'key word')}, "
-        f"{_count(needle.value_words, 'value word')})",
+        "needle": f"{needle.template} ({count_things(needle.key_words, 'key word')}, "
+        f"{count_things(needle.value_words, 'value word')})",
         "needles per context": settings.needles,
-        "contexts per length": f"{settings.samples}, spread over {_count(settings.depths, 'depth')}",
+        "contexts per length": f"{settings.samples}, spread over {count_things(settings.depths, 'depth')}",
         "seed": settings.seed,
         "reset": NOTHING_TO_WRITE if results.measured == NO_MEMORY else "the initial memory before every context",
         "reading speed": ", ".join(
             f"{speed:,.0f} tokens/s at {length:,}" for length, speed in results.tokens_per_second.items()
         ),
     }
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 _MAIN = ' class="main"'
