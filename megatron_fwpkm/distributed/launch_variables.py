@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _ADVICE = "start the run with torchrun (examples/launch), which sets them all"
+LAST_PORT = 65535
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
             f"RANK={rank} and WORLD_SIZE={world_size} are set but {' and '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not: the ranks do not know where to meet; {_ADVICE}"
         )
-    port = read_number(environment, "MASTER_PORT", 1)
-    if port is None or port > 65535:
-        raise ValueError(f"MASTER_PORT={port} must be between 1 and 65535")
+    port = read_master_port(environment)
     agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return Launch(
         rank,
@@ -88,6 +87,14 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
         by_torchrun="TORCHELASTIC_RUN_ID" in environment,
         attempt=environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
     )
+
+
+def read_master_port(environment: Mapping[str, str]) -> int:
+    """MASTER_PORT, which is set; raises ValueError for what is no port."""
+    port = read_number(environment, "MASTER_PORT", 1)
+    if port is None or port > LAST_PORT:
+        raise ValueError(f"MASTER_PORT={port} must be between 1 and {LAST_PORT}")
+    return port
 
 
 def read_number(environment: Mapping[str, str], name: str, least: int) -> int | None:

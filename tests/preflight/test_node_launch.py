@@ -29,7 +29,9 @@ def test_a_numbered_node() -> None:
         ({"NODE_RANK": "2"}, "NODE_RANK=2 must be less than NNODES=2"),
         ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "NNODES=2 but MASTER_ADDR and MASTER_PORT not set"),
         ({"NNODES": "two"}, "NNODES='two' is not an integer"),
-        ({"RDZV_ENDPOINT": "a"}, "RDZV_ENDPOINT=a must have the form HOST:PORT"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999 must be between 1 and 65535"),
+        ({"RDZV_ENDPOINT": "a:99999"}, "RDZV_ENDPOINT=a:99999 must be HOST:PORT, with a port from 1 to 65535"),
+        ({"RDZV_ENDPOINT": "a"}, "RDZV_ENDPOINT=a must be HOST:PORT"),
     ],
 )
 def test_wrong_variables(change: dict[str, str], said: str) -> None:
