@@ -59,6 +59,7 @@ def test_the_last_of_overlapping_records_wins(tmp_path: Path) -> None:
         ('{"kind": "evaluation", "iteration": 5}\n', "has no training records yet"),
         ("notes\n{}\n", "line 1 is not JSON"),
         ('{"kind": "train"}\n', "line 1 is no record of a run"),
+        ('{"kind": "train", "iteration": 1}\n', "line 1 is no training record: it needs `lm_loss`"),
     ],
 )
 def test_what_is_no_log_is_refused(

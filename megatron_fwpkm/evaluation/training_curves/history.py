@@ -109,6 +109,8 @@ def _records(path: Path) -> Iterator[Record]:
             raise ValueError(f"{path}, line {number} is not JSON: is it the {METRICS} of a run?") from error
         if not isinstance(record, dict) or "kind" not in record or not isinstance(record.get("iteration"), int):
             raise ValueError(f"{path}, line {number} is no record of a run: it needs `kind` and `iteration`")
+        if record["kind"] == "train" and not isinstance(record.get("lm_loss"), int | float):
+            raise ValueError(f"{path}, line {number} is no training record: it needs `lm_loss`")
         yield record
 
 
