@@ -3,7 +3,7 @@
 python tools/plot_run.py --runs runs/quickstart runs/again --smoothing 0.6 --output runs/plots
 
 writes curves.png and curves.html with loss, learning rate, gradient norm, speed, the memories of every layer, and what
-happened when. Runs that are still going on, and resumed ones, may be plotted, too.
+happened when. Runs that are still going on and resumed runs can also be plotted.
 """
 
 from __future__ import annotations

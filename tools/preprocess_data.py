@@ -29,7 +29,7 @@ def check_shard_flags(parser: Parser, options: PreprocessOptions) -> None:
     number = options.num_shards
     all_of = "--ray-address" if options.ray_address is not None else "--merge-shards" if options.merge_shards else ""
     if options.ray_address is not None and options.merge_shards:
-        parser.error("--ray-address joins the parts, too; remove --merge-shards")
+        parser.error("--ray-address also joins the parts; remove --merge-shards")
     if all_of and (number < 2 or options.shard_id is not None):
         parser.error(f"{all_of} requires --num-shards of at least 2, and no --shard-id")
     if number > 1 and options.shard_id is None and not all_of:

@@ -42,7 +42,7 @@ def versions(described: Mapping[str, str]) -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str:
-    """The commit that is checked out in a folder; empty without git."""
+    """The commit that is checked out in a folder; `none` without git."""
     command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()

@@ -215,7 +215,7 @@ class Preflight:
         )
 
     def _network_bound(self, what: str) -> Any:
-        late = f"{self._here} waits in vain for {what} from {self._launch.meeting_place}: {self._network_advice}"
+        late = f"{self._here} did not receive {what} from {self._launch.meeting_place}: {self._network_advice}"
         return self._bound(4 * self._timeout + _GRACE_SECONDS, lambda: late)
 
     def _bound(self, seconds: float, explain: Callable[[], str]) -> Any:

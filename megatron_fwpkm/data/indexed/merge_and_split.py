@@ -201,7 +201,7 @@ def _check_shards(infos: Sequence[DatasetInfo]) -> None:
             raise ValueError(
                 f"{infos[number].prefix} is shard {at} of {count} (--num-shards), but --input does not name all "
                 f"{count} shards one after another and in order"
-                + (f": missing are {', '.join(map(str, absent))}; make them, or name them, too" if absent else "")
+                + (f": missing: {', '.join(map(str, absent))}; make them, or add them to --input" if absent else "")
             )
         first = infos[number - at]
         made, of_first = (_run_of(info) for info in (infos[number], first))

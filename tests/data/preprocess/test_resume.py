@@ -208,7 +208,7 @@ def test_shards_merge_to_the_whole(tmp_path: Path, tokenizer_file: Path, source:
     assert told == whole.bad_records, "with the same line numbers"
     merge([f"{tmp_path}/out-*-of-00003_text_document"], str(tmp_path / "merged"))
     parts = [report.prefixes[0] for report in reports]
-    for wrong, missing in ((parts[:2], ": missing are 2;"), (parts[2:], ": missing are 0, 1;"), (parts[::-1], "$")):
+    for wrong, missing in ((parts[:2], ": missing: 2;"), (parts[2:], ": missing: 0, 1;"), (parts[::-1], "$")):
         told_so = rf"is shard \d of 3 \(--num-shards\), but --input does not .* and in order{missing}"
         with pytest.raises(ValueError, match=told_so):
             merge(wrong, str(tmp_path / "incomplete"))
