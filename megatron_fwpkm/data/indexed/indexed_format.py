@@ -276,9 +276,11 @@ def read_dataset_info(prefix: str | Path) -> DatasetInfo:
         sequences, or a .bin of another size than the index tells.
     """
     bin_path, idx_path, json_path = dataset_paths(prefix)
-    for path in (bin_path, idx_path):
-        if not path.is_file():
-            raise ValueError(f"dataset {prefix}: {path} does not exist{_near_names(Path(prefix))}")
+    missing = [path for path in (bin_path, idx_path) if not path.is_file()]
+    if missing:
+        half = "; a dataset needs both its .bin and its .idx: copy the missing one, or make the dataset again"
+        hint = half if len(missing) == 1 else _near_names(Path(prefix))
+        raise ValueError(f"dataset {prefix}: {missing[0]} does not exist{hint}")
     size = idx_path.stat().st_size
     with open(idx_path, "rb") as stream:
         head = stream.read(_HEADER.size)

@@ -152,7 +152,8 @@ def damage_idx(prefix: Path) -> None:
             lambda prefix: prefix.with_suffix(".json").write_text(json.dumps(SIDECAR | {"format": 9})),
             "has format 9; only format 1",
         ),
-        (lambda prefix: prefix.with_suffix(".bin").unlink(), r"\.bin does not exist"),
+        (lambda prefix: prefix.with_suffix(".bin").unlink(), r"\.bin does not exist; a dataset needs both"),
+        (lambda prefix: prefix.with_suffix(".idx").unlink(), r"\.idx does not exist; a dataset needs both"),
     ],
 )
 def test_damage_is_noticed(tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
