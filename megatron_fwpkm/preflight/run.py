@@ -204,7 +204,7 @@ class Preflight:
     def _who_is_late(self, world: World, kind: str) -> str:
         """Which ranks keep a group waiting, by what all have left in the store."""
         why = world.roll_call.explain(RuntimeError("timed out")) if world.roll_call is not None else None
-        late = f"{self._here}: the {kind} group did not finish within {self._timeout:g} s"
+        late = f"{self._here}: the group {kind!r} did not finish within {self._timeout:g} s"
         return f"{late}: {why}; {self._network_advice}"
 
     @property
