@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .derived import ShardedCount, embedding_rows, stage_layers
-from .layer_kinds import LAYER_KINDS, LayerKind, Role, count_parts, kinds_in_use, layers_of
+from .layer_kind import LAYER_KINDS, LayerKind, Role
+from .layer_kinds import count_parts, kinds_in_use, layers_of
 from .pretrain import PretrainConfig
 
 

@@ -17,7 +17,8 @@ from .engine_rules import engine_problems
 from .field_metadata import values_out_of_range
 from .fwpkm import FwPKMConfig
 from .implementation_rules import implementation_problems
-from .layer_kinds import LAYER_KINDS, Role, kinds_in_use
+from .layer_kind import LAYER_KINDS, Role
+from .layer_kinds import kinds_in_use
 from .library_rules import library_problems
 from .loading import PREFIXES
 from .model import ModelConfig

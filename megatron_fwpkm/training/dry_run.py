@@ -26,7 +26,8 @@ from ..config.derived import (
     table_bytes,
     table_elements,
 )
-from ..config.layer_kinds import LAYER_KINDS, Role, kinds_in_use, layer_plan
+from ..config.layer_kind import LAYER_KINDS, Role
+from ..config.layer_kinds import kinds_in_use, layer_plan
 from ..config.loading import DEFAULT, Resolved, option_groups
 from ..config.parameter_counts import kind_parameters, parameters_by_part
 from ..config.validation import validate

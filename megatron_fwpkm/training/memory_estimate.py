@@ -23,7 +23,8 @@ from ..config.derived import (
     table_bytes,
     value_bytes,
 )
-from ..config.layer_kinds import LAYER_KINDS, LayerParts, count_parts
+from ..config.layer_kind import LAYER_KINDS
+from ..config.layer_kinds import LayerParts, count_parts
 from ..config.parameter_counts import stage_parameters
 
 _INDEX_BYTES = 8

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
-from megatron_fwpkm.config.layer_kinds import LAYER_KINDS
+from megatron_fwpkm.config.layer_kind import LAYER_KINDS
 from tests.architecture.sources import PACKAGE, Source, python_sources
 
 TABLES = {
+    *(f"{PACKAGE}/config/kind_rows/{kind}.py" for kind in LAYER_KINDS),
     f"{PACKAGE}/config/layer_kinds.py",
     f"{PACKAGE}/models/kind_specs.py",
     f"{PACKAGE}/conversion/weight_rules.py",

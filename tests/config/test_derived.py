@@ -16,7 +16,7 @@ from megatron_fwpkm.config import (
     parameter_counts,
 )
 from megatron_fwpkm.config.derived import ShardedCount
-from megatron_fwpkm.config.layer_kinds import LAYER_KINDS
+from megatron_fwpkm.config.layer_kind import LAYER_KINDS
 
 
 def test_defaults_of_the_model():

@@ -9,16 +9,8 @@ import pytest
 
 from megatron_fwpkm.config import DataConfig, FwPKMConfig, ModelConfig, ParallelConfig, PretrainConfig
 from megatron_fwpkm.config.derived import ShardedCount
-from megatron_fwpkm.config.layer_kinds import (
-    LAYER_KINDS,
-    LayerKind,
-    LayerParts,
-    Role,
-    kinds_in_use,
-    layer_plan,
-    layers_of,
-    register_layer_kind,
-)
+from megatron_fwpkm.config.layer_kind import LAYER_KINDS, LayerKind, Role, register_layer_kind
+from megatron_fwpkm.config.layer_kinds import LayerParts, kinds_in_use, layer_plan, layers_of
 from megatron_fwpkm.config.parameter_counts import parameters_by_part
 from megatron_fwpkm.config.validation import problems
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from megatron_fwpkm.checkpoint.checkpoint_reader import read_checkpoint
 from megatron_fwpkm.config.derived import ShardedCount
-from megatron_fwpkm.config.layer_kinds import LAYER_KINDS, LayerKind, Role, register_layer_kind
+from megatron_fwpkm.config.layer_kind import LAYER_KINDS, LayerKind, Role, register_layer_kind
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.config.parameter_counts import num_parameters
 from megatron_fwpkm.conversion.export import export

@@ -1,0 +1,65 @@
+"""The fast-weight product key memory."""
+
+from __future__ import annotations
+
+from ..derived import ShardedCount, num_slots
+from ..layer_kind import LayerKind, Role, weight_bytes
+from ..pretrain import PretrainConfig
+
+_PAIR_BYTES = 64
+"""Per token, head and slot read: index, weight, score and what the key update's second derivative keeps."""
+
+
+def _fwpkm_parameters(config: PretrainConfig) -> ShardedCount:
+    """Four norms and linears (DESIGN section 2); linears have biases."""
+    fwpkm, hidden, width = config.fwpkm, config.model.hidden_size, config.fwpkm.value_dim
+    query = hidden + (hidden + 1) * fwpkm.num_heads * fwpkm.key_dim
+    gate = hidden + hidden + 1 if fwpkm.gate else 0
+    return ShardedCount(
+        sharded=(hidden + 1) * width + width + width * hidden,  # value_proj, output_norm, output_proj.weight
+        replicated=query + gate + hidden + hidden,  # value_norm and output_proj.bias
+    )
+
+
+def _fwpkm_activation_bytes(config: PretrainConfig) -> ShardedCount:
+    """Undo logs apart. A rank has queries and reads of the tokens of all context-parallel ranks."""
+    fwpkm = config.fwpkm
+    everyones = 5 * fwpkm.num_heads * fwpkm.key_dim + _PAIR_BYTES * fwpkm.num_heads * fwpkm.topk
+    own = (10 + 7 * weight_bytes(config) // 2) * config.model.hidden_size
+    # Values of all tokens in fewer columns are as many as those of this rank's tokens.
+    return ShardedCount(18 * fwpkm.value_dim, own + everyones * config.parallel.context_parallel_size)
+
+
+def _fwpkm_fp8_widths(config: PretrainConfig) -> dict[str, int]:
+    """The gate has one output: its linear is never in FP8."""
+    fwpkm, ranks = config.fwpkm, config.parallel.tensor_model_parallel_size
+    return {
+        "--fwpkm-num-heads times --fwpkm-key-dim": fwpkm.num_heads * fwpkm.key_dim,
+        "--fwpkm-value-dim": fwpkm.value_dim // ranks,
+    }
+
+
+def _fwpkm_reach(config: PretrainConfig, layer_number: int) -> str:
+    fwpkm = config.fwpkm
+    heads = f"{fwpkm.num_heads:,} head{'s' * (fwpkm.num_heads != 1)}"
+    return (
+        f"FwPKM {num_slots(fwpkm):,} slots x {fwpkm.value_dim}, {heads} top-{fwpkm.topk}, chunk {fwpkm.chunk_size}"
+    )
+
+
+FWPKM = LayerKind(
+    name="fwpkm",
+    role=Role.MEMORY,
+    label="memory",
+    parameters=_fwpkm_parameters,
+    activation_bytes=_fwpkm_activation_bytes,
+    reach=_fwpkm_reach,
+    divided=lambda config: {
+        "--fwpkm-num-subkeys": config.fwpkm.num_subkeys,
+        "--fwpkm-value-dim": config.fwpkm.value_dim,
+    },
+    fp8_widths=_fwpkm_fp8_widths,
+    context_parallel=True,
+    separates_documents=True,
+)
+"""Its row."""

@@ -1,0 +1,77 @@
+"""What is known of a kind of a part of layers before anything runs, and the table of all kinds.
+
+The rows are in `config.kind_rows`. Three more tables follow from the names: `models.kind_specs` (modules for Megatron),
+`conversion.weight_rules` (names of weights) and `hf.kind_modules` (modules and caches for Transformers). A kind from
+outside the package registers itself in all four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from .derived import ShardedCount
+from .pretrain import PretrainConfig
+
+
+class Role(Enum):
+    """The part of a layer that a kind can be."""
+
+    MEMORY = "memory"
+    MIXER = "token mixer"
+    MLP = "mlp"
+
+
+def _nothing(config: PretrainConfig) -> dict[str, int]:
+    return {}
+
+
+def _unsaid(config: PretrainConfig, layer_numbers: Sequence[int]) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """A kind of a part of layers: its row in the table.
+
+    Attributes:
+        name: as options and error messages have it.
+        role: the part that it is.
+        label: its row in a table of parameters.
+        parameters: slow weights of one; the norm that a layer puts before a token mixer or an MLP is not among them.
+        activation_bytes: about what autograd saves for one of a rank's tokens; `sharded` is of all tensor-parallel
+            ranks together.
+        reach: of one layer, what a token gets of the others, for the table of layers.
+        summary: a sentence on some layers (numbers from 1) for people who use the trained model.
+        divided: flags and values of what is spread over tensor-parallel ranks, which must divide it.
+        fp8_widths: inputs and outputs of its linears on one rank, by what they are called: FP8 takes whole blocks.
+        context_parallel: it runs with --context-parallel-size above 1.
+        separates_documents: it keeps documents apart with --reset-attention-mask.
+    """
+
+    name: str
+    role: Role
+    label: str
+    parameters: Callable[[PretrainConfig], ShardedCount]
+    activation_bytes: Callable[[PretrainConfig], ShardedCount]
+    reach: Callable[[PretrainConfig, int], str] = lambda config, layer_number: ""
+    summary: Callable[[PretrainConfig, Sequence[int]], str] = _unsaid
+    divided: Callable[[PretrainConfig], dict[str, int]] = _nothing
+    fp8_widths: Callable[[PretrainConfig], dict[str, int]] = _nothing
+    context_parallel: bool = False
+    separates_documents: bool = False
+
+
+LAYER_KINDS: dict[str, LayerKind] = {}
+"""All kinds by name."""
+
+
+def register_layer_kind(kind: LayerKind) -> None:
+    """Add a row to the table; a second one of the same name takes its place."""
+    LAYER_KINDS[kind.name] = kind
+
+
+def weight_bytes(config: PretrainConfig) -> int:
+    """Bytes of one slow weight as the forward pass takes it."""
+    return 2 if config.training.bf16 else 4
