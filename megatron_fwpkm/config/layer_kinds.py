@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from .kind_rows.attention import ATTENTION
-from .kind_rows.fwpkm import FWPKM
-from .kind_rows.swiglu import SWIGLU
+from .kind_rows.attention_kind import ATTENTION
+from .kind_rows.fwpkm_kind import FWPKM
+from .kind_rows.swiglu_kind import SWIGLU
 from .layer_kind import LAYER_KINDS, LayerKind, register_layer_kind
 from .pretrain import PretrainConfig
 

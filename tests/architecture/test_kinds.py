@@ -9,7 +9,7 @@ from megatron_fwpkm.config.layer_kind import LAYER_KINDS
 from tests.architecture.sources import PACKAGE, Source, python_sources
 
 TABLES = {
-    *(f"{PACKAGE}/config/kind_rows/{kind}.py" for kind in LAYER_KINDS),
+    *(f"{PACKAGE}/config/kind_rows/{kind}_kind.py" for kind in LAYER_KINDS),
     f"{PACKAGE}/config/layer_kinds.py",
     f"{PACKAGE}/models/kind_specs.py",
     f"{PACKAGE}/conversion/weight_rules.py",
