@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..config import PretrainConfig
+from ..config.checkpoint_size import checkpoint_bytes, checkpoints_on_disk
 from ..config.validation import problems
 from ..data.indexed.indexed_format import read_dataset_info
 from ..data.tokenizers import build_tokenizer
@@ -59,6 +60,7 @@ class NodeChecks:
         self.doing = "looking at this node"
         self.report = NodeReport()
         self._config, self._launch, self._processes, self._processes_here = config, launch, processes, processes_here
+        self._vocab_size: int | None = None
 
     def run(self) -> NodeReport:
         """All checks; none of them raises for what it finds."""
@@ -124,7 +126,7 @@ class NodeChecks:
     def _tokenizer(self) -> Iterator[Trouble]:
         data = self._config.data
         try:
-            build_tokenizer(data)
+            self._vocab_size = build_tokenizer(data).vocab_size
         except (OSError, ValueError) as error:
             yield Trouble(f"the tokenizer cannot be read ({error})", "copy or mount it on this node")
             return
@@ -138,6 +140,22 @@ class NodeChecks:
         place = existing_folder(Path(self._config.checkpoint.save))
         self.report.save_place = str(place)
         yield from self._writing(place, f"--save {self._config.checkpoint.save}")
+        yield from self._room_for_checkpoints(place)
+
+    def _room_for_checkpoints(self, place: Path) -> Iterator[Trouble]:
+        """One must fit; whether all do is not known, for some may be there already and make room."""
+        if self._vocab_size is None or self._processes is None or list(problems(self._config, self._processes)):
+            return  # said already
+        one = checkpoint_bytes(self._config, self._vocab_size, self._processes).total
+        most, free = checkpoints_on_disk(self._config), self.report.free[str(place)]
+        if free < most * one:
+            kept = "a checkpoint" if free < one or most == 1 else f"the {most} checkpoints that the run keeps at once"
+            needed = one if free < one else most * one
+            yield Trouble(
+                f"--save {self._config.checkpoint.save} needs {gib(needed)} for {kept}, and {gib(free)} are free",
+                "make room, or keep fewer (--keep-last, --fwpkm-save-replicas)",
+                fatal=free < one,
+            )
 
     def _temporary_folder(self) -> Iterator[Trouble]:
         yield from self._writing(Path(tempfile.gettempdir()), "temporary files (TMPDIR)")
@@ -155,6 +173,11 @@ class NodeChecks:
             yield Trouble(
                 f"{place}, for {use}, cannot be written ({error.strerror})", "check permissions, quota and the mount"
             )
+
+
+def gib(size: int) -> str:
+    """Bytes in GiB, for people."""
+    return f"{size / 2**30:,.1f} GiB"
 
 
 def data_prefixes(config: PretrainConfig) -> list[str]:

@@ -20,13 +20,13 @@ from ..checkpoint.rng import load_rng_state, save_rng_state
 from ..checkpoint.saved_config import read_saved_config
 from ..checkpoint.source import find_source
 from ..config import PretrainConfig
+from ..config.checkpoint_size import checkpoint_bytes
 from ..config.derived import embedding_rows
 from ..config.loading import Resolved
 from ..data.tokenizers import Tokenizer
 from ..distributed.ranks import on_rank_zero
 from ..distributed.startup import World
 from ..engines.base import BackgroundSave, Engine
-from .checkpoint_size import checkpoint_bytes
 
 logger = logging.getLogger("megatron_fwpkm")
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..config import TOKENIZERS_WITHOUT_FILE, PretrainConfig
 from ..config.batch_schedule import samples_ahead
+from ..config.checkpoint_size import checkpoint_bytes, checkpoints_on_disk
 from ..config.chunk_rules import notes_on_writing
 from ..config.counted_things import count_things
 from ..config.deepspeed_options import sharding_stage
@@ -34,7 +35,6 @@ from ..config.validation import validate
 from ..data.tokenizers import build_tokenizer
 from ..libraries.choices import check_choices, choose_libraries, describe
 from ..libraries.probes import installed
-from .checkpoint_size import checkpoint_bytes, checkpoints_on_disk
 from .memory_estimate import (
     PROCESS_BYTES,
     check_step_fits,

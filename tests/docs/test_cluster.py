@@ -6,10 +6,10 @@ import re
 
 import pytest
 
+from megatron_fwpkm.config.checkpoint_size import checkpoint_bytes
 from megatron_fwpkm.config.derived import data_parallel_size
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.config.validation import validate
-from megatron_fwpkm.training.checkpoint_size import checkpoint_bytes
 from megatron_fwpkm.training.dry_run import vocabulary_size
 from megatron_fwpkm.training.memory_estimate import estimate_memory, format_bytes
 from tests.docs.markdown import ROOT, commands

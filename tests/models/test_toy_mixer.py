@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, dynamic_module_utils
 
 from megatron_fwpkm.checkpoint.checkpoint_reader import read_checkpoint
+from megatron_fwpkm.config.checkpoint_size import checkpoint_bytes
 from megatron_fwpkm.config.derived import ShardedCount
 from megatron_fwpkm.config.layer_kind import LAYER_KINDS, LayerKind, Role, register_layer_kind
 from megatron_fwpkm.config.loading import parse_pretrain
@@ -31,7 +32,6 @@ from megatron_fwpkm.conversion.verify import verify
 from megatron_fwpkm.conversion.weight_rules import KIND_RULES, Rule, Same, register_rules
 from megatron_fwpkm.hf.kind_modules import KIND_MODULES
 from megatron_fwpkm.models.kind_specs import KIND_SPECS, register_spec
-from megatron_fwpkm.training.checkpoint_size import checkpoint_bytes
 from megatron_fwpkm.training.dry_run import dry_run
 from megatron_fwpkm.training.memory_estimate import estimate_memory
 from tests.layers.megatron import initialize

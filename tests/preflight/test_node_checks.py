@@ -66,6 +66,22 @@ def test_a_disk_that_is_full_or_read_only(dataset: str, tmp_path: Path, monkeypa
     assert "cannot be written (Read-only file system)" in said(look(dataset, save=tmp_path))[0]
 
 
+def test_a_disk_too_small_for_the_checkpoints(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small ones of a test fit everywhere, so a checkpoint counts for 2 GiB here; three are kept at once."""
+    monkeypatch.setattr(node_checks, "checkpoint_bytes", lambda *sizes: SimpleNamespace(total=2 * 2**30))
+    chosen = {"save": tmp_path, "train_iters": 9, "save_interval": 3}
+
+    def with_free(gib: float) -> list[tuple[str, bool]]:
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=int(gib * 2**30)))
+        return [(str(trouble), trouble.fatal) for trouble in look(dataset, **chosen).troubles]
+
+    ((one, one_is_fatal),) = with_free(1.5)
+    assert one_is_fatal and f"--save {tmp_path} needs 2.0 GiB for a checkpoint, and 1.5 GiB are free: make room" in one
+    ((all_of_them, all_are_fatal),) = with_free(5)
+    assert not all_are_fatal and "needs 6.0 GiB for the 3 checkpoints that the run keeps at once" in all_of_them
+    assert with_free(6) == []
+
+
 def test_gpus(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = SimpleNamespace(name="H100", total_memory=80 * 2**30)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

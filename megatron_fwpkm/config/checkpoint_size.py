@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import PretrainConfig
-from ..config.deepspeed_options import sharding_stage
-from ..config.derived import data_parallel_size, stage_layers, table_bytes
-from ..config.parameter_counts import num_parameters, stage_parameters
-from ..config.saved_replicas import averaged_after, replicas_to_save
+from .deepspeed_options import sharding_stage
+from .derived import data_parallel_size, stage_layers, table_bytes
+from .parameter_counts import num_parameters, stage_parameters
+from .pretrain import PretrainConfig
+from .saved_replicas import averaged_after, replicas_to_save
 
 
 @dataclass(frozen=True)

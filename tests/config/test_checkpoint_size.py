@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from megatron_fwpkm.config import PretrainConfig
+from megatron_fwpkm.config.checkpoint_size import checkpoint_bytes, checkpoints_on_disk
 from megatron_fwpkm.config.derived import table_bytes
 from megatron_fwpkm.config.loading import parse_pretrain
-from megatron_fwpkm.training.checkpoint_size import checkpoint_bytes, checkpoints_on_disk
 from tests.spawned_ranks import run_distributed
 from tests.test_pretrain import ROOT, flags, start, write_dataset
 
