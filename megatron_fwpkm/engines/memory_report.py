@@ -21,8 +21,8 @@ class ObservedMemory(Protocol):
 
     layer_number: int
 
-    def statistics(self) -> object:
-        """An object with the attributes named in STATISTICS (numbers or scalar tensors) about the last forward."""
+    def statistics_on_device(self) -> Tensor:
+        """Figures of the last forward in the order of STATISTICS, float64."""
 
     def fast_weights(self) -> FastWeightState:
         """References to this rank's tables."""
@@ -56,10 +56,9 @@ class MemoryReport:
         return {str(number): asdict(layer) for number, layer in self.layers.items()}
 
 
-def is_finite(table: Tensor) -> bool:
-    """Whether a table has neither NaN nor infinity, without a temporary of its size."""
-    low, high = torch.aminmax(table)
-    return bool(torch.isfinite(low) and torch.isfinite(high))
+def is_finite(table: Tensor) -> Tensor:
+    """Whether a table has neither NaN nor infinity (bool scalar), without a temporary of its size."""
+    return torch.isfinite(torch.stack(torch.aminmax(table))).all()
 
 
 def collect_memory_report(
@@ -67,34 +66,35 @@ def collect_memory_report(
 ) -> MemoryReport:
     """Bring the statistics of all layers to every rank; called by every rank, whatever layers it holds.
 
+    The host waits once, for all numbers together.
+
     `layer_numbers` are the memory layers of the whole model, in the order of the configuration.
     """
     width = len(STATISTICS)
     # Per layer: sums of the statistics and the number of ranks that hold it; and worst loss, loss or table not finite.
-    sums = torch.zeros(len(layer_numbers), width + 1, dtype=torch.float64)
-    worst = torch.full((len(layer_numbers), 3), -torch.inf, dtype=torch.float64)
+    sums = torch.zeros(len(layer_numbers), width + 1, dtype=torch.float64, device=device)
+    worst = torch.full((len(layer_numbers), 3), -torch.inf, dtype=torch.float64, device=device)
     for memory in memories:
         row = list(layer_numbers).index(memory.layer_number)
-        found = memory.statistics()
-        values = torch.tensor([float(getattr(found, name)) for name in STATISTICS], dtype=torch.float64)
-        sums[row] = torch.cat([values, torch.ones(1, dtype=torch.float64)])
+        values = memory.statistics_on_device()
+        sums[row] = torch.cat([values, values.new_ones(1)])
         loss = values[STATISTICS.index("memorization_loss")]
         weights = memory.fast_weights()
-        finite = is_finite(weights.values) and is_finite(weights.sub_keys)
+        finite = is_finite(weights.values) & is_finite(weights.sub_keys)
         # NaN does not survive a maximum on every backend, so it travels as a flag.
         worst[row] = torch.stack(
             [
                 torch.nan_to_num(loss, nan=0.0),
                 (~torch.isfinite(loss)).double(),
-                torch.tensor(float(not finite)).double(),
+                (~finite).double(),
             ]
         )
     if world_size() > 1:
-        sums, worst = sums.to(device), worst.to(device)
         dist.all_reduce(sums)
         dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     layers, losses, finite_tables = {}, {}, {}
-    for number, total, bad in zip(layer_numbers, sums.tolist(), worst.tolist(), strict=True):
+    for number, found in zip(layer_numbers, torch.cat([sums, worst], dim=1).tolist(), strict=True):
+        total, bad = found[: width + 1], found[width + 1 :]
         layers[number] = LayerStatistics(*(value / max(1.0, total[width]) for value in total[:width]))
         losses[number] = float("nan") if bad[1] > 0 else bad[0]
         finite_tables[number] = bad[2] <= 0

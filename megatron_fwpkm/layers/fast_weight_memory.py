@@ -225,10 +225,14 @@ class FastWeightMemoryLayer(FastWeightTables):
             )
         return document_lengths(starts)
 
-    def statistics(self) -> MemoryStatistics:
-        """Figures of the last forward and of the tables."""
+    def statistics_on_device(self) -> Tensor:
+        """Figures of the last forward and of the tables, [5] float64 in the order of `MemoryStatistics`."""
         assert self._last is not None, "statistics were asked for before the first forward"
-        return self._last.summarize(self.coverage())
+        return self._last.summarize(self.coverage_on_device())
+
+    def statistics(self) -> MemoryStatistics:
+        """The same for the host, which waits for the device."""
+        return MemoryStatistics(*self.statistics_on_device().tolist())
 
     def consistency_hash(self) -> Tensor:
         """A cheap hash (int64 scalar) of what the last forward had alike on all ranks that share this memory.

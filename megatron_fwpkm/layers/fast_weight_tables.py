@@ -116,7 +116,11 @@ class FastWeightTables(MegatronModule):
 
     def coverage(self) -> float:
         """Share of the slots that differ from the initial memory because they were written."""
-        return self._touched.sum().item() / self._touched.numel()
+        return self.coverage_on_device().item()
+
+    def coverage_on_device(self) -> Tensor:
+        """The same as a float64 scalar; the host does not wait for it."""
+        return self._touched.sum().double() / self._touched.numel()
 
     def _record(self, log: UndoLog) -> None:
         """Remember what one call of the memory overwrote."""

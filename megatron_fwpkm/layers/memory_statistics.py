@@ -58,29 +58,32 @@ class ForwardRecord:
         self._addressing_losses = [output.addressing_loss for output in outputs]
         self._chunk_size = chunk_size
 
-    def summarize(self, coverage: float) -> MemoryStatistics:
-        """Compute the figures.
+    def summarize(self, coverage: Tensor) -> Tensor:
+        """The figures in the order of `MemoryStatistics`, [5] float64 on the device; the host waits for none of them.
 
         Args:
             coverage: taken from the tables, which outlive a forward.
         """
-        return MemoryStatistics(
-            gate_mean=1.0 if self._gates is None else self._gates.mean().item(),
-            coverage=coverage,
-            collisions=self._collisions(),
-            memorization_loss=_mean(self._memorization_losses),
-            addressing_loss=_mean(self._addressing_losses),
-        )
+        gate_mean = coverage.new_ones(()) if self._gates is None else self._gates.mean().double()
+        losses = [_mean(found, coverage) for found in (self._memorization_losses, self._addressing_losses)]
+        return torch.stack([gate_mean, coverage, self._collisions(coverage), *losses])
 
-    def _collisions(self) -> float:
+    def _collisions(self, like: Tensor) -> Tensor:
         chunks = [chunk for slots in self.slots for chunk in slots.split(self._chunk_size, dim=1)]
         reads = sum(chunk.numel() for chunk in chunks)
-        return 1.0 - sum(chunk.unique().numel() for chunk in chunks) / max(1, reads)
+        distinct = sum((_count_distinct(chunk) for chunk in chunks), like.new_zeros(()))
+        return 1.0 - distinct / max(1, reads)
 
 
-def _mean(losses: list[Tensor]) -> float:
+def _count_distinct(slots: Tensor) -> Tensor:
+    """How many values there are. (`unique` would make the host wait for the size of its result.)"""
+    ordered = slots.flatten().sort().values
+    return (ordered[1:] != ordered[:-1]).sum() + min(1, ordered.numel())
+
+
+def _mean(losses: list[Tensor], like: Tensor) -> Tensor:
     count = sum(loss.numel() for loss in losses)
-    return sum(loss.sum().item() for loss in losses) / max(1, count)
+    return sum((loss.sum().double() for loss in losses), like.new_zeros(())) / max(1, count)
 
 
 def hash_bits(tensors: Iterable[Tensor]) -> Tensor:

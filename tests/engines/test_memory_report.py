@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,10 +19,8 @@ class Memory:
         self.state = FastWeightState(torch.zeros(1, 2, 4, 3), torch.zeros(16, 8))
         self.loss = loss
 
-    def statistics(self) -> object:
-        return SimpleNamespace(
-            gate_mean=0.5, coverage=0.25, collisions=0.1, memorization_loss=self.loss, addressing_loss=-2.0
-        )
+    def statistics_on_device(self) -> torch.Tensor:
+        return torch.tensor([0.5, 0.25, 0.1, self.loss, -2.0], dtype=torch.float64)
 
     def fast_weights(self) -> FastWeightState:
         return self.state

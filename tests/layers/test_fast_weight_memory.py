@@ -189,11 +189,12 @@ def test_statistics_count_reads_and_losses() -> None:
     )
     queries = torch.zeros(3, 2, 16)
     gates = torch.tensor([0.25, 0.75])
-    figures = ForwardRecord(queries, gates, [output, output], chunk_size=2).summarize(coverage=0.125)
-    assert figures == MemoryStatistics(0.5, 0.125, 1 - 5 / 12, 1.5, -4.0)
+    coverage = torch.tensor(0.125, dtype=torch.float64)
+    figures = ForwardRecord(queries, gates, [output, output], chunk_size=2).summarize(coverage)
+    assert MemoryStatistics(*figures.tolist()) == MemoryStatistics(0.5, 0.125, 1 - 5 / 12, 1.5, -4.0)
     empty = replace(output, memorization_loss=torch.zeros(2, 0), addressing_loss=torch.zeros(0))
-    figures = ForwardRecord(queries, None, [empty], chunk_size=2).summarize(coverage=0.0)
-    assert (figures.gate_mean, figures.memorization_loss, figures.addressing_loss) == (1.0, 0.0, 0.0)
+    figures = ForwardRecord(queries, None, [empty], chunk_size=2).summarize(coverage)
+    assert figures[[0, 3, 4]].tolist() == [1.0, 0.0, 0.0]
 
 
 def test_no_statistics_before_the_first_forward() -> None:
