@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 _NORMAL_975 = 1.959963984540054
+_STUDENT_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+"""For 1 to 10 degrees of freedom; above them a series is exact enough."""
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -17,3 +21,41 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     low, high = centre - half, centre + half
     # Where the root is the proportion itself, 0 or 1, rounding may put it a hair beyond.
     return (0.0 if successes == 0 else low), (1.0 if successes == trials else high)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % confidence interval, which is (nan, nan) where there are too few numbers for one."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def ratio_interval(sums: Sequence[float], counts: Sequence[int]) -> Estimate:
+    """Mean per item of items that come in blocks, with a Student interval that takes the blocks as independent.
+
+    Args:
+        sums: of every block.
+        counts: its number of items, above 0.
+    """
+    blocks, total = len(sums), sum(counts)
+    mean = math.fsum(sums) / total
+    if blocks < 2:
+        return Estimate(mean, math.nan, math.nan)
+    squares = math.fsum((block - mean * count) ** 2 for block, count in zip(sums, counts, strict=True))
+    half = student_975(blocks - 1) * math.sqrt(blocks / (blocks - 1) * squares) / total
+    return Estimate(mean, mean - half, mean + half)
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """Mean of some numbers, such as one per seed, with their Student interval."""
+    return ratio_interval(values, [1] * len(values))
+
+
+def student_975(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t distribution, to 5e-4."""
+    if degrees <= len(_STUDENT_975):
+        return _STUDENT_975[degrees - 1]
+    z = _NORMAL_975
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)

@@ -46,6 +46,10 @@ class TextModel:
     def write_waiting(self, cache: Any) -> None:
         """Write tokens that still wait for their chunk into the memory; does nothing without one."""
 
+    def next_text(self, cache: Any) -> Any:
+        """The cache for a text that follows: attention begins anew, the memory is kept; `cache` is used up."""
+        return self.new_cache()
+
     def read(
         self, tokens: np.ndarray | Sequence[int], cache: Any, mode: MemoryMode = "on", *, last_only: bool = True
     ) -> torch.Tensor:
@@ -89,6 +93,11 @@ class MemoryTextModel(TextModel):
     def write_waiting(self, cache: Any) -> None:
         """Write what still waits for its chunk."""
         cache.flush_memory()
+
+    def next_text(self, cache: Any) -> Any:
+        """The same cache, with its memory, at the beginning of a text."""
+        cache.end_text()
+        return cache
 
     def read(
         self, tokens: np.ndarray | Sequence[int], cache: Any, mode: MemoryMode = "on", *, last_only: bool = True

@@ -8,7 +8,8 @@ import numpy as np
 
 from ...data.training.needles import NeedleSpec
 from ..item_runner import check_run
-from .haystack import Haystack, check_haystack_files
+from ..text_files import check_text_files
+from .haystack import FLAG, Haystack
 from .samples import shortest_context
 from .settings import NeedleSettings
 
@@ -16,7 +17,7 @@ from .settings import NeedleSettings
 def check_places(settings: NeedleSettings, output: Path, workers: int) -> None:
     """Raise ValueError for an invalid model folder, haystack, output folder or number of processes."""
     check_run(settings.model, output, workers)
-    check_haystack_files(settings.haystack)
+    check_text_files(FLAG, settings.haystack)
 
 
 def check_facts(settings: NeedleSettings, spec: NeedleSpec, bos: int | None = None) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ...data.tokenizers import Tokenizer
+from ..text_files import check_text_files, read_text_file
 
-_GZIP_MAGIC = b"\x1f\x8b"
+FLAG = "--haystack"
 
 
 @dataclass(frozen=True)
@@ -43,34 +41,11 @@ def load_haystack(paths: Sequence[str], tokenizer: Tokenizer, bos: int | None = 
     Raises:
         ValueError: no file, a missing, empty or damaged one, or one that is not UTF-8.
     """
-    check_haystack_files(paths)
+    check_text_files(FLAG, paths)
     rows = []
     for path in paths:
-        text = _read(Path(path))
-        if not text.strip():
-            raise ValueError(f"--haystack {path} contains no text")
+        text = read_text_file(FLAG, path)
         border = [tokenizer.eod] if bos is None else [tokenizer.eod, bos]
         rows += [np.asarray(tokenizer.encode(text), dtype=np.int64), np.asarray(border, dtype=np.int64)]
     return Haystack(np.concatenate(rows[:-1]), tuple(paths))
 
-
-def check_haystack_files(paths: Sequence[str]) -> None:
-    """Raise ValueError if no file is given or one does not exist."""
-    if not paths:
-        raise ValueError("--haystack is empty; give at least one text file")
-    for path in paths:
-        if not Path(path).is_file():
-            raise ValueError(f"--haystack {path} does not exist or is not a file")
-
-
-def _read(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        if data.startswith(_GZIP_MAGIC):
-            data = gzip.decompress(data)
-        return data.decode("utf-8-sig")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"--haystack {path} contains damaged gzip data: {error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--haystack {path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at "
-                         f"{error.start}") from error  # fmt: skip

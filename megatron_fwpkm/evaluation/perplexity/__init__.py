@@ -1,0 +1,1 @@
+"""Perplexity of whole documents: by position, with the memory on, off or frozen, and beside a baseline."""

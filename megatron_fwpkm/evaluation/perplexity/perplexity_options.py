@@ -1,0 +1,57 @@
+"""The options of tools/evaluate_perplexity.py. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from ...config.tool_options import Metavar
+from ..item_runner import RunOptions
+from .perplexity_settings import Condition, MemoryReset, PerplexitySettings
+
+
+@dataclass(frozen=True)
+class PerplexityOptions:
+    """The options of tools/evaluate_perplexity.py; `settings` makes what is measured of them, and checks it."""
+
+    model: Annotated[str, Metavar("DIR")]
+    """exported folder, checkpoint or Hugging Face model"""
+    text: Annotated[tuple[str, ...], Metavar("FILE")]
+    """text files, plain or gzip; each is one document"""
+    output: Annotated[str, Metavar("DIR")]
+    """folder for the results"""
+    memory: tuple[Condition, ...] = PerplexitySettings.memory
+    """modes of the memory to measure; the first is compared with the others"""
+    memory_reset: MemoryReset = PerplexitySettings.memory_reset
+    """when the memory returns to its initial state: at every document, or never"""
+    length: int | None = PerplexitySettings.length
+    """read only so many tokens of every document (default: all)"""
+    block: int = PerplexitySettings.block
+    """tokens per block; intervals take the means of blocks as independent"""
+    segment: int = PerplexitySettings.segment
+    """tokens per call of the model; changes speed and memory, not the result"""
+    baseline: Annotated[str | None, Metavar("DIR")] = PerplexitySettings.baseline
+    """a second model with the same tokenizer to compare with"""
+    model_name: str | None = None
+    """name of the model in the report (default: from its folder)"""
+    workers: int = RunOptions.workers
+    """number of processes"""
+    device: Annotated[str, Metavar("NAME")] = RunOptions.device
+    """cpu, cuda, cuda:1, ...; auto selects cuda if available"""
+    check_causality: bool = False
+    """also check that changing a token changes no earlier logits; exit with status 1 if it does"""
+    overwrite: bool = False
+    """discard the results in --output and measure again"""
+
+    def settings(self) -> PerplexitySettings:
+        """What is measured."""
+        return PerplexitySettings(
+            self.model, self.text, self.memory, self.memory_reset, self.length, self.block, self.segment, self.baseline
+        )
+
+    def run_options(self, command: Sequence[str]) -> RunOptions:
+        """How it is measured; `command` goes into the report."""
+        return RunOptions(Path(self.output), self.workers, self.device, self.overwrite, self.check_causality, command,
+                          self.model_name or "")  # fmt: skip
