@@ -15,7 +15,7 @@ from torch import Tensor
 from ..ops.fast_weight_memory.memory_call import Call
 from ..ops.fast_weight_memory.options import MemoryOptions
 from ..ops.fast_weight_memory.plain import read_tables, run_plain
-from ..ops.fast_weight_memory.precision import full_precision
+from ..ops.precision import full_precision
 from ..ops.state import FastWeightOutput, FastWeightState
 
 _run_plain = partial(run_plain, can_be_undone=False)

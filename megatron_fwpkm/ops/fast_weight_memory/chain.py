@@ -7,9 +7,9 @@ import itertools
 import torch
 from torch import Tensor
 
+from ..chunk_pieces import Piece
 from ..sharding import TableSharding
-from .chunk_pieces import Piece
-from .input_checks import Stream
+from ..stream import Stream
 from .options import MemoryOptions
 
 

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..precision import full_precision
 from ..product_key.epsilons import ENTROPY_EPSILON
 from ..product_key.selection import KeptSubKeys
 from .key_rows import KeyRows, Readers, sort_readers
-from .precision import full_precision
 
 if TYPE_CHECKING:
     from .sparse.key_steps import SparseKeySteps

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..chunk_pieces import Piece, call_schedule, flush_schedule
+from ..precision import full_precision
 from ..state import FastWeightOutput, FastWeightState
+from ..stream import Stream
 from ..undo_log import UndoLog
-from .chunk_pieces import Piece, carry_schedule, drop_schedule, flush_schedule, official_schedule
-from .input_checks import Stream, check_tables, make_stream, pending_stream
+from .input_checks import check_tables, make_stream, pending_stream
 from .options import MemoryOptions
-from .precision import full_precision
 
 
 class ChainResult(NamedTuple):
@@ -65,11 +66,7 @@ class Call:
         """
         check_tables(state, options, processes)
         stream = make_stream(queries, targets, gates, mask, state, options.boundary)
-        new_tokens, chunk_size, lookahead = queries.shape[1], options.chunk_size, options.lookahead
-        if options.boundary == "drop":
-            return cls(stream, state, options, drop_schedule(new_tokens, chunk_size, lookahead), stream.num_tokens)
-        schedule = official_schedule if options.write_scale == "official" else carry_schedule
-        return cls(stream, state, options, *schedule(stream.num_pending, new_tokens, chunk_size, lookahead))
+        return cls(stream, state, options, *call_schedule(options, stream.num_pending, queries.shape[1]))
 
     @classmethod
     def of_pending(cls, state: FastWeightState, options: MemoryOptions, processes: int = 1) -> Call:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..option_checks import check_option_ranges, check_stream_numbers
+
 WHOLE_NUMBERS = {"topk": 1, "chunk_size": 1, "lookahead": 0}
 """Options that are integers, and the smallest each may be."""
 STEP_SIZES = {"inner_lr": 100, "addressing_weight": 1000}
@@ -58,28 +60,8 @@ class MemoryOptions:
     undo_log: str = "fp32"
 
     def __post_init__(self) -> None:
-        for name, smallest in WHOLE_NUMBERS.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
-                raise ValueError(f"{name}={value!r} must be an integer >= {smallest}")
-        for name, largest in STEP_SIZES.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= largest:
-                raise ValueError(f"{name}={value!r} must be a finite number >= 0 (0 disables it) and <= {largest}")
-        for name, valid in CHOICES.items():
-            if getattr(self, name) not in valid:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not known; choose one of: {', '.join(valid)}")
-        if self.write_scale == "official" and self.boundary == "drop":
-            raise ValueError(
-                "write_scale='official' reproduces the authors' streaming and requires boundary='carry'; "
-                "with boundary='drop' use write_scale='consistent'"
-            )
-        writes_nothing = self.boundary == "drop" or self.write_scale == "official"
-        if writes_nothing and self.lookahead >= self.chunk_size:
-            raise ValueError(
-                f"lookahead={self.lookahead} leaves no tokens to write in a chunk of chunk_size={self.chunk_size}: "
-                f"raise chunk_size above {self.lookahead}, or use boundary='carry' with write_scale='consistent'"
-            )
+        check_option_ranges(self, WHOLE_NUMBERS, STEP_SIZES, CHOICES)
+        check_stream_numbers(self)
 
     @classmethod
     def of(cls, config: Any, prefix: str = "") -> MemoryOptions:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..chunk_pieces import Piece
 from ..product_key.epsilons import ENTROPY_EPSILON, IDW_EPSILON
+from ..stream import Stream
 from ..undo_log import UndoLog
-from .chunk_pieces import Piece
-from .input_checks import Stream
 from .memory_call import Call, ChainResult
 from .options import MemoryOptions
 

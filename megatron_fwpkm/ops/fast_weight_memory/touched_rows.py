@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..chunk_pieces import Piece
 from ..sharding import TableSharding
 from ..undo_log import UndoLog
 from .chain import mean_over_columns, write_scales
-from .chunk_pieces import Piece
 from .key_chain import KeyChain, KeyOptions, KeyPiece
 from .key_rows import KeyRows
 from .memory_call import Call, ChainResult

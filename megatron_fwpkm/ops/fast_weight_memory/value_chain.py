@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..precision import full_precision
 from ..undo_log import UndoLog
-from .precision import full_precision
 from .write_plan import AdjointPlan, ValuePiece, WritePlan, make_adjoint_plan
 
 if TYPE_CHECKING:

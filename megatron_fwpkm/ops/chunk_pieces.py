@@ -7,7 +7,27 @@ tables stand still; its write happens at its end. Every range is contiguous, so 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+
+class StreamNumbers(Protocol):
+    """The options of a memory that say what is read and written when."""
+
+    @property
+    def chunk_size(self) -> int:
+        """Tokens per write and sequence."""
+
+    @property
+    def lookahead(self) -> int:
+        """Tokens between a token and the last one that its target is made of."""
+
+    @property
+    def boundary(self) -> str:
+        """`drop` or `carry`."""
+
+    @property
+    def write_scale(self) -> str:
+        """`consistent` or `official`."""
 
 
 class Piece(NamedTuple):
@@ -101,3 +121,16 @@ def flush_schedule(num_pending: int, lookahead: int) -> tuple[list[Piece], int]:
     written = max(0, num_pending - lookahead)
     pieces = [Piece(0, written, written, written, 0, written, written, written)] if written else []
     return pieces, written
+
+
+def call_schedule(options: StreamNumbers, num_pending: int, num_tokens: int) -> tuple[list[Piece], int]:
+    """What a call with new tokens reads and writes when, by the boundary and the arithmetic of its options.
+
+    Returns:
+        The pieces, and the position of the first token that stays pending.
+    """
+    chunk_size, lookahead = options.chunk_size, options.lookahead
+    if options.boundary == "drop":
+        return drop_schedule(num_tokens, chunk_size, lookahead), num_pending + num_tokens
+    schedule = official_schedule if options.write_scale == "official" else carry_schedule
+    return schedule(num_pending, num_tokens, chunk_size, lookahead)
