@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 
 from megatron_fwpkm.ops import (
+    FastMLPOptions,
     MemoryOptions,
     fast_weight_memory,
     fast_weight_memory_,
+    fast_weight_mlp,
     flush_pending,
     flush_pending_,
+    flush_pending_mlp,
 )
 
 REFERS_TO: dict[Callable[..., Any], Callable[..., Any] | None] = {
@@ -23,6 +26,8 @@ REFERS_TO: dict[Callable[..., Any], Callable[..., Any] | None] = {
     fast_weight_memory_: fast_weight_memory,
     flush_pending: fast_weight_memory,
     flush_pending_: flush_pending,
+    fast_weight_mlp: None,
+    flush_pending_mlp: fast_weight_mlp,
 }
 
 
@@ -46,7 +51,8 @@ def test_the_first_one_describes_no_others() -> None:
     assert set(inspect.signature(fast_weight_memory).parameters) == described(fast_weight_memory)
 
 
-def test_every_option_is_described_where_it_is_defined() -> None:
-    text = inspect.getdoc(MemoryOptions) or ""
+@pytest.mark.parametrize("options", [MemoryOptions, FastMLPOptions])
+def test_every_option_is_described_where_it_is_defined(options: type) -> None:
+    text = inspect.getdoc(options) or ""
     names = re.findall(r"^    (\w+): ", text.partition("Attributes:\n")[2].partition("\n\n")[0], re.MULTILINE)
-    assert names == [field.name for field in fields(MemoryOptions)]
+    assert names == [field.name for field in fields(options)]

@@ -1,4 +1,4 @@
-"""The example in the README runs as it stands."""
+"""The examples in the READMEs run as they stand."""
 
 from __future__ import annotations
 
@@ -6,13 +6,25 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import megatron_fwpkm.ops
 
 
-def test_the_example_runs() -> None:
-    text = (Path(megatron_fwpkm.ops.__file__).parent / "fast_weight_memory" / "README.md").read_text()
+def run_example(folder: str) -> dict[str, Any]:
+    text = (Path(megatron_fwpkm.ops.__file__).parent / folder / "README.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(example, names)
-    output = names["output"]
-    assert output.retrieved.shape == (2, 100, 32) and output.state.values.shape == (256, 32)
+    return names
+
+
+@pytest.mark.parametrize("folder", ["fast_weight_memory", "fast_weight_mlp"])
+def test_the_example_runs(folder: str) -> None:
+    output = run_example(folder)["output"]
+    assert output.retrieved.shape == (2, 100, 32)
+
+
+def test_the_memory_of_the_example_is_written() -> None:
+    names = run_example("fast_weight_memory")
+    assert names["output"].state.values.shape == (256, 32)
