@@ -42,6 +42,15 @@ def layer_windows(model: ModelConfig) -> tuple[int | None, ...]:
     return tuple(None if left < 0 else left for left, _ in windows)
 
 
+def mean_tokens_seen(seq_length: int, window: int | None) -> float:
+    """Tokens that a token sees, itself included, on average over a sequence.
+
+    `window` is the number of tokens before it that it sees at most, None for all.
+    """
+    before = seq_length - 1 if window is None else min(window, seq_length - 1)
+    return before + 1 - before * (before + 1) / (2 * seq_length)  # the first ones see fewer: 1, 2, ..., before
+
+
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_parallel: int) -> int:
     """Rows of the embedding: the vocabulary, rounded up to a multiple of `divisible_by` times the TP size."""
     return round_up(vocab_size, divisible_by * tensor_parallel)

@@ -44,6 +44,9 @@ class LayerKind:
             ranks together.
         reach: of one layer, what a token gets of the others, for the table of layers.
         summary: a sentence on some layers (numbers from 1) for people who use the trained model.
+        flops: floating-point operations of one token in the forward pass of a layer (number from 1), on average over a
+            sequence, by the convention of `model_flops`; None for a kind from outside the package that only multiplies
+            by its slow weights, once each.
         divided: flags and values of what is spread over tensor-parallel ranks, which must divide it.
         fp8_widths: inputs and outputs of its linears on one rank, by what they are called: FP8 takes whole blocks.
         context_parallel: it runs with --context-parallel-size above 1.
@@ -57,6 +60,7 @@ class LayerKind:
     activation_bytes: Callable[[PretrainConfig], ShardedCount]
     reach: Callable[[PretrainConfig, int], str] = lambda config, layer_number: ""
     summary: Callable[[PretrainConfig, Sequence[int]], str] = _unsaid
+    flops: Callable[[PretrainConfig, int], float] | None = None
     divided: Callable[[PretrainConfig], dict[str, int]] = _nothing
     fp8_widths: Callable[[PretrainConfig], dict[str, int]] = _nothing
     context_parallel: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from ..config.derived import (
 from ..config.layer_kind import LAYER_KINDS, Role
 from ..config.layer_kinds import kinds_in_use, layer_plan
 from ..config.loading import DEFAULT, Resolved, option_groups
+from ..config.model_flops import PASSES, forward_flops_by_part, training_flops
 from ..config.parameter_counts import kind_parameters, parameters_by_part
 from ..config.validation import validate
 from ..data.tokenizers import build_tokenizer
@@ -229,6 +231,7 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     if training.rampup_batch_size:
         start, increment, samples = training.rampup_batch_size
         yield f"Batch size ramp-up: from {start} to {batch} in steps of {increment}, over {samples:,} sequences"
+    yield flops_line(config, vocab_size, tokens)
     padded = embedding_rows(config, vocab_size)
     yield f"Vocabulary size: {vocab_size}, padded to {padded}"
     for kind in kinds_in_use(config):
@@ -245,6 +248,23 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     needs_file = data.tokenizer_type not in TOKENIZERS_WITHOUT_FILE
     if needs_file and (not data.tokenizer_model or not Path(data.tokenizer_model).exists()):
         yield f"Missing for training: --tokenizer-model {data.tokenizer_model or ''}".rstrip()
+
+
+def flops_line(config: PretrainConfig, vocab_size: int, tokens: int) -> str:
+    """The operations of a token in a step, and of a step of `tokens`, with the share of every part."""
+    parts = forward_flops_by_part(config, vocab_size)
+    shares = ", ".join(f"{name} {part / sum(parts.values()):.0%}" for name, part in parts.items())
+    one = training_flops(config, vocab_size)
+    return (
+        f"FLOPs: {_flops(one)} per token ({PASSES} x forward, 2 per multiply-add), {_flops(one * tokens)} per step: "
+        f"{shares}"
+    )
+
+
+def _flops(number: float) -> str:
+    """`1.23 GFLOP`."""
+    unit = min(max(int(math.log10(number)) // 3, 2), 5)
+    return f"{number / 1000**unit:.3g} {'MGTP'[unit - 2]}FLOP"
 
 
 def _about_memories(config: PretrainConfig, slow_weights: int) -> Iterator[str]:

@@ -48,6 +48,11 @@ def test_only_the_tables_name_a_kind() -> None:
     assert named_kinds(ours, kinds) == []
 
 
+def test_every_kind_says_what_it_computes() -> None:
+    silent = sorted(kind.name for kind in LAYER_KINDS.values() if kind.flops is None)
+    assert silent == [], "give their rows `flops`, as the others in config/kind_rows have it"
+
+
 def test_every_way_to_name_a_kind_is_found() -> None:
     text = (
         "from ..layers.attention import WindowedAttention, documents\n"

@@ -20,6 +20,7 @@ RECIPES = {
 }
 """A recipe's heading, and the pattern that finds its example in the path or the text of a source."""
 BESIDE = {
+    "megatron_fwpkm/config/model_flops.py",
     "megatron_fwpkm/engines/base.py",
     "megatron_fwpkm/ops/fast_weight_memory/value_chain.py",
 }

@@ -78,6 +78,15 @@ def test_parameters_and_tables():
     assert "fast weights" not in shown("--fwpkm-layer-numbers", "none")
 
 
+def test_flops_of_a_token_and_of_a_step():
+    line = row(shown("--global-batch-size", "8", "--micro-batch-size", "8", "--no-fwpkm-gate"), "FLOPs:")
+    layer = 4 * 64 * 64 + 3 * 64 * 192 + 2 * 64 * 128.5  # linears of attention, MLP, attention to half the sequence
+    memory = 3 * 64 * 32 + 64 * 32 + 3 * 8 * 32  # linears, scores; read, write, movement of the sub-keys
+    one = 6 * (4 * layer + 2 * memory + 1024 * 64)
+    assert line[:2] == [f"{one / 1e6:.3g}", "MFLOP"]
+    assert f"{8 * 256 * one / 1e9:.3g} GFLOP per step: attention" in " ".join(line)
+
+
 def test_documents_that_cut_chunks_are_named():
     assert "Undo log" not in shown() + shown("--fwpkm-reset", "document", "--fwpkm-layer-numbers", "none")
     line = "more per memory for every document start inside a sequence, which splits a chunk"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..derived import ShardedCount, kv_channels, layer_windows, num_query_groups
+from ..derived import ShardedCount, kv_channels, layer_windows, mean_tokens_seen, num_query_groups
 from ..layer_kind import LayerKind, Role, weight_bytes
 from ..pretrain import PretrainConfig
 
@@ -26,6 +26,14 @@ def _attention_activation_bytes(config: PretrainConfig) -> ShardedCount:
     # Context-parallel ranks attend to the keys and values of all.
     everyones = (6 + size) * keys_and_values * config.parallel.context_parallel_size
     return ShardedCount(sharded=(8 + 3 * size) * queries + everyones)
+
+
+def _attention_flops(config: PretrainConfig, layer_number: int) -> float:
+    model = config.model
+    queries, keys = model.num_attention_heads * kv_channels(model), num_query_groups(model) * kv_channels(model)
+    linears = model.hidden_size * (2 * queries + 2 * keys)
+    seen = mean_tokens_seen(model.seq_length, layer_windows(model)[layer_number - 1])
+    return 2.0 * (linears + 2 * queries * seen)  # scores, and the sum of values
 
 
 def _attention_reach(config: PretrainConfig, layer_number: int) -> str:
@@ -59,6 +67,7 @@ ATTENTION = LayerKind(
     label="attention",
     parameters=_attention_parameters,
     activation_bytes=_attention_activation_bytes,
+    flops=_attention_flops,
     reach=_attention_reach,
     summary=_attention_summary,
     divided=lambda config: {

@@ -30,6 +30,15 @@ def _fwpkm_activation_bytes(config: PretrainConfig) -> ShardedCount:
     return ShardedCount(18 * fwpkm.value_dim, own + everyones * config.parallel.context_parallel_size)
 
 
+def _fwpkm_flops(config: PretrainConfig, layer_number: int) -> float:
+    """Linears, scores of all sub-keys, read; write and movement of the sub-keys unless the memory is frozen."""
+    fwpkm, hidden = config.fwpkm, config.model.hidden_size
+    queries, pairs = fwpkm.num_heads * fwpkm.key_dim, fwpkm.num_heads * fwpkm.topk
+    linears = hidden * (queries + 2 * fwpkm.value_dim + int(fwpkm.gate))
+    write = pairs * (fwpkm.value_dim + fwpkm.key_dim) if fwpkm.inner_lr else 0
+    return 2.0 * (linears + fwpkm.num_subkeys * queries + pairs * fwpkm.value_dim + write)
+
+
 def _fwpkm_fp8_widths(config: PretrainConfig) -> dict[str, int]:
     """The gate has one output: its linear is never in FP8."""
     fwpkm, ranks = config.fwpkm, config.parallel.tensor_model_parallel_size
@@ -53,6 +62,7 @@ FWPKM = LayerKind(
     label="memory",
     parameters=_fwpkm_parameters,
     activation_bytes=_fwpkm_activation_bytes,
+    flops=_fwpkm_flops,
     reach=_fwpkm_reach,
     divided=lambda config: {
         "--fwpkm-num-subkeys": config.fwpkm.num_subkeys,

@@ -20,12 +20,17 @@ def _swiglu_activation_bytes(config: PretrainConfig) -> ShardedCount:
     return ShardedCount(sharded=5 * weight_bytes(config) * ffn_hidden_size(config.model))
 
 
+def _swiglu_flops(config: PretrainConfig, layer_number: int) -> float:
+    return 2.0 * 3 * config.model.hidden_size * ffn_hidden_size(config.model)
+
+
 SWIGLU = LayerKind(
     name="swiglu",
     role=Role.MLP,
     label="mlp",
     parameters=_swiglu_parameters,
     activation_bytes=_swiglu_activation_bytes,
+    flops=_swiglu_flops,
     divided=lambda config: {"--ffn-hidden-size": ffn_hidden_size(config.model)},
     fp8_widths=lambda config: {
         "--ffn-hidden-size": ffn_hidden_size(config.model) // config.parallel.tensor_model_parallel_size
