@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import megatron_fwpkm.ops
 
@@ -28,3 +29,10 @@ def test_the_example_runs(folder: str) -> None:
 def test_the_memory_of_the_example_is_written() -> None:
     names = run_example("fast_weight_memory")
     assert names["output"].state.values.shape == (256, 32)
+
+
+def test_the_delta_net_of_the_example_reads_any_cut() -> None:
+    names = run_example("gated_delta_net")
+    whole, _ = names["gated_delta_net"](names["qkvz"], names["ba"], names["weights"], key_width=8, eps=1e-5)
+    assert names["output"].shape == (1, 10, 16)
+    assert torch.allclose(names["output"], whole[:, 90:], atol=1e-4)

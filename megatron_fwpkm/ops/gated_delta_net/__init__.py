@@ -1,0 +1,1 @@
+"""The gated delta net: linear attention whose state forgets and corrects itself."""
