@@ -130,12 +130,27 @@ class CheckpointManager:
             final.rename(replaced)
         partial.rename(final)
         _sync(self.root)
+        self._mark_latest(final)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _mark_latest(self, folder: Path) -> None:
         marker = self.root / f".{LATEST}.partial"
-        marker.write_text(final.name + "\n", encoding="utf-8")
+        marker.write_text(folder.name + "\n", encoding="utf-8")
         _sync(marker)
         os.replace(marker, self.root / LATEST)
         _sync(self.root)
-        shutil.rmtree(replaced, ignore_errors=True)
+
+    def go_back(self, before: int) -> Path | None:
+        """Make the newest checkpoint from before an iteration the latest one; rank 0 calls it. None without one.
+
+        Later ones stay until the run reaches their iterations again.
+        """
+        self.check_held()
+        earlier = [path for path in published(self.root) if _iteration(path) < before]
+        if not earlier:
+            return None
+        self._mark_latest(earlier[-1])
+        return earlier[-1]
 
     def _forget_old(self, iteration: int) -> None:
         """Delete published checkpoints that need not stay, and leftovers of runs that ended while writing."""

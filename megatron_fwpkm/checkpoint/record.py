@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,18 @@ def write_record(folder: Path, record: RunRecord) -> None:
     }
     text = json.dumps(asdict(replace(record, files=sizes)), indent=2)
     (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def amend_record(folder: Path, loop: dict[str, Any]) -> None:
+    """Replace values in the `loop` of a published run.json; at any moment the old or the new one is whole."""
+    path, partial = folder / RECORD_NAME, folder / f".{RECORD_NAME}.partial"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["loop"] |= loop
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def read_record(folder: Path) -> RunRecord:

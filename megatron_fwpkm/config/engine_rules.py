@@ -68,6 +68,12 @@ DEEPSPEED_REFUSALS = (
         "its steps are torch's, which ZeRO shards in every stage; use auto or torch",
     ),
     Refusal(
+        "--on-nan skip",
+        lambda config: config.faults.on_nan == "skip",
+        "DeepSpeed gives the norm of the gradients only after its update, which cannot be undone; use --on-nan rewind, "
+        "or give --engine megatron",
+    ),
+    Refusal(
         "--async-save",
         lambda config: config.checkpoint.async_save,
         "DeepSpeed writes its files while training waits; remove it, or give --engine megatron",

@@ -89,9 +89,12 @@ FAMILIES: dict[str, str] = {
         non-persistent-* persistent-save-interval replication replication-jump replication-factor""",
     "an interrupted run is continued by starting it again with --resume; remove it": """
         adlr-autoresume* inprocess-* enable-ft-package calc-ft-timeouts ft-num-warmup-iters""",
-    "a run always ends at a loss or gradient that is not finite (see also --divergence-factor); remove it": """
-        check-for-nan-in-loss-and-grad check-for-large-grads check-for-spiky-loss rerun-mode
-        result-rejected-tracker-filename iterations-to-skip""",
+    "a loss or gradient that is not finite is always noticed; use --on-nan to choose what happens then": """
+        check-for-nan-in-loss-and-grad check-for-large-grads""",
+    "use --loss-spike-factor instead, which goes back to a checkpoint before the spike": "check-for-spiky-loss",
+    "no step is run again on the same data; use --on-nan rewind, which continues without it": """
+        rerun-mode result-rejected-tracker-filename""",
+    "data is left out by --on-nan and --loss-spike-factor alone; remove it": "iterations-to-skip",
     "fault injection is not supported; remove it": "error-injection-* fault-injector-*",
     _PROFILE: """
         profile profile-* use-pytorch-profiler pytorch-profiler-* record-memory-history memory-snapshot-path

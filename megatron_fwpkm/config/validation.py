@@ -14,6 +14,7 @@ from .chunk_rules import chunk_problems
 from .data_rules import data_problems
 from .derived import data_parallel_size, kv_channels, num_query_groups, replica_size, rotary_dim
 from .engine_rules import engine_problems
+from .fault_rules import fault_problems
 from .field_metadata import values_out_of_range
 from .fwpkm import FwPKMConfig
 from .implementation_rules import implementation_problems
@@ -58,6 +59,7 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
         _attention, _windows, _memory, _layout, _pipeline, _context, _kinds, activation_problems, training_problems,
         library_problems, implementation_problems, schedule_problems, data_problems, checkpoint_problems,
+        fault_problems,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]
     fits = world_size is not None and world_size % replica_size(config) == 0

@@ -32,6 +32,8 @@ class StepResult:
     grad_norm: float
     lr: float
     """Learning rate that this step used."""
+    skipped: bool = False
+    """Whether the step was undone, because its numbers were not finite (--on-nan skip)."""
 
 
 class BackgroundSave(Protocol):

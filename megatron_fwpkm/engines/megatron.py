@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from ..checkpoint.background import BackgroundWriter
 from ..checkpoint.record import FAST_WEIGHTS_FOLDER, MODEL_FOLDER
 from ..checkpoint.slow_weights import load_slow_weights, request_to_save_slow_weights, save_slow_weights
 from ..config import PretrainConfig
-from ..models.builder import build_model
+from ..distributed.ranks import any_rank
+from ..models.builder import build_model, preserve_fast_weights
 from .base import Batch, StepResult
 from .learning_rate import build_scheduler
 from .losses import summed_loss, weighted_loss
@@ -62,14 +65,36 @@ class MegatronEngine(MegatronModelEngine):
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        sums = self._run_micro_batches(batches, number, forward_only=False)
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        if self._config.faults.on_nan == "skip":
+            sums, skipped = self._run_undoable(batches, number)
+            if skipped is not None:
+                self.scheduler.step(1)
+                return replace(skipped, lr=lr)
+        else:
+            sums = self._run_micro_batches(batches, number, forward_only=False)
         succeeded, grad_norm, _ = self.optimizer.step()
         assert succeeded, "only loss scaling (fp16) skips steps"
         self.scheduler.step(1)
         keep_replicas_together(self._config, self._iteration(), self.memories, self.chunks, self._device)
         losses = self._losses_of_step(sums)
-        return StepResult(losses, float(grad_norm), float(lr))
+        return StepResult(losses, float(grad_norm), lr)
+
+    def _run_undoable(self, batches: Iterator[Batch], number: int) -> tuple[Tensor | None, StepResult | None]:
+        """As `_run_micro_batches`; what the memories wrote is undone where a number is not finite on any rank.
+
+        Then the second value tells the numbers of the step, which must not be taken.
+        """
+        finite = False
+        with preserve_fast_weights(self._modules, keep=lambda: finite):
+            sums = self._run_micro_batches(batches, number, forward_only=False)
+            losses = self._losses_of_step(sums)
+            self.optimizer.prepare_grads()
+            norm = float(self.optimizer.get_grad_norm())
+            numbers = (losses.loss, losses.lm_loss, norm)
+            good = all(map(math.isfinite, numbers)) and all(memory.wrote_only_finite() for memory in self.memories)
+            finite = not any_rank([not good], self._device)[0]
+        return sums, None if finite else StepResult(losses, norm, math.nan, skipped=True)
 
     def _run_micro_batches(self, batches: Iterator[Batch], number: int, *, forward_only: bool) -> Tensor | None:
         """[m, 3] sums of this rank's micro-batches on the last pipeline stage, None elsewhere.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -243,12 +243,16 @@ class FastWeightMemoryLayer(FastWeightTables):
         return hash_bits([] if self._last is None else self._last.shared)
 
     @contextmanager
-    def preserve_fast_weights(self) -> Iterator[None]:
-        """Undo bit for bit at exit whatever is written, reset or loaded inside. May be nested."""
+    def preserve_fast_weights(self, keep: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Undo bit for bit at exit whatever is written, reset or loaded inside, unless `keep` then says that it stays.
+
+        May be nested; only the outermost may keep.
+        """
         last = self._last
-        with super().preserve_fast_weights():
+        with super().preserve_fast_weights(keep):
             yield
-        self._last = last
+        if not keep():
+            self._last = last
 
     def sharded_state_dict(  # type: ignore[no-untyped-def]
         self, prefix: str = "", sharded_offsets: tuple[tuple[int, int, int], ...] = (), metadata=None

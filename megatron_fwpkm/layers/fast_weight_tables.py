@@ -99,8 +99,11 @@ class FastWeightTables(MegatronModule):
         self._touched.zero_()
 
     @contextmanager
-    def preserve_fast_weights(self) -> Iterator[None]:
-        """Undo bit for bit at exit whatever is written, reset or loaded inside. May be nested."""
+    def preserve_fast_weights(self, keep: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Undo bit for bit at exit whatever is written, reset or loaded inside, unless `keep` then says that it stays.
+
+        May be nested; only the outermost may keep.
+        """
         outer = self.pending, self._journal, self._touched
         rounding = None if self.rounding is None else self.rounding.clone()
         # Inside, both go on as copies, because a reset empties them.
@@ -109,10 +112,19 @@ class FastWeightTables(MegatronModule):
         try:
             yield
         finally:
-            self._preserving.pop().restore_(self.values, self.sub_keys)
-            self.pending, self._journal, self._touched = outer
-            if self.rounding is not None and rounding is not None:
-                self.rounding.copy_(rounding)
+            journal = self._preserving.pop()
+            kept = keep()
+            assert not kept or not self._preserving, "what is kept would be missing in the outer journal"
+            if not kept:
+                journal.restore_(self.values, self.sub_keys)
+                self.pending, self._journal, self._touched = outer
+                if self.rounding is not None and rounding is not None:
+                    self.rounding.copy_(rounding)
+
+    def wrote_only_finite(self) -> bool:
+        """Whether everything written since the innermost `preserve_fast_weights` began is finite; waits for a GPU."""
+        rows = self._preserving[-1].touched.nonzero().squeeze(1)
+        return bool(torch.isfinite(self.values[rows]).all() & torch.isfinite(self.sub_keys).all())
 
     def coverage(self) -> float:
         """Share of the slots that differ from the initial memory because they were written."""

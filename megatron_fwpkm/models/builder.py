@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -122,9 +122,14 @@ def memory_layers(model: nn.Module | Iterable[nn.Module]) -> list[FastWeightMemo
 
 
 @contextmanager
-def preserve_fast_weights(model: nn.Module | Iterable[nn.Module]) -> Iterator[None]:
-    """Undo bit for bit at exit whatever the memories of `model` write inside, for example in an evaluation."""
+def preserve_fast_weights(
+    model: nn.Module | Iterable[nn.Module], keep: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Undo bit for bit at exit whatever the memories of `model` write inside, for example in an evaluation.
+
+    Unless `keep` then says that it stays.
+    """
     with ExitStack() as stack:
         for memory in memory_layers(model):
-            stack.enter_context(memory.preserve_fast_weights())
+            stack.enter_context(memory.preserve_fast_weights(keep))
         yield

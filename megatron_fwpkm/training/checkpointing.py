@@ -15,7 +15,7 @@ from ..checkpoint.checkpoint_errors import explained
 from ..checkpoint.compatibility import check_resumable, check_same_schedule
 from ..checkpoint.lock import run_lock
 from ..checkpoint.manager import CheckpointManager, folder_name
-from ..checkpoint.record import CONFIG_NAME, RunRecord, read_record
+from ..checkpoint.record import CONFIG_NAME, RunRecord, amend_record, read_record
 from ..checkpoint.rng import load_rng_state, save_rng_state
 from ..checkpoint.saved_config import read_saved_config
 from ..checkpoint.source import find_source
@@ -27,6 +27,9 @@ from ..data.tokenizers import Tokenizer
 from ..distributed.ranks import on_rank_zero
 from ..distributed.startup import World
 from ..engines.base import BackgroundSave, Engine
+
+_RECOVERY = ("skipped_samples", "recoveries", "recent_losses", "spike_steps")
+"""What a progress knows of faults that the run has overcome."""
 
 logger = logging.getLogger("megatron_fwpkm")
 
@@ -46,6 +49,19 @@ class TrainingProgress:
     """Windows of the training dataset, which the order of the data depends on; 0 before it is known."""
     evaluation_cut_off: bool = False
     """Whether the run was stopped while it evaluated the validation data of this iteration."""
+    skipped_samples: int = 0
+    """Samples of the data order that rewinds have left out; they are not among the consumed ones."""
+    recoveries: int = 0
+    """Skipped steps and rewinds so far."""
+    recent_losses: list[float] = field(default_factory=list)
+    """With --loss-spike-factor: the losses whose median is the yardstick."""
+    spike_steps: int = 0
+    """Consecutive iterations whose loss was too high."""
+
+    @property
+    def data_position(self) -> int:
+        """Position in the data order at which the next step begins."""
+        return self.consumed_samples + self.skipped_samples
 
 
 @contextmanager
@@ -172,7 +188,26 @@ class RunCheckpoints:
             guard=loop["guard"],
             dataset_windows=loop["dataset_windows"],
             evaluation_cut_off=loop.get("evaluation_cut_off", False),  # not in checkpoints before 2026-11-28
+            **{name: loop[name] for name in _RECOVERY if name in loop},  # nor these
         )
+
+    def go_back(self, before: int) -> TrainingProgress | None:
+        """Load the newest checkpoint of --save from before an iteration, and continue from it; None without one."""
+        assert self._manager is not None, "refused at start-up"
+        self.finish(wait=True)
+        manager = self._manager
+        folder = on_rank_zero(lambda: manager.go_back(before))
+        if folder is None:
+            return None
+        progress = self._load(folder, finetune=False)
+        self.saved_iteration = self.begun_iteration = progress.iteration
+        return progress
+
+    def leave_data_out(self, progress: TrainingProgress) -> None:
+        """Record in the newest checkpoint which data a run that continues from it leaves out."""
+        folder = self.newest()
+        assert folder is not None
+        on_rank_zero(lambda: amend_record(Path(folder), {name: getattr(progress, name) for name in _RECOVERY}))
 
     def save(self, progress: TrainingProgress) -> None:
         """Write and publish a checkpoint of the current state; does nothing without --save.
@@ -247,6 +282,8 @@ class RunCheckpoints:
             "guard": guard,
             "dataset_windows": progress.dataset_windows,
             "evaluation_cut_off": progress.evaluation_cut_off,
+            **{name: getattr(progress, name) for name in _RECOVERY},
+            "recent_losses": list(progress.recent_losses),
         }
         return RunRecord(
             iteration=progress.iteration,

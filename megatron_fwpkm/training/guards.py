@@ -19,8 +19,16 @@ class TrainingDivergedError(ValueError):
     """Training diverged, and more steps cannot repair it; the message names step, place and what to try."""
 
 
+class NotFiniteError(TrainingDivergedError):
+    """A loss, a gradient norm or a memory is NaN or infinite (--on-nan)."""
+
+
+class LossSpikeError(TrainingDivergedError):
+    """The loss stayed too far above its median (--loss-spike-factor)."""
+
+
 def check_finite(iteration: int, numbers: Mapping[str, float], config: PretrainConfig, kept: str | None) -> None:
-    """Raise TrainingDivergedError when one of the step's numbers (by name) is NaN or infinite.
+    """Raise NotFiniteError when one of the step's numbers (by name) is NaN or infinite.
 
     `kept` is the path of the newest checkpoint, if any.
     """
@@ -30,7 +38,7 @@ def check_finite(iteration: int, numbers: Mapping[str, float], config: PretrainC
     ways += ["--no-bf16"] if bf16 else []
     for name, value in numbers.items():
         if not math.isfinite(value):
-            raise TrainingDivergedError(f"iteration {iteration}: the {name} is {value}.{_way_out(ways, kept)}")
+            raise NotFiniteError(f"iteration {iteration}: the {name} is {value}.{_way_out(ways, kept)}")
 
 
 class MemoryGuard:
@@ -54,12 +62,12 @@ class MemoryGuard:
         """Look at one iteration; both mappings go from layer number to the worst value over replicas.
 
         `kept` is the path of the newest checkpoint, if any. Raises TrainingDivergedError for a table with NaN or
-        infinity and for a memorization loss out of bounds.
+        infinity (NotFiniteError) and for a memorization loss out of bounds.
         """
         for layer in sorted(memorization_loss):
             loss = memorization_loss[layer]
             if not finite_tables.get(layer, True) or not math.isfinite(loss):
-                raise TrainingDivergedError(
+                raise NotFiniteError(
                     f"iteration {iteration}: the memory of layer {layer} is not finite (memorization loss {loss})."
                     f"{_way_out(self._ways, kept)}"
                 )

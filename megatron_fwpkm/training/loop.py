@@ -18,8 +18,9 @@ from ..engines.base import Batch, Engine, StepResult
 from ..engines.memory_report import MemoryReport
 from .checkpointing import TrainingProgress
 from .garbage import GarbageCollection
-from .guards import MemoryGuard, check_finite
+from .guards import MemoryGuard, TrainingDivergedError, check_finite
 from .metrics import JsonRecord, MetricsLog, median_or_zero, peak_memory_gib, progress_line, summary_lines
+from .recovery import Recovery
 from .signals import StopSignals
 
 SKIPPED = "evaluated without training"
@@ -62,8 +63,10 @@ class TrainingLoop:
         metrics: MetricsLog,
         progress: TrainingProgress,
         samples_per_step: int,
+        recovery: Recovery,
     ) -> None:
         """`samples_per_step` is the full global batch; `metrics` writes on rank 0 and has no sinks elsewhere."""
+        self._recovery = recovery
         self._config = config
         self._world = world
         self._engine = engine
@@ -90,7 +93,6 @@ class TrainingLoop:
 
     def run(
         self,
-        train: Iterable[Batch],
         validation: Iterable[Batch] | None,
         test: Iterable[Batch] | None,
         places: dict[str, str | None],
@@ -100,19 +102,22 @@ class TrainingLoop:
         `test` is measured once, after the last iteration. `places` names files and folders for the summary. Raises
         TrainingDivergedError when the run has gone wrong; the last published checkpoint is untouched then.
         """
-        batches = iter(train)
+        batches = iter(self._recovery.training_data(self.progress))
         with self._stop, self._garbage:
             if self.progress.evaluation_cut_off or self._config.training.skip_train:
                 self._evaluate_validation(validation)
             reason = self._why_stop()
             while reason is None:
-                self._step(batches)
-                self._finish_saving(wait=False)
-                self._garbage.after_iteration(self.progress.iteration)
-                report = self._log_if_due()
-                self._evaluate_if_due(validation)
-                reason = self._why_stop()
-                self._save_if_due(report, ending=reason is not None)
+                try:
+                    self._step(batches)
+                    self._finish_saving(wait=False)
+                    self._garbage.after_iteration(self.progress.iteration)
+                    report = self._log_if_due()
+                    self._evaluate_if_due(validation)
+                    reason = self._why_stop()
+                    self._save_if_due(report, ending=reason is not None)
+                except TrainingDivergedError as error:
+                    batches, reason = self._go_back(error), None
             self._finish_saving(wait=True)
             if test is not None and reason in ("finished", SKIPPED):
                 self._test_loss = self._evaluate("test", test)
@@ -120,20 +125,38 @@ class TrainingLoop:
                     reason = self._wish_to_stop()
         self._finish(reason, places)
 
+    def _go_back(self, error: TrainingDivergedError) -> Iterator[Batch]:
+        """Continue from an earlier checkpoint, where options say so; else raise the error. Returns the data ahead."""
+        self._finish_saving(wait=True)
+        self._world.mark(f"going back from iteration {self.progress.iteration}")
+        self.progress, record = self._recovery.go_back(error, self.progress)
+        self._guard.load_state_dict(self.progress.guard)
+        self._step_seconds.clear()
+        self._interval_tokens = 0
+        self._metrics.go_back(self.progress.iteration)
+        self._metrics.write("rewind", record)
+        return iter(self._recovery.training_data(self.progress))
+
     def _step(self, batches: Iterator[Batch]) -> None:
         begin = time.monotonic()
         self._world.mark(f"iteration {self.progress.iteration + 1}")
         samples = step_samples(self._config.training, self._samples_per_step, self.progress.consumed_samples)
         result = self._engine.train_step(batches, samples)
         self._step_seconds.append(time.monotonic() - begin)
-        self._last = result
         progress = self.progress
         progress.iteration += 1
         tokens = samples * self._config.model.seq_length
         progress.consumed_samples += samples
         progress.consumed_tokens += tokens
         self._interval_tokens += tokens
+        if result.skipped:
+            said = self._recovery.count_skip(progress, result)
+            logger.warning("%s", said)
+            self._metrics.write("skip", {"iteration": progress.iteration, "reason": said})
+            return
+        self._last = result
         self._check_step(result)
+        self._recovery.watch_loss(progress, result.losses.loss)
         progress.window.append((result.losses.loss, result.losses.lm_loss))
         if progress.best_loss is None or result.losses.loss < progress.best_loss:
             progress.best_loss = result.losses.loss
@@ -150,8 +173,11 @@ class TrainingLoop:
         progress, config = self.progress, self._config
         if progress.iteration % config.logging.log_interval and progress.iteration != config.training.train_iters:
             return None
+        if self._last is None:  # every step so far was skipped
+            return None
         report = self._look_at_memories()
-        assert self._last is not None
+        if not progress.window:
+            return report
         seconds = sum(self._step_seconds)
         speed = self._interval_tokens / max(seconds, 1e-9)
         self._speeds.append(speed)
@@ -263,7 +289,7 @@ class TrainingLoop:
         due = ending or (interval is not None and progress.iteration % interval == 0)
         if not self._checkpoints.enabled or not due or self._checkpoints.begun_iteration == progress.iteration:
             return
-        if report is None:
+        if report is None and self._last is not None:
             self._look_at_memories()
         self._finish_saving(wait=True)
         begin = time.monotonic()

@@ -333,10 +333,11 @@ def _sharing_ranks(config: PretrainConfig) -> int:
 
 
 def _journal_bytes(config: PretrainConfig, replicas: int) -> int:
-    """One mark per slot and, for a memory that is reset every step, the initial value of the rows a step can touch."""
+    """One mark per slot; the rows a step can touch, for a memory that is reset every step and for --on-nan skip."""
     fwpkm = config.fwpkm
     slots = num_slots(fwpkm)
-    if fwpkm.reset != "step":
-        return slots
     tokens = global_batch_size(config, replicas) // replicas * config.model.seq_length
-    return slots + min(slots, tokens * fwpkm.num_heads * fwpkm.topk) * _row_bytes(config)
+    touched = min(slots, tokens * fwpkm.num_heads * fwpkm.topk) * _row_bytes(config)
+    # Documents undo their own writes, so that a skipped step has nothing to undo.
+    undoable = config.faults.on_nan == "skip" and fwpkm.reset != "document"
+    return slots * (1 + 2 * undoable) + touched * ((fwpkm.reset == "step") + undoable)

@@ -28,6 +28,9 @@ class Sink(Protocol):
     def close(self) -> None:
         """Flush and close."""
 
+    def go_back(self, iteration: int) -> None:
+        """Forget the records after an iteration, from which the run continues."""
+
 
 class JsonLines:
     """Appends one JSON object per line to a file and flushes it, so that a killed run keeps what it wrote."""
@@ -42,10 +45,20 @@ class JsonLines:
         if path.exists() and path.stat().st_size > 0 and (keep_until == 0 or not _is_log(path)):
             path.rename(_free_name(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
+        self._path = path
+        self._file = self._open(kept)
+
+    def _open(self, kept: list[JsonRecord]) -> IO[str]:
+        """Let the file have these records, and open it at its end."""
+        partial = self._path.with_name(self._path.name + ".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(partial, path)
-        self._file: IO[str] = path.open("a", encoding="utf-8")
+        os.replace(partial, self._path)
+        return self._path.open("a", encoding="utf-8")
+
+    def go_back(self, iteration: int) -> None:
+        """Drop the records after an iteration."""
+        self._file.close()
+        self._file = self._open([r for r in read_records(self._path) if r.get("iteration", 0) <= iteration])
 
     def write(self, record: JsonRecord) -> None:
         """Append one record."""
@@ -73,7 +86,13 @@ class TensorBoard:
             raise ValueError(
                 "--tensorboard-dir needs the tensorboard package: pip install tensorboard, or remove the flag"
             ) from error
-        self._writer = SummaryWriter(folder, max_queue=queue_size, purge_step=purge_step)
+        self._make_writer = lambda step: SummaryWriter(folder, max_queue=queue_size, purge_step=step)
+        self._writer = self._make_writer(purge_step)
+
+    def go_back(self, iteration: int) -> None:
+        """Hide the events after an iteration."""
+        self._writer.close()
+        self._writer = self._make_writer(iteration + 1)
 
     def write(self, record: JsonRecord) -> None:
         """Write the scalars of one record."""
@@ -99,6 +118,10 @@ class EveryInterval:
         if record["kind"] != "train" or record["iteration"] % self._interval == 0:
             self._sink.write(record)
 
+    def go_back(self, iteration: int) -> None:
+        """Let the sink forget the records after an iteration."""
+        self._sink.go_back(iteration)
+
     def close(self) -> None:
         """Close the sink."""
         self._sink.close()
@@ -122,8 +145,13 @@ class MetricsLog:
         for sink in self._sinks:
             sink.close()
 
+    def go_back(self, iteration: int) -> None:
+        """Forget the records after an iteration, from which the run continues."""
+        for sink in self._sinks:
+            sink.go_back(iteration)
+
     def write(self, kind: str, record: JsonRecord) -> None:
-        """Write one record; `kind` is train, evaluation, test, start or end."""
+        """Write one record; `kind` is train, evaluation, test, skip, rewind, start or end."""
         for sink in self._sinks:
             sink.write({"kind": kind, **record})
 

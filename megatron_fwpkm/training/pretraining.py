@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sized
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from .checkpointing import RunCheckpoints, TrainingProgress, save_folder
 from .loop import TrainingLoop
 from .memory_estimate import check_step_fits, check_tables_fit
 from .metrics import EveryInterval, JsonLines, MetricsLog, Sink, TensorBoard
+from .recovery import Recovery
 from .wandb_run import WandbRun, check_wandb
 from .watchdog import Watchdog
 
@@ -74,14 +75,21 @@ def _train(resolved: Resolved, world: World, manager: CheckpointManager | None, 
         if not config.training.skip_train:
             assert isinstance(datasets[0], Sized)  # a map-style dataset
             check_data_position(config, progress, len(datasets[0]), global_batch)
-        train, validation, test = _loaders(config, engine, datasets, progress)
+        validation, test = (_loader(config, engine, dataset) for dataset in datasets[1:])
+
+        def training_data(progress: TrainingProgress) -> Iterable[Batch]:
+            """The training data from where a progress stands."""
+            dataset = None if config.training.skip_train else datasets[0]
+            return _loader(config, engine, dataset, progress.data_position, progress.skipped_samples) or ()
+
         log_dir = on_rank_zero(lambda: _make_log_dir(resolved))
         with open_metrics(config, world, log_dir, progress.iteration) as metrics:
             _announce(config, world, global_batch, engine.num_parameters)
-            loop = TrainingLoop(config, world, engine, checkpoints, metrics, progress, global_batch)
+            recovery = Recovery(config, checkpoints, training_data)
+            loop = TrainingLoop(config, world, engine, checkpoints, metrics, progress, global_batch, recovery)
             places = {"metrics": str(log_dir / "metrics.jsonl"), "tensorboard": config.logging.tensorboard_dir}
             with _watchdog(config, world, log_dir, loop):
-                loop.run(train or (), validation, test, places)
+                loop.run(validation, test, places)
 
 
 def _watchdog(
@@ -99,24 +107,21 @@ def _watchdog(
     return nullcontext() if seconds is None else Watchdog(world, seconds, log_dir, lambda: loop.progress.iteration)
 
 
-def _loaders(
-    config: PretrainConfig, engine: Engine, datasets: Sequence[Windows | None], progress: TrainingProgress
-) -> list[Iterable[Batch] | None]:
-    """Loaders of training, validation and test data; training goes on where `progress` stands."""
-    starts = [None if config.training.skip_train else progress.consumed_samples, 0, 0]
-    return [
-        None
-        if dataset is None or consumed is None
-        else build_loader(
-            dataset,
-            micro_batch_size=config.training.micro_batch_size,
-            data_parallel_rank=engine.data_parallel_rank,
-            data_parallel_size=engine.layout.data_parallel,
-            consumed_samples=consumed,
-            num_workers=config.data.num_workers,
-        )
-        for dataset, consumed in zip(datasets, starts, strict=True)
-    ]
+def _loader(
+    config: PretrainConfig, engine: Engine, dataset: Windows | None, position: int = 0, left_out: int = 0
+) -> Iterable[Batch] | None:
+    """This rank's batches of a dataset from `position` on, where rewinds have left out so many samples before."""
+    if dataset is None:
+        return None
+    return build_loader(
+        dataset,
+        micro_batch_size=config.training.micro_batch_size,
+        data_parallel_rank=engine.data_parallel_rank,
+        data_parallel_size=engine.layout.data_parallel,
+        consumed_samples=position,
+        left_out_samples=left_out,
+        num_workers=config.data.num_workers,
+    )
 
 
 def check_data_position(config: PretrainConfig, progress: TrainingProgress, windows: int, global_batch: int) -> None:

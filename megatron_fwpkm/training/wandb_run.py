@@ -57,6 +57,11 @@ class WandbRun:
         self._sent = max(self._sent, iteration)
         self._remember()
 
+    def go_back(self, iteration: int) -> None:
+        """Send the iterations after this one once more; what was sent of them cannot be taken back."""
+        self._sent = min(self._sent, iteration)
+        self._remember()
+
     def close(self) -> None:
         """Send what waits and finish."""
         try:

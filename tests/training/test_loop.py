@@ -25,6 +25,7 @@ from megatron_fwpkm.training.checkpointing import TrainingProgress
 from megatron_fwpkm.training.guards import TrainingDivergedError
 from megatron_fwpkm.training.loop import TrainingLoop
 from megatron_fwpkm.training.metrics import JsonLines, MetricsLog, read_records
+from megatron_fwpkm.training.recovery import Recovery
 
 
 class CountingEngine:
@@ -97,6 +98,17 @@ class SavedIterations:
         if wait:
             self.saved_iteration = self.begun_iteration
 
+    def go_back(self, before: int) -> TrainingProgress | None:
+        """To the last of the saved iterations before one."""
+        earlier = [iteration for iteration in self.saved if iteration < before]
+        if not earlier:
+            return None
+        self.begun_iteration = self.saved_iteration = earlier[-1]
+        return TrainingProgress(earlier[-1], 2 * earlier[-1])
+
+    def leave_data_out(self, progress: TrainingProgress) -> None:
+        self.left_out = progress.skipped_samples
+
     def newest(self) -> str | None:
         return None if self.begun_iteration is None else f"iter_{self.begun_iteration}"
 
@@ -121,9 +133,10 @@ def run(
     path = tmp_path / "metrics.jsonl"
     world = World(0, 1, torch.device("cpu"))
     with MetricsLog([JsonLines(path, keep_until=progress.iteration)]) as metrics:
-        loop = TrainingLoop(chosen, world, engine, saved, metrics, progress, samples_per_step=2)
+        recovery = Recovery(chosen, saved, lambda progress: iter(lambda: {}, None))
+        loop = TrainingLoop(chosen, world, engine, saved, metrics, progress, 2, recovery)
         try:
-            loop.run(iter(lambda: {}, None), [], [], {"metrics": str(path)})
+            loop.run([], [], {"metrics": str(path)})
         finally:
             records = read_records(path)
     return saved, records

@@ -84,10 +84,12 @@ FP8 = {place for place in CHANGEABLE if place[0] == "implementation"}
 ZERO = {("engine", "zero_stage")}
 # What is made from the configuration behind the engine: tests/test_pretrain_resume.py.
 RUN = {place for place in CHANGEABLE if place[0] == "data"} | {("training", "divergence_factor")}
+# What is done about faults, read from the configuration at every step: tests/training/test_recovery.py.
+FAULTS = {place for place in CHANGEABLE if place[0] == "faults"}
 
 
 def test_every_option_that_may_change_is_looked_at() -> None:
-    named = {("optimizer", name) for name in SCHEDULE} | ENGINE.keys() | LAYOUT | FP8 | ZERO | RUN
+    named = {("optimizer", name) for name in SCHEDULE} | ENGINE.keys() | LAYOUT | FP8 | ZERO | RUN | FAULTS
     assert named == CHANGEABLE
     default = PretrainConfig()
     layouts = [layout.config("float32", "never") for layout in test_moving_layouts.LAYOUTS.values()]

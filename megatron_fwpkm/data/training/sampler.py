@@ -27,11 +27,16 @@ class ResumableSampler(torch.utils.data.Sampler[list[int]]):
         data_parallel_rank: int = 0,
         data_parallel_size: int = 1,
         consumed_samples: int = 0,
+        left_out_samples: int = 0,
     ) -> None:
-        """Raises ValueError when the position does not fit the dataset or does not fall between two groups."""
+        """`consumed_samples` is the position, with the `left_out_samples` before it that no step used.
+
+        For them the first samples come once more at the end. Raises ValueError when the position does not fit the
+        dataset or does not fall between two groups.
+        """
         assert micro_batch_size > 0 and 0 <= data_parallel_rank < data_parallel_size
         group = micro_batch_size * data_parallel_size
-        if not 0 <= consumed_samples <= total_samples:
+        if not 0 <= consumed_samples <= total_samples + left_out_samples:
             raise ValueError(
                 f"the run has consumed {consumed_samples} samples, but its dataset has {total_samples}; "
                 f"--train-iters or --global-batch-size was reduced, or the data changed"
@@ -42,6 +47,7 @@ class ResumableSampler(torch.utils.data.Sampler[list[int]]):
                 f"{data_parallel_size} data-parallel ranks; resume with sizes that divide them"
             )
         self.total_samples = total_samples
+        self.end = total_samples + left_out_samples
         self.consumed_samples = consumed_samples
         self.micro_batch_size = micro_batch_size
         self.group = group
@@ -49,13 +55,13 @@ class ResumableSampler(torch.utils.data.Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Micro-batches of this rank that are left."""
-        return (self.total_samples - self.consumed_samples) // self.group
+        return (self.end - self.consumed_samples) // self.group
 
     def __iter__(self) -> Iterator[list[int]]:
         """The micro-batches from `consumed_samples` on."""
         for number in range(len(self)):
             begin = self.consumed_samples + number * self.group + self.offset
-            yield list(range(begin, begin + self.micro_batch_size))
+            yield [position % self.total_samples for position in range(begin, begin + self.micro_batch_size)]
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -70,6 +76,7 @@ def build_loader(
     data_parallel_rank: int = 0,
     data_parallel_size: int = 1,
     consumed_samples: int = 0,
+    left_out_samples: int = 0,
     num_workers: int = 0,
 ) -> torch.utils.data.DataLoader[dict[str, torch.Tensor]]:
     """A loader of micro-batches (`tokens`, `labels`, `loss_mask`, `position_ids`, `document_starts`, each [b, s]) for
@@ -84,6 +91,7 @@ def build_loader(
         data_parallel_rank=data_parallel_rank,
         data_parallel_size=data_parallel_size,
         consumed_samples=consumed_samples,
+        left_out_samples=left_out_samples,
     )
     return torch.utils.data.DataLoader(
         dataset,

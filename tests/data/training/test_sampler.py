@@ -82,3 +82,10 @@ def test_positions_that_do_not_fit_are_refused() -> None:
         ResumableSampler(24, micro_batch_size=1, consumed_samples=30)
     with pytest.raises(ValueError, match="5 consumed samples are not divisible by --micro-batch-size 2 times 1"):
         ResumableSampler(24, micro_batch_size=2, consumed_samples=5)
+
+
+def test_the_first_samples_come_again_for_those_that_were_left_out():
+    sampler = ResumableSampler(12, micro_batch_size=2, consumed_samples=8, left_out_samples=4)
+    assert len(sampler) == 4 and list(sampler) == [[8, 9], [10, 11], [0, 1], [2, 3]]
+    with pytest.raises(ValueError, match="has consumed 18 samples"):
+        ResumableSampler(12, micro_batch_size=2, consumed_samples=18, left_out_samples=4)
