@@ -74,9 +74,7 @@ class Recovery:
         recent.append(loss)
         del recent[: -self._faults.loss_spike_window]
 
-    def go_back(
-        self, error: TrainingDivergedError, failed: TrainingProgress
-    ) -> tuple[TrainingProgress, JsonRecord]:
+    def go_back(self, error: TrainingDivergedError, failed: TrainingProgress) -> tuple[TrainingProgress, JsonRecord]:
         """Load an earlier checkpoint and leave out the data behind it; returns its progress and what to record.
 
         Raises `error` where the options say so, and where nothing more can be done.
