@@ -140,16 +140,22 @@ class CheckpointManager:
         os.replace(marker, self.root / LATEST)
         _sync(self.root)
 
-    def go_back(self, before: int) -> Path | None:
+    def go_back(self, before: int, newest: int) -> Path | None:
         """Make the newest checkpoint from before an iteration the latest one; rank 0 calls it. None without one.
 
-        Later ones stay until the run reaches their iterations again.
+        Those after `newest` are not of this run's course, and none of the later ones is any more: they are hidden at
+        once, and deleted when the run has passed their iterations again.
         """
         self.check_held()
-        earlier = [path for path in published(self.root) if _iteration(path) < before]
+        found = published(self.root)
+        earlier = [path for path in found if _iteration(path) < before and _iteration(path) <= newest]
         if not earlier:
             return None
         self._mark_latest(earlier[-1])
+        for path in found[len(earlier) :]:
+            hidden = self.root / f".{path.name}.replaced"
+            shutil.rmtree(hidden, ignore_errors=True)
+            path.rename(hidden)
         return earlier[-1]
 
     def _forget_old(self, iteration: int) -> None:

@@ -195,8 +195,8 @@ class RunCheckpoints:
         """Load the newest checkpoint of --save from before an iteration, and continue from it; None without one."""
         assert self._manager is not None, "refused at start-up"
         self.finish(wait=True)
-        manager = self._manager
-        folder = on_rank_zero(lambda: manager.go_back(before))
+        manager, newest = self._manager, self.saved_iteration
+        folder = None if newest is None else on_rank_zero(lambda: manager.go_back(before, newest))
         if folder is None:
             return None
         progress = self._load(folder, finetune=False)

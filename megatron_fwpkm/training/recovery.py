@@ -91,6 +91,7 @@ class Recovery:
         first, last = progress.data_position, failed.data_position - 1
         progress.skipped_samples += last + 1 - first
         progress.recoveries = failed.recoveries + 1
+        progress.dataset_windows = failed.dataset_windows
         self._checkpoints.leave_data_out(progress)
         logger.warning("%s", error)
         logger.warning(

@@ -110,6 +110,19 @@ def test_saving_an_iteration_again_replaces_it(tmp_path: Path) -> None:
     assert (tmp_path / "iter_0000020" / "model" / "shard.bin").read_text() == "other weights"
 
 
+def test_going_back_leaves_no_checkpoint_of_another_course(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path, keep_last=3)
+    for iteration in (10, 20, 30):
+        save(manager, iteration)
+    assert manager.go_back(10, newest=30) is None and len(published(tmp_path)) == 3
+    assert manager.go_back(25, newest=30) == tmp_path / "iter_0000020" == latest_checkpoint(tmp_path)
+    assert names(tmp_path) == [".iter_0000030.replaced", "iter_0000010", "iter_0000020", "latest"]
+    save(manager, 28)
+    assert manager.go_back(40, newest=20) == tmp_path / "iter_0000020", "28 is not of the course of this run"
+    save(manager, 40)
+    assert names(tmp_path) == ["iter_0000010", "iter_0000020", "iter_0000040", "latest"]
+
+
 def test_a_partial_that_is_being_written_is_not_swept(tmp_path: Path) -> None:
     manager = CheckpointManager(tmp_path, keep_last=1)
     with manager.publish(30, record(30)) as partial:
