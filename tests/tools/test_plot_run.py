@@ -25,19 +25,20 @@ def write(folder: Path, *records: dict[str, Any], cut: str = "") -> Path:
     return folder
 
 
+REWIND = {"kind": "rewind", "iteration": 10, "reason": "iteration 17: the loss is nan", "left_out": [40, 67]}
 EVALUATION = {"kind": "evaluation", "iteration": 20, "lm_loss": 2.5}
 
 
 def test_a_picture_and_a_page_without_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = write(tmp_path / "a", record(10, 3.0, 1), record(20, 2.0, 2), EVALUATION, cut='{"kind": "tra')
-    second = write(tmp_path / "b<i>", record(10, 3.5, 1), {"kind": "rewind", "iteration": 10}, record(20, 2.5, 2))
+    second = write(tmp_path / "b<i>", record(10, 3.5, 1), REWIND, record(20, 2.5, 2))
     done = run_tool(capsys, "plot_run", "--runs", first, second / "metrics.jsonl", "--smoothing", 0.5, "--output",
                     tmp_path / "plots")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "plots" / "curves.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "plots" / "curves.html").read_text()
     assert re.findall(r'(?:src|href|url)\W+([\w]+:)', page) == ["data:"] and "b<i>" not in page
-    assert "rewind" in page and ">2.5000<" in page
+    assert "rewind: iteration 17: the loss is nan" in page and ">2.5000<" in page
 
 
 def test_the_last_of_overlapping_records_wins(tmp_path: Path) -> None:

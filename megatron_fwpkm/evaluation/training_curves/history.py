@@ -25,7 +25,7 @@ class RunHistory:
     train: list[Record] = field(default_factory=list)
     evaluations: list[Record] = field(default_factory=list)
     events: list[tuple[int, str]] = field(default_factory=list)
-    """Iterations at which something happened, and what: `resumed`, or the kind of a record of its own."""
+    """Iterations at which something happened, and what: `resumed`, or a record's kind and reason."""
     end: Record | None = None
     """The closing record; None while the run is going on, and after a crash."""
 
@@ -130,7 +130,7 @@ def _add(history: RunHistory, record: Record) -> None:
     elif kind == "end":
         history.end = record
     elif kind not in ("test", "start"):
-        history.events.append((iteration, kind))
+        history.events.append((iteration, f"{kind}: {record['reason']}" if "reason" in record else kind))
 
 
 def _curve(points: Iterator[tuple[int, Any]]) -> Curve:
