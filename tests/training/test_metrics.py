@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_fwpkm.training.metrics import (
+    EveryInterval,
     JsonLines,
     MetricsLog,
     TensorBoard,
@@ -89,6 +90,26 @@ def test_tensorboard_gets_the_scalars(tmp_path: Path) -> None:
     events.Reload()
     assert events.Scalars("train/memory/3/gate_mean")[0].step == 20
     assert abs(events.Scalars("train/loss")[0].value - 5.25) < 1e-6
+
+
+def test_records_after_an_iteration_are_forgotten(tmp_path: Path) -> None:
+    path, folder = tmp_path / "metrics.jsonl", str(tmp_path / "events")
+    with MetricsLog([JsonLines(path, keep_until=0), EveryInterval(TensorBoard(folder, purge_step=0), 10)]) as log:
+        for iteration, loss in ((10, 1.0), (15, 2.0), (20, 3.0), (30, 4.0)):
+            log.write("train", {"iteration": iteration, "loss": loss})
+        log.go_back(10)
+        log.write("rewind", {"iteration": 10, "failed_iteration": 31})
+        for iteration in (15, 20):
+            log.write("train", {"iteration": iteration, "loss": 1.0 / iteration})
+    kept = [(r["kind"], r["iteration"], r.get("loss")) for r in read_records(path)]
+    assert kept == [("train", 10, 1.0), ("rewind", 10, None), ("train", 15, 1 / 15), ("train", 20, 0.05)]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(folder)
+    events.Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert shown == [(10, 1.0), (20, pytest.approx(0.05))]
+    assert [event.step for event in events.Scalars("rewind/failed_iteration")] == [10]
 
 
 def test_summary_lines() -> None:

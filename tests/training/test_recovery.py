@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,23 +167,6 @@ def test_a_rewound_run_leaves_the_data_out_and_resumes_exactly(
     one, other = read_checkpoint(whole), read_checkpoint(killed)
     assert one.iteration == other.iteration == 9
     assert_same_checkpoint(one, other)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_deepspeed_goes_back_as_it_resumes(
-    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
-) -> None:
-    pytest.importorskip("deepspeed")
-    spoil_data(monkeypatch, 18, 20)
-    chosen = {"engine": "deepspeed", "zero_stage": stage}
-    assert start(rewinding(dataset, tmp_path / "run", **chosen)) == 0
-    records = read_records(tmp_path / "run/metrics.jsonl")
-    assert [r["iteration"] for r in records if r["kind"] == "rewind"] == [3]
-    assert all(math.isfinite(r["loss"]) for r in records if r["kind"] == "train")
-    shutil.copytree(tmp_path / "run/iter_0000003", tmp_path / "again/iter_0000003")
-    assert start(rewinding(dataset, tmp_path / "again", resume=True, **chosen)) == 0
-    assert_same_checkpoint(read_checkpoint(tmp_path / "run"), read_checkpoint(tmp_path / "again"))
 
 
 def test_rewinds_are_bounded(

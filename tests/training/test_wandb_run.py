@@ -92,6 +92,20 @@ def test_a_resumed_run_continues_and_sends_nothing_twice(tmp_path: Path, library
     assert library.begun[2]["id"] != first["id"], "a new run in the folder of another"
 
 
+def test_a_rewound_run_sends_its_iterations_again(tmp_path: Path, library: Library) -> None:
+    with MetricsLog([EveryInterval(WandbRun(CONFIG, tmp_path, 0), 10)]) as log:
+        for iteration in (10, 20, 30):
+            log.write("train", {"iteration": iteration, "loss": 2.0})
+        log.go_back(10)
+        assert json.loads((tmp_path / RUN_FILE).read_text())["last_iteration"] == 10, "in case of a kill right now"
+        log.write("rewind", {"iteration": 10, "failed_iteration": 31})
+        for iteration in (10, 20):
+            log.write("train", {"iteration": iteration, "loss": 1.0})
+    sent = [(values["iteration"], values.get("train/loss")) for values in library.logged]
+    assert sent == [(10, 2.0), (20, 2.0), (30, 2.0), (10, None), (20, 1.0)]
+    assert library.logged[3] == {"iteration": 10, "rewind/failed_iteration": 31}
+
+
 def test_a_damaged_file_begins_a_run(tmp_path: Path, library: Library) -> None:
     (tmp_path / RUN_FILE).write_text('{"id": "ab')
     train(tmp_path, 10, 20)
@@ -148,7 +162,14 @@ def test_the_real_library_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WANDB_SILENT", "true")
     train(tmp_path, 0, 10, 20)
     train(tmp_path, 20, 30)
+    with MetricsLog([EveryInterval(WandbRun(CONFIG, tmp_path, 30), 10)]) as log:
+        log.write("train", {"iteration": 40, "loss": 2.0})
+        run = log._sinks[0]._sink._run  # type: ignore[attr-defined]
+        before = run.step
+        log.go_back(30)
+        log.write("train", {"iteration": 40, "loss": 1.0})
+        assert run.step == before + 1 and run.summary["iteration"] == 40, "the library's own step goes on"
     runs = [folder.name for folder in (tmp_path / "wandb").glob("offline-run-*")]
     run_id = json.loads((tmp_path / RUN_FILE).read_text())["id"]
-    assert runs and all(name.endswith(run_id) for name in runs)
+    assert runs and all(run_id in name for name in runs)
     assert any((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
