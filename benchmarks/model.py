@@ -27,10 +27,13 @@ MODEL_RATIO = 1.3
 """Goal of three layers in the 112M model: a step with them over a step without."""
 
 SIZES = {
-    "paper": ["--config", "examples/paper/base_112m.yaml", "--window-size", "511,0", "--global-batch-size", "16"],
+    "paper": [
+        "--config", "examples/paper/base_112m.yaml", "--layer-pattern", "swa", "--window-size", "511,0",
+        "--global-batch-size", "16",
+    ],
     "tiny": [
         "--num-layers", "3", "--hidden-size", "32", "--ffn-hidden-size", "48", "--num-attention-heads", "4",
-        "--num-query-groups", "2", "--seq-length", "64", "--window-size", "15,0", "--vocab-size", "128",
+        "--num-query-groups", "2", "--seq-length", "64", "--layer-pattern", "swa:15", "--vocab-size", "128",
         "--micro-batch-size", "2", "--global-batch-size", "4", "--num-threads", "1", "--fwpkm-layer-numbers", "2", "3",
         "--fwpkm-num-subkeys", "16", "--fwpkm-key-dim", "16", "--fwpkm-value-dim", "16", "--fwpkm-topk", "4",
         "--fwpkm-chunk-size", "16",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import OptimizerConfig, PretrainConfig
-from ..config.arguments import format_item
 from ..config.field_metadata import ARCHITECTURE, NOT_COMPARED, SAME_RUN, SCHEDULE, OnResume, marked, on_resume
-from ..config.loading import PREFIXES
+from ..config.loading import PREFIXES, option_groups
 
 
 @dataclass(frozen=True)
@@ -16,13 +15,13 @@ class Difference:
     """One flag whose value in the checkpoint differs from its value in this run."""
 
     flag: str
-    saved: Any
-    given: Any
+    saved: str
+    given: str
     kind: OnResume
 
     def __str__(self) -> str:
         """`--num-layers is 4 in the checkpoint and 6 in this run`."""
-        return f"{self.flag} is {_spell(self.saved)} in the checkpoint and {_spell(self.given)} in this run"
+        return f"{self.flag} is {self.saved} in the checkpoint and {self.given} in this run"
 
 
 def flag_name(group: str, field_name: str) -> str:
@@ -33,13 +32,13 @@ def flag_name(group: str, field_name: str) -> str:
 def differences(saved: PretrainConfig, given: PretrainConfig) -> list[Difference]:
     """All flags that matter and differ, in the order of the configuration."""
     found = []
-    for group in fields(PretrainConfig):
-        old, new = getattr(saved, group.name), getattr(given, group.name)
-        for field in fields(old):
-            before, now = getattr(old, field.name), getattr(new, field.name)
-            kind = SAME_RUN if _makes_groups(field.name, before, now) else on_resume(type(old), field.name)
+    for group, cls, known in option_groups():
+        for option in known:
+            name = option.field_name
+            before, now = (getattr(getattr(config, group), name) for config in (saved, given))
+            kind = SAME_RUN if _makes_groups(name, before, now) else on_resume(cls, name)
             if before != now and kind is not NOT_COMPARED:
-                found.append(Difference(flag_name(group.name, field.name), before, now, kind))
+                found.append(Difference(option.flag, option.format(before), option.format(now), kind))
     return found
 
 
@@ -101,10 +100,3 @@ def _with_ends(config: PretrainConfig) -> PretrainConfig:
 def _makes_groups(name: str, before: Any, now: Any) -> bool:
     """Whether a change makes different parameter groups, which do not match the saved state of the optimizer."""
     return name == "decoupled_lr" and (before is None) != (now is None)
-
-
-def _spell(value: Any) -> str:
-    """A value as it would be typed."""
-    if isinstance(value, tuple):
-        return " ".join(map(format_item, value)) or "(empty)"
-    return "none" if value is None else format_item(value)

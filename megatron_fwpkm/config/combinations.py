@@ -48,7 +48,7 @@ ROWS = (
     "--gradient-accumulation-fusion on --cpu-offloading-num-layers 1 --overlap-grad-reduce",
     "--attention-backend te",
     "--attention-backend te --reset-attention-mask",
-    "--attention-backend te --context-parallel-size 2 --window-size 16,0",
+    "--attention-backend te --context-parallel-size 2 --layer-pattern swa:16",
     "--rope-fusion",
     "--rope-fusion --reset-position-ids",
     "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",

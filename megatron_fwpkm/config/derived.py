@@ -34,14 +34,6 @@ def rotary_dim(model: ModelConfig) -> int:
     return int(kv_channels(model) * model.rotary_percent)
 
 
-def layer_windows(model: ModelConfig) -> tuple[int | None, ...]:
-    """Per layer the number of tokens that attention sees before a token, None for all; --window-size must be valid."""
-    if not model.window_size:
-        return (None,) * model.num_layers
-    windows = model.window_size * model.num_layers if len(model.window_size) == 1 else model.window_size
-    return tuple(None if left < 0 else left for left, _ in windows)
-
-
 def mean_tokens_seen(seq_length: int, window: int | None) -> float:
     """Tokens that a token sees, itself included, on average over a sequence.
 

@@ -38,6 +38,7 @@ FAMILIAR_NAMES = {
     "num-attention-heads": "num-heads n-head n-heads",
     "num-query-groups": "num-key-value-heads num-kv-heads n-kv-heads",
     "kv-channels": "head-dim",
+    "layer-pattern": "token-mixer token-mixers layer-types layers-block-type block-types attn-layer-pattern",
     "max-position-embeddings": "max-positions",
     "window-size": "sliding-window attention-window",
     "rotary-base": "rope-theta rope-base",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .derived import kv_channels, layer_windows
+from .derived import kv_channels
 from .layer_implementation import ImplementationConfig
 from .layer_kinds import kinds_in_use
+from .layer_pattern import layer_windows
 from .neighbours import near_multiples
 from .pretrain import PretrainConfig
 
@@ -51,7 +52,7 @@ def _attention(config: PretrainConfig) -> Iterator[str]:
         )
     if context > 1 and any(window is not None for window in layer_windows(config.model)):
         yield (
-            f"--attention-backend te has no --window-size with --context-parallel-size {context}: use "
+            f"--attention-backend te has no windows with --context-parallel-size {context}: use "
             "--attention-backend auto, which computes those layers itself"
         )
 

@@ -49,6 +49,8 @@ class LayerKind:
             by its slow weights, once each.
         divided: flags and values of what is spread over tensor-parallel ranks, which must divide it.
         fp8_widths: inputs and outputs of its linears on one rank, by what they are called: FP8 takes whole blocks.
+        within_window: a token mixer that sees --window-size tokens before a token, or the window that --layer-pattern
+            gives it.
         context_parallel: it runs with --context-parallel-size above 1.
         separates_documents: it keeps documents apart with --reset-attention-mask.
     """
@@ -63,6 +65,7 @@ class LayerKind:
     flops: Callable[[PretrainConfig, int], float] | None = None
     divided: Callable[[PretrainConfig], dict[str, int]] = _nothing
     fp8_widths: Callable[[PretrainConfig], dict[str, int]] = _nothing
+    within_window: bool = False
     context_parallel: bool = False
     separates_documents: bool = False
 

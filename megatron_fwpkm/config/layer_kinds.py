@@ -11,13 +11,15 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
-from .kind_rows.attention_kind import ATTENTION
+from .kind_rows.fa_kind import FULL_ATTENTION
 from .kind_rows.fwpkm_kind import FWPKM
+from .kind_rows.swa_kind import SLIDING_ATTENTION
 from .kind_rows.swiglu_kind import SWIGLU
 from .layer_kind import LAYER_KINDS, LayerKind, register_layer_kind
+from .layer_pattern import layer_mixers
 from .pretrain import PretrainConfig
 
-for _kind in (ATTENTION, SWIGLU, FWPKM):
+for _kind in (FULL_ATTENTION, SLIDING_ATTENTION, SWIGLU, FWPKM):
     register_layer_kind(_kind)
 
 
@@ -35,10 +37,8 @@ class LayerParts(NamedTuple):
 
 
 def layer_plan(config: PretrainConfig) -> tuple[LayerParts, ...]:
-    """What every layer of the model is made of; --token-mixer must be valid."""
-    model = config.model
-    mixers = model.token_mixer * model.num_layers if len(model.token_mixer) == 1 else model.token_mixer
-    return _plan(mixers, frozenset(config.fwpkm.layer_numbers))
+    """What every layer of the model is made of; --layer-pattern must be valid."""
+    return _plan(layer_mixers(config.model), frozenset(config.fwpkm.layer_numbers))
 
 
 @lru_cache(maxsize=8)

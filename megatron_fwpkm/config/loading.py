@@ -227,6 +227,8 @@ def _find(where: str, key: yaml.Node, node: yaml.Node, known: dict[str, Option])
 def _value(option: Option, node: yaml.Node) -> Any:
     """The value of a node; ValueError for a wrong type, without place or name."""
     if isinstance(node, yaml.SequenceNode):
+        if not option.is_list and option.kind == "LEFT,RIGHT":
+            return option.parse(_item(option, node))
         if not option.is_list:
             raise ValueError(f"expected {option.kind}, but got a list")
         return tuple(option.parse(_item(option, item)) for item in node.value)
@@ -266,7 +268,7 @@ def _is_none(node: yaml.Node) -> bool:
 def _to_yaml(option: Option, value: Any) -> str:
     if value is None:
         return "null"
-    if isinstance(value, tuple):
+    if option.is_list:
         return "[" + ", ".join(_scalar(option, item) for item in value) + "]"
     return _scalar(option, value)
 

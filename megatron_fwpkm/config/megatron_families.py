@@ -19,11 +19,11 @@ FAMILIES: dict[str, str] = {
     "multi-latent attention is not supported; remove it": """
         multi-latent-attention q-lora-rank kv-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim mscale
         mscale-all-dim cache-mla-latents mla-* rotary-scaling-factor""",
-    "only causal attention, full or with a sliding window (--window-size), is supported; remove it": """
+    "only causal attention, full or sliding (--layer-pattern), is supported; remove it": """
         experimental-attention-variant dsa-* linear-* attention-output-gate softmax-type flash-attention-version
-        flash-decode window-attn-skip-freq enable-mhc-connections mhc-* use-kitchen-attention kitchen-*""",
+        flash-decode enable-mhc-connections mhc-* use-kitchen-attention kitchen-*""",
     "state-space layers are not supported; remove it, or add memories with --fwpkm-layer-numbers": """
-        mamba-* is-hybrid-model hybrid-layer-pattern hybrid-override-pattern gdp-* disable-mamba-mem-eff-path""",
+        mamba-* gdp-* disable-mamba-mem-eff-path""",
     "multi-token prediction is not supported; remove it": "mtp-*",
     "of FP8 only --fp8-format, --fp8-recipe and --fp8-margin are supported, for all layers alike; remove it": """
         fp8-amax-compute-algo fp8-amax-history-len fp8-interval fp8-output-proj fp8-param-gather fp8-quantizer-factory
@@ -53,7 +53,7 @@ FAMILIES: dict[str, str] = {
     "the optimizer always keeps float32 weights, gradients and moments on the device; remove it": """
         main-grads-dtype main-params-dtype exp-avg-dtype exp-avg-sq-dtype optimizer-* overlap-cpu-optimizer-d2h-h2d
         use-torch-optimizer-for-cpu-offload no-pin-cpu-grads no-pin-cpu-params""",
-    "layers can differ only in memory (--fwpkm-layer-numbers) and attention window (--window-size); remove it": """
+    "layers can differ only in token mixer (--layer-pattern) and memory (--fwpkm-layer-numbers); remove it": """
         heterogeneous-* spec""",
     "CUDA graphs are not supported; remove it": "cuda-graph-* enable-cuda-graph external-cuda-graph",
     "Transformer Engine is used with its own defaults; remove it": """

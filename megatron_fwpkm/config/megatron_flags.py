@@ -14,6 +14,7 @@ _FOLDER = "use --tokenizer-type HuggingFaceTokenizer with --tokenizer-model FOLD
 _INIT = "weights are always drawn from a normal distribution, see --init-method-std; remove it"
 _ITERATIONS = "schedules count iterations, not samples"
 _NOT_LOADED = "use --load with --finetune instead, which loads only the weights"
+_PATTERN = "use --layer-pattern instead, which names the token mixers of the layers, as in swa*3,fa"
 _SAVED = "a checkpoint always contains everything that a run needs to continue; remove it"
 _SIGNAL = "SIGTERM and SIGINT always save a checkpoint and end the run; remove it"
 _TOKENIZER = "tokenizer settings are read from the tokenizer's files; remove it"
@@ -66,9 +67,13 @@ MEGATRON_FLAGS = {
     "freeze-all-layers": "all slow weights are trained; remove it (--fwpkm-inner-lr 0 freezes the memory)",
     "full-validation": "use --eval-iters instead (number of batches in one evaluation)",
     "group-query-attention": "--num-query-groups alone selects grouped-query attention; remove it",
+    "hybrid-layer-pattern": _PATTERN,
+    "hybrid-override-pattern": _PATTERN,
     "init-method-xavier-uniform": _INIT,
     "init-model-with-meta-device": _INIT,
     "initialization": _INIT,
+    "is-hybrid-model": _PATTERN,
+    "linear-attention-freq": _PATTERN,
     "log-throughput": "every progress line shows the throughput; remove it",
     "lr-decay-samples": f"{_ITERATIONS}; use --lr-decay-iters instead",
     "lr-warmup-fraction": f"{_ITERATIONS}; use --lr-warmup-iters instead",
@@ -132,6 +137,7 @@ MEGATRON_FLAGS = {
     "verify-integrity": "a checkpoint is always verified before it is loaded; remove it",
     "vocab-file": _FOLDER,
     "warmup": "use --lr-warmup-iters instead (number of warm-up iterations)",
+    "window-attn-skip-freq": _PATTERN,
     "yaml-cfg": "use --config FILE instead (a YAML file with a line `name: value` per flag)",
 }
 """Name without dashes -> what to do, a sentence without its full stop. A switch's --no- form has the same answer."""

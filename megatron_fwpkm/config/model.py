@@ -31,8 +31,9 @@ class ModelConfig:
     """Width of the residual stream."""
     ffn_hidden_size: Annotated[int | None, AtLeast(1), AtMost(2**24), ARCHITECTURE, TAKEN_UNLESS_GIVEN] = None
     """Width of the SwiGLU MLP (default: 8/3 of --hidden-size, rounded up to a multiple of 64)."""
-    token_mixer: Annotated[tuple[str, ...], ARCHITECTURE] = ("attention",)
-    """Kind of token mixer; give one for all layers or one per layer. Choices: attention."""
+    layer_pattern: Annotated[str, ARCHITECTURE] = "fa"
+    """Token mixers of the layers in order, repeated to --num-layers: full attention (fa) or sliding attention (swa,
+    which sees --window-size); NAME*N stands for N layers, swa:LEFT for a window of its own, as in swa*3,fa."""
     num_attention_heads: Annotated[int, AtLeast(1), AtMost(2**16), ARCHITECTURE, TAKEN_UNLESS_GIVEN] = 12
     """Number of attention heads (query heads)."""
     num_query_groups: Annotated[int | None, AtLeast(1), AtMost(2**16), ARCHITECTURE] = None
@@ -44,9 +45,9 @@ class ModelConfig:
     max_position_embeddings: Annotated[int | None, AtLeast(1), NOT_COMPARED, TAKEN_UNLESS_GIVEN] = None
     """Longest input, in tokens, that an exported model accepts without a warning (default: no limit, because neither
     RoPE nor the memory has one)."""
-    window_size: Annotated[tuple[tuple[int, int], ...], ARCHITECTURE] = ()
-    """Sliding attention window as LEFT,0: a token attends to itself and the LEFT tokens before it; -1,0 is full causal
-    attention. Give one window for all layers or one per layer (default: full attention everywhere)."""
+    window_size: Annotated[tuple[int, int] | None, ARCHITECTURE] = None
+    """Window of sliding attention (swa in --layer-pattern) as LEFT,0: a token attends to itself and the LEFT tokens
+    before it."""
     rotary_base: Annotated[float, Above(1), AtMost(10**15), ARCHITECTURE] = 10000.0
     """Base of the rotary position embedding (RoPE)."""
     rotary_percent: Annotated[float, Above(0), Between(0, 1), ARCHITECTURE] = 1.0

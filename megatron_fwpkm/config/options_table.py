@@ -32,7 +32,8 @@ it comes from.
 ```yaml
 num-layers: 12
 fwpkm-layer-numbers: [3, 7, 11]
-window-size: ["511,0"]
+layer-pattern: swa*3,fa
+window-size: 511,0
 bf16: true
 lr: 1e-3
 ```

@@ -18,8 +18,8 @@ from .fault_rules import fault_problems
 from .field_metadata import values_out_of_range
 from .fwpkm import FwPKMConfig
 from .implementation_rules import implementation_problems
-from .layer_kind import LAYER_KINDS, Role
 from .layer_kinds import kinds_in_use
+from .layer_pattern import pattern_problems, window_problems
 from .library_rules import library_problems
 from .loading import PREFIXES
 from .model import ModelConfig
@@ -29,7 +29,6 @@ from .schedule_rules import schedule_problems
 from .size_rules import size_problems
 from .training_rules import training_problems
 
-_MOST_WINDOW = 2**31 - 1
 _MOST_WORDS = 10
 
 
@@ -53,7 +52,7 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
         for group in fields(config)
         for line in values_out_of_range(getattr(config, group.name), PREFIXES.get(group.name, ""))
     ]
-    alone += _mixers(config)
+    alone += pattern_problems(config.model)
     if alone:
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
@@ -67,19 +66,6 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
     if not found:
         found = list(size_problems(config))
     return [*found, *_batch(config, world_size), *chunk_problems(config, world_size)]
-
-
-def _mixers(config: PretrainConfig) -> Iterator[str]:
-    mixers, layers = config.model.token_mixer, config.model.num_layers
-    known = [kind.name for kind in LAYER_KINDS.values() if kind.role is Role.MIXER]
-    for name in dict.fromkeys(mixers):
-        if name not in known:
-            yield f"--token-mixer {name} is not known; choose one of: {', '.join(known)}"
-    if len(mixers) not in (1, layers):
-        yield (
-            f"--token-mixer has {len(mixers)} values for --num-layers {layers}: give one for all layers, or "
-            f"{layers}, one per layer"
-        )
 
 
 def _kinds(config: PretrainConfig) -> Iterator[str]:
@@ -129,23 +115,7 @@ def _attention(config: PretrainConfig) -> Iterator[str]:
 
 
 def _windows(config: PretrainConfig) -> Iterator[str]:
-    model = config.model
-    windows = model.window_size
-    if len(windows) not in (0, 1, model.num_layers):
-        yield (
-            f"--window-size has {len(windows)} windows for --num-layers {model.num_layers}: give one for all layers or "
-            f"{model.num_layers}, one per layer"
-        )
-    for left, right in dict.fromkeys(windows):
-        if right != 0:
-            yield (
-                f"--window-size {left},{right} would attend to future tokens: RIGHT must be 0, as in "
-                f"{left if left >= -1 else 127},0"
-            )
-        elif left < -1:
-            yield f"--window-size {left},0 has no meaning: LEFT is the number of tokens before a token, or -1 for all"
-        elif left > _MOST_WINDOW:
-            yield f"--window-size {left},0 must be at most {_MOST_WINDOW},0; -1,0 sees all tokens before a token"
+    yield from window_problems(config.model)
 
 
 def _tables(fwpkm: FwPKMConfig) -> Iterator[str]:

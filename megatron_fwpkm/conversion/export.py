@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ..config import FwPKMConfig, PretrainConfig
-from ..config.derived import ffn_hidden_size, kv_channels, layer_windows, num_query_groups
+from ..config.derived import ffn_hidden_size, kv_channels, num_query_groups
 from ..config.layer_kinds import kinds_in_use, layer_plan
+from ..config.layer_pattern import layer_windows
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
 from ..hf.weight_checks import check_finite
 from ..libraries.probes import installed

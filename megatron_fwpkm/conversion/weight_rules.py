@@ -123,17 +123,20 @@ LAYER_RULES: tuple[Rule, ...] = (
 )
 """What every layer has, whatever its parts are."""
 
-KIND_RULES: dict[str, tuple[Rule, ...]] = {
-    "attention": (
-        Rule(
-            f"{_M}.self_attention.linear_qkv.{{tensor}}",
-            tuple(f"{_H}.self_attn.{part}_proj.{{tensor}}" for part in "qkv"),
-            GroupedHeads(),
-        ),
-        Rule(f"{_M}.self_attention.q_layernorm.weight", (f"{_H}.self_attn.q_norm.weight",), Same()),
-        Rule(f"{_M}.self_attention.k_layernorm.weight", (f"{_H}.self_attn.k_norm.weight",), Same()),
-        Rule(f"{_M}.self_attention.linear_proj.{{tensor}}", (f"{_H}.self_attn.o_proj.{{tensor}}",), Same()),
+_ATTENTION = (
+    Rule(
+        f"{_M}.self_attention.linear_qkv.{{tensor}}",
+        tuple(f"{_H}.self_attn.{part}_proj.{{tensor}}" for part in "qkv"),
+        GroupedHeads(),
     ),
+    Rule(f"{_M}.self_attention.q_layernorm.weight", (f"{_H}.self_attn.q_norm.weight",), Same()),
+    Rule(f"{_M}.self_attention.k_layernorm.weight", (f"{_H}.self_attn.k_norm.weight",), Same()),
+    Rule(f"{_M}.self_attention.linear_proj.{{tensor}}", (f"{_H}.self_attn.o_proj.{{tensor}}",), Same()),
+)
+
+KIND_RULES: dict[str, tuple[Rule, ...]] = {
+    "fa": _ATTENTION,
+    "swa": _ATTENTION,
     "swiglu": (
         Rule(
             f"{_M}.mlp.linear_fc1.{{tensor}}",

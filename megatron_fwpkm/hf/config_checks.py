@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..ops.fast_weight_memory.options import CHOICES, STEP_SIZES, WHOLE_NUMBERS
+from .attention_fields import check_attention
 
 if TYPE_CHECKING:
     from .configuration_fwpkm import FwPKMHFConfig
@@ -152,8 +153,8 @@ def check_config(config: FwPKMHFConfig) -> None:
         ValueError: a field is out of its range, fields do not fit each other, or a part is larger than any machine.
     """
     check_fields(config)
-    _check_attention(config)
     _check_mixers(config)
+    check_attention(config)
     if config.fwpkm_layers:
         _check_memory(config)
     _check_tokens(config)
@@ -210,23 +211,6 @@ def _check_mixers(config: FwPKMHFConfig) -> None:
 def _check_dtype(dtype: object) -> None:
     if str(dtype).removeprefix("torch.") not in ("None", *DTYPES):
         raise ValueError(f"dtype={dtype!r} is not known; choose one of: {', '.join(DTYPES)}")
-
-
-def _check_attention(config: FwPKMHFConfig) -> None:
-    heads, groups, layers = config.num_attention_heads, config.num_key_value_heads, config.num_hidden_layers
-    if heads % groups:
-        raise ValueError(f"num_attention_heads={heads} is not divisible by num_key_value_heads={groups}")
-    if len(config.attention_windows) != layers:
-        raise ValueError(
-            f"attention_windows has length {len(config.attention_windows)}, but must have one entry for each layer "
-            f"(num_hidden_layers={layers}), None for full attention"
-        )
-    rotated = int(config.head_dim * config.partial_rotary_factor)
-    if rotated < 2 or rotated % 2:
-        raise ValueError(
-            f"head_dim={config.head_dim} times partial_rotary_factor={config.partial_rotary_factor} rotates {rotated} "
-            "channels of a head, which must be an even number of at least 2: RoPE rotates pairs"
-        )
 
 
 def _check_memory(config: FwPKMHFConfig) -> None:

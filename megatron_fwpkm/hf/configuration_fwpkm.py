@@ -10,6 +10,7 @@ from .transformers_range import check_transformers  # noqa: F401  (first: it ref
 from transformers import PreTrainedConfig
 
 from ..ops.fast_weight_memory.options import MemoryOptions
+from .attention_fields import attention_mixers
 from .config_checks import check_config, check_given
 
 
@@ -21,12 +22,13 @@ class FwPKMHFConfig(PreTrainedConfig):
         hidden_size: width of the residual stream.
         intermediate_size: width of the SwiGLU MLP.
         num_hidden_layers: number of layers.
-        token_mixers: per layer the kind of its token mixer; default attention in all layers.
+        token_mixers: per layer the kind of its token mixer, as "fa" (full attention) and "swa" (sliding attention);
+            default "swa" where attention_windows has a window, else "fa".
         num_attention_heads: query heads of attention.
         num_key_value_heads: key/value heads; None for one per query head.
         head_dim: width of an attention head; None for hidden_size / num_attention_heads.
-        attention_windows: per layer the tokens its attention sees, the token itself included, or None for full causal
-            attention; default full in all layers.
+        attention_windows: per layer the tokens that sliding attention sees, the token itself included; None in layers
+            with another token mixer, which is the default for all.
         qk_norm: RMSNorm on queries and keys of every head.
         linear_bias: biases in the linears of attention and MLP (the memory block always has them).
         attention_dropout: dropout of attention weights in training.
@@ -126,8 +128,8 @@ class FwPKMHFConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        self.token_mixers = list(self.token_mixers or ["attention"] * self.num_hidden_layers)
         self.attention_windows = list(self.attention_windows or [None] * self.num_hidden_layers)
+        self.token_mixers = list(self.token_mixers or attention_mixers(self.attention_windows))
         self.fwpkm_layers = list(self.fwpkm_layers or [])
         super().__post_init__(**kwargs)
         check_config(self)

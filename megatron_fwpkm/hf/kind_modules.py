@@ -85,6 +85,7 @@ def _memory(config: FwPKMHFConfig, layer_idx: int) -> FastWeightProductKeyMemory
     )  # fmt: skip
 
 
-register_modules("attention", KindModules("self_attn", FwPKMAttention, _attention_cache))
+register_modules("fa", KindModules("self_attn", FwPKMAttention, _attention_cache))
+register_modules("swa", KindModules("self_attn", FwPKMAttention, _attention_cache))
 register_modules("swiglu", KindModules("mlp", lambda config, layer_idx: FwPKMMLP(config)))
 register_modules("fwpkm", KindModules("memory", _memory))

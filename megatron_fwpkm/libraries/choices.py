@@ -8,8 +8,8 @@ from functools import partial
 
 from ..config import PretrainConfig
 from ..config.deepspeed_options import zero_stage
-from ..config.derived import layer_windows
 from ..config.implementation_rules import why_no_engine_attention
+from ..config.layer_pattern import layer_windows
 from ..config.library_rules import why_no_gradient_fusion
 from .probes import GRADIENT_KERNEL, Finding
 

@@ -82,6 +82,7 @@ def _fwpkm(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
     return ModuleSpec(module=FastWeightMemoryLayer, submodules=layer_modules(config).memory)
 
 
-register_spec("attention", _attention)
+register_spec("fa", _attention)
+register_spec("swa", _attention)
 register_spec("swiglu", _swiglu)
 register_spec("fwpkm", _fwpkm)

@@ -10,8 +10,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
 from ..config import FwPKMConfig, PretrainConfig
-from ..config.derived import ffn_hidden_size, kv_channels, layer_windows, num_query_groups
+from ..config.derived import ffn_hidden_size, kv_channels, num_query_groups
 from ..config.layer_kinds import LayerParts, layer_plan
+from ..config.layer_pattern import layer_windows
 from ..distributed.megatron_versions import no_cuda_graphs
 from ..libraries.choices import attention_of_layers, choose_gradient_fusion, choose_layers, choose_rope
 from ..libraries.probes import installed

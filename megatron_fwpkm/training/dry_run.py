@@ -123,7 +123,7 @@ def options_table(resolved: Resolved) -> Table:
 def layers_table(config: PretrainConfig) -> Table:
     """The parts of every layer; equal consecutive layers share a row."""
     table = Table(title="\nLayer plan", title_justify="left", box=None, pad_edge=False)
-    mixers = [kind.name for kind in kinds_in_use(config) if kind.role is Role.MIXER]
+    mixers = [kind.label for kind in kinds_in_use(config) if kind.role is Role.MIXER]
     mixer = mixers[0] if len(mixers) == 1 else "token mixer"
     for heading in ("layer", "stage", f"memory before {mixer}", f"{mixer} sees"):
         table.add_column(heading)

@@ -56,17 +56,17 @@ def test_every_kind_says_what_it_computes() -> None:
 def test_every_way_to_name_a_kind_is_found() -> None:
     text = (
         "from ..layers.attention import WindowedAttention, documents\n"
-        "if mixer == 'attention': pass\n"
+        "if mixer == 'swa': pass\n"
         "if mixer in ('gated', 'swiglu'): pass\n"
-        "bytes_of['attention']\n"
+        "bytes_of['swa']\n"
         "match mixer:\n    case 'swiglu': pass\n"
-        "print('attention', mixer == 'other')\n"
+        "print('swa', mixer == 'other')\n"
     )
-    assert named_kinds([Source(f"{PACKAGE}/somewhere.py", text)], {"attention", "swiglu"}) == [
+    assert named_kinds([Source(f"{PACKAGE}/somewhere.py", text)], {"swa", "swiglu"}) == [
         f"{PACKAGE}/somewhere.py:{place}"
         for place in (
-            "1 imports WindowedAttention", "2 decides by 'attention'", "3 decides by 'swiglu'",
-            "4 decides by 'attention'", "6 decides by 'swiglu'",
+            "1 imports WindowedAttention", "2 decides by 'swa'", "3 decides by 'swiglu'",
+            "4 decides by 'swa'", "6 decides by 'swiglu'",
         )
     ]  # fmt: skip
-    assert named_kinds([Source(f"{PACKAGE}/hf/kind_modules.py", text)], {"attention"}) == []
+    assert named_kinds([Source(f"{PACKAGE}/hf/kind_modules.py", text)], {"swa"}) == []

@@ -34,7 +34,7 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path):
 
 def test_sizes_are_configurations():
     paper = parse_pretrain(SIZES["paper"]).config
-    assert paper.fwpkm.layer_numbers == (3, 7, 11) and paper.model.window_size == ((511, 0),)
+    assert paper.fwpkm.layer_numbers == (3, 7, 11) and paper.model.window_size == (511, 0)
     assert (paper.training.micro_batch_size, paper.training.global_batch_size) == (8, 16)
     assert parse_pretrain(SIZES["tiny"]).config.fwpkm.layer_numbers == (2, 3)
 

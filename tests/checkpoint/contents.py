@@ -48,8 +48,8 @@ def contents_of(
 
 TINY_FLAGS = (
     "--num-layers 2 --hidden-size 32 --ffn-hidden-size 48 --num-attention-heads 4 --num-query-groups 2 --seq-length 48 "
-    "--window-size 15,0 --fwpkm-layer-numbers 2 --fwpkm-num-subkeys 8 --fwpkm-key-dim 16 --fwpkm-value-dim 16 "
-    "--fwpkm-topk 4 --fwpkm-chunk-size 16 --fwpkm-reset never"
+    "--layer-pattern swa --window-size 15,0 --fwpkm-layer-numbers 2 --fwpkm-num-subkeys 8 --fwpkm-key-dim 16 "
+    "--fwpkm-value-dim 16 --fwpkm-topk 4 --fwpkm-chunk-size 16 --fwpkm-reset never"
 ).split()
 
 

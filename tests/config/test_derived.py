@@ -32,12 +32,6 @@ def test_defaults_of_the_model():
     assert derived.num_query_groups(given) == 3
 
 
-def test_windows_of_the_layers():
-    assert derived.layer_windows(ModelConfig(num_layers=2)) == (None, None)
-    assert derived.layer_windows(ModelConfig(num_layers=3, window_size=((23, 0),))) == (23, 23, 23)
-    assert derived.layer_windows(ModelConfig(num_layers=3, window_size=((0, 0), (-1, 0), (7, 0)))) == (0, None, 7)
-
-
 @pytest.mark.parametrize(
     ("vocab", "unit", "tensor", "padded"), [(32000, 128, 1, 32000), (1000, 128, 2, 1024), (1, 1, 3, 3)]
 )
@@ -75,7 +69,7 @@ def test_parameters_by_hand():
     parts = {name: part.total for name, part in parameter_counts.parameters_by_part(TINY, 9).items()}
     assert parts == {
         "embedding": 12 * 6,
-        "attention": 2 * (6 + 6 * (6 + 2 + 2) + 2 + 2 + 6 * 6),
+        "full attention": 2 * (6 + 6 * (6 + 2 + 2) + 2 + 2 + 6 * 6),
         "mlp": 2 * (6 + 6 * 20 + 10 * 6),
         "memory": (6 + 6 * 8 + 8) + (6 + 6 * 5 + 5) + (6 + 6 + 1) + (5 + 5 * 6 + 6),
         "final norm": 6,

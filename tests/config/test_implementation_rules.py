@@ -18,7 +18,7 @@ FP8 = "--bf16 --fp8-format hybrid"
     "words",
     [
         "--transformer-impl transformer_engine --attention-backend te --rope-fusion",
-        "--attention-backend te --window-size 127,0",
+        "--attention-backend te --layer-pattern swa:127",
         "--attention-backend te --bf16 --context-parallel-size 2",
         f"{FP8} --fp8-margin 2 --tensor-model-parallel-size 2 --sequence-parallel",
         f"{FP8} --fp8-recipe mxfp8 --recompute-granularity selective",
@@ -36,7 +36,7 @@ def test_a_sound_configuration_passes(words: str) -> None:
         ("--transformer-impl local --attention-backend te", "--attention-backend te needs --transformer-impl transformer_engine: give it, or --attention-backend local"),
         ("--attention-backend te --reset-attention-mask", "--attention-backend te cannot keep documents apart, as --reset-attention-mask asks: use --attention-backend auto, or"),
         ("--attention-backend te --context-parallel-size 2", "--attention-backend te with --context-parallel-size 2 computes in bfloat16 only: give --bf16"),
-        ("--attention-backend te --context-parallel-size 2 --bf16 --window-size 127,0", "--attention-backend te has no --window-size with --context-parallel-size 2: use --attention-backend auto"),
+        ("--attention-backend te --context-parallel-size 2 --bf16 --layer-pattern swa:127", "--attention-backend te has no windows with --context-parallel-size 2: use --attention-backend auto"),
         ("--transformer-impl local --rope-fusion", "--rope-fusion needs --transformer-impl transformer_engine: give it, or remove --rope-fusion"),
         ("--rope-fusion --reset-position-ids", "--rope-fusion needs the same positions in all sequences of a batch, and --reset-position-ids"),
         ("--fp8-recipe tensorwise", "--fp8-recipe tensorwise has no effect without --fp8-format: give --fp8-format hybrid, or remove --fp8-recipe"),

@@ -29,34 +29,26 @@ def shifted() -> Iterator[LayerKind]:
 
 
 def with_mixers(*names: str) -> PretrainConfig:
-    return replace(BASE, model=replace(BASE.model, token_mixer=names))
+    return replace(BASE, model=replace(BASE.model, layer_pattern=",".join(names)))
 
 
 def of_mixers(config: PretrainConfig) -> list[str]:
     return [line for line in problems(config) if "mixer" in line or "hidden-size" in line]
 
 
-def test_a_plain_model_is_attention_throughout() -> None:
-    plain, remembering = LayerParts(None, "attention", "swiglu"), LayerParts("fwpkm", "attention", "swiglu")
+def test_a_plain_model_is_full_attention_throughout() -> None:
+    plain, remembering = LayerParts(None, "fa", "swiglu"), LayerParts("fwpkm", "fa", "swiglu")
     assert layer_plan(BASE) == (plain, plain, remembering)
-    assert [kind.name for kind in kinds_in_use(BASE)] == ["attention", "swiglu", "fwpkm"]
+    assert [kind.name for kind in kinds_in_use(BASE)] == ["fa", "swiglu", "fwpkm"]
 
 
-def test_mixers_are_named_once_or_per_layer(shifted: LayerKind) -> None:
-    mixed = with_mixers("shifted", "attention", "shifted")
-    assert [parts.mixer for parts in layer_plan(mixed)] == ["shifted", "attention", "shifted"]
+def test_mixers_are_named_in_a_pattern(shifted: LayerKind) -> None:
+    mixed = with_mixers("shifted", "fa", "shifted")
+    assert [parts.mixer for parts in layer_plan(mixed)] == ["shifted", "fa", "shifted"]
     assert {parts.mixer for parts in layer_plan(with_mixers("shifted"))} == {"shifted"}
     assert layers_of(mixed, shifted) == (1, 3)
     assert parameters_by_part(mixed, 10)["shifted"] == ShardedCount(sharded=10, replicated=2 * 24)  # a norm for each
     assert of_mixers(mixed) == []
-    assert of_mixers(with_mixers("shifted", "attention")) == [
-        "--token-mixer has 2 values for --num-layers 3: give one for all layers, or 3, one per layer"
-    ]
-
-
-def test_an_unknown_mixer_is_told_with_the_known_ones(shifted: LayerKind) -> None:
-    said = "--token-mixer swiglu is not known; choose one of: attention, shifted"
-    assert of_mixers(with_mixers("swiglu")) == [said]
 
 
 def test_what_a_kind_cannot_do_is_refused(shifted: LayerKind) -> None:

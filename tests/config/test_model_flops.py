@@ -26,7 +26,7 @@ def test_attention_sees_its_causal_window(length: int, window: int | None) -> No
 
 def test_a_plain_model_costs_six_per_weight_and_token_and_its_attention() -> None:
     sizes = "--num-layers 3 --hidden-size 48 --num-attention-heads 4 --num-query-groups 2 --ffn-hidden-size 128"
-    config = parse_pretrain([*sizes.split(), "--seq-length", "100", "--window-size", "9,0", "-1,0", "9,0"]).config
+    config = parse_pretrain([*sizes.split(), "--seq-length", "100", "--layer-pattern", "swa:9,fa,swa:9"]).config
     weights = 3 * (48 * (2 * 48 + 2 * 24) + 3 * 48 * 128) + 128 * 48
     seen = 2 * mean_tokens_seen(100, 9) + mean_tokens_seen(100, None)
     assert training_flops(config, 128) == pytest.approx(6 * weights + 3 * 4 * 48 * seen, rel=1e-12)

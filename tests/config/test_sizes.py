@@ -64,11 +64,11 @@ def test_lists_are_looked_at_once_and_told_in_short(capsys: pytest.CaptureFixtur
 
 
 def test_windows_have_a_bound() -> None:
-    config = parse_pretrain([*START, "--window-size", f"{2**31},0"]).config
-    assert problems(config) == [
-        f"--window-size {2**31},0 must be at most {2**31 - 1},0; -1,0 sees all tokens before a token"
+    sliding = [*START, "--layer-pattern", "swa", "--window-size"]
+    assert problems(parse_pretrain([*sliding, f"{2**31},0"]).config) == [
+        f"--window-size {2**31},0 must be at most {2**31 - 1},0; layers with full attention are fa in --layer-pattern"
     ]
-    assert problems(parse_pretrain([*START, "--window-size", f"{2**31 - 1},0"]).config) == []
+    assert problems(parse_pretrain([*sliding, f"{2**31 - 1},0"]).config) == []
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -27,7 +27,7 @@ def config_of(*words: str) -> PretrainConfig:
         ("", None),
         ("--tensor-model-parallel-size 4 --num-query-groups 4", 8),
         ("--fwpkm-layer-numbers none --fwpkm-topk 600 --seq-length 8", 3),
-        ("--window-size 23,0 -1,0 0,0 127,0", 1),
+        ("--layer-pattern swa:23,fa,swa:0,swa --window-size 127,0", 1),
         ("--lr-decay-style WSD --lr-warmup-iters 100 --lr-wsd-decay-iters 900", None),
         ("--cpu-offloading-num-layers 4 --recompute-granularity selective", None),
         ("--data-path 0.3 a 0.7 b --split 1,0,0 --eval-iters 0", None),
@@ -50,10 +50,9 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--rotary-percent 0.05", "--rotary-percent 0.05 of a head of 64 rotates 3 channels, which must be an even number of at least 2"),
         ("--rope-scaling-factor 32", "--rope-scaling-factor 32 has no effect without --use-rope-scaling: add it, or remove --rope-scaling-factor"),
         ("--rotary-base 10000.5", "--rotary-base 10000.5 must be an integer; use 10000"),
-        ("--window-size 1,0 1,0 1,0", "--window-size has 3 windows for --num-layers 4: give one for all layers or 4"),
-        ("--window-size 127,3", "--window-size 127,3 would attend to future tokens: RIGHT must be 0, as in 127,0"),
-        ("--window-size 64,-1", "--window-size 64,-1 would attend to future tokens: RIGHT must be 0"),
-        ("--window-size -2,0", "--window-size -2,0 has no meaning: LEFT is the number of tokens before a token, or -1"),
+        ("--layer-pattern swa --window-size 127,3", "--window-size 127,3 would attend to future tokens: RIGHT must be 0, as in 127,0"),
+        ("--layer-pattern swa --window-size 64,-1", "--window-size 64,-1 would attend to future tokens: RIGHT must be 0"),
+        ("--layer-pattern swa --window-size -1,0", "--window-size -1,0 has no meaning: LEFT is the number of tokens before a token; layers with full attention are fa"),
         # memory
         ("--fwpkm-layer-numbers 2 5", "--fwpkm-layer-numbers 5 must be between 1 and 4 (--num-layers)"),
         ("--fwpkm-layer-numbers 0", "must be between 1 and 4 (--num-layers) (the paper counts from 0: add 1)"),
@@ -215,9 +214,9 @@ def test_every_number_has_a_range():
 
 def test_several_problems_are_told_together():
     with pytest.raises(
-        ValueError, match="2 problems in the configuration:\n  - .*--window-size 1,1.*\n  - .*--min-lr 1"
+        ValueError, match="2 problems in the configuration:\n  - .*--num-query-groups 5.*\n  - .*--min-lr 1"
     ):
-        validate(config_of("--window-size", "1,1", "--min-lr", "1"))
+        validate(config_of("--num-query-groups", "5", "--min-lr", "1"))
 
 
 def test_ranges_come_before_rules():

@@ -13,7 +13,7 @@ from megatron_fwpkm.conversion.weight_rules import GroupedHeads, WeightShapes
 SHAPES = WeightShapes(num_query_groups=2, queries_per_group=3, head_dim=4, vocab_size=10, padded_vocab_size=16)
 
 
-PLAN = [LayerParts("fwpkm", "attention", "swiglu")] * 2
+PLAN = [LayerParts("fwpkm", "fa", "swiglu")] * 2
 RULES = model_rules(PLAN)
 
 
@@ -97,6 +97,6 @@ def test_a_half_set_of_hf_tensors_is_refused() -> None:
 
 def test_a_tensor_of_a_kind_that_its_layer_does_not_have_fits_no_rule() -> None:
     tensors = megatron_tensors()
-    plan = [PLAN[0], LayerParts(None, "attention", "swiglu")]
+    plan = [PLAN[0], LayerParts(None, "fa", "swiglu")]
     with pytest.raises(ValueError, match="tensors without a conversion rule: decoder.layers.1.memory.gate_norm.weight"):
         megatron_to_hf(tensors, SHAPES, plan, hf_names(tensors))

@@ -28,12 +28,15 @@ from ..checkpoint.contents import contents_of
 VARIANTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"reset": "step", "boundary": "carry", "lookahead": 2}, {"untie_embeddings_and_output_weights": True}),
-    ({"reset": "document", "gate": False, "normalize_targets": False}, {"add_bias_linear": True, "window_size": ()}),
+    (
+        {"reset": "document", "gate": False, "normalize_targets": False},
+        {"add_bias_linear": True, "layer_pattern": "fa"},
+    ),
     ({"score": "dot_product", "num_heads": 2, "layer_numbers": (1,)}, {"qk_layernorm": False, "rotary_percent": 0.5}),
     ({}, {"use_rope_scaling": True, "rope_scaling_factor": 32.0, "rotary_base": 500000.0, "kv_channels": 32}),
     ({"table_dtype": "bf16"}, {}),
     ({"table_dtype": "bf16", "reset": "step"}, {}),
-    ({"layer_numbers": ()}, {"num_query_groups": None, "window_size": ((0, 0),)}),
+    ({"layer_numbers": ()}, {"num_query_groups": None, "layer_pattern": "swa:0"}),
 ]
 
 
@@ -115,8 +118,9 @@ def test_half_precision_keeps_the_tables() -> None:
 
 def test_sizes_are_translated() -> None:
     config = hf_config(
-        contents({}, {"window_size": ((5, 0), (-1, 0), (0, 0)), "max_position_embeddings": 99}), "initial"
+        contents({}, {"layer_pattern": "swa:5,fa,swa:0", "max_position_embeddings": 99}), "initial"
     )
+    assert config.token_mixers == ["swa", "fa", "swa"]
     assert config.attention_windows == [6, None, 1]  # Transformers counts the token itself
     assert config.fwpkm_layers == [1, 2]  # from 0
     assert (config.max_position_embeddings, config.training_length) == (99, 48)
@@ -138,7 +142,9 @@ def watched(group: Any, read: set[str]) -> Any:
 
 def test_no_option_of_the_model_is_forgotten() -> None:
     """A new option must either reach the exported configuration or be marked TRAINING_ONLY."""
-    source = contents({}, {"use_rope_scaling": True, "kv_channels": 32})
+    source = contents(
+        {}, {"use_rope_scaling": True, "kv_channels": 32, "layer_pattern": "swa", "window_size": (5, 0)}
+    )
     read: set[str] = set()
     groups = {name: watched(getattr(source.config, name), read) for name in ("model", "fwpkm")}
     watching = replace(source, config=replace(source.config, **groups))

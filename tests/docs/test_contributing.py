@@ -10,7 +10,7 @@ from tests.architecture.sources import ROOT, shipped_sources
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 RECIPES = {
-    "Add a token mixer": r'(?<!Choice\()"attention"',  # doctor.py has a row of this name on its screen
+    "Add a token mixer": r'"swa"',
     "**Of the memory.**": r"addressing_weight\b",
     "**Of training.**": r"\bexit_interval\b",
     "**Of a tool.**": r"\bcharacter_coverage\b",

@@ -26,7 +26,8 @@ hidden-size: 64
 ffn-hidden-size: 128
 num-attention-heads: 4
 seq-length: 256
-window-size: ["3,0", "15,0", "15,0"]
+layer-pattern: swa:3,swa*2
+window-size: 15,0
 untie-embeddings-and-output-weights: true
 init-method-std: 0.06
 embedding-init-method-std: 0.5

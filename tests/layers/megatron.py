@@ -29,7 +29,7 @@ TINY = PretrainConfig(
         num_attention_heads=4,
         num_query_groups=2,
         seq_length=48,
-        window_size=((5, 0), (-1, 0), (9, 0)),
+        layer_pattern="swa:5,fa,swa:9",
         init_method_std=0.1,
     ),
     implementation=ImplementationConfig(transformer_impl="local"),  # on the CPU, also where there is a GPU

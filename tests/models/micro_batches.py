@@ -22,7 +22,7 @@ MEMORIES: dict[str, dict[str, Any]] = {
 def train(memory: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
     """Two steps of two micro-batches, forward, forward, backward, backward as in a pipeline."""
     initialize()
-    model_options = {"num_layers": 4, "window_size": (), **memory.get("model", {})}
+    model_options = {"num_layers": 4, "layer_pattern": "fa", **memory.get("model", {})}
     config = replace(tiny(**{**memory, "model": model_options}), training=TrainingConfig(**setting))
     model = build_model(config, VOCABULARY)
     model.train()

@@ -13,7 +13,9 @@ from tests.spawned_ranks import run_distributed
 
 pytestmark = pytest.mark.layouts
 
-_OPTIONS: dict[str, Any] = {"model": {"num_layers": 4, "window_size": (), "untie_embeddings_and_output_weights": True}}
+_OPTIONS: dict[str, Any] = {
+    "model": {"num_layers": 4, "layer_pattern": "fa", "untie_embeddings_and_output_weights": True}
+}
 
 
 def _metadata() -> dict[str, Any]:

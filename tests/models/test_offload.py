@@ -14,7 +14,7 @@ from tests.models.micro_batches import MEMORIES, train
 
 _MEMORIES: dict[str, dict[str, Any]] = {
     **MEMORIES,
-    "grouped queries in windows": {"layer_numbers": (1, 4), "model": {"window_size": ((5, 0),)}},
+    "grouped queries in windows": {"layer_numbers": (1, 4), "model": {"layer_pattern": "swa:5"}},
 }
 _SETTINGS: dict[str, dict[str, Any]] = {
     "two layers": {"cpu_offloading_num_layers": 2},

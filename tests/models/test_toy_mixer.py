@@ -122,7 +122,7 @@ def check_unequal_rows(model: Any, ids: Tensor) -> None:
 
 def test_everything_that_a_model_can_do(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "numbers")
-    chosen = {"token_mixer": f"{KIND} attention", "train_iters": 4, "log_interval": 1, "eval_iters": 0}
+    chosen = {"layer_pattern": f"{KIND},fa", "train_iters": 4, "log_interval": 1, "eval_iters": 0}
     chosen |= {"use_distributed_optimizer": True}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert start(flags(data, **chosen, save=whole)) == 0
@@ -144,13 +144,13 @@ def test_everything_that_a_model_can_do(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=140)
     dry_run(parse_pretrain([*two, "--dry-run"]), console)
     said = console.file.getvalue()  # type: ignore[attr-defined]
-    assert f"{KIND}: all tokens before, fading" in said and "attention: all tokens before" in said
+    assert f"{KIND}: all tokens before, fading" in said and "fa: all tokens before" in said
     row = next(line.split() for line in said.splitlines() if line.startswith(KIND))
     assert row[1:] == [f"{3 * 32**2 + 32:,}", f"{3 * 32**2 // 2 + 32:,}"]
-    plain = parse_pretrain(flags(data, **chosen | {"token_mixer": "attention"})).config
+    plain = parse_pretrain(flags(data, **chosen | {"layer_pattern": "fa"})).config
     mixed = parse_pretrain(flags(data, **chosen)).config
     tokens = config.training.micro_batch_size * config.model.seq_length
-    attention, mean = ((LAYER_KINDS[kind].activation_bytes(mixed).sharded) for kind in ("attention", KIND))
+    attention, mean = ((LAYER_KINDS[kind].activation_bytes(mixed).sharded) for kind in ("fa", KIND))
     assert mean == 20 * 32 != attention
     change = estimate_memory(mixed, 61, 1).activations - estimate_memory(plain, 61, 1).activations
     assert change == tokens * (mean - attention)

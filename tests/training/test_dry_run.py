@@ -60,9 +60,9 @@ def test_options_with_their_origins(tmp_path):
 
 
 def test_layer_plan():
-    text = shown("--window-size", "23,0", "23,0", "23,0", "-1,0", "--fwpkm-layer-numbers", "4")
-    assert row(text, "1-3") == "0 - itself and 23 tokens before".split()
-    assert row(text, "4 ") == "0 FwPKM 4,096 slots x 32, 1 head top-8, chunk 64 all tokens before".split()
+    text = shown("--layer-pattern", "swa:23*3,fa", "--fwpkm-layer-numbers", "4")
+    assert row(text, "1-3") == "0 - swa: itself and 23 tokens before".split()
+    assert row(text, "4 ") == "0 FwPKM 4,096 slots x 32, 1 head top-8, chunk 64 fa: all tokens before".split()
     two = shown("--pipeline-model-parallel-size", "2", "--fwpkm-layer-numbers", "none")
     assert row(two, "1-2") == "0 - all tokens before".split() and row(two, "3-4") == "1 - all tokens before".split()
 
@@ -84,7 +84,7 @@ def test_flops_of_a_token_and_of_a_step():
     memory = 3 * 64 * 32 + 64 * 32 + 3 * 8 * 32  # linears, scores; read, write, movement of the sub-keys
     one = 6 * (4 * layer + 2 * memory + 1024 * 64)
     assert line[:2] == [f"{one / 1e6:.3g}", "MFLOP"]
-    assert f"{8 * 256 * one / 1e9:.3g} GFLOP per step: attention" in " ".join(line)
+    assert f"{8 * 256 * one / 1e9:.3g} GFLOP per step: full attention" in " ".join(line)
 
 
 def test_documents_that_cut_chunks_are_named():

@@ -32,7 +32,7 @@ SMALL = PretrainConfig(
         num_attention_heads=4,
         num_query_groups=2,
         seq_length=64,
-        window_size=((5, 0), (-1, 0), (9, 0)),
+        layer_pattern="swa:5,fa,swa:9",
         init_method_std=0.1,
     ),
     fwpkm=FwPKMConfig(layer_numbers=(2, 3), num_subkeys=8, key_dim=16, value_dim=16, topk=4, chunk_size=16),

@@ -112,9 +112,9 @@ def test_transformer_engine_is_asked_which_recipes_it_computes() -> None:
     ("words", "found", "by_layer", "why"),
     [
         ("--bf16", HERE, "te te te te", "--attention-backend auto"),
-        ("--bf16 --window-size 5,0 -1,0 5,0 -1,0", HERE, "local te local te", "in 2 of 4 layers"),
-        ("--bf16 --window-size 5,0", HERE, "local local local local", "all layers have sliding windows"),
-        ("--attention-backend te --window-size 5,0", HERE, "te te te te", "--attention-backend te"),
+        ("--bf16 --layer-pattern swa:5,fa", HERE, "local te local te", "in 2 of 4 layers"),
+        ("--bf16 --layer-pattern swa:5", HERE, "local local local local", "all layers have sliding windows"),
+        ("--attention-backend te --layer-pattern swa:5", HERE, "te te te te", "--attention-backend te"),
         ("", HERE, "local local local local", "no --bf16"),
         ("--bf16 --attention-backend local", HERE, "local local local local", "--attention-backend local"),
         ("--bf16", findings(), "local local local local", "as the layers"),
