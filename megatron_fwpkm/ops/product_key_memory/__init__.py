@@ -1,0 +1,1 @@
+"""The static product key memory: a table that the optimizer trains, read through product keys (README.md)."""
