@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..fast_weight_memory.precision import full_precision
+from ..precision import full_precision
 from ..product_key.selection import select_slots, select_sub_keys
 
 GradientSink = Callable[[], Tensor | None]
