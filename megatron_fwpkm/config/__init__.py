@@ -9,6 +9,7 @@ from .model import ModelConfig
 from .optimizer import OptimizerConfig
 from .parallel import ParallelConfig
 from .pretrain import PretrainConfig
+from .profiling import ProfilingConfig
 from .training import CheckpointConfig, LoggingConfig, TrainingConfig
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "PretrainConfig",
+    "ProfilingConfig",
     "TrainingConfig",
 ]

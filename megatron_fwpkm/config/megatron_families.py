@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-_PROFILE = "there is no built-in profiler; remove it and run the command under `py-spy` or `nsys profile`"
+_PROFILE = (
+    "of profiling only --profile, --profile-step-start, --profile-step-end, --profile-ranks, --use-pytorch-profiler, "
+    "--record-memory-history and --memory-snapshot-path exist; remove it"
+)
 _LOG = "all metrics are always logged to metrics.jsonl (see also --tensorboard-dir, --wandb-project); remove it"
 _FSDP = (
     "FSDP is not supported; remove it, or use --use-distributed-optimizer to shard the optimizer states"
@@ -97,8 +100,7 @@ FAMILIES: dict[str, str] = {
     "data is left out by --on-nan and --loss-spike-factor alone; remove it": "iterations-to-skip",
     "fault injection is not supported; remove it": "error-injection-* fault-injector-*",
     _PROFILE: """
-        profile profile-* use-pytorch-profiler pytorch-profiler-* record-memory-history memory-snapshot-path
-        record-shapes nvtx-ranges run-workload-inspector-server gpu-sniff-test-interval""",
+        profile-* pytorch-profiler-* record-shapes nvtx-ranges run-workload-inspector-server gpu-sniff-test-interval""",
     _LOG: """
         log-params-norm log-progress log-throughput log-timers-to-tensorboard log-validation-ppl-to-tensorboard
         log-memory-to-tensorboard log-memory-interval log-device-memory-used log-num-zeros-in-grad

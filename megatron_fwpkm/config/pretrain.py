@@ -12,6 +12,7 @@ from .layer_implementation import ImplementationConfig
 from .model import ModelConfig
 from .optimizer import OptimizerConfig
 from .parallel import ParallelConfig
+from .profiling import ProfilingConfig
 from .training import CheckpointConfig, LoggingConfig, TrainingConfig
 
 
@@ -31,3 +32,4 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     faults: FaultConfig = field(default_factory=FaultConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profiling: ProfilingConfig = field(default_factory=ProfilingConfig)

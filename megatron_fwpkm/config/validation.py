@@ -25,6 +25,7 @@ from .loading import PREFIXES
 from .model import ModelConfig
 from .neighbours import near_divisors, near_multiples
 from .pretrain import PretrainConfig
+from .profiling import profiling_problems
 from .schedule_rules import schedule_problems
 from .size_rules import size_problems
 from .training_rules import training_problems
@@ -65,7 +66,8 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
     found += engine_problems(config, data_parallel_size(config, world_size) if fits and world_size else None)
     if not found:
         found = list(size_problems(config))
-    return [*found, *_batch(config, world_size), *chunk_problems(config, world_size)]
+    found += _batch(config, world_size)
+    return [*found, *chunk_problems(config, world_size), *profiling_problems(config, world_size)]
 
 
 def _kinds(config: PretrainConfig) -> Iterator[str]:

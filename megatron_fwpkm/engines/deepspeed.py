@@ -18,6 +18,7 @@ from ..config.deepspeed_options import deepspeed_options, zero_stage
 from ..config.derived import embedding_rows
 from ..layers.fast_weight_memory import FastWeightMemoryLayer
 from ..models.builder import build_model
+from ..ops.named_ranges import named_range
 from .base import Batch, StepResult
 from .deepspeed_checkpoint import ShardedLayout, load_state, save_state
 from .deepspeed_library import import_deepspeed
@@ -74,7 +75,8 @@ class DeepSpeedEngine(MegatronModelEngine):
         sums = self._run_micro_batches(batches, number, forward_only=False)
         lr = self.optimizer.param_groups[0]["lr"]
         norm = self._norm_without_sharding()
-        self._engine.step()
+        with named_range("optimizer"):
+            self._engine.step()
         self.scheduler.step(1)
         keep_replicas_together(self._config, self._iteration(), self.memories, [self.model], self._device)
         norm = self._engine.get_global_grad_norm() if norm is None else norm
@@ -91,13 +93,17 @@ class DeepSpeedEngine(MegatronModelEngine):
     def _run_micro_batches(self, batches: Iterator[Batch], number: int, *, forward_only: bool) -> Tensor:
         """[m, 3] sums of this rank's micro-batches."""
         collected = []
-        for left in reversed(range(number)):
-            self._engine.set_gradient_accumulation_boundary(left == 0)
-            token_losses, batch = self._token_losses(self._engine, next(batches))
-            loss, sums = weighted_loss(token_losses, batch["loss_mask"], self._sum_over_context)
-            collected.append(sums)
-            if not forward_only:
-                self._engine.backward(loss * self._config.parallel.context_parallel_size / number, scale_wrt_gas=False)
+        with named_range("forward" if forward_only else "forward and backward"):
+            for left in reversed(range(number)):
+                self._engine.set_gradient_accumulation_boundary(left == 0)
+                with named_range("data"):
+                    loaded = next(batches)
+                token_losses, batch = self._token_losses(self._engine, loaded)
+                loss, sums = weighted_loss(token_losses, batch["loss_mask"], self._sum_over_context)
+                collected.append(sums)
+                if not forward_only:
+                    mean = loss * self._config.parallel.context_parallel_size / number
+                    self._engine.backward(mean, scale_wrt_gas=False)
         return torch.stack(collected)
 
     def _sharded_layout(self) -> ShardedLayout:

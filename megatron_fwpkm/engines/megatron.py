@@ -22,6 +22,7 @@ from ..checkpoint.slow_weights import load_slow_weights, request_to_save_slow_we
 from ..config import PretrainConfig
 from ..distributed.ranks import any_rank
 from ..models.builder import build_model, preserve_fast_weights
+from ..ops.named_ranges import named_range
 from .base import Batch, StepResult
 from .learning_rate import build_scheduler
 from .losses import summed_loss, weighted_loss
@@ -73,7 +74,8 @@ class MegatronEngine(MegatronModelEngine):
                 return replace(skipped, lr=lr)
         else:
             sums = self._run_micro_batches(batches, number, forward_only=False)
-        succeeded, grad_norm, _ = self.optimizer.step()
+        with named_range("optimizer"):
+            succeeded, grad_norm, _ = self.optimizer.step()
         assert succeeded, "only loss scaling (fp16) skips steps"
         self.scheduler.step(1)
         keep_replicas_together(self._config, self._iteration(), self.memories, self.chunks, self._device)
@@ -103,21 +105,25 @@ class MegatronEngine(MegatronModelEngine):
         """
         source: Iterator[Batch] | list[Iterator[Batch]] = batches
         if len(self.chunks) > 1:
-            step = list(islice(batches, number))
+            with named_range("data"):
+                step = list(islice(batches, number))
             source = [iter(step) for _ in self.chunks]
-        outputs = get_forward_backward_func()(
-            forward_step_func=self._forward_step,
-            data_iterator=source,
-            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
-            num_microbatches=number,
-            seq_length=self._config.model.seq_length,
-            micro_batch_size=self._config.training.micro_batch_size,
-            forward_only=forward_only,
-        )
+        with named_range("forward" if forward_only else "forward and backward"):
+            outputs = get_forward_backward_func()(
+                forward_step_func=self._forward_step,
+                data_iterator=source,
+                model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
+                num_microbatches=number,
+                seq_length=self._config.model.seq_length,
+                micro_batch_size=self._config.training.micro_batch_size,
+                forward_only=forward_only,
+            )
         return torch.stack([output["sums"] for output in outputs]) if outputs else None
 
     def _forward_step(self, batches: Iterator[Batch], model: nn.Module) -> tuple[Tensor, Any]:
-        output, batch = self._token_losses(model, next(batches))
+        with named_range("data"):
+            loaded = next(batches)
+        output, batch = self._token_losses(model, loaded)
 
         def loss(token_losses: Tensor) -> tuple[Any, ...]:
             """What Megatron wants of a loss function: loss, tokens where they are counted, sums to report."""

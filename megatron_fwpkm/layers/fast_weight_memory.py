@@ -15,6 +15,7 @@ from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, mak
 from torch import Tensor, nn
 
 from ..ops import FastWeightOutput, FastWeightState, MemoryOptions, fast_weight_memory_, flush_pending_
+from ..ops.named_ranges import named_range
 from .documents import document_lengths
 from .fast_weight_tables import FastWeightTables
 from .memory_projections import LOCAL_PROJECTIONS, MemoryProjections
@@ -139,7 +140,8 @@ class FastWeightMemoryLayer(FastWeightTables):
         if self.config.fwpkm.gate:
             logits = self.gate_proj(self.gate_norm.scale(normalized).to(x.dtype))
             gates = logits.to(self.sub_keys.dtype).sigmoid()
-        output = self._remember(queries, values, gates, write_mask)
+        with named_range(f"memory of layer {self.layer_number}"):
+            output = self._remember(queries, values, gates, write_mask)
         if gates is None:
             output = output + values
         else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from statistics import fmean
 from typing import Protocol
@@ -64,9 +65,14 @@ class TrainingLoop:
         progress: TrainingProgress,
         samples_per_step: int,
         recovery: Recovery,
+        around_step: Callable[[int], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """`samples_per_step` is the full global batch; `metrics` writes on rank 0 and has no sinks elsewhere."""
+        """`samples_per_step` is the full global batch; `metrics` writes on rank 0 and has no sinks elsewhere.
+
+        `around_step` is entered for every step, with the number of iterations before it.
+        """
         self._recovery = recovery
+        self._around_step = around_step
         self._config = config
         self._world = world
         self._engine = engine
@@ -109,7 +115,8 @@ class TrainingLoop:
             reason = self._why_stop()
             while reason is None:
                 try:
-                    self._step(batches)
+                    with self._around_step(self.progress.iteration):
+                        self._step(batches)
                     self._finish_saving(wait=False)
                     self._garbage.after_iteration(self.progress.iteration)
                     report = self._log_if_due()

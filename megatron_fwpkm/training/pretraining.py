@@ -31,6 +31,7 @@ from .checkpointing import RunCheckpoints, TrainingProgress, save_folder
 from .loop import TrainingLoop
 from .memory_estimate import check_step_fits, check_tables_fit
 from .metrics import EveryInterval, JsonLines, MetricsLog, Sink, TensorBoard
+from .profiler import RunProfiler, check_profiling
 from .recovery import Recovery
 from .wandb_run import WandbRun, check_wandb
 from .watchdog import Watchdog
@@ -51,6 +52,7 @@ def run(resolved: Resolved, build: EngineBuilder = build_engine) -> int:
         check_choices(choose_libraries(config, installed()))
         check_installed(config, world)
         check_wandb(config.logging)
+        check_profiling(config, world.device)
         for notice in resolved.notices:
             logger.info("%s", notice)
         with save_folder(config) as manager:
@@ -83,10 +85,15 @@ def _train(resolved: Resolved, world: World, manager: CheckpointManager | None, 
             return _loader(config, engine, dataset, progress.data_position, progress.skipped_samples) or ()
 
         log_dir = on_rank_zero(lambda: _make_log_dir(resolved))
-        with open_metrics(config, world, log_dir, progress.iteration) as metrics:
+        with (
+            open_metrics(config, world, log_dir, progress.iteration) as metrics,
+            RunProfiler(config, world, log_dir, progress.iteration) as profiler,
+        ):
             _announce(config, world, global_batch, engine.num_parameters)
             recovery = Recovery(config, checkpoints, training_data)
-            loop = TrainingLoop(config, world, engine, checkpoints, metrics, progress, global_batch, recovery)
+            loop = TrainingLoop(
+                config, world, engine, checkpoints, metrics, progress, global_batch, recovery, profiler.step
+            )
             places = {"metrics": str(log_dir / "metrics.jsonl"), "tensorboard": config.logging.tensorboard_dir}
             with _watchdog(config, world, log_dir, loop):
                 loop.run(validation, test, places)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
-from megatron_fwpkm.config.layer_kind import LAYER_KINDS
+from megatron_fwpkm.config.layer_kinds import LAYER_KINDS
 from tests.architecture.sources import PACKAGE, Source, python_sources
 
 TABLES = {

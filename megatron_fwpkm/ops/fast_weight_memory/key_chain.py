@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..named_ranges import named_range
 from ..precision import full_precision
 from ..product_key.epsilons import ENTROPY_EPSILON
 from ..product_key.selection import KeptSubKeys
@@ -112,7 +113,8 @@ class KeyChain(torch.autograd.Function):
         steps = options.steps(queries, options)
         joined = steps.joins_still_pieces and not options.moves
         stretches = [_span(options.pieces)] if joined else [_alone(piece) for piece in options.pieces]
-        addressed = _address(queries, sub_keys, stretches, steps, options)
+        with named_range("memory addressing"):
+            addressed = _address(queries, sub_keys, stretches, steps, options)
         losses = queries.new_zeros(0)
         if addressed.means:
             means = torch.stack(addressed.means)
@@ -140,7 +142,7 @@ class KeyChain(torch.autograd.Function):
             grad_scores = _rows_of_span(grad_scores, options.pieces)
         width = len(SavedPiece._fields)
         saved = [SavedPiece(*tensors[first : first + width]) for first in range(0, len(tensors), width)]
-        with full_precision(queries.device):
+        with full_precision(queries.device), named_range("memory addressing backward"):
             grad_queries, grad_keys = _differentiate(ctx, queries, saved, grad_scores.contiguous())
         return options.rows.sum_shards(grad_queries), grad_keys, None
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..named_ranges import named_range
 from ..precision import full_precision
 from ..undo_log import UndoLog
 from .write_plan import AdjointPlan, ValuePiece, WritePlan, make_adjoint_plan
@@ -145,7 +146,7 @@ class ValueChain(torch.autograd.Function):
         """Last piece first, with the gradient of the table held for touched rows only."""
         if grad_reads is None:
             return (None,) * 7
-        with torch.cuda.device_of(grad_reads), full_precision(grad_reads.device):
+        with torch.cuda.device_of(grad_reads), full_precision(grad_reads.device), named_range("memory backward"):
             return *_gradients(ctx, grad_reads.contiguous()), None, None, None
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...named_ranges import named_range
 from ..rounding import round_rows
 from ..value_chain import ValueInputs, ValueSteps
 from ..write_plan import AdjointPlan, ValuePiece, WritePlan
@@ -106,11 +107,12 @@ class SparseForward(_Pass):
         With `update` write what it has become; with `keep_rows` keep the rows as they were.
         """
         segments, pairs = self.ranges(piece)
-        old = gather_rows(self.table, self.rows[segments])
-        wide = old.to(self.slot_weights.dtype)
-        places, starts = self.segments.places[pairs], self.row_starts[: piece.rows]
-        read = sum_rows(wide, places, starts, self.slot_weights[pairs])
-        self.reads[piece.first_read :][: piece.rows - piece.first_kept] = read[piece.first_kept :]
+        with named_range("memory read"):
+            old = gather_rows(self.table, self.rows[segments])
+            wide = old.to(self.slot_weights.dtype)
+            places, starts = self.segments.places[pairs], self.row_starts[: piece.rows]
+            read = sum_rows(wide, places, starts, self.slot_weights[pairs])
+            self.reads[piece.first_read :][: piece.rows - piece.first_kept] = read[piece.first_kept :]
         if keep_rows:
             self.old_rows.append(old)
         if not piece.written:
@@ -120,7 +122,8 @@ class SparseForward(_Pass):
         self.errors.append(error)
         self.squares.append(error.square().sum(-1).mul_(self.inputs.write_weights[piece.token :][: piece.written]))
         if update:
-            self._write(piece, wide, error)
+            with named_range("memory write"):
+                self._write(piece, wide, error)
 
     def _write(self, piece: ValuePiece, rows: Tensor, error: Tensor) -> None:
         """Change `rows` [U, D] of the piece and put them back."""

@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from ...kernel_forms import KernelForm
+from ...named_ranges import named_range
 from ..value_chain import ValueInputs, ValueSteps
 from ..write_plan import AdjointPlan, ValuePiece, WritePlan
 from . import value_kernels as kernels
@@ -138,12 +139,14 @@ class TritonForward(_Pass):
 
     def run(self, piece: ValuePiece, update: bool, keep_rows: bool) -> None:
         """Read a piece; write it, and keep what its rows were."""
-        self.launch(kernels.read_rows_kernel, piece, piece.rows)
+        with named_range("memory read"):
+            self.launch(kernels.read_rows_kernel, piece, piece.rows)
         pairs = piece.rows * self.width
-        if update or keep_rows:
-            self.launch(kernels.write_rows_kernel, piece, pairs, UPDATE=update, KEEP_LOG=keep_rows)
-        if update and pairs > TILE:
-            self.launch(kernels.finish_write_kernel, piece, triton.cdiv(pairs, TILE))
+        with named_range("memory write"):
+            if update or keep_rows:
+                self.launch(kernels.write_rows_kernel, piece, pairs, UPDATE=update, KEEP_LOG=keep_rows)
+            if update and pairs > TILE:
+                self.launch(kernels.finish_write_kernel, piece, triton.cdiv(pairs, TILE))
 
     def overwritten(self, piece: ValuePiece) -> tuple[Tensor, Tensor, Tensor]:
         """Slots and rows at all positions of the piece; those of first pairs are in use."""
