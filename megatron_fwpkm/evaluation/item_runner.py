@@ -41,10 +41,15 @@ class RunOptions:
 
 def check_run(model: str, output: Path, workers: int) -> None:
     """Raise ValueError for an invalid model folder, output folder or number of processes."""
-    if workers < 1:
-        raise ValueError(f"--workers {workers} must be at least 1")
+    check_output(output, workers)
     if not Path(model).is_dir():
         raise ValueError(f"--model {model} is not a folder; give an export, a checkpoint or a Hugging Face model")
+
+
+def check_output(output: Path, workers: int) -> None:
+    """Raise ValueError for an invalid output folder or number of processes."""
+    if workers < 1:
+        raise ValueError(f"--workers {workers} must be at least 1")
     place = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not place.is_dir():
         raise ValueError(f"--output {output} cannot be created: {place} is a file")

@@ -1,0 +1,1 @@
+"""A grid of small models: trained, measured and compared within a stated budget, over seeds."""
