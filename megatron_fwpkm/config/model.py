@@ -62,6 +62,8 @@ class ModelConfig:
     """Epsilon of every RMSNorm."""
     qk_layernorm: Annotated[bool, ARCHITECTURE] = True
     """Apply RMSNorm to the queries and keys of every attention head."""
+    attention_output_gate: Annotated[bool, ARCHITECTURE] = False
+    """Multiply what every attention head gives by a gate: the sigmoid of another projection as wide as the queries."""
     add_bias_linear: Annotated[bool, ARCHITECTURE] = False
     """Add biases to the linear layers of attention and MLP (the memory block always has them)."""
     untie_embeddings_and_output_weights: Annotated[bool, ARCHITECTURE] = False

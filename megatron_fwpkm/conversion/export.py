@@ -166,6 +166,7 @@ def weight_shapes(contents: CheckpointContents) -> WeightShapes:
         kv_channels(model),
         contents.vocab_size,
         contents.padded_vocab_size,
+        model.attention_output_gate,
     )
 
 
@@ -185,6 +186,7 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
         # Megatron counts the tokens to the left, Transformers the token itself too.
         attention_windows=[None if window is None else window + 1 for window in layer_windows(model)],
         qk_norm=model.qk_layernorm,
+        attention_output_gate=model.attention_output_gate,
         linear_bias=model.add_bias_linear,
         attention_dropout=model.attention_dropout,
         hidden_dropout=model.hidden_dropout,

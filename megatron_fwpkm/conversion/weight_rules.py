@@ -24,6 +24,7 @@ class WeightShapes:
         head_dim: width of a head.
         vocab_size: rows of the embedding in Hugging Face form.
         padded_vocab_size: rows in Megatron form.
+        output_gate: whether attention has gates, as many and as wide as query heads.
     """
 
     num_query_groups: int
@@ -31,6 +32,7 @@ class WeightShapes:
     head_dim: int
     vocab_size: int
     padded_vocab_size: int
+    output_gate: bool = False
 
 
 class Transform(Protocol):
@@ -71,20 +73,27 @@ class Vocabulary:
 
 
 class GroupedHeads:
-    """Megatron stacks, group after group, the query heads of a group, its key head and its value head."""
+    """Megatron stacks, group after group, the query heads of a group, their gates, its key head and its value head.
+
+    Gates are there with an output gate. In Hugging Face form the gate of a head then follows its query in `q_proj`.
+    """
 
     def to_hf(self, tensor: Tensor, shapes: WeightShapes) -> tuple[Tensor, ...]:
         """The query, key and value projections."""
-        heads = shapes.queries_per_group + 2
+        queries = [shapes.queries_per_group] * (2 if shapes.output_gate else 1)
+        heads = sum(queries) + 2
         _expect_rows(tensor, shapes.num_query_groups * heads * shapes.head_dim, "query, key and value heads")
-        groups = tensor.view(shapes.num_query_groups, heads * shapes.head_dim, *tensor.shape[1:])
-        parts = groups.split([shapes.queries_per_group * shapes.head_dim, shapes.head_dim, shapes.head_dim], dim=1)
-        return tuple(part.flatten(0, 1) for part in parts)
+        groups = tensor.view(shapes.num_query_groups, heads, shapes.head_dim, *tensor.shape[1:])
+        *queries_and_gates, keys, values = groups.split([*queries, 1, 1], dim=1)
+        return tuple(part.flatten(0, 2) for part in (torch.cat(queries_and_gates, dim=2), keys, values))
 
     def to_megatron(self, tensors: tuple[Tensor, ...], shapes: WeightShapes) -> Tensor:
         """The three projections, stacked by group."""
-        groups = [tensor.unflatten(0, (shapes.num_query_groups, -1)) for tensor in tensors]
-        return torch.cat(groups, dim=1).flatten(0, 1)
+        width = shapes.head_dim
+        heads = [tensor.unflatten(0, (shapes.num_query_groups, -1, width)) for tensor in tensors[1:]]
+        wide = 2 * width if shapes.output_gate else width
+        queries = tensors[0].unflatten(0, (shapes.num_query_groups, -1, wide)).split(width, dim=2)
+        return torch.cat([*queries, *heads], dim=1).flatten(0, 2)
 
 
 class GateAndUp:

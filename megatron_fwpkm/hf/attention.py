@@ -160,14 +160,15 @@ class WindowLayer(DynamicSlidingWindowLayer):
 
 
 class FwPKMAttention(nn.Module):
-    """Grouped-query attention with rotary positions, optional per-head norms and an optional sliding window."""
+    """Grouped-query attention with rotary positions; optional are norms per head, a sliding window, an output gate."""
 
     def __init__(self, config: FwPKMHFConfig, layer_idx: int):
         super().__init__()
         self.layer_idx, self.head_dim, self.window = layer_idx, config.head_dim, config.attention_windows[layer_idx]
-        self.dropout = config.attention_dropout
+        self.dropout, self.output_gate = config.attention_dropout, config.attention_output_gate
         width, bias = config.hidden_size, config.linear_bias
-        self.q_proj = nn.Linear(width, config.num_attention_heads * self.head_dim, bias=bias)
+        queries = config.num_attention_heads * (2 if self.output_gate else 1)
+        self.q_proj = nn.Linear(width, queries * self.head_dim, bias=bias)
         self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
         self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, width, bias=bias)
@@ -180,6 +181,9 @@ class FwPKMAttention(nn.Module):
         heads = (-1, self.head_dim)
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (project(hidden).unflatten(-1, heads).transpose(1, 2) for project in projections)
+        gate = None
+        if self.output_gate:  # the heads of q are query and gate in turn
+            q, gate = q[:, 0::2], q[:, 1::2]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
@@ -187,4 +191,7 @@ class FwPKMAttention(nn.Module):
             k, v = cache.update(k, v, self.layer_idx)
         mask = None if key_mask is None else key_mask[:, -k.shape[2] :]
         dropout = self.dropout if self.training else 0.0
-        return self.o_proj(causal_attention(q, k, v, self.window, mask, dropout).transpose(1, 2).flatten(2))
+        seen = causal_attention(q, k, v, self.window, mask, dropout)
+        if gate is not None:
+            seen = (seen * torch.sigmoid(gate.float())).to(seen.dtype)
+        return self.o_proj(seen.transpose(1, 2).flatten(2))

@@ -77,7 +77,7 @@ NUMBERS: dict[str, Number] = {
     "num_hidden_layers": Number(1, MOST_LAYERS),
     "num_attention_heads": _SIZE,
     "num_key_value_heads": _SIZE,
-    "head_dim": _SIZE,
+    "head_dim": Number(1, 1 << 20),
     "attention_dropout": _SHARE,
     "hidden_dropout": _SHARE,
     "rope_theta": Number(1, 1e15, whole=False, above=True),
@@ -98,6 +98,7 @@ NUMBERS: dict[str, Number] = {
 }
 SWITCHES = (
     "qk_norm",
+    "attention_output_gate",
     "linear_bias",
     "tie_word_embeddings",
     "use_cache",

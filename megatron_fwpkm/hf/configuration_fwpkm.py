@@ -30,6 +30,8 @@ class FwPKMHFConfig(PreTrainedConfig):
         attention_windows: per layer the tokens that sliding attention sees, the token itself included; None in layers
             with another token mixer, which is the default for all.
         qk_norm: RMSNorm on queries and keys of every head.
+        attention_output_gate: what every head of attention gives is multiplied by the sigmoid of a gate, which q_proj
+            makes behind the query of the head.
         linear_bias: biases in the linears of attention and MLP (the memory block always has them).
         attention_dropout: dropout of attention weights in training.
         hidden_dropout: dropout of the residual branches in training.
@@ -83,6 +85,7 @@ class FwPKMHFConfig(PreTrainedConfig):
     head_dim: int = None  # type: ignore[assignment]
     attention_windows: list[int | None] = None  # type: ignore[assignment]
     qk_norm: bool = True
+    attention_output_gate: bool = False
     linear_bias: bool = False
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0

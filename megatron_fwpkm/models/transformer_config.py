@@ -63,6 +63,7 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
         layernorm_zero_centered_gamma=True,  # as in `MegatronRMSNorm`; read by Transformer Engine's norms only
         layernorm_epsilon=model.norm_epsilon,
         qk_layernorm=model.qk_layernorm,
+        attention_output_gate=model.attention_output_gate,
         add_bias_linear=model.add_bias_linear,
         gated_linear_unit=True,
         activation_func=F.silu,

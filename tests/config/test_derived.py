@@ -77,6 +77,11 @@ def test_parameters_by_hand():
     assert parameter_counts.num_parameters(TINY, 9) == sum(parts.values())
 
 
+def test_the_output_gate_of_attention_is_as_wide_as_the_queries():
+    gated = replace(TINY, model=replace(TINY.model, attention_output_gate=True))
+    assert parameter_counts.num_parameters(gated, 9) - parameter_counts.num_parameters(TINY, 9) == 2 * 6 * 6
+
+
 def test_untied_output_and_no_gate():
     untied = replace(TINY, model=replace(TINY.model, untie_embeddings_and_output_weights=True))
     assert parameter_counts.num_parameters(untied, 9) - parameter_counts.num_parameters(TINY, 9) == 72

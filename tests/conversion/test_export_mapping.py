@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -51,6 +53,20 @@ def test_heads_are_taken_out_of_their_groups() -> None:
     assert torch.equal(q, torch.cat([blocks[f"q{group}{head}"] for group in range(2) for head in range(3)]))
     assert torch.equal(k, torch.cat([blocks["k00"], blocks["k10"]]))
     assert torch.equal(v, torch.cat([blocks["v00"], blocks["v10"]]))
+
+
+def test_gates_follow_their_queries() -> None:
+    """With an output gate Megatron stacks q q q g g g k v, Transformers q g q g q g."""
+    gated = replace(SHAPES, output_gate=True)
+    names = [f"{kind}{group}{head}" for group in range(2) for kind, heads in (("q", 3), ("g", 3), ("k", 1), ("v", 1))
+             for head in range(heads)]  # fmt: skip
+    blocks = {name: torch.full((4, 3), float(index)) for index, name in enumerate(names)}
+    megatron = torch.cat(list(blocks.values()))
+    q, k, v = GroupedHeads().to_hf(megatron, gated)
+    order = [f"{kind}{group}{head}" for group in range(2) for head in range(3) for kind in "qg"]
+    assert torch.equal(q, torch.cat([blocks[name] for name in order]))
+    assert torch.equal(k, torch.cat([blocks["k00"], blocks["k10"]]))
+    assert torch.equal(GroupedHeads().to_megatron((q, k, v), gated), megatron)
 
 
 def test_halves_vocabulary_and_extra_state() -> None:

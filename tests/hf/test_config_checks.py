@@ -55,6 +55,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"num_key_value_heads": 0}, "num_key_value_heads=0 must be an integer of at least 1"),
     ({"num_key_value_heads": 3}, "num_attention_heads=4 is not divisible by num_key_value_heads=3"),
     ({"head_dim": None, "hidden_size": 18}, "hidden_size=18 is not divisible by num_attention_heads=4; .* head_dim"),
+    ({"head_dim": 10**400}, "head_dim=1000.* must be an integer of at least 1 and at most 1,048,576"),
     ({"head_dim": 6}, "head_dim=6 times partial_rotary_factor=0.5 rotates 3 channels"),
     ({"partial_rotary_factor": 0.1}, "head_dim=4 times partial_rotary_factor=0.1 rotates 0 channels"),
     ({"rope_theta": 0}, "rope_theta=0 must be a finite number above 1"),

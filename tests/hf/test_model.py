@@ -26,7 +26,7 @@ LAYOUTS = [
         "fwpkm_gate": False,
     },
     {"fwpkm_score": "dot_product", "fwpkm_lookahead": 2, "fwpkm_num_heads": 2, "fwpkm_normalize_targets": False},
-    {"fwpkm_layers": []},
+    {"fwpkm_layers": [], "attention_output_gate": True},
 ]
 
 

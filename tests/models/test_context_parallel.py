@@ -19,7 +19,7 @@ _MEMORIES: dict[str, dict[str, Any]] = {
         "gate": False,
         "num_heads": 2,
         "boundary": "carry",
-        "model": {"layer_pattern": "swa:30,fa,swa:14"},
+        "model": {"layer_pattern": "swa:30,fa,swa:14", "attention_output_gate": True},
     },
     "sequence parallel": {"sequence_parallel": True},
     "recomputed": {"training": {"recompute_granularity": "selective"}},

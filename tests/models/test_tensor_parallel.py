@@ -14,7 +14,9 @@ pytestmark = pytest.mark.layouts
 _MEMORIES: dict[str, dict[str, Any]] = {
     "carried": {},
     "document": {"reset": "document"},
-    "several heads, no gate": {"gate": False, "num_heads": 2, "boundary": "carry"},
+    "several heads, no gate": {
+        "gate": False, "num_heads": 2, "boundary": "carry", "model": {"attention_output_gate": True}
+    },
 }
 _CASES = [(name, sequence_parallel) for name in _MEMORIES for sequence_parallel in (False, True)]
 

@@ -16,7 +16,7 @@ from tests.transformer_engine.runs import IMPLEMENTATIONS, SMALL, attention, tra
 
 pytestmark = needs_sources
 
-FOUR_LAYERS = replace(SMALL.model, num_layers=4, layer_pattern="swa:5,fa,swa:9,fa")
+FOUR_LAYERS = replace(SMALL.model, num_layers=4, layer_pattern="swa:5,fa,swa:9,fa", attention_output_gate=True)
 
 LAYOUTS = {
     "one process": ParallelConfig(use_distributed_optimizer=True),

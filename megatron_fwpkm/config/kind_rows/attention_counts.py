@@ -14,9 +14,15 @@ def attention_parameters(config: PretrainConfig) -> ShardedCount:
     hidden, head, bias = model.hidden_size, kv_channels(model), int(model.add_bias_linear)
     queries, keys = model.num_attention_heads * head, num_query_groups(model) * head
     return ShardedCount(
-        sharded=(hidden + bias) * (queries + 2 * keys) + queries * hidden,
+        sharded=(hidden + bias) * (_queries_and_gates(config) + 2 * keys) + queries * hidden,
         replicated=bias * hidden + (2 * head if model.qk_layernorm else 0),
     )
+
+
+def _queries_and_gates(config: PretrainConfig) -> int:
+    """Width of the queries, with the gate on what their heads give."""
+    queries = config.model.num_attention_heads * kv_channels(config.model)
+    return 2 * queries if config.model.attention_output_gate else queries
 
 
 def attention_activation_bytes(config: PretrainConfig) -> ShardedCount:
@@ -26,14 +32,15 @@ def attention_activation_bytes(config: PretrainConfig) -> ShardedCount:
     keys_and_values = 2 * num_query_groups(model) * kv_channels(model)
     # Context-parallel ranks attend to the keys and values of all.
     everyones = (6 + size) * keys_and_values * config.parallel.context_parallel_size
-    return ShardedCount(sharded=(8 + 3 * size) * queries + everyones)
+    gate = (4 + 2 * size) * queries if model.attention_output_gate else 0
+    return ShardedCount(sharded=(8 + 3 * size) * queries + gate + everyones)
 
 
 def attention_flops(config: PretrainConfig, layer_number: int) -> float:
     """Operations of one token: the linears, the scores of the tokens that it sees, and the sum of their values."""
     model = config.model
     queries, keys = model.num_attention_heads * kv_channels(model), num_query_groups(model) * kv_channels(model)
-    linears = model.hidden_size * (2 * queries + 2 * keys)
+    linears = model.hidden_size * (queries + _queries_and_gates(config) + 2 * keys)
     seen = mean_tokens_seen(model.seq_length, layer_windows(model)[layer_number - 1])
     return 2.0 * (linears + 2 * queries * seen)
 
@@ -44,7 +51,7 @@ def attention_fp8_widths(config: PretrainConfig) -> dict[str, int]:
     head, groups = kv_channels(model), num_query_groups(model)
     return {
         "the width of all query heads": model.num_attention_heads * head // ranks,
-        "the width of all query, key and value heads": (model.num_attention_heads + 2 * groups) * head // ranks,
+        "the width of all query, key and value heads": (_queries_and_gates(config) + 2 * groups * head) // ranks,
     }
 
 
