@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_fwpkm.config.loading import parse_pretrain
+from megatron_fwpkm.config.parameter_counts import num_parameters
+from megatron_fwpkm.config.validation import problems
 from megatron_fwpkm.evaluation.ablation.grid import command_words, read_grid
+from tests.architecture.sources import ROOT
 
 WHOLE = {
     "base": "base.yaml",
@@ -75,3 +79,19 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match="must contain the keys base, seeds, axes, reference"):
         read_grid(tmp_path / "list.yaml")
+
+
+def test_the_example_can_be_trained() -> None:
+    grid = read_grid(ROOT / "examples" / "ablation" / "grid.yaml")
+    data = ["--data-path", "corpus", "--tokenizer-model", "tokenizer.model", "--save", "somewhere"]
+    for trial in grid.trials():
+        config = parse_pretrain(["--config", str(grid.base), *data, *command_words(trial.flags)]).config
+        assert list(problems(config, 1)) == []
+    parameters = {
+        trial.choices[0]: num_parameters(
+            parse_pretrain(["--config", str(grid.base), *data, *command_words(trial.flags)]).config, 2048
+        )
+        for trial in grid.trials()
+    }
+    least, most = min(parameters.values()), max(parameters.values())
+    assert most < 1.005 * least, f"the choices of the first axis are not of equal size: {parameters}"
