@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from .field_metadata import ARCHITECTURE, MAY_CHANGE, NOT_COMPARED, SAME_RUN, TRAINING_ONLY, AtLeast, AtMost
+from .field_metadata import ARCHITECTURE, MAY_CHANGE, NOT_COMPARED, SAME_RUN, TRAINING_ONLY, AtLeast, AtMost, Between
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class FwPKMConfig:
     reset: Annotated[Literal["never", "step", "document"], MAY_CHANGE] = "never"
     """When training resets the memory to its initial state: never, before every step, or at the start of every
     document."""
+    pswa_probability: Annotated[float, Between(0, 1), MAY_CHANGE, TRAINING_ONLY] = 0.0
+    """Probability that in a training step all layers with full attention (fa in --layer-pattern) see --window-size
+    only, so that the model learns to use its memory; one draw per step for the whole model, none in evaluation."""
     dp_sync: Annotated[Literal["average"] | None, MAY_CHANGE, TRAINING_ONLY] = None
     """How data-parallel replicas synchronise their memories: not at all (none), or by taking their mean at an interval
     (average)."""

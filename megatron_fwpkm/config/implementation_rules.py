@@ -27,6 +27,8 @@ def why_no_engine_attention(config: PretrainConfig) -> str | None:
     width = kv_channels(config.model)
     if not config.training.bf16:
         return "no --bf16, which Transformer Engine's needs"
+    if config.fwpkm.pswa_probability:
+        return "Transformer Engine's keeps its windows, which --fwpkm-pswa-probability changes from step to step"
     if config.data.reset_attention_mask:
         return "Transformer Engine's does not keep documents apart, as --reset-attention-mask asks"
     if width % 8 or width > _WIDEST_HEAD:

@@ -51,6 +51,7 @@ class LayerKind:
         fp8_widths: inputs and outputs of its linears on one rank, by what they are called: FP8 takes whole blocks.
         within_window: a token mixer that sees --window-size tokens before a token, or the window that --layer-pattern
             gives it.
+        narrowed_in_training: a token mixer that sees --window-size only in steps that --fwpkm-pswa-probability draws.
         context_parallel: it runs with --context-parallel-size above 1.
         separates_documents: it keeps documents apart with --reset-attention-mask.
     """
@@ -66,6 +67,7 @@ class LayerKind:
     divided: Callable[[PretrainConfig], dict[str, int]] = _nothing
     fp8_widths: Callable[[PretrainConfig], dict[str, int]] = _nothing
     within_window: bool = False
+    narrowed_in_training: bool = False
     context_parallel: bool = False
     separates_documents: bool = False
 

@@ -103,8 +103,11 @@ def _advice(name: str, known: dict[str, LayerKind]) -> str:
     return f"{meant} choose from: {', '.join(f'{kind.name} ({kind.label})' for kind in known.values())}"
 
 
-def window_problems(model: ModelConfig) -> Iterator[str]:
-    """What is wrong with --window-size, and with windows where --layer-pattern is valid, in sentences."""
+def window_problems(model: ModelConfig, used_elsewhere: bool) -> Iterator[str]:
+    """What is wrong with --window-size, and with windows where --layer-pattern is valid, in sentences.
+
+    `used_elsewhere` says whether --window-size has an effect without a layer that sees a window.
+    """
     parts = dict.fromkeys(part._replace(layers=1) for part in read_pattern(model.layer_pattern))
     if model.window_size is not None:
         yield from _window_size_problems(model.window_size)
@@ -125,7 +128,7 @@ def window_problems(model: ModelConfig) -> Iterator[str]:
             f"--layer-pattern {model.layer_pattern} has {without[0]}, which needs a window: give --window-size LEFT,0, "
             "as in 511,0 (a token and the 511 before it)"
         )
-    if not without and model.window_size is not None:
+    if not without and model.window_size is not None and not used_elsewhere:
         windowed = [kind.name for kind in LAYER_KINDS.values() if kind.within_window]
         yield (
             f"--window-size {model.window_size[0]},{model.window_size[1]} has no effect, because no part of "

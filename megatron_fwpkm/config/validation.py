@@ -26,6 +26,7 @@ from .model import ModelConfig
 from .neighbours import near_divisors, near_multiples
 from .pretrain import PretrainConfig
 from .profiling import profiling_problems
+from .pswa import pswa_problems
 from .schedule_rules import schedule_problems
 from .size_rules import size_problems
 from .training_rules import training_problems
@@ -117,7 +118,8 @@ def _attention(config: PretrainConfig) -> Iterator[str]:
 
 
 def _windows(config: PretrainConfig) -> Iterator[str]:
-    yield from window_problems(config.model)
+    yield from window_problems(config.model, config.fwpkm.pswa_probability > 0)
+    yield from pswa_problems(config)
 
 
 def _tables(fwpkm: FwPKMConfig) -> Iterator[str]:

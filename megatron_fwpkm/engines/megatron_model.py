@@ -19,9 +19,11 @@ from ..checkpoint.record import FAST_WEIGHTS_FOLDER, Layout
 from ..checkpoint.slow_weights import unwrap
 from ..config import PretrainConfig
 from ..config.derived import global_batch_size
+from ..config.pswa import is_windowed, pswa_window
 from ..config.saved_replicas import averaged_after
 from ..distributed.megatron_versions import part_of_context_rank
 from ..distributed.ranks import world_size
+from ..layers.training_window import set_training_windows
 from ..models.builder import memory_layers, preserve_fast_weights
 from .base import Batch
 from .losses import Losses, mean_over_batches, mean_over_tokens
@@ -56,6 +58,9 @@ class MegatronModelEngine(ABC):
         """Reset what a step resets; returns the micro-batches of its `samples` sequences, or of a global batch."""
         self._set_training(True)
         self._reset_for_step()
+        if self._config.fwpkm.pswa_probability:
+            windowed = is_windowed(self._config, self._iteration())
+            set_training_windows(self._modules, pswa_window(self._config) if windowed else None)
         if samples is None:
             return self._num_microbatches
         return samples // (self._config.training.micro_batch_size * self.layout.data_parallel)

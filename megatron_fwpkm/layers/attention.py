@@ -21,11 +21,12 @@ from torch.nn.attention.bias import causal_lower_right
 
 from .documents import document_lengths
 from .table_sharding import ContextSharding
+from .training_window import NarrowedInTraining
 
 _SMALLEST_BLOCK = 32  # smaller ones are slower on CPU and GPU alike
 
 
-class WindowedAttention(MegatronModule):
+class WindowedAttention(NarrowedInTraining, MegatronModule):
     """Core attention in which a token sees itself and, with a window, at most `window` tokens before it.
 
     With a window, queries are taken in blocks that see their own and the preceding keys only, so that memory and work
@@ -101,8 +102,9 @@ class WindowedAttention(MegatronModule):
         assert query.shape[0] == key.shape[0]
         # Heads differ between tensor-parallel ranks, so their dropout must, too.
         dropout = self.dropout if self.training else 0.0
+        window = self.training_window if self.window is None and self.training else self.window
         with get_cuda_rng_tracker().fork() if dropout else nullcontext():
-            attend = partial(windowed_attention, window=self.window, scale=self.softmax_scale, dropout=dropout)
+            attend = partial(windowed_attention, window=window, scale=self.softmax_scale, dropout=dropout)
             if attention_mask is not None:
                 attend = partial(attention_by_document, document_lengths(attention_mask), attend)
             if self.context.size == 1:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from ..config import PretrainConfig
 from ..config.batch_schedule import step_samples
+from ..config.pswa import count_windowed
 from ..distributed.ranks import any_rank
 from ..distributed.startup import World
 from ..engines.base import Batch, Engine, StepResult
@@ -201,6 +202,9 @@ class TrainingLoop:
             "memory_gib": peak_memory_gib(self._engine.peak_device_memory()),
             "memory": report.as_record(),
         }
+        if config.fwpkm.pswa_probability:
+            taken = range(progress.iteration - len(progress.window), progress.iteration)
+            record["pswa_share"] = count_windowed(config, taken) / len(taken)
         self._metrics.write("train", record)
         remaining = config.training.train_iters - progress.iteration
         logger.info("%s", progress_line(record, config.training.train_iters, remaining * self._seconds_per_iteration()))

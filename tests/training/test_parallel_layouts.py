@@ -78,8 +78,9 @@ class Layout:
         if self.packed:
             config = change(config, "data", **APART)
             config = change(config, "training", micro_batch_size=2, global_batch_size=8)
-        if precision == "float64":
-            return config
+        if precision == "float64":  # with windows in the first two of the four steps
+            config = change(config, "fwpkm", pswa_probability=0.3)
+            return change(config, "model", window_size=(6, 0))
         # Few large slots moved by whole steps, and Adam's division by small moments, both blow up differences at
         # rounding level within some steps: small addressing steps and a large epsilon keep the losses together.
         return change(change(config, "fwpkm", addressing_weight=0.1), "optimizer", adam_eps=1e-3)

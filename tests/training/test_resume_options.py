@@ -60,6 +60,7 @@ ENGINE: dict[tuple[str, str], dict[str, Any]] = {
     ("fwpkm", "addressing_weight"): {"addressing_weight": 0.1},
     ("fwpkm", "boundary"): {"boundary": "carry"},
     ("fwpkm", "reset"): {"reset": "step"},
+    ("fwpkm", "pswa_probability"): {"pswa_probability": 0.5},
     ("fwpkm", "dp_sync"): {"dp_sync": "average"},
     ("fwpkm", "dp_sync_interval"): {"dp_sync_interval": 3},
     ("fwpkm", "table_dtype"): {"table_dtype": "bf16"},

@@ -15,6 +15,12 @@ from .attention_counts import (
 )
 
 
+def _reach(config: PretrainConfig, layer_number: int) -> str:
+    window, probability = config.model.window_size, config.fwpkm.pswa_probability
+    narrowed = f"; in training {window[0]:,} with probability {probability:g}" if probability and window else ""
+    return f"all tokens before{narrowed}"
+
+
 def _summary(config: PretrainConfig, layer_numbers: Sequence[int]) -> str:
     count, layers = len(layer_numbers), config.model.num_layers
     where = "" if count == layers else f" in {count} of {layers} layers"
@@ -28,10 +34,11 @@ FULL_ATTENTION = LayerKind(
     parameters=attention_parameters,
     activation_bytes=attention_activation_bytes,
     flops=attention_flops,
-    reach=lambda config, layer_number: "all tokens before",
+    reach=_reach,
     summary=_summary,
     divided=attention_divided,
     fp8_widths=attention_fp8_widths,
+    narrowed_in_training=True,
     context_parallel=True,
     separates_documents=True,
 )
