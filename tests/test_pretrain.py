@@ -143,6 +143,9 @@ def test_what_lies_in_a_checkpoint(dataset: str, tmp_path: Path) -> None:
     assert names == {"model", "fast_weights", "run.json", "config.yaml", "rng_00000.pt"}
     record = json.loads((folder / "run.json").read_text())
     assert (record["iteration"], record["consumed_samples"], record["vocab_size"]) == (2, 8, NUMBERS + 1)
+    (saved,) = (found for found in read_records(tmp_path / "metrics.jsonl") if found["kind"] == "save")
+    files = (path for path in folder.rglob("*") if path.is_file())
+    assert (saved["iteration"], saved["bytes"]) == (2, sum(len(path.read_bytes()) for path in files))
     assert (tmp_path / "latest").read_text() == "iter_0000002\n"
     contents = read_checkpoint(tmp_path)
     assert contents.config.model.hidden_size == 32 and contents.padded_vocab_size == 64

@@ -23,6 +23,23 @@ class Role(Enum):
     MLP = "mlp"
 
 
+@dataclass(frozen=True)
+class TableTraffic:
+    """Bytes of fast weights that one token moves in a step, on average over a sequence and over all ranks together."""
+
+    reads: float
+    """Out of the tables, once per chunk."""
+    writes: float
+    """Back into them."""
+    undo_log: float
+    """Into what is kept for the backward pass, and out of it."""
+
+    @property
+    def total(self) -> float:
+        """Everything together."""
+        return self.reads + self.writes + self.undo_log
+
+
 def _nothing(config: PretrainConfig) -> dict[str, int]:
     return {}
 
@@ -47,6 +64,8 @@ class LayerKind:
         flops: floating-point operations of one token in the forward pass of a layer (number from 1), on average over a
             sequence, by the convention of `model_flops`; None for a kind from outside the package that only multiplies
             by its slow weights, once each.
+        traffic: bytes of fast weights that a token moves; the second argument is the share of the reads of a chunk that
+            are the only ones or the first of their slot. None for a kind that has no tables, or counts none.
         divided: flags and values of what is spread over tensor-parallel ranks, which must divide it.
         fp8_widths: inputs and outputs of its linears on one rank, by what they are called: FP8 takes whole blocks.
         within_window: a token mixer that sees --window-size tokens before a token, or the window that --layer-pattern
@@ -64,6 +83,7 @@ class LayerKind:
     reach: Callable[[PretrainConfig, int], str] = lambda config, layer_number: ""
     summary: Callable[[PretrainConfig, Sequence[int]], str] = _unsaid
     flops: Callable[[PretrainConfig, int], float] | None = None
+    traffic: Callable[[PretrainConfig, float], TableTraffic] | None = None
     divided: Callable[[PretrainConfig], dict[str, int]] = _nothing
     fp8_widths: Callable[[PretrainConfig], dict[str, int]] = _nothing
     within_window: bool = False

@@ -102,7 +102,7 @@ FAMILIES: dict[str, str] = {
     _PROFILE: """
         profile-* pytorch-profiler-* record-shapes nvtx-ranges run-workload-inspector-server gpu-sniff-test-interval""",
     _LOG: """
-        log-params-norm log-progress log-throughput log-timers-to-tensorboard log-validation-ppl-to-tensorboard
+        log-params-norm log-progress log-timers-to-tensorboard log-validation-ppl-to-tensorboard
         log-memory-to-tensorboard log-memory-interval log-device-memory-used log-num-zeros-in-grad
         log-max-attention-logit log-world-size-to-tensorboard log-energy log-straggler straggler-* timing-log-*
         barrier-with-level-1-timing logging-level config-logger-dir

@@ -74,7 +74,6 @@ MEGATRON_FLAGS = {
     "initialization": _INIT,
     "is-hybrid-model": _PATTERN,
     "linear-attention-freq": _PATTERN,
-    "log-throughput": "every progress line shows the throughput; remove it",
     "lr-decay-samples": f"{_ITERATIONS}; use --lr-decay-iters instead",
     "lr-warmup-fraction": f"{_ITERATIONS}; use --lr-warmup-iters instead",
     "lr-warmup-init": "the warm-up (--lr-warmup-iters) always starts from 0; remove it",

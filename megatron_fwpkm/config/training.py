@@ -123,6 +123,12 @@ class LoggingConfig:
     """Number of iterations between two progress lines."""
     log_dir: Annotated[str | None, NOT_COMPARED] = None
     """Folder for metrics.jsonl and the resolved configuration (default: --save if given, else runs/<date>)."""
+    log_throughput: Annotated[bool, NOT_COMPARED] = False
+    """Record the achieved TFLOP/s of each device, their share of the device's peak (MFU), and the bytes per second that
+    the memories move."""
+    peak_tflops: Annotated[float | None, Above(0), NOT_COMPARED] = None
+    """With --log-throughput: the peak of a device in TFLOP/s, against which MFU is measured (default: the published
+    dense bfloat16 peak of an A100, H100, H200 or B200 with --bf16; none on other devices and in float32)."""
     tensorboard_dir: Annotated[str | None, NOT_COMPARED] = None
     """Folder for TensorBoard events (default: none are written)."""
     tensorboard_queue_size: Annotated[int, AtLeast(1), NOT_COMPARED] = 1000

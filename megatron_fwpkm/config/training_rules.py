@@ -50,6 +50,8 @@ def _logging(config: PretrainConfig) -> Iterator[str]:
                 f"--tensorboard-log-interval {interval} must be a multiple of --log-interval {logging.log_interval}, "
                 "at which records are made"
             )
+    if logging.peak_tflops is not None and not logging.log_throughput:
+        yield f"--peak-tflops {logging.peak_tflops:g} has no effect without --log-throughput: add it"
     if logging.wandb_project is None:
         for name in ("exp_name", "entity", "save_dir"):
             if (value := getattr(logging, f"wandb_{name}")) is not None:

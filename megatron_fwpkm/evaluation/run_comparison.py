@@ -14,8 +14,12 @@ from typing import Any
 
 from ..config.counted_things import count_things
 
-CLOCK_FIELDS = frozenset({"seconds", "tokens_per_second", "memory_gib", "peak_memory_gib", "places"})
+CLOCK_FIELDS = frozenset(
+    "seconds tokens_per_second tflops_per_device mfu memory_gb_per_second memory_gib peak_memory_gib places".split()
+)
 """Fields of metrics.jsonl that differ from run to run: times, memory of the process, paths."""
+_UNCOMPARED_KINDS = frozenset({"save"})
+"""Records that say nothing about numbers."""
 _METRICS, _RESULTS, _WEIGHTS = "metrics.jsonl", "results.csv", "*.safetensors"
 
 
@@ -85,17 +89,19 @@ def _records(path: Path) -> list[Any]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error.msg}") from error
-        records.append({key: value for key, value in record.items() if key not in CLOCK_FIELDS})
+        if record.get("kind") not in _UNCOMPARED_KINDS:
+            records.append({key: value for key, value in record.items() if key not in CLOCK_FIELDS})
     return records
 
 
 def _compare_records(name: str, before: list[Any], after: list[Any]) -> Comparison:
-    compared = count_things(len(before), "row" if name.endswith(_RESULTS) else "record")
+    one = "row" if name.endswith(_RESULTS) else "record"
+    compared = count_things(len(before), one)
     for number, (old, new) in enumerate(zip(before, after, strict=False), 1):
         if repr(old) != repr(new):  # as text, so that NaN equals NaN and 0.0 differs from -0.0
-            return Comparison(name, compared, f"line {number} differs: {_first_change(old, new)}")
+            return Comparison(name, compared, f"{one} {number} differs: {_first_change(old, new)}")
     if len(before) != len(after):
-        return Comparison(name, compared, f"the number of lines changed from {len(before)} to {len(after)}")
+        return Comparison(name, compared, f"the number of {one}s changed from {len(before)} to {len(after)}")
     return Comparison(name, compared, None)
 
 

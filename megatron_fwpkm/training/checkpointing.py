@@ -34,6 +34,11 @@ _RECOVERY = ("skipped_samples", "recoveries", "recent_losses", "spike_steps")
 logger = logging.getLogger("megatron_fwpkm")
 
 
+def folder_bytes(folder: str | None) -> int:
+    """Bytes of all files in a checkpoint's folder; 0 without one."""
+    return 0 if folder is None else sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+
+
 @dataclass
 class TrainingProgress:
     """The progress of a run and the state of its logs and guards; saved with every checkpoint."""

@@ -18,7 +18,7 @@ from ..distributed.ranks import any_rank
 from ..distributed.startup import World
 from ..engines.base import Batch, Engine, StepResult
 from ..engines.memory_report import MemoryReport
-from .checkpointing import TrainingProgress
+from .checkpointing import TrainingProgress, folder_bytes
 from .garbage import GarbageCollection
 from .guards import MemoryGuard, TrainingDivergedError, check_finite
 from .metrics import JsonRecord, MetricsLog, median_or_zero, peak_memory_gib, progress_line, summary_lines
@@ -67,13 +67,15 @@ class TrainingLoop:
         samples_per_step: int,
         recovery: Recovery,
         around_step: Callable[[int], AbstractContextManager[object]] = nullcontext,
+        figures: Callable[[int, float, MemoryReport], JsonRecord] = lambda tokens, seconds, report: {},
     ) -> None:
         """`samples_per_step` is the full global batch; `metrics` writes on rank 0 and has no sinks elsewhere.
 
-        `around_step` is entered for every step, with the number of iterations before it.
+        `around_step` is entered for every step, with the number of iterations before it. `figures` adds to the record
+        of an interval, by its tokens, the seconds of its steps and the memories after it.
         """
         self._recovery = recovery
-        self._around_step = around_step
+        self._around_step, self._figures = around_step, figures
         self._config = config
         self._world = world
         self._engine = engine
@@ -198,6 +200,7 @@ class TrainingLoop:
             "lr": self._last.lr,
             "grad_norm": self._last.grad_norm,
             "tokens_per_second": speed,
+            **self._figures(self._interval_tokens, seconds, report),
             "seconds": time.monotonic() - self._started,
             "memory_gib": peak_memory_gib(self._engine.peak_device_memory()),
             "memory": report.as_record(),
@@ -317,7 +320,9 @@ class TrainingLoop:
             if ending:
                 self._finish_saving(wait=True)
         else:
-            logger.info("saved %s in %.1f s", self._checkpoints.newest(), time.monotonic() - begin)
+            seconds = time.monotonic() - begin
+            logger.info("saved %s in %.1f s", self._checkpoints.newest(), seconds)
+            self._record_save(progress.iteration, seconds)
 
     def _finish_saving(self, *, wait: bool) -> None:
         """Publish what is being written if it is complete, and log that."""
@@ -330,7 +335,13 @@ class TrainingLoop:
                 self._checkpoints.newest(),
                 seconds,
             )
+            self._record_save(self._save_began[0], seconds)
             self._save_began = None
+
+    def _record_save(self, iteration: int, seconds: float) -> None:
+        """Write the record of a checkpoint that is complete, `seconds` after it was begun."""
+        size = folder_bytes(self._checkpoints.newest()) if self._world.is_main else 0
+        self._metrics.write("save", {"iteration": iteration, "seconds": seconds, "bytes": size})
 
     def _finish(self, reason: str | None, places: dict[str, str | None]) -> None:
         """Write the `end` record and log the summary."""

@@ -221,6 +221,9 @@ def progress_line(record: JsonRecord, train_iters: int, remaining_seconds: float
         f"grad {record['grad_norm']:.3f}",
         f"{record['tokens_per_second']:,.0f} tokens/s",
     ]
+    if "tflops_per_device" in record:
+        share = f" ({record['mfu']:.1%} MFU)" if "mfu" in record else ""
+        parts.append(f"{record['tflops_per_device']:.3g} TFLOP/s per device{share}")
     layers = list(record["memory"].values())
     if layers:
 

@@ -33,6 +33,7 @@ from .memory_estimate import check_step_fits, check_tables_fit
 from .metrics import EveryInterval, JsonLines, MetricsLog, Sink, TensorBoard
 from .profiler import RunProfiler, check_profiling
 from .recovery import Recovery
+from .throughput import Throughput
 from .wandb_run import WandbRun, check_wandb
 from .watchdog import Watchdog
 
@@ -91,9 +92,8 @@ def _train(resolved: Resolved, world: World, manager: CheckpointManager | None, 
         ):
             _announce(config, world, global_batch, engine.num_parameters)
             recovery = Recovery(config, checkpoints, training_data)
-            loop = TrainingLoop(
-                config, world, engine, checkpoints, metrics, progress, global_batch, recovery, profiler.step
-            )
+            hooks = profiler.step, Throughput(config, tokenizer.vocab_size, world).figures
+            loop = TrainingLoop(config, world, engine, checkpoints, metrics, progress, global_batch, recovery, *hooks)
             places = {"metrics": str(log_dir / "metrics.jsonl"), "tensorboard": config.logging.tensorboard_dir}
             with _watchdog(config, world, log_dir, loop):
                 loop.run(validation, test, places)

@@ -11,20 +11,44 @@ from pathlib import Path
 from typing import Any
 
 from ..config import LoggingConfig, PretrainConfig
+from ..distributed.ranks import on_rank_zero
 from .metrics import JsonRecord, scalars
 
 RUN_FILE = "wandb_run.json"
 """In the folder of logs: the id of the run, and the last iteration that was sent."""
+_WITHOUT_LOGIN = ("offline", "disabled", "dryrun")
 
 logger = logging.getLogger("megatron_fwpkm")
 
 
 def check_wandb(config: LoggingConfig) -> None:
-    """Raise ValueError where --wandb-project is given and the wandb package is missing."""
-    if config.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+    """Raise ValueError where --wandb-project is given and the wandb package or, unless offline, a login is missing.
+
+    Called by every rank; the first one looks for the login.
+    """
+    project = config.wandb_project
+    if project is None:
+        return
+    if importlib.util.find_spec("wandb") is None:
+        raise ValueError(f"--wandb-project {project} needs the wandb package: pip install wandb, or remove the flag")
+    problem = on_rank_zero(_login_problem)
+    if problem is not None:
         raise ValueError(
-            f"--wandb-project {config.wandb_project} needs the wandb package: pip install wandb, or remove the flag"
+            f"--wandb-project {project}: {problem}. Log in with `wandb login`, set WANDB_API_KEY or "
+            "WANDB_MODE=offline, or remove --wandb-project"
         )
+
+
+def _login_problem() -> str | None:
+    """What is wrong with the login, in a line; None where there is one, or none is needed."""
+    import wandb
+
+    try:
+        if wandb.setup().settings.mode in _WITHOUT_LOGIN or wandb.login(prompt=False, verify=False):
+            return None
+    except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+        return " ".join(str(error).split()).rstrip(".")
+    return "no API key is configured"
 
 
 class WandbRun:

@@ -26,7 +26,9 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
     (before / "needle" / "results.csv").write_text("length,exact_match\n256,1.0\n")
     save_file({"a": torch.arange(4.0), "b": torch.tensor([0.0])}, before / "hf" / "model.safetensors")
     shutil.copytree(before, after)
-    (after / "metrics.jsonl").write_text(json.dumps({**RECORD, "seconds": 4.0}) + "\n")
+    save = {"kind": "save", "iteration": 10, "seconds": 0.5, "bytes": 7}
+    clocks = {"seconds": 4.0, "tflops_per_device": 1.5, "mfu": 0.5, "memory_gb_per_second": 2.5}
+    (after / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (save, {**RECORD, **clocks})))
     (before / "checkpoints" / "iter_0000020" / "model" / "x.safetensors").write_bytes(b"not compared")
     return before, after
 
@@ -72,9 +74,9 @@ def drop_file(run: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (change_loss, "line 1 differs: loss changed from 1.5 to 1.5000000000000002"),
-        (drop_record, "the number of lines changed from 1 to 0"),
-        (change_result, "line 2 differs: 256,1.0 changed to 256,0.9"),
+        (change_loss, "record 1 differs: loss changed from 1.5 to 1.5000000000000002"),
+        (drop_record, "the number of records changed from 1 to 0"),
+        (change_result, "row 2 differs: 256,1.0 changed to 256,0.9"),
         (change_sign_of_zero, "1 tensor differs, the largest difference is 0 in b"),
         (change_weight, "1 tensor differs, the largest difference is 0.25 in a"),
         (change_shape, r"a changed from [4] torch.float32 to [2, 2] torch.float32"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from megatron_fwpkm.evaluation.training_curves.figure import draw_curves
 from megatron_fwpkm.evaluation.training_curves.history import read_histories, read_history, smooth
 from tests.tools.in_process import run_tool
 
@@ -87,3 +88,12 @@ def test_smoothing_is_not_pulled_to_its_start() -> None:
     assert smooth([2.0, 2.0, 2.0], 0.9) == pytest.approx([2.0] * 3)
     assert smooth([1.0, 3.0], 0.0) == [1.0, 3.0]
     assert smooth([1.0, 3.0], 0.5) == pytest.approx([1.0, 7 / 3])
+
+
+def test_checkpoints_are_marked_and_no_events(tmp_path: Path) -> None:
+    saves = [{"kind": "save", "iteration": number, "seconds": 1.0, "bytes": 9} for number in (10, 20)]
+    place = write(tmp_path / "run", record(10, 4.0, 1), saves[0], record(20, 3.0, 2), saves[1])
+    (history,) = read_histories([place], [None])
+    assert history.saves == [10, 20] and history.events == []
+    without = read_histories([write(tmp_path / "other", record(10, 4.0, 1), record(20, 3.0, 2))], ["run"])
+    assert draw_curves([history]) != draw_curves(without)

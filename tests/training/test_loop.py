@@ -148,6 +148,7 @@ def test_a_whole_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="megatron_fwpkm"):
         saved, records = run(tmp_path, engine, config())
     assert saved.saved == [6, 12, 18, 20]
+    assert [record["iteration"] for record in records if record["kind"] == "save"] == saved.saved
     assert engine.evaluations == [8, 16, 20, 20]  # the last on test data
     assert [record["iteration"] for record in records if record["kind"] == "test"] == [20]
     train = [record for record in records if record["kind"] == "train"]
@@ -167,7 +168,7 @@ def test_every_key_of_a_record_is_explained(tmp_path: Path) -> None:
     _, records = run(tmp_path, CountingEngine(), config())
     document = (Path(__file__).resolve().parents[2] / "docs" / "training_log.md").read_text()
     layers = [layer for record in records for layer in record.get("memory", {}).values()]
-    assert layers and {record["kind"] for record in records} == {"train", "evaluation", "test", "end"}
+    assert layers and {record["kind"] for record in records} == {"train", "evaluation", "test", "save", "end"}
     keys = {key for record in [*records, *layers] for key in record} | {record["kind"] for record in records}
     assert [key for key in sorted(keys) if f"`{key}`" not in document] == []
 
@@ -269,7 +270,9 @@ def test_a_background_save_says_when_it_is_published(
     chosen = replace(chosen, checkpoint=replace(chosen.checkpoint, async_save=True))
     engine = CountingEngine({step: lambda: clock.advance(2.0) for step in range(10)})
     with caplog.at_level(logging.INFO, logger="megatron_fwpkm"):
-        run(tmp_path, engine, chosen)
+        _, records = run(tmp_path, engine, chosen)
+    saves = [(record["iteration"], record["seconds"]) for record in records if record["kind"] == "save"]
+    assert saves == [(6, 6.0), (9, 0.0)]
     said = [line for line in caplog.messages if "checkpoint of" in line]
     assert said == [
         "writing the checkpoint of iteration 6 in the background (training waited 0.0 s)",

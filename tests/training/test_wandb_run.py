@@ -19,6 +19,7 @@ from megatron_fwpkm.config.validation import problems
 from megatron_fwpkm.training import wandb_run
 from megatron_fwpkm.training.metrics import EveryInterval, MetricsLog
 from megatron_fwpkm.training.wandb_run import RUN_FILE, WandbRun, check_wandb
+from tests.test_pretrain import flags, start, write_dataset
 
 CONFIG = replace(PretrainConfig(), logging=LoggingConfig(wandb_project="memories"))
 
@@ -41,6 +42,17 @@ class Library:
         self.logged: list[dict[str, Any]] = []
         self.refuses: Exception | None = None
         self.finished = 0
+        self.mode = "online"
+        self.key: str | Exception | None = None
+
+    def setup(self) -> SimpleNamespace:
+        return SimpleNamespace(settings=SimpleNamespace(mode=self.mode))
+
+    def login(self, *, prompt: bool, verify: bool) -> bool:
+        assert not prompt and not verify
+        if isinstance(self.key, Exception):
+            raise self.key
+        return self.key is not None
 
     def Settings(self, **options: Any) -> dict[str, Any]:
         return options
@@ -133,6 +145,32 @@ def test_without_a_login_it_is_refused(tmp_path: Path, library: Library) -> None
         WandbRun(CONFIG, tmp_path, 0)
 
 
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_run.importlib.util, "find_spec", lambda name: object())
+
+
+def test_the_login_is_looked_for_at_the_start(library: Library, known: None) -> None:
+    with pytest.raises(ValueError, match="--wandb-project memories: no API key is configured. Log in with `wandb logi"):
+        check_wandb(CONFIG.logging)
+    library.key = Misused("WANDB_API_KEY invalid:\nit is too short.")
+    with pytest.raises(ValueError, match="--wandb-project memories: WANDB_API_KEY invalid: it is too short. Log in"):
+        check_wandb(CONFIG.logging)
+    for library.mode, library.key in (("online", "a key"), ("offline", None), ("disabled", None)):
+        check_wandb(CONFIG.logging)
+    check_wandb(LoggingConfig())
+
+
+def test_a_run_without_a_login_writes_nothing(
+    tmp_path: Path, library: Library, known: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_dataset(tmp_path / "numbers")
+    assert start(flags(data, save=tmp_path / "run", wandb_project="memories")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: --wandb-project memories: no API key") and said.count("\n") == 1
+    assert not (tmp_path / "run").exists() and library.begun == []
+
+
 def test_a_missing_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb_run.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="--wandb-project memories needs the wandb package: pip install wandb"):
@@ -160,6 +198,7 @@ def test_options_that_mean_nothing_are_refused(flags: list[str], said: str) -> N
 def test_the_real_library_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    check_wandb(CONFIG.logging)
     train(tmp_path, 0, 10, 20)
     train(tmp_path, 20, 30)
     with MetricsLog([EveryInterval(WandbRun(CONFIG, tmp_path, 30), 10)]) as log:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..derived import ShardedCount, num_slots
-from ..layer_kind import LayerKind, Role, weight_bytes
+from ..derived import ShardedCount, num_slots, value_bytes
+from ..layer_kind import LayerKind, Role, TableTraffic, weight_bytes
 from ..pretrain import PretrainConfig
 
 _PAIR_BYTES = 64
@@ -39,6 +39,28 @@ def _fwpkm_flops(config: PretrainConfig, layer_number: int) -> float:
     return 2.0 * (linears + fwpkm.num_subkeys * queries + pairs * fwpkm.value_dim + write)
 
 
+def _fwpkm_traffic(config: PretrainConfig, distinct: float) -> TableTraffic:
+    """Rows of the values: each moves once per chunk, however many tokens share it. Sub-keys are not counted.
+
+    An undo log of `recompute` counts as a whole one, which it stands for; documents are not looked at.
+    """
+    fwpkm, length = config.fwpkm, config.model.seq_length
+    chunk, ahead = fwpkm.chunk_size, fwpkm.lookahead
+    if fwpkm.boundary == "drop":  # a last chunk that is too short for its lookahead is not written
+        logged = read = length
+        rest = length % chunk
+        written = length - rest if rest <= ahead else length
+    else:  # the tokens that wait are read again with their chunk, and the last ones when the sequence ends
+        chunks = max(0, length - ahead) // chunk
+        left = max(0, length - chunks * chunk - ahead)
+        logged = length + max(0, chunks - 1) * ahead
+        read, written = logged + left, chunks * (chunk + ahead) + left
+    rows = fwpkm.num_heads * fwpkm.topk * distinct * fwpkm.value_dim / length
+    size = value_bytes(config)
+    kept = 2 if fwpkm.undo_log == "bf16" else size
+    return TableTraffic(read * rows * size, written * rows * size if fwpkm.inner_lr else 0.0, 2 * logged * rows * kept)
+
+
 def _fwpkm_fp8_widths(config: PretrainConfig) -> dict[str, int]:
     """The gate has one output: its linear is never in FP8."""
     fwpkm, ranks = config.fwpkm, config.parallel.tensor_model_parallel_size
@@ -63,6 +85,7 @@ FWPKM = LayerKind(
     parameters=_fwpkm_parameters,
     activation_bytes=_fwpkm_activation_bytes,
     flops=_fwpkm_flops,
+    traffic=_fwpkm_traffic,
     reach=_fwpkm_reach,
     divided=lambda config: {
         "--fwpkm-num-subkeys": config.fwpkm.num_subkeys,

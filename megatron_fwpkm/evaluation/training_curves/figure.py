@@ -18,6 +18,8 @@ _SCALARS = {
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "tokens_per_second": "tokens per second",
+    "tflops_per_device": "model TFLOP/s per device",
+    "memory_gb_per_second": "GB/s moved by the memories, per device",
 }
 _MEMORY = {
     "memorization_loss": "memorization loss",
@@ -26,6 +28,7 @@ _MEMORY = {
     "collisions": "colliding reads",
     "addressing_loss": "addressing loss",
 }
+_SPEEDS = ("tokens_per_second", "tflops_per_device", "memory_gb_per_second")
 _FRACTIONS = ("gate_mean", "coverage", "collisions")
 _DASHES = ("-", "--", ":", "-.")
 _COLUMNS = 3
@@ -82,6 +85,9 @@ def _loss(axes: Axes, runs: Sequence[RunHistory], smoothing: float) -> None:
             shade = colour if len(runs) > 1 else SERIES[1]
             axes.plot(iterations, values, "--", color=shade, linewidth=1.2, marker="o", markersize=4,
                       label=f"{name}validation")  # fmt: skip
+        if run.saves:
+            axes.plot(run.saves, [0.0] * len(run.saves), "|", color=colour, markersize=7, clip_on=False,
+                      transform=axes.get_xaxis_transform())  # fmt: skip
     axes.legend(loc="upper right", ncols=1 if len(runs) < 5 else 2)
     axes.set_xlabel("iteration")
 
@@ -90,7 +96,7 @@ def _scalar(axes: Axes, runs: Sequence[RunHistory], name: str, smoothing: float)
     axes.set_title(_SCALARS[name])
     for run, colour in zip(runs, _colours(len(runs)), strict=True):
         _line(axes, run.curve(name), colour, smoothing if name == "grad_norm" else 0.0)
-    if name == "tokens_per_second":
+    if name in _SPEEDS:
         axes.set_ylim(bottom=0)
     _format(axes, name)
 

@@ -26,6 +26,8 @@ class RunHistory:
     evaluations: list[Record] = field(default_factory=list)
     events: list[tuple[int, str]] = field(default_factory=list)
     """Iterations at which something happened, and what: `resumed`, or a record's kind and reason."""
+    saves: list[int] = field(default_factory=list)
+    """Iterations of the checkpoints."""
     end: Record | None = None
     """The closing record; None while the run is going on, and after a crash."""
 
@@ -127,6 +129,8 @@ def _add(history: RunHistory, record: Record) -> None:
         history.end = None
     elif kind == "evaluation":
         history.evaluations = [found for found in history.evaluations if found["iteration"] < iteration] + [record]
+    elif kind == "save":
+        history.saves.append(iteration)
     elif kind == "end":
         history.end = record
     elif kind not in ("test", "start"):

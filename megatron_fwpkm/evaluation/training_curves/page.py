@@ -22,6 +22,8 @@ def render_curves(runs: Sequence[RunHistory], sources: Mapping[str, str], smooth
     if any(run.events for run in runs):
         sections.append(Section("Events", _events(runs)))
     lead = "Dotted vertical lines are the events that are listed below." if len(sections) > 2 else "No events recorded."
+    if any(run.saves for run in runs):
+        lead += " Marks at the bottom of the loss are checkpoints."
     return render_page(
         title, title, lead, sections, causality=None, settings={"smoothing": smoothing}, provenance=sources
     )
