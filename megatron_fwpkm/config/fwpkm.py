@@ -36,7 +36,9 @@ class FwPKMConfig:
     score: Annotated[Literal["idw", "dot_product"], ARCHITECTURE] = "idw"
     """Score of a query against a sub-key: inverse-distance weighting (idw) or dot product."""
     gate: Annotated[bool, ARCHITECTURE] = True
-    """Scale the memory's output and its writes by a learned gate per token."""
+    """Scale the memory's output and, with --fwpkm-gate-writes, its writes by a learned gate per token."""
+    gate_writes: Annotated[bool, ARCHITECTURE] = True
+    """Let the gate weigh the writes, too; without it, it scales the output only and every token is written alike."""
     gate_bias_init: Annotated[float, SAME_RUN, TRAINING_ONLY] = 0.0
     """Initial bias of the gate; with a negative value the gate starts nearly closed."""
     normalize_targets: Annotated[bool, ARCHITECTURE] = True

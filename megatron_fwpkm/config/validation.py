@@ -149,6 +149,8 @@ def _memory(config: PretrainConfig) -> Iterator[str]:
             f"--fwpkm-dp-sync average has no effect with --fwpkm-reset {fwpkm.reset}, which discards the "
             "memory: remove one of them"
         )
+    if not fwpkm.gate and not fwpkm.gate_writes:
+        yield "--no-fwpkm-gate-writes has no effect with --no-fwpkm-gate, without which nothing is weighed: remove one"
     if fwpkm.topk > fwpkm.num_subkeys:
         yield (
             f"--fwpkm-topk {fwpkm.topk} exceeds the {fwpkm.num_subkeys} sub-keys of a half (--fwpkm-num-subkeys): "

@@ -103,6 +103,7 @@ SWITCHES = (
     "tie_word_embeddings",
     "use_cache",
     "fwpkm_gate",
+    "fwpkm_gate_writes",
     "fwpkm_normalize_targets",
     "return_dict",
     "output_hidden_states",

@@ -56,6 +56,7 @@ class FwPKMHFConfig(PreTrainedConfig):
         fwpkm_addressing_weight: weight of the loss that spreads the sub-keys; 0 freezes them.
         fwpkm_score: "idw" (inverse distance) or "dot_product".
         fwpkm_gate: a learned gate per token mixes the read with the token's own value, and weighs its write.
+        fwpkm_gate_writes: whether the gate weighs the write.
         fwpkm_normalize_targets: z-score the values.
         fwpkm_boundary: arithmetic of a call without a cache: "drop" as the paper trains (the last lookahead tokens of a
             chunk are never written), or "carry". A call with a cache always carries.
@@ -113,6 +114,7 @@ class FwPKMHFConfig(PreTrainedConfig):
     fwpkm_addressing_weight: float = 1.0
     fwpkm_score: str = "idw"
     fwpkm_gate: bool = True
+    fwpkm_gate_writes: bool = True
     fwpkm_normalize_targets: bool = True
     fwpkm_boundary: str = "drop"
     fwpkm_implementation: str = "auto"

@@ -81,7 +81,7 @@ def _memory(config: FwPKMHFConfig, layer_idx: int) -> FastWeightProductKeyMemory
     return FastWeightProductKeyMemory(
         config.hidden_size, config.fwpkm_num_heads, config.fwpkm_num_subkeys, config.fwpkm_key_dim,
         config.fwpkm_value_dim, config.memory_options(), eps=config.rms_norm_eps, gate=config.fwpkm_gate,
-        normalize_targets=config.fwpkm_normalize_targets,
+        gate_writes=config.fwpkm_gate_writes, normalize_targets=config.fwpkm_normalize_targets,
     )  # fmt: skip
 
 

@@ -44,11 +44,11 @@ class FastWeightProductKeyMemory(nn.Module):
     values: Tensor
 
     def __init__(self, hidden_size: int, num_heads: int, num_subkeys: int, key_dim: int, value_dim: int,
-                 options: MemoryOptions, *, eps: float = 1e-5, gate: bool = True,
+                 options: MemoryOptions, *, eps: float = 1e-5, gate: bool = True, gate_writes: bool = True,
                  normalize_targets: bool = True):  # fmt: skip
         super().__init__()
         self.num_heads, self.key_dim = num_heads, key_dim
-        self.options, self.normalize_targets = options, normalize_targets
+        self.options, self.normalize_targets, self.gate_writes = options, normalize_targets, gate_writes
         self.query_norm, self.query_proj = RMSNorm(hidden_size, eps), nn.Linear(hidden_size, num_heads * key_dim)
         self.value_norm, self.value_proj = RMSNorm(hidden_size, eps), nn.Linear(hidden_size, value_dim)
         self.gate_norm = RMSNorm(hidden_size, eps) if gate else None
@@ -85,10 +85,11 @@ class FastWeightProductKeyMemory(nn.Module):
             [B, T, hidden_size].
         """
         queries, targets, gates = self.project(hidden)
+        weights = gates if self.gate_writes else None
         if memory is not None:
-            retrieved = memory.step(queries, targets, gates, mask, mode)
+            retrieved = memory.step(queries, targets, weights, mask, mode)
         elif mode == "on":
-            retrieved = self._read_whole_text(queries, targets, gates, mask)
+            retrieved = self._read_whole_text(queries, targets, weights, mask)
         else:
             retrieved = read_only(queries, targets, self.initial(), self.options)
         mixed = targets + retrieved if gates is None else torch.lerp(targets, retrieved, gates.unsqueeze(-1))

@@ -159,7 +159,8 @@ class FastWeightMemoryLayer(FastWeightTables):
         gates = None if gates is None else self.context.gather_tokens(gates)
         per_sequence = queries.transpose(0, 1).unflatten(-1, (self.config.fwpkm.num_heads, -1))
         targets = self.context.tokens_to_columns(values).transpose(0, 1)
-        token_gates = None if gates is None else gates.squeeze(-1).transpose(0, 1)
+        weighed = gates is not None and self.config.fwpkm.gate_writes
+        token_gates = gates.squeeze(-1).transpose(0, 1) if gates is not None and weighed else None
         if self.config.fwpkm.reset == "document":
             outputs, retrieved = self._read_documents(per_sequence, targets, token_gates, mask)
         else:

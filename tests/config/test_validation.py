@@ -57,6 +57,7 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--fwpkm-layer-numbers 2 5", "--fwpkm-layer-numbers 5 must be between 1 and 4 (--num-layers)"),
         ("--fwpkm-layer-numbers 0", "must be between 1 and 4 (--num-layers) (the paper counts from 0: add 1)"),
         ("--fwpkm-layer-numbers 2 2", "--fwpkm-layer-numbers contains 2 more than once"),
+        ("--no-fwpkm-gate --no-fwpkm-gate-writes", "--no-fwpkm-gate-writes has no effect with --no-fwpkm-gate"),
         ("--fwpkm-num-subkeys 4", "--fwpkm-topk 8 exceeds the 4 sub-keys of a half (--fwpkm-num-subkeys): use at most 4"),
         (
             "--fwpkm-table-dtype bf16 --fwpkm-implementation reference",

@@ -34,7 +34,7 @@ VARIANTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     ({"score": "dot_product", "num_heads": 2, "layer_numbers": (1,)}, {"qk_layernorm": False, "rotary_percent": 0.5}),
     ({}, {"use_rope_scaling": True, "rope_scaling_factor": 32.0, "rotary_base": 500000.0, "kv_channels": 32}),
-    ({}, {"attention_output_gate": True, "add_bias_linear": True}),
+    ({"gate_writes": False}, {"attention_output_gate": True, "add_bias_linear": True}),
     ({"table_dtype": "bf16"}, {}),
     ({"table_dtype": "bf16", "reset": "step"}, {}),
     ({"layer_numbers": ()}, {"num_query_groups": None, "layer_pattern": "swa:0"}),

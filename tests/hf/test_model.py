@@ -25,7 +25,13 @@ LAYOUTS = [
         "qk_norm": False,
         "fwpkm_gate": False,
     },
-    {"fwpkm_score": "dot_product", "fwpkm_lookahead": 2, "fwpkm_num_heads": 2, "fwpkm_normalize_targets": False},
+    {
+        "fwpkm_gate_writes": False,
+        "fwpkm_score": "dot_product",
+        "fwpkm_lookahead": 2,
+        "fwpkm_num_heads": 2,
+        "fwpkm_normalize_targets": False,
+    },
     {"fwpkm_layers": [], "attention_output_gate": True},
 ]
 

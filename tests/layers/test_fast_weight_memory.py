@@ -111,6 +111,14 @@ def test_masked_tokens_are_not_written() -> None:
     assert documents.statistics().memorization_loss < alone.statistics().memorization_loss
 
 
+def test_a_closed_gate_keeps_tokens_from_being_written_unless_it_weighs_no_writes() -> None:
+    weighed, unweighed = memory(gate_bias_init=-60.0), memory(gate_bias_init=-60.0, gate_writes=False)
+    initial = weighed.values.clone()
+    for block in (weighed, unweighed):
+        block(hidden(1))
+    assert torch.equal(weighed.values, initial) and not torch.equal(unweighed.values, initial)
+
+
 def test_inner_lr_0_freezes_the_memory() -> None:
     block = memory(inner_lr=0.0)
     before = snapshot(block)
