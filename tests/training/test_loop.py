@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from megatron_fwpkm.config import PretrainConfig
+from megatron_fwpkm.config.pswa import count_windowed
 from megatron_fwpkm.distributed.startup import World
 from megatron_fwpkm.engines.base import Batch, StepResult
 from megatron_fwpkm.engines.losses import Losses
@@ -308,3 +309,13 @@ def test_a_finished_run_has_nothing_to_do(tmp_path: Path) -> None:
     saved, records = run(tmp_path, engine, config(), TrainingProgress(20, 40, 160, 0.5))
     assert engine.steps == 0
     assert records[-1]["reason"] == "finished"
+
+
+def test_records_tell_how_many_of_their_steps_saw_windows(tmp_path: Path) -> None:
+    plain = config()
+    drawn = replace(plain, fwpkm=replace(plain.fwpkm, pswa_probability=0.5))
+    _, records = run(tmp_path, CountingEngine(), drawn)
+    shares = [record["pswa_share"] for record in records if record["kind"] == "train"]
+    assert shares == [count_windowed(drawn, range(first, first + 5)) / 5 for first in (0, 5, 10, 15)]
+    assert len(set(shares)) > 1
+    assert not [record for record in run(tmp_path / "plain", CountingEngine(), plain)[1] if "pswa_share" in record]

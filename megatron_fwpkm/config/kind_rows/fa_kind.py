@@ -17,7 +17,7 @@ from .attention_counts import (
 
 def _reach(config: PretrainConfig, layer_number: int) -> str:
     window, probability = config.model.window_size, config.fwpkm.pswa_probability
-    narrowed = f"; in training {window[0]:,} with probability {probability:g}" if probability and window else ""
+    narrowed = f"; {window[0]:,} in training (p = {probability:g})" if probability and window else ""
     return f"all tokens before{narrowed}"
 
 
