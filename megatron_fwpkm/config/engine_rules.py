@@ -68,6 +68,12 @@ DEEPSPEED_REFUSALS = (
         "its steps are torch's, which ZeRO shards in every stage; use auto or torch",
     ),
     Refusal(
+        "--zero-stage 3 and --log-straggler",
+        lambda config: zero_stage(config) == 3 and config.faults.log_straggler,
+        "every layer waits for the weights of all replicas, so that all of them take equally long; remove "
+        "--log-straggler, or use a smaller --zero-stage",
+    ),
+    Refusal(
         "--on-nan skip",
         lambda config: config.faults.on_nan == "skip",
         "DeepSpeed gives the norm of the gradients only after its update, which cannot be undone; use --on-nan rewind, "

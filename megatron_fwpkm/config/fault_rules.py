@@ -17,9 +17,13 @@ def fault_problems(config: PretrainConfig) -> Iterator[str]:
     for flag in (flag for flag, is_given in rewinds.items() if is_given):
         if checkpoint.save is None or checkpoint.save_interval is None:
             yield f"{flag} continues from an earlier checkpoint of the run: give --save and --save-interval, too"
-    if factor is None:
-        defaults = {item.name: item.default for item in fields(FaultConfig)}
-        for name in ("loss_spike_window", "loss_spike_steps"):
-            value = getattr(faults, name)
-            if value != defaults[name]:
-                yield f"--{name.replace('_', '-')} {value} has no effect without --loss-spike-factor: give it, too"
+    defaults = {item.name: item.default for item in fields(FaultConfig)}
+    needs = {
+        "loss_spike_window": ("--loss-spike-factor", factor is not None),
+        "loss_spike_steps": ("--loss-spike-factor", factor is not None),
+        "straggler_threshold": ("--log-straggler", faults.log_straggler),
+    }
+    for name, (other, is_given) in needs.items():
+        value = getattr(faults, name)
+        if not is_given and value != defaults[name]:
+            yield f"--{name.replace('_', '-')} {value} has no effect without {other}: give it, too"

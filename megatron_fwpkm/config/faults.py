@@ -16,6 +16,11 @@ class FaultConfig:
     """Seconds without progress (a step, a save, a batch of an evaluation) after which a rank writes the stacks of all
     its threads to --log-dir and the run ends, naming the ranks that are behind (default: no limit, because only you
     know your longest step and save)."""
+    log_straggler: Annotated[bool, NOT_COMPARED] = False
+    """At every --log-interval, compare the time that ranks take for reading data and for forward passes, and name those
+    that hold up the others."""
+    straggler_threshold: Annotated[float, Above(1), NOT_COMPARED] = 1.2
+    """With --log-straggler: a rank is named when it takes more than so many times the median of its pipeline stage."""
     on_nan: Annotated[Literal["stop", "skip", "rewind"], MAY_CHANGE] = "stop"
     """What to do when the loss, the gradient norm or a memory is not finite. stop: end the run; skip: undo the step,
     its writes to the memories included; rewind: continue from the newest checkpoint without the data since then."""

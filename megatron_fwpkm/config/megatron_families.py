@@ -98,15 +98,17 @@ FAMILIES: dict[str, str] = {
     "no step is run again on the same data; use --on-nan rewind, which continues without it": """
         rerun-mode result-rejected-tracker-filename""",
     "data is left out by --on-nan and --loss-spike-factor alone; remove it": "iterations-to-skip",
+    "--log-straggler compares all ranks at every --log-interval (--straggler-threshold); remove it": """
+        disable-straggler-on-startup straggler-ctrlr-port straggler-minmax-count""",
     "fault injection is not supported; remove it": "error-injection-* fault-injector-*",
     _PROFILE: """
         profile-* pytorch-profiler-* record-shapes nvtx-ranges run-workload-inspector-server gpu-sniff-test-interval""",
     _LOG: """
         log-params-norm log-progress log-timers-to-tensorboard log-validation-ppl-to-tensorboard
         log-memory-to-tensorboard log-memory-interval log-device-memory-used log-num-zeros-in-grad
-        log-max-attention-logit log-world-size-to-tensorboard log-energy log-straggler straggler-* timing-log-*
+        log-max-attention-logit log-world-size-to-tensorboard log-energy timing-log-*
         barrier-with-level-1-timing logging-level config-logger-dir
-        disable-straggler-on-startup dump-param-to-param-group-map save-params-interval save-activations-interval
+        dump-param-to-param-group-map save-params-interval save-activations-interval
         save-wgrads-interval save-dgrads-interval""",
     "metrics are logged to metrics.jsonl, TensorBoard and Weights & Biases only; remove it": """
         one-logger* no-one-logger otel-* app-tag-run-name app-tag-run-version""",

@@ -56,6 +56,8 @@ class Engine(Protocol):
     """Over how many processes the model is spread, and how."""
     data_parallel_rank: int
     """Which of the `layout.data_parallel` replicas this rank belongs to; it decides which samples the rank reads."""
+    pipeline_stage: int
+    """The part of the model that this rank computes; ranks of the same stage have the same work."""
     num_parameters: int
     """Parameters that this rank trains."""
 
@@ -69,6 +71,9 @@ class Engine(Protocol):
 
         `stop` is asked before every batch, and answers the same on every rank; None where it says yes.
         """
+
+    def forward_seconds(self) -> float:
+        """Seconds of forward passes in training since the last call, with --log-straggler; waits for no device."""
 
     def memory_report(self) -> MemoryReport:
         """Statistics of every memory layer over all ranks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..distributed.ranks import world_size
 from ..layers.training_window import set_training_windows
 from ..models.builder import memory_layers, preserve_fast_weights
 from .base import Batch
+from .forward_time import ForwardTime
 from .losses import Losses, mean_over_batches, mean_over_tokens
 from .megatron_groups import memory_ranks
 from .megatron_replicas import memories_are_equal
@@ -43,6 +45,8 @@ class MegatronModelEngine(ABC):
         self._device = device
         self._modules = modules
         self.data_parallel_rank: int = parallel_state.get_data_parallel_rank()
+        self.pipeline_stage: int = parallel_state.get_pipeline_model_parallel_rank()
+        self._forward_time = ForwardTime(device)
         self.layout = current_layout(config)
         one_round = config.training.micro_batch_size * self.layout.data_parallel
         self._num_microbatches = global_batch_size(config, self.layout.data_parallel) // one_round
@@ -115,7 +119,9 @@ class MegatronModelEngine(ABC):
             unwrap(model).set_document_starts(starts)  # type: ignore[operator]
         if self._config.parallel.context_parallel_size > 1:  # memories need whole documents, the rest its own pieces
             batch = part_of_context_rank(batch)
-        return model(batch["tokens"], batch["position_ids"], documents, labels=batch["labels"]), batch
+        timed = self._config.faults.log_straggler and model.training
+        with self._forward_time.measured() if timed else nullcontext():
+            return model(batch["tokens"], batch["position_ids"], documents, labels=batch["labels"]), batch
 
     def _sum_over_context(self, sums: Tensor) -> Tensor:
         """Sum over the ranks that share this rank's sequences."""
@@ -140,6 +146,10 @@ class MegatronModelEngine(ABC):
             known = known / (world_size() // parallel_state.get_pipeline_model_parallel_world_size())
         loss, lm_loss = known.tolist()
         return Losses(loss, lm_loss)
+
+    def forward_seconds(self) -> float:
+        """Seconds of forward passes in training since the last call, with --log-straggler."""
+        return self._forward_time.take()
 
     def memory_report(self) -> MemoryReport:
         """Statistics of every memory layer over all ranks."""

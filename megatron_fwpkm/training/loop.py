@@ -24,6 +24,7 @@ from .guards import MemoryGuard, TrainingDivergedError, check_finite
 from .metrics import JsonRecord, MetricsLog, median_or_zero, peak_memory_gib, progress_line, summary_lines
 from .recovery import Recovery
 from .signals import StopSignals
+from .stragglers import StragglerWatch
 
 SKIPPED = "evaluated without training"
 """Why a run with --skip-train ends; nothing is left to do then."""
@@ -99,6 +100,7 @@ class TrainingLoop:
         self._save_began: tuple[int, float] | None = None
         """Iteration and time of a save that is under way."""
         self._garbage = GarbageCollection(config.training)
+        self._stragglers = StragglerWatch(config, world, engine)
 
     def run(
         self,
@@ -111,7 +113,7 @@ class TrainingLoop:
         `test` is measured once, after the last iteration. `places` names files and folders for the summary. Raises
         TrainingDivergedError when the run has gone wrong; the last published checkpoint is untouched then.
         """
-        batches = iter(self._recovery.training_data(self.progress))
+        batches = self._data_ahead()
         with self._stop, self._garbage:
             if self.progress.evaluation_cut_off or self._config.training.skip_train:
                 self._evaluate_validation(validation)
@@ -145,7 +147,11 @@ class TrainingLoop:
         self._interval_tokens = 0
         self._metrics.go_back(self.progress.iteration)
         self._metrics.write("rewind", record)
-        return iter(self._recovery.training_data(self.progress))
+        return self._data_ahead()
+
+    def _data_ahead(self) -> Iterator[Batch]:
+        """The training data from where the run stands."""
+        return self._stragglers.reading(self._recovery.training_data(self.progress))
 
     def _step(self, batches: Iterator[Batch]) -> None:
         begin = time.monotonic()
@@ -153,6 +159,7 @@ class TrainingLoop:
         samples = step_samples(self._config.training, self._samples_per_step, self.progress.consumed_samples)
         result = self._engine.train_step(batches, samples)
         self._step_seconds.append(time.monotonic() - begin)
+        self._stragglers.after_step()
         progress = self.progress
         progress.iteration += 1
         tokens = samples * self._config.model.seq_length
@@ -161,7 +168,7 @@ class TrainingLoop:
         self._interval_tokens += tokens
         if result.skipped:
             said = self._recovery.count_skip(progress, result)
-            logger.warning("%s", said)
+            logger.info("%s", said)
             self._metrics.write("skip", {"iteration": progress.iteration, "reason": said})
             return
         self._last = result
@@ -209,6 +216,8 @@ class TrainingLoop:
             taken = range(progress.iteration - len(progress.window), progress.iteration)
             record["pswa_share"] = count_windowed(config, taken) / len(taken)
         self._metrics.write("train", record)
+        if (slow := self._stragglers.report(progress.iteration)) is not None:
+            self._metrics.write("stragglers", slow)
         remaining = config.training.train_iters - progress.iteration
         logger.info("%s", progress_line(record, config.training.train_iters, remaining * self._seconds_per_iteration()))
         self._step_seconds.clear()

@@ -93,8 +93,8 @@ class Recovery:
         progress.recoveries = failed.recoveries + 1
         progress.dataset_windows = failed.dataset_windows
         self._checkpoints.leave_data_out(progress)
-        logger.warning("%s", error)
-        logger.warning(
+        logger.info("%s", error)
+        logger.info(
             "the run went back to iteration %d and leaves out samples %d to %d of the data order (%d of "
             "--on-nan-limit %d)",
             progress.iteration,

@@ -45,6 +45,7 @@ REFUSED = [
     ("--zero-stage 3 --check-weight-hash-across-dp-replicas-interval 5", "interval 5: every weight exists only once"),
     ("--zero-stage 3 --bf16 --transformer-impl transformer_engine --fp8-format hybrid", "with --zero-stage 3 and --fp8-format hybrid: ZeRO-3 shards the bytes of a weight"),
     ("--adam-implementation apex", "with --adam-implementation apex: its steps are torch's"),
+    ("--zero-stage 3 --log-straggler", "with --zero-stage 3 and --log-straggler: every layer waits for the weights"),
     ("--on-nan skip", "with --on-nan skip: DeepSpeed gives the norm of the gradients only after its update"),
     ("--save x --async-save", "with --async-save: DeepSpeed writes its files while training waits"),
 ]

@@ -39,6 +39,7 @@ class ToyEngine:
 
     layout = Layout(1, 1, 1, 1, distributed_optimizer=False, bf16=False)
     data_parallel_rank = 0
+    pipeline_stage = 0
 
     def __init__(self, config: PretrainConfig, vocab_size: int) -> None:
         width, training = config.model.hidden_size, config.training
@@ -54,6 +55,9 @@ class ToyEngine:
             for batch in islice(batches, self.micro_batches)
         ]
         return torch.stack(losses).mean()
+
+    def forward_seconds(self) -> float:
+        return 0.0
 
     def train_step(self, batches: Iterator[Batch], samples: int | None = None) -> StepResult:
         self.steps += 1
