@@ -40,7 +40,7 @@ class OwnTime:
 
     @property
     def total(self) -> float:
-        """Both."""
+        """Seconds of forward passes and of reading together."""
         return self.forward + self.data
 
 
