@@ -55,9 +55,14 @@ def initial_values(sizes: Any, seed: int, layer_number: int, columns: slice = sl
     num_slots = sizes.num_subkeys**2
     width = len(range(sizes.value_dim)[columns])
     values = torch.empty(num_slots, width, dtype=torch.bfloat16 if sizes.table_dtype == "bf16" else torch.float32)
-    rows = torch.empty(min(_ROWS_AT_ONCE, num_slots), sizes.value_dim)
-    for start in range(0, num_slots, _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, num_slots)
-        rows.normal_(0.0, value_deviation(sizes.value_dim), generator=generator)
-        values[start:stop] = rows[: stop - start, columns]
+    draw_columns(values, sizes.value_dim, columns, value_deviation(sizes.value_dim), generator)
     return values
+
+
+def draw_columns(table: Tensor, width: int, columns: slice, deviation: float, generator: torch.Generator) -> None:
+    """Fill a table with normal numbers: `columns` of one of `width` columns that is drawn whole, rows after rows."""
+    rows = torch.empty(min(_ROWS_AT_ONCE, len(table)), width)
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, len(table))
+        rows.normal_(0.0, deviation, generator=generator)
+        table[start:stop] = rows[: stop - start, columns]
