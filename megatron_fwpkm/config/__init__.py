@@ -8,6 +8,7 @@ from .layer_implementation import ImplementationConfig
 from .model import ModelConfig
 from .optimizer import OptimizerConfig
 from .parallel import ParallelConfig
+from .pkm import PKMConfig
 from .pretrain import PretrainConfig
 from .profiling import ProfilingConfig
 from .training import CheckpointConfig, LoggingConfig, TrainingConfig
@@ -24,6 +25,7 @@ __all__ = [
     "ModelConfig",
     "NeedleConfig",
     "OptimizerConfig",
+    "PKMConfig",
     "ParallelConfig",
     "PretrainConfig",
     "ProfilingConfig",

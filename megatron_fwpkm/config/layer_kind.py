@@ -44,6 +44,10 @@ def _nothing(config: PretrainConfig) -> dict[str, int]:
     return {}
 
 
+def _small(config: PretrainConfig) -> int:
+    return 0
+
+
 def _unsaid(config: PretrainConfig, layer_numbers: Sequence[int]) -> str:
     return ""
 
@@ -71,6 +75,7 @@ class LayerKind:
         within_window: a token mixer that sees --window-size tokens before a token, or the window that --layer-pattern
             gives it.
         narrowed_in_training: a token mixer that sees --window-size only in steps that --fwpkm-pswa-probability draws.
+        largest_weight: numbers of the largest of its slow weights on one rank, where one may be larger than the rest.
         context_parallel: it runs with --context-parallel-size above 1.
         separates_documents: it keeps documents apart with --reset-attention-mask.
     """
@@ -88,6 +93,7 @@ class LayerKind:
     fp8_widths: Callable[[PretrainConfig], dict[str, int]] = _nothing
     within_window: bool = False
     narrowed_in_training: bool = False
+    largest_weight: Callable[[PretrainConfig], int] = _small
     context_parallel: bool = False
     separates_documents: bool = False
 

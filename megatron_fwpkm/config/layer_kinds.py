@@ -13,13 +13,14 @@ from typing import NamedTuple
 
 from .kind_rows.fa_kind import FULL_ATTENTION
 from .kind_rows.fwpkm_kind import FWPKM
+from .kind_rows.pkm_kind import PKM
 from .kind_rows.swa_kind import SLIDING_ATTENTION
 from .kind_rows.swiglu_kind import SWIGLU
 from .layer_kind import LAYER_KINDS, LayerKind, register_layer_kind
 from .layer_pattern import layer_mixers
 from .pretrain import PretrainConfig
 
-for _kind in (FULL_ATTENTION, SLIDING_ATTENTION, SWIGLU, FWPKM):
+for _kind in (FULL_ATTENTION, SLIDING_ATTENTION, SWIGLU, PKM, FWPKM):
     register_layer_kind(_kind)
 
 
@@ -38,13 +39,18 @@ class LayerParts(NamedTuple):
 
 def layer_plan(config: PretrainConfig) -> tuple[LayerParts, ...]:
     """What every layer of the model is made of; --layer-pattern must be valid."""
-    return _plan(layer_mixers(config.model), frozenset(config.fwpkm.layer_numbers))
+    with_memory, with_static_memory = (frozenset(group.layer_numbers) for group in (config.fwpkm, config.pkm))
+    return _plan(layer_mixers(config.model), with_memory, with_static_memory)
 
 
 @lru_cache(maxsize=8)
-def _plan(mixers: tuple[str, ...], with_memory: frozenset[int]) -> tuple[LayerParts, ...]:
+def _plan(
+    mixers: tuple[str, ...], with_memory: frozenset[int], with_static_memory: frozenset[int]
+) -> tuple[LayerParts, ...]:
     return tuple(
-        LayerParts("fwpkm" if number in with_memory else None, mixer, "swiglu")
+        LayerParts(
+            "fwpkm" if number in with_memory else None, mixer, "pkm" if number in with_static_memory else "swiglu"
+        )
         for number, mixer in enumerate(mixers, 1)
     )
 

@@ -12,6 +12,7 @@ from .layer_implementation import ImplementationConfig
 from .model import ModelConfig
 from .optimizer import OptimizerConfig
 from .parallel import ParallelConfig
+from .pkm import PKMConfig
 from .profiling import ProfilingConfig
 from .training import CheckpointConfig, LoggingConfig, TrainingConfig
 
@@ -22,6 +23,7 @@ class PretrainConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     fwpkm: FwPKMConfig = field(default_factory=FwPKMConfig)
+    pkm: PKMConfig = field(default_factory=PKMConfig)
     implementation: ImplementationConfig = field(default_factory=ImplementationConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

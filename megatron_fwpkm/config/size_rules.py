@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .derived import table_bytes
+from .kind_rows.pkm_kind import PKM
 from .parameter_counts import stage_parameters
 from .pretrain import PretrainConfig
 
@@ -31,9 +32,12 @@ def size_problems(config: PretrainConfig) -> Iterator[str]:
     parameters = stage_parameters(config, config.data.vocab_size or 1, 0).on_rank(parallel.tensor_model_parallel_size)
     weights = parameters * (2 if config.training.bf16 else 4)
     if weights > _DEVICE_BYTES:
+        pkm, made = config.pkm, f"--num-layers {model.num_layers} and --hidden-size {model.hidden_size} make"
+        if 2 * len(pkm.layer_numbers) * PKM.largest_weight(config) > parameters:
+            made = f"--pkm-num-subkeys {pkm.num_subkeys} and --pkm-value-dim {pkm.value_dim} make"
         yield (
-            f"--num-layers {model.num_layers} and --hidden-size {model.hidden_size} make {_bytes(weights)} of slow "
-            f"weights on each rank, more than the {_bytes(_DEVICE_BYTES)} of any device: lower them"
+            f"{made} {_bytes(weights)} of slow weights on each rank, more than the {_bytes(_DEVICE_BYTES)} of any "
+            "device: lower them"
         )
 
 

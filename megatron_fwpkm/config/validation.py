@@ -24,6 +24,7 @@ from .library_rules import library_problems
 from .loading import PREFIXES
 from .model import ModelConfig
 from .neighbours import near_divisors, near_multiples
+from .pkm_rules import pkm_problems
 from .pretrain import PretrainConfig
 from .profiling import profiling_problems
 from .pswa import pswa_problems
@@ -58,9 +59,9 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
     if alone:
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
-        _attention, _windows, _memory, _layout, _pipeline, _context, _kinds, activation_problems, training_problems,
-        library_problems, implementation_problems, schedule_problems, data_problems, checkpoint_problems,
-        fault_problems,
+        _attention, _windows, _memory, pkm_problems, _layout, _pipeline, _context, _kinds, activation_problems,
+        training_problems, library_problems, implementation_problems, schedule_problems, data_problems,
+        checkpoint_problems, fault_problems,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]
     fits = world_size is not None and world_size % replica_size(config) == 0

@@ -22,6 +22,7 @@ from ..config.derived import ffn_hidden_size, kv_channels, num_query_groups
 from ..config.layer_kinds import kinds_in_use, layer_plan
 from ..config.layer_pattern import layer_windows
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
+from ..hf.mlp_fields import PKM_LEAST
 from ..hf.weight_checks import check_finite
 from ..libraries.probes import installed
 from ..ops.initialization import initial_sub_keys, initial_values
@@ -50,6 +51,8 @@ MEMORY_FIELDS = sorted(
     - {"implementation"}
 )
 """What both configurations say of a memory; what computes it is each side's own choice."""
+PKM_FIELDS = [name.removeprefix("pkm_") for name in PKM_LEAST]
+"""What both configurations say of a static memory."""
 
 
 def export(
@@ -119,7 +122,7 @@ def hf_model(contents: CheckpointContents, *, memory: Memory | None = None, dtyp
     names = set(model.state_dict())
     if config.tie_word_embeddings:
         names.discard("lm_head.weight")
-    slow_names = {name for name in names if name.rpartition(".")[2] not in TABLES}
+    slow_names = names - {name for name, _ in model.named_buffers()}
     state = megatron_to_hf(contents.slow, weight_shapes(contents), layer_plan(contents.config), slow_names)
     state = {name: tensor.to(DTYPES[dtype], copy=True) for name, tensor in state.items()}
     for index in config.fwpkm_layers:
@@ -180,6 +183,7 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
         intermediate_size=ffn_hidden_size(model),
         num_hidden_layers=model.num_layers,
         token_mixers=[parts.mixer for parts in layer_plan(contents.config)],
+        mlps=[parts.mlp for parts in layer_plan(contents.config)],
         num_attention_heads=model.num_attention_heads,
         num_key_value_heads=num_query_groups(model),
         head_dim=kv_channels(model),
@@ -201,6 +205,7 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
         pad_token_id=special.pad,
         bos_token_id=special.bos,
         eos_token_id=special.eos,
+        **{f"pkm_{name}": getattr(contents.config.pkm, name) for name in PKM_FIELDS},
         fwpkm_layers=[number - 1 for number in fwpkm.layer_numbers],
         **{f"fwpkm_{name}": getattr(fwpkm, name) for name in MEMORY_FIELDS},
         fwpkm_memory=memory,

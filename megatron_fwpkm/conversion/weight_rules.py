@@ -154,6 +154,16 @@ KIND_RULES: dict[str, tuple[Rule, ...]] = {
         ),
         Rule(f"{_M}.mlp.linear_fc2.{{tensor}}", (f"{_H}.mlp.down_proj.{{tensor}}",), Same()),
     ),
+    "pkm": (
+        *(
+            Rule(f"{_M}.mlp.{name}", (f"{_H}.mlp.{name}",), Same())
+            for name in ("sub_keys", "values", "query_norm.weight")
+        ),
+        *(
+            Rule(f"{_M}.mlp.{part}_proj.{{tensor}}", (f"{_H}.mlp.{part}_proj.{{tensor}}",), Same())
+            for part in ("query", "gate", "output")
+        ),
+    ),
     "fwpkm": tuple(
         Rule(f"{_M}.memory.{part}_{module}", (f"{_H}.memory.{part}_{module}",), Same())
         for part in ("query", "value", "gate", "output")

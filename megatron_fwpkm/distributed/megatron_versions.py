@@ -34,14 +34,14 @@ _OWN_RECOMPUTE = "_fwpkm_recompute"
 _KINDS_OF_GROUPS = {"wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr"}
 """What a parameter group is, other than the learning rates and the weight decay that a run gives it."""
 
-_NOTICES = {
+_NOTICES: dict[str, str | tuple[str, ...]] = {
     "megatron.core.dist_checkpointing.strategies.common": "load_common is deprecated",
     "megatron.core.dist_checkpointing.strategies.torch": "MCore's async save is deprecated",
     "megatron.core.distributed.distributed_data_parallel": "DistributedDataParallel: full_param_layout not provided",
     "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED",
-    "megatron.core.transformer.transformer_layer": "Rewrapping ModuleSpec",
+    "megatron.core.transformer.transformer_layer": ("Rewrapping ModuleSpec", "Unknown MLP type"),
 }
-"""Advice to Megatron's developers that newer releases log at every start, by the name of the logger."""
+"""Advice to Megatron's developers that is logged at every start, most of it by newer releases, by the logger's name."""
 
 _WARNINGS = (
     "MimoModelConfig is experimental",
@@ -235,13 +235,13 @@ def silence_notices() -> None:
     """Leave out what newer releases say to Megatron's own developers whenever a model is built."""
     for text in _WARNINGS:
         warnings.filterwarnings("ignore", message=text)
-    for name, text in _NOTICES.items():
-        logging.getLogger(name).addFilter(_without(text))
+    for name, beginnings in _NOTICES.items():
+        logging.getLogger(name).addFilter(_without(beginnings))
 
 
 @cache
-def _without(text: str) -> Callable[[logging.LogRecord], bool]:
-    """A filter that drops the messages which begin with `text`; the same one for the same text."""
+def _without(text: str | tuple[str, ...]) -> Callable[[logging.LogRecord], bool]:
+    """A filter that drops the messages which begin with `text`, or one of several; the same one for the same text."""
     return lambda record: not str(record.msg).startswith(text)
 
 

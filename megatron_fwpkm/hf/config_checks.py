@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ops.fast_weight_memory.options import CHOICES, STEP_SIZES, WHOLE_NUMBERS
 from .attention_fields import check_attention
+from .mlp_fields import PKM_LEAST, check_mlps, mlp_numbers
 
 if TYPE_CHECKING:
     from .configuration_fwpkm import FwPKMHFConfig
@@ -87,6 +88,7 @@ NUMBERS: dict[str, Number] = {
     "training_length": Number(1, optional=True),
     "rms_norm_eps": Number(0, 1, whole=False, above=True),
     "initializer_range": Number(0, 10, whole=False, above=True),
+    **{name: Number(least) for name, least in PKM_LEAST.items()},
     "fwpkm_num_heads": _SIZE,
     "fwpkm_num_subkeys": _SIZE,
     "fwpkm_key_dim": Number(2),
@@ -116,7 +118,7 @@ WORDS = {
     **{f"fwpkm_{name}": CHOICES[name] for name in ("score", "boundary", "implementation")},
 }
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-_MADE_UP = ("num_key_value_heads", "head_dim", "token_mixers", "attention_windows", "fwpkm_layers")
+_MADE_UP = ("num_key_value_heads", "head_dim", "token_mixers", "mlps", "attention_windows", "fwpkm_layers")
 """Fields that the configuration fills in where they are None."""
 
 
@@ -131,7 +133,7 @@ def check_given(config: FwPKMHFConfig, others: Mapping[str, object]) -> None:
         ValueError: a field is out of its range, with its name, its value and what it may be.
     """
     for name, value in others.items():
-        if name.startswith("fwpkm_"):
+        if name.startswith(("fwpkm_", "pkm_")):
             raise ValueError(
                 f"{name} is not a field of this configuration; it may be misspelled or belong to a newer version"
             )
@@ -157,6 +159,7 @@ def check_config(config: FwPKMHFConfig) -> None:
     check_fields(config)
     _check_mixers(config)
     check_attention(config)
+    check_mlps(config)
     if config.fwpkm_layers:
         _check_memory(config)
     _check_tokens(config)
@@ -188,8 +191,9 @@ def check_fields(config: FwPKMHFConfig, may_be_none: tuple[str, ...] = ()) -> No
 
 def _check_lists(config: FwPKMHFConfig, may_be_none: tuple[str, ...]) -> None:
     entries: dict[str, Number | Name] = {
-        "token_mixers": Name(), "attention_windows": Number(1, optional=True), "fwpkm_layers": Number(0),
-    }
+        "token_mixers": Name(), "mlps": Name(), "attention_windows": Number(1, optional=True),
+        "fwpkm_layers": Number(0),
+    }  # fmt: skip
     for name, entry in entries.items():
         value = getattr(config, name)
         if value is None and name in may_be_none:
@@ -260,9 +264,7 @@ def _check_bytes(config: FwPKMHFConfig) -> None:
     parts = {
         ("vocab_size", "hidden_size"): config.vocab_size * hidden,
         ("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"): config.num_hidden_layers * attention,
-        ("num_hidden_layers", "hidden_size", "intermediate_size"): (
-            3 * config.num_hidden_layers * hidden * config.intermediate_size
-        ),
+        **mlp_numbers(config),
     }
     if config.fwpkm_layers:
         queries, values = config.fwpkm_num_heads * config.fwpkm_key_dim, config.fwpkm_value_dim

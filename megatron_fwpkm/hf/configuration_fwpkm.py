@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from ..ops.fast_weight_memory.options import MemoryOptions
 from .attention_fields import attention_mixers
 from .config_checks import check_config, check_given
+from .mlp_fields import DENSE
 
 
 class FwPKMHFConfig(PreTrainedConfig):
@@ -24,6 +25,7 @@ class FwPKMHFConfig(PreTrainedConfig):
         num_hidden_layers: number of layers.
         token_mixers: per layer the kind of its token mixer, as "fa" (full attention) and "swa" (sliding attention);
             default "swa" where attention_windows has a window, else "fa".
+        mlps: per layer the kind of its MLP, "swiglu" or "pkm" (a static product key memory); default "swiglu" in all.
         num_attention_heads: query heads of attention.
         num_key_value_heads: key/value heads; None for one per query head.
         head_dim: width of an attention head; None for hidden_size / num_attention_heads.
@@ -44,6 +46,11 @@ class FwPKMHFConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial linears and embeddings.
         tie_word_embeddings: share the weights of the embedding and the output projection.
         use_cache: default of the argument `use_cache` of a call in evaluation mode.
+        pkm_num_heads: query heads of a static memory.
+        pkm_num_subkeys: sub-keys per half; the table has their square of slots.
+        pkm_key_dim: width of a query, both halves together.
+        pkm_value_dim: width of a table row.
+        pkm_topk: slots per head and token.
         fwpkm_layers: layers, counted from 0, that have a memory before their attention.
         fwpkm_num_heads: query heads of a memory.
         fwpkm_num_subkeys: sub-keys per half; the table has their square of slots.
@@ -81,6 +88,7 @@ class FwPKMHFConfig(PreTrainedConfig):
     intermediate_size: int = 2048
     num_hidden_layers: int = 12
     token_mixers: list[str] = None  # type: ignore[assignment]
+    mlps: list[str] = None  # type: ignore[assignment]
     num_attention_heads: int = 12
     num_key_value_heads: int = None  # type: ignore[assignment]
     head_dim: int = None  # type: ignore[assignment]
@@ -102,6 +110,11 @@ class FwPKMHFConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    pkm_num_heads: int = 4
+    pkm_num_subkeys: int = 512
+    pkm_key_dim: int = 512
+    pkm_value_dim: int = 512
+    pkm_topk: int = 32
     fwpkm_layers: list[int] = None  # type: ignore[assignment]
     fwpkm_num_heads: int = 1
     fwpkm_num_subkeys: int = 512
@@ -135,6 +148,7 @@ class FwPKMHFConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         self.attention_windows = list(self.attention_windows or [None] * self.num_hidden_layers)
         self.token_mixers = list(self.token_mixers or attention_mixers(self.attention_windows))
+        self.mlps = list(self.mlps or [DENSE] * self.num_hidden_layers)
         self.fwpkm_layers = list(self.fwpkm_layers or [])
         super().__post_init__(**kwargs)
         check_config(self)

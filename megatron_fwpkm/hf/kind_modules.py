@@ -16,6 +16,7 @@ from .attention import FullLayer, FwPKMAttention, WindowLayer
 from .configuration_fwpkm import FwPKMHFConfig
 from .memory_block import FastWeightProductKeyMemory
 from .mlp import FwPKMMLP
+from .static_memory import StaticMemory
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class KindModules:
     Attributes:
         attribute: the name of the module in its layer, and so in the names of its weights.
         module: makes it, from the configuration and the index of its layer from 0. A token mixer is called with hidden
-            states [B, T, hidden_size], rotary angles, a key mask and the cache (the last two may be None).
+            states [B, T, hidden_size], rotary angles, a key mask and the cache (the last two may be None); an MLP with
+            hidden states.
         cache: of a token mixer, makes what a cache keeps of a text in that layer.
     """
 
@@ -33,6 +35,9 @@ class KindModules:
     module: Callable[[FwPKMHFConfig, int], nn.Module]
     cache: Callable[[FwPKMHFConfig, int], CacheLayerMixin] | None = None
 
+
+_MLP = "mlp"
+"""The attribute of every MLP: layers name it."""
 
 KIND_MODULES: dict[str, KindModules] = {}
 """By the name of the kind."""
@@ -59,7 +64,15 @@ def token_mixer(config: FwPKMHFConfig, layer_idx: int) -> KindModules:
 def layer_modules(config: FwPKMHFConfig, layer_idx: int) -> tuple[KindModules | None, KindModules, KindModules]:
     """The rows of a layer's memory (None where it has none), token mixer and MLP."""
     memory = KIND_MODULES["fwpkm"] if layer_idx in config.fwpkm_layers else None
-    return memory, token_mixer(config, layer_idx), KIND_MODULES["swiglu"]
+    return memory, token_mixer(config, layer_idx), _mlp(config, layer_idx)
+
+
+def _mlp(config: FwPKMHFConfig, layer_idx: int) -> KindModules:
+    name = config.mlps[layer_idx]
+    known = [kind for kind, modules in KIND_MODULES.items() if modules.attribute == _MLP]
+    if name not in known:
+        raise ValueError(f"mlps contains {name!r}, which is not supported; choose one of: {', '.join(known)}")
+    return KIND_MODULES[name]
 
 
 def new_cache_layers(config: FwPKMHFConfig) -> list[CacheLayerMixin]:
@@ -87,5 +100,6 @@ def _memory(config: FwPKMHFConfig, layer_idx: int) -> FastWeightProductKeyMemory
 
 register_modules("fa", KindModules("self_attn", FwPKMAttention, _attention_cache))
 register_modules("swa", KindModules("self_attn", FwPKMAttention, _attention_cache))
-register_modules("swiglu", KindModules("mlp", lambda config, layer_idx: FwPKMMLP(config)))
+register_modules("swiglu", KindModules(_MLP, lambda config, layer_idx: FwPKMMLP(config)))
+register_modules("pkm", KindModules(_MLP, StaticMemory))
 register_modules("fwpkm", KindModules("memory", _memory))

@@ -45,6 +45,7 @@ class FastWeightMemoryLayer(FastWeightTables):
         options: numbers and choices of the memory, from the configuration; may be changed between two forwards.
         streaming: with `carry`, keep the tokens that wait at the end of a forward for the next one, which continues
             the same texts. Otherwise the complete pairs among them are written at the end, and the rest is forgotten.
+        uses_weights_of_parts: it reads and returns weights of its linears and norms itself.
         document_starts: [b, whole sequence] bool for `--fwpkm-reset document`, best on the CPU, True at the first
             token of every document; None when every sequence is one document.
 
@@ -57,6 +58,8 @@ class FastWeightMemoryLayer(FastWeightTables):
     Raises:
         ValueError: the tensor- and context-parallel ranks do not divide the sub-keys or the value dimension.
     """
+
+    uses_weights_of_parts = True
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..layers.attention import WindowedAttention
 from ..layers.fast_weight_memory import FastWeightMemoryLayer
+from ..layers.product_key_mlp import ProductKeyMLP
 from .layer_modules import layer_modules
 from .transformer_config import FwPKMTransformerConfig
 
@@ -78,6 +79,12 @@ def _swiglu(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
     )
 
 
+def _pkm(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
+    return ModuleSpec(
+        module=ProductKeyMLP, params={"layer_number": layer_number}, submodules=layer_modules(config).memory
+    )
+
+
 def _fwpkm(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
     return ModuleSpec(module=FastWeightMemoryLayer, submodules=layer_modules(config).memory)
 
@@ -85,4 +92,5 @@ def _fwpkm(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
 register_spec("fa", _attention)
 register_spec("swa", _attention)
 register_spec("swiglu", _swiglu)
+register_spec("pkm", _pkm)
 register_spec("fwpkm", _fwpkm)

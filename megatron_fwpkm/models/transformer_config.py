@@ -9,7 +9,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
-from ..config import FwPKMConfig, PretrainConfig
+from ..config import FwPKMConfig, PKMConfig, PretrainConfig
 from ..config.derived import ffn_hidden_size, kv_channels, num_query_groups
 from ..config.layer_kinds import LayerParts, layer_plan
 from ..config.layer_pattern import layer_windows
@@ -24,6 +24,7 @@ class FwPKMTransformerConfig(TransformerConfig):
 
     Attributes:
         fwpkm: the memory.
+        pkm: the static memory.
         layer_plan: what every layer of the whole model is made of.
         layer_windows: per layer of the whole model the tokens an attention sees to its left, None for all.
         engine_attention: per layer of the whole model whether Transformer Engine computes its attention.
@@ -32,6 +33,7 @@ class FwPKMTransformerConfig(TransformerConfig):
     """
 
     fwpkm: FwPKMConfig = field(default_factory=FwPKMConfig)
+    pkm: PKMConfig = field(default_factory=PKMConfig)
     layer_plan: tuple[LayerParts, ...] = ()
     layer_windows: tuple[int | None, ...] = ()
     engine_attention: tuple[bool, ...] = ()
@@ -46,6 +48,7 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
     tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
     return FwPKMTransformerConfig(
         fwpkm=config.fwpkm,
+        pkm=config.pkm,
         layer_plan=layer_plan(config),
         layer_windows=layer_windows(model),
         engine_attention=tuple(name == "te" for name in attention_of_layers(config, found)),

@@ -125,24 +125,29 @@ def layers_table(config: PretrainConfig) -> Table:
     table = Table(title="\nLayer plan", title_justify="left", box=None, pad_edge=False)
     mixers = [kind.label for kind in kinds_in_use(config) if kind.role is Role.MIXER]
     mixer = mixers[0] if len(mixers) == 1 else "token mixer"
-    for heading in ("layer", "stage", f"memory before {mixer}", f"{mixer} sees"):
+    headings = ["layer", "stage", f"memory before {mixer}", f"{mixer} sees"]
+    mlps = [kind for kind in kinds_in_use(config) if kind.role is Role.MLP]
+    if len(mlps) > 1 or mlps[0].reach(config, 1):
+        headings.append("MLP")
+    for heading in headings:
         table.add_column(heading)
-    for (stage, memory, reach), group in groupby(_layers(config, len(mixers) > 1), key=lambda row: row[1:]):
+    for (stage, *parts), group in groupby(_layers(config, len(mixers) > 1), key=lambda row: row[1:]):
         numbers = [row[0] for row in group]
         span = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
-        table.add_row(span, str(stage), memory, reach)
+        table.add_row(*[span, str(stage), *parts][: len(headings)])
     return table
 
 
-def _layers(config: PretrainConfig, named: bool) -> Iterator[tuple[int, int, str, str]]:
-    """(number, stage, memory, reach of the token mixer) of every layer; the reach begins with a name where `named`."""
+def _layers(config: PretrainConfig, named: bool) -> Iterator[tuple[int, int, str, str, str]]:
+    """(number, stage, memory, reach of the token mixer, MLP) of every layer; `named`: the reach begins with a name."""
     plan = layer_plan(config)
     for stage in range(config.parallel.pipeline_model_parallel_size):
         for number in stage_layers(config, stage):
             parts = plan[number - 1]
             memory = "-" if parts.memory is None else LAYER_KINDS[parts.memory].reach(config, number)
             reach = LAYER_KINDS[parts.mixer].reach(config, number)
-            yield number, stage, memory, f"{parts.mixer}: {reach}" if named else reach
+            mlp = LAYER_KINDS[parts.mlp].reach(config, number) or parts.mlp
+            yield number, stage, memory, f"{parts.mixer}: {reach}" if named else reach, mlp
 
 
 def parameters_table(config: PretrainConfig, vocab_size: int) -> Table:

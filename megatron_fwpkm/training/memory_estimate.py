@@ -15,7 +15,6 @@ from ..config.derived import (
     chunk_layers,
     data_parallel_size,
     embedding_rows,
-    ffn_hidden_size,
     global_batch_size,
     num_slots,
     stage_layers,
@@ -114,7 +113,8 @@ def _temporary_bytes(config: PretrainConfig, vocab_size: int, stage: int, activa
     beginning = size * embedding if stage == last else 0
     if stage == last and config.training.bf16:
         beginning += size * _own_tokens(config) * rows
-    largest = max(embedding, model.hidden_size * 2 * ffn_hidden_size(model) // parallel.tensor_model_parallel_size)
+    kinds = {name for parts in count_parts(config, stage_layers(config, stage)) for name in parts.names}
+    largest = max(embedding, *(LAYER_KINDS[name].largest_weight(config) for name in kinds))
     return max(beginning, 2 * 4 * largest - activations)
 
 

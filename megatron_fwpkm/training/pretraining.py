@@ -190,7 +190,7 @@ def open_metrics(config: PretrainConfig, world: World, log_dir: Path, iteration:
 
 def _announce(config: PretrainConfig, world: World, global_batch: int, parameters: int) -> None:
     """Log what is trained, where and with which libraries, and notes on when its memories are written."""
-    parallel, layers = config.parallel, " ".join(map(str, config.fwpkm.layer_numbers))
+    parallel = config.parallel
     logger.info(
         "training on %s: %d process%s, TP %d, PP %d | %s parameters per rank, %s | %d sequences of %d tokens per step",
         world.device,
@@ -199,9 +199,16 @@ def _announce(config: PretrainConfig, world: World, global_batch: int, parameter
         parallel.tensor_model_parallel_size,
         parallel.pipeline_model_parallel_size,
         f"{parameters:,}",
-        f"memories at layers {layers}" if layers else "no memory: a plain transformer (see --fwpkm-layer-numbers)",
+        _memories(config),
         global_batch,
         config.model.seq_length,
     )
     for line in (*describe(choose_libraries(config, installed())), *notes_on_writing(config)):
         logger.info("%s", line)
+
+
+def _memories(config: PretrainConfig) -> str:
+    """`memories at layers 2 3, static memories at layers 4`."""
+    found = {"memories": config.fwpkm.layer_numbers, "static memories": config.pkm.layer_numbers}
+    said = [f"{what} at layers {' '.join(map(str, numbers))}" for what, numbers in found.items() if numbers]
+    return ", ".join(said) or "no memory: a plain transformer (see --fwpkm-layer-numbers)"

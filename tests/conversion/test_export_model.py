@@ -37,6 +37,7 @@ VARIANTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"gate_writes": False}, {"attention_output_gate": True, "add_bias_linear": True}),
     ({"table_dtype": "bf16"}, {}),
     ({"table_dtype": "bf16", "reset": "step"}, {}),
+    ({"pkm": {"layer_numbers": (1, 3)}}, {}),
     ({"layer_numbers": ()}, {"num_query_groups": None, "layer_pattern": "swa:0"}),
 ]
 

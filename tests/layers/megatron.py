@@ -14,6 +14,7 @@ from megatron_fwpkm.config import (
     ImplementationConfig,
     ModelConfig,
     ParallelConfig,
+    PKMConfig,
     PretrainConfig,
     TrainingConfig,
 )
@@ -36,6 +37,9 @@ TINY = PretrainConfig(
     fwpkm=FwPKMConfig(layer_numbers=(2, 3), num_subkeys=8, key_dim=16, value_dim=16, topk=4, chunk_size=16),
 )
 
+STATIC_MEMORY = PKMConfig(num_heads=2, num_subkeys=8, key_dim=8, value_dim=16, topk=4)
+"""Sizes that go with TINY; it stands in no layer."""
+
 
 def initialize(tensor_parallel: int = 1, context_parallel: int = 1) -> None:
     """Megatron's parallel state over the processes there are, or over this one alone; may be called again."""
@@ -54,13 +58,15 @@ def tiny(
     model: Any = None,
     training: Any = None,
     data: Any = None,
+    pkm: Any = None,
     **fwpkm: Any,
 ) -> PretrainConfig:
-    """TINY with other fields of the memory (keywords), and of the model, the training and the data (dicts)."""
+    """TINY with other fields of the memory (keywords), and of other groups (dicts)."""
     return replace(
         TINY,
         model=replace(TINY.model, **(model or {})),
         fwpkm=replace(TINY.fwpkm, **fwpkm),
+        pkm=replace(STATIC_MEMORY, **(pkm or {})),
         data=replace(TINY.data, **(data or {})),
         parallel=ParallelConfig(sequence_parallel=sequence_parallel),
         training=TrainingConfig(bf16=bf16, **(training or {})),

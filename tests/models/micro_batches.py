@@ -14,6 +14,7 @@ from tests.layers.megatron import VOCABULARY, batch, initialize, tiny
 MEMORIES: dict[str, dict[str, Any]] = {
     # Memories before the first and the last layer; with dropout, which the second run must repeat.
     "carried": {"layer_numbers": (1, 4), "model": {"attention_dropout": 0.2, "hidden_dropout": 0.1}},
+    "static memories": {"layer_numbers": (4,), "pkm": {"layer_numbers": (1, 4)}},
     "document": {"layer_numbers": (2,), "reset": "document", "boundary": "carry"},
     "documents apart": {"layer_numbers": (2,), "reset": "document", "data": {"reset_attention_mask": True}},
 }

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.layouts
 
 _MEMORIES: dict[str, dict[str, Any]] = {
     "carried": {},
+    "static memories": {"pkm": {"layer_numbers": (1, 3)}},
     "document": {"reset": "document"},
     "documents apart": {"reset": "document", "data": {"reset_attention_mask": True, "reset_position_ids": True}},
     "several heads, no gate, long window": {
@@ -49,7 +50,7 @@ def test_two_ranks_equal_one(serial: Any, two: Any, name: str) -> None:
 
 
 def test_with_tensor_and_sequence_parallelism(serial: Any) -> None:
-    names = ["carried", "several heads, no gate, long window", "sequence parallel"]
+    names = ["carried", "static memories", "several heads, no gate, long window", "sequence parallel"]
     for name, ranks in _run(4, names).items():
         assert_same_training(ranks, serial[name], context_parallel=2)
 

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.layouts
 
 _MEMORIES: dict[str, dict[str, Any]] = {
     "carried": {},
+    "static memories": {"pkm": {"layer_numbers": (1, 3)}},
     "document": {"reset": "document"},
     "several heads, no gate": {
         "gate": False, "num_heads": 2, "boundary": "carry", "model": {"attention_output_gate": True}

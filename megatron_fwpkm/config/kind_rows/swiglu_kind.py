@@ -35,6 +35,9 @@ SWIGLU = LayerKind(
     fp8_widths=lambda config: {
         "--ffn-hidden-size": ffn_hidden_size(config.model) // config.parallel.tensor_model_parallel_size
     },
+    largest_weight=lambda config: (
+        config.model.hidden_size * 2 * ffn_hidden_size(config.model) // config.parallel.tensor_model_parallel_size
+    ),
     context_parallel=True,
     separates_documents=True,
 )
