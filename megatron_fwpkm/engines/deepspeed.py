@@ -16,7 +16,6 @@ from ..checkpoint.slow_weights import load_slow_weights, restore_schedule, save_
 from ..config import PretrainConfig
 from ..config.deepspeed_options import deepspeed_options, zero_stage
 from ..config.derived import embedding_rows
-from ..layers.fast_weight_memory import FastWeightMemoryLayer
 from ..models.builder import build_model
 from ..ops.named_ranges import named_range
 from .base import Batch, StepResult
@@ -47,10 +46,11 @@ class DeepSpeedEngine(MegatronModelEngine):
         leave_out_empty_states(self.model)
         self._units = units = ModelParallelUnit()
         sum_partial_gradients(self.model, units.get_tensor_model_parallel_group())
-        optimizer = build_adamw(config.optimizer, self.model)
+        optimizer = build_adamw(config, self.model)
         if zero_stage(config) == 3:
-            # A memory uses the weights of its norms and linears itself: all of them are gathered with it.
-            deepspeed.utils.set_z3_leaf_modules(self.model, [FastWeightMemoryLayer], raise_if_not_found=False)
+            # Such modules use the weights of their parts themselves: all of them are gathered with the module.
+            whole = {type(part) for part in self.model.modules() if getattr(part, "uses_weights_of_parts", False)}
+            deepspeed.utils.set_z3_leaf_modules(self.model, list(whole), raise_if_not_found=False)
         self._engine, self.optimizer, *_ = deepspeed.initialize(
             model=self.model,
             optimizer=optimizer,

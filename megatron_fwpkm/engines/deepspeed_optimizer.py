@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..config import OptimizerConfig
+from ..config import PretrainConfig
+from ..layers.product_key_mlp import VALUES_MARK
 
 OPTIONS_OF_GROUPS = ("max_lr", "min_lr", "wd_mult")
 """What Megatron's scheduler reads of a parameter group."""
 _NORMS_OF_HEADS = re.compile(r"\b[qk]_layernorm\.")
 
 
-def build_adamw(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW with Megatron's parameter groups: biases and norms without weight decay, --decoupled-lr apart."""
+class _Group(NamedTuple):
+    """What tells parameter groups apart; the values of static memories have one whatever its numbers are."""
+
+    max_lr: float
+    min_lr: float
+    wd_mult: float
+    is_values: bool = False
+
+
+def build_adamw(run: PretrainConfig, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW with Megatron's parameter groups.
+
+    Biases and norms have no weight decay; --decoupled-lr and the values of static memories have groups of their own.
+    """
+    config = run.optimizer
     # What has no options of its own comes first, as in Megatron's optimizer: its learning rate is the run's.
-    groups: dict[tuple[float, float, float], list[nn.Parameter]] = {(config.lr, config.min_lr, 1.0): []}
+    groups: dict[_Group, list[nn.Parameter]] = {_Group(config.lr, config.min_lr, 1.0): []}
     for name, parameter in model.named_parameters():
-        groups.setdefault(_group_of(config, name, parameter), []).append(parameter)
+        groups.setdefault(_group_of(run, name, parameter), []).append(parameter)
     made: list[dict[str, Any]] = [
-        {"params": members, **dict(zip(OPTIONS_OF_GROUPS, key, strict=True))} for key, members in groups.items()
+        {"params": members, **{name: getattr(key, name) for name in OPTIONS_OF_GROUPS}}
+        for key, members in groups.items()
     ]
     return torch.optim.AdamW(
         made,
@@ -34,13 +49,16 @@ def build_adamw(config: OptimizerConfig, model: nn.Module) -> torch.optim.AdamW:
     )
 
 
-def _group_of(config: OptimizerConfig, name: str, parameter: nn.Parameter) -> tuple[float, float, float]:
-    """Peak and end of the learning rate, and the factor of weight decay."""
+def _group_of(run: PretrainConfig, name: str, parameter: nn.Parameter) -> _Group:
+    config, pkm = run.optimizer, run.pkm
+    if getattr(parameter, VALUES_MARK, False):
+        factor = pkm.values_lr_mult
+        return _Group(factor * config.lr, factor * config.min_lr, pkm.values_wd_mult, is_values=True)
     decay = 0.0 if parameter.dim() == 1 or name.endswith(".bias") else 1.0
     if config.decoupled_lr is None or not getattr(parameter, "is_embedding_or_output_parameter", False):
-        return config.lr, config.min_lr, decay
+        return _Group(config.lr, config.min_lr, decay)
     least = config.min_lr if config.decoupled_min_lr is None else config.decoupled_min_lr
-    return config.decoupled_lr, least, decay
+    return _Group(config.decoupled_lr, least, decay)
 
 
 def sum_partial_gradients(model: nn.Module, group: dist.ProcessGroup) -> None:

@@ -21,6 +21,7 @@ from megatron.core.optimizer.optimizer_config import ParamKey
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 
 from ..config import PretrainConfig
+from ..layers.product_key_mlp import VALUES_MARK
 from ..libraries.choices import choose_adam
 from ..libraries.probes import installed
 
@@ -48,7 +49,7 @@ def build_optimizer(config: PretrainConfig, chunks: Sequence[DistributedDataPara
         params_dtype=torch.bfloat16 if config.training.bf16 else torch.float32,
         use_distributed_optimizer=config.parallel.use_distributed_optimizer,
     )
-    return get_megatron_optimizer(made, list(chunks), config_overrides=_overrides(made))
+    return get_megatron_optimizer(made, list(chunks), config_overrides=_overrides(made, config))
 
 
 def use_adam(name: str) -> None:
@@ -72,14 +73,34 @@ def use_adam(name: str) -> None:
             setattr(module, key, value)
 
 
-def _overrides(config: MegatronOptimizerConfig) -> dict[ParamKey, ParamGroupOverride]:
-    """Megatron's own, with a mark on the group of --decoupled-lr.
+def _overrides(config: MegatronOptimizerConfig, run: PretrainConfig) -> dict[ParamKey, ParamGroupOverride]:
+    """Megatron's own, with a mark on the group of --decoupled-lr, and the group of the values of static memories.
 
-    Loading finds a saved group by its kind, because another run may have other learning rates: without the mark this
+    Loading finds a saved group by its kind, because another run may have other learning rates: without the mark a
     group would be taken for that of the other weights.
     """
     found: dict[ParamKey, ParamGroupOverride] = get_standard_config_overrides(config)
     for override in found.values():
         if "max_lr" in override:
             override["is_decoupled_lr"] = True
+    if run.pkm.layer_numbers:
+        found[ParamKey(attr=VALUES_MARK)] = _group_of_values(run)
     return found
+
+
+def _group_of_values(run: PretrainConfig) -> ParamGroupOverride:
+    """A group of its own whatever its factors are, for they may change when a run resumes.
+
+    Its weight decay is not given by `wd_mult`, which is part of a group's kind.
+    """
+    config, pkm = run.optimizer, run.pkm
+    constant = config.weight_decay_incr_style == "constant"
+    start, end = (config.weight_decay,) * 2 if constant else (config.start_weight_decay, config.end_weight_decay)
+    assert start is not None and end is not None, "validated"
+    return {
+        "max_lr": pkm.values_lr_mult * config.lr,
+        "min_lr": pkm.values_lr_mult * config.min_lr,
+        "start_wd": pkm.values_wd_mult * start,
+        "end_wd": pkm.values_wd_mult * end,
+        "is_decoupled_lr": VALUES_MARK,
+    }

@@ -15,7 +15,14 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from megatron_fwpkm.config import FwPKMConfig, ModelConfig, OptimizerConfig, ParallelConfig, PretrainConfig
+from megatron_fwpkm.config import (
+    FwPKMConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PKMConfig,
+    PretrainConfig,
+)
 from tests.engines.test_engine import BASE, VOCABULARY, batches, change
 from tests.spawned_ranks import run_distributed
 from tests.training.double_precision import double_precision
@@ -30,10 +37,14 @@ Precision = Literal["float64", "float32", "bf16"]
 # a serial run's norm in bf16 is 25 % from float32 in the fourth step.
 TOLERANCES: dict[Precision, float] = {"float64": 1e-10, "float32": 3e-3, "bf16": 3e-3}
 PINNED_NORMS: dict[Precision, int] = {"float64": STEPS, "float32": 1, "bf16": 1}
-# Memories on the first and the last layer, and two in one stage.
+# Memories on the first and the last layer, and two in one stage; static memories in both stages of a pipeline.
 EVERYWHERE = PretrainConfig(
     model=ModelConfig(num_layers=4, hidden_size=16, num_attention_heads=4, seq_length=24),
     fwpkm=FwPKMConfig(layer_numbers=(1, 2, 4), num_subkeys=4, key_dim=8, value_dim=8, topk=2, chunk_size=8),
+    pkm=PKMConfig(
+        layer_numbers=(2, 3), num_heads=2, num_subkeys=4, key_dim=8, value_dim=8, topk=2, values_lr_mult=2.0,
+        values_wd_mult=0.5,
+    ),  # fmt: skip
     optimizer=OptimizerConfig(lr=1e-2, lr_warmup_iters=2),
     data=BASE.data,
     training=BASE.training,
