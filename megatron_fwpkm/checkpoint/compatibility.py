@@ -49,6 +49,11 @@ def check_resumable(saved: PretrainConfig, given: PretrainConfig, where: str, *,
     names every offending flag with both values.
     """
     found = differences(saved, given)
+    notices = []
+    if finetune and saved.pkm.layer_numbers != given.pkm.layer_numbers:
+        notices = _other_mlps(saved, given)
+        if not (saved.pkm.layer_numbers and given.pkm.layer_numbers):  # the sizes of one of them mean nothing
+            found = [difference for difference in found if not difference.flag.startswith("--pkm-")]
     kinds = {ARCHITECTURE} if finetune else {ARCHITECTURE, SAME_RUN}
     wrong = [difference for difference in found if difference.kind in kinds]
     if wrong:
@@ -57,8 +62,21 @@ def check_resumable(saved: PretrainConfig, given: PretrainConfig, where: str, *,
             advice += f", or start a new run from the checkpoint's weights with --load {where} --finetune"
         raise ValueError(f"cannot continue from {where}: {'; '.join(map(str, wrong))}; {advice}")
     if finetune:
-        return _another_initial_memory(saved, given)
+        return notices + _another_initial_memory(saved, given)
     return [f"changed: {difference}" for difference in found]
+
+
+def _other_mlps(saved: PretrainConfig, given: PretrainConfig) -> list[str]:
+    """What happens to layers that have a static memory on one side and an MLP on the other."""
+    before, now = set(saved.pkm.layer_numbers), set(given.pkm.layer_numbers)
+    return [
+        f"layers {' '.join(map(str, sorted(layers)))} have {ours} in this run and {theirs} in the checkpoint: {theirs} "
+        f"is not loaded, and {ours} begins with its initial weights"
+        for layers, ours, theirs in (
+            (now - before, "a static memory", "an MLP"), (before - now, "an MLP", "a static memory"),
+        )
+        if layers
+    ]  # fmt: skip
 
 
 def _another_initial_memory(saved: PretrainConfig, given: PretrainConfig) -> list[str]:

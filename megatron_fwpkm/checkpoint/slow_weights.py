@@ -28,6 +28,9 @@ METADATA = {
 }
 """Content metadata of every save; the default fails on save and dp_reshardable restores a wrong step."""
 
+_MLP = ".mlp."
+"""What stands between a layer and the weights of its MLP in their names."""
+
 _EXTRA_STATE = "_extra_state"
 """What names of a module's state beside its tensors end with."""
 
@@ -71,10 +74,35 @@ def _optimizer_state(optimizer: MegatronOptimizer, model: dict[str, Any], *, is_
         return optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=dict(METADATA))
 
 
-def _take_over(chunks: Sequence[nn.Module], loaded: dict[str, Any]) -> None:
+def _without_new_mlps(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """State to be loaded, without MLPs of another kind than the checkpoint's, which keep the weights they have."""
+    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+    others = {name.partition(_MLP)[0] for name in stored if _MLP in name}
+    held = {
+        entry.key.partition(_MLP)[0]
+        for part in state.values()
+        for entry in part.values()
+        if _MLP in entry.key and entry.key in stored
+    }
+
+    def is_new(entry: ShardedBase) -> bool:
+        """Whether the checkpoint has an MLP in this layer, and nothing of this one."""
+        layer, found, _ = entry.key.partition(_MLP)
+        return bool(found) and layer in others - held
+
+    return {
+        chunk: {name: entry for name, entry in part.items() if not is_new(entry)} for chunk, part in state.items()
+    }
+
+
+def _take_over(
+    chunks: Sequence[nn.Module], loaded: dict[str, Any], left_out: dict[str, set[str]] | None = None
+) -> None:
     for number, chunk in enumerate(chunks):
-        missing, surplus = unwrap(chunk).load_state_dict(loaded["model"][f"chunk{number}"], strict=False)
-        missing = [name for name in missing if not name.endswith(_EXTRA_STATE)]
+        name_of_chunk = f"chunk{number}"
+        missing, surplus = unwrap(chunk).load_state_dict(loaded["model"][name_of_chunk], strict=False)
+        not_asked_for = (left_out or {}).get(name_of_chunk, ())
+        missing = [name for name in missing if not name.endswith(_EXTRA_STATE) and name not in not_asked_for]
         assert not missing and not surplus, f"names of weights do not agree: {missing}, {surplus}"
 
 
@@ -138,16 +166,18 @@ def load_slow_weights(
     The optimizer's options (betas, epsilon, learning rates, weight decay) stay those of this run; the schedule's too,
     unless the scheduler was built to take the checkpoint's. Returns notices for the log.
 
-    Without `optimizer` and `scheduler` only the weights are read, and the optimizer's float32 copies must be refreshed
-    by the caller (`optimizer.reload_model_params()`).
+    Without `optimizer` and `scheduler` only the weights are read, but for MLPs of another kind than this model's, and
+    the optimizer's float32 copies must be refreshed by the caller (`optimizer.reload_model_params()`).
     """
     if optimizer is None:
-        loaded = load_checkpoint({"model": _model_state_in(folder, chunks)}, folder)
-        _take_over(chunks, loaded)
+        state = _model_state_in(folder, chunks)
+        wanted = _without_new_mlps(folder, state)
+        left_out = {chunk: part.keys() - wanted[chunk].keys() for chunk, part in state.items()}
+        _take_over(chunks, load_checkpoint({"model": wanted}, folder), left_out)
         return []
     assert scheduler is not None, "optimizer and scheduler are loaded together"
     with repaired_for_loading(optimizer):
-        state: dict[str, Any] = {"model": _model_state_in(folder, chunks)}
+        state = {"model": _model_state_in(folder, chunks)}
         state["optimizer"] = _optimizer_state(optimizer, state["model"], is_loading=True)
         loaded = load_checkpoint(state, folder)
         _take_over(chunks, loaded)
