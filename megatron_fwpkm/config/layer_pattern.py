@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 from .layer_kind import LAYER_KINDS, LayerKind, Role
@@ -63,10 +64,20 @@ def layer_mixers(model: ModelConfig) -> tuple[str, ...]:
 
 def layer_windows(model: ModelConfig) -> tuple[int | None, ...]:
     """Per layer the number of tokens that its mixer sees before a token, None for all; the options must be valid."""
-    return tuple(_window(part, model) if LAYER_KINDS[part.mixer].within_window else None for part in _of_layers(model))
+    return tuple(_window(part, model) for part in _of_layers(model))
+
+
+def layer_window(model: ModelConfig, layer_number: int) -> int | None:
+    """That of one layer (number from 1), at the cost of the pattern and not of the model."""
+    parts = read_pattern(model.layer_pattern)
+    place = (layer_number - 1) % sum(part.layers for part in parts)
+    ends = accumulate(part.layers for part in parts)
+    return _window(next(part for part, end in zip(parts, ends, strict=True) if place < end), model)
 
 
 def _window(part: PatternPart, model: ModelConfig) -> int | None:
+    if not LAYER_KINDS[part.mixer].within_window:
+        return None
     if part.window is None and model.window_size is not None:
         return model.window_size[0]
     return part.window

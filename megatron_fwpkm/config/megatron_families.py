@@ -102,7 +102,7 @@ FAMILIES: dict[str, str] = {
         disable-straggler-on-startup straggler-ctrlr-port straggler-minmax-count""",
     "fault injection is not supported; remove it": "error-injection-* fault-injector-*",
     _PROFILE: """
-        profile-* pytorch-profiler-* record-shapes nvtx-ranges run-workload-inspector-server gpu-sniff-test-interval""",
+        pytorch-profiler-* record-shapes nvtx-ranges run-workload-inspector-server gpu-sniff-test-interval""",
     _LOG: """
         log-params-norm log-progress log-timers-to-tensorboard log-validation-ppl-to-tensorboard
         log-memory-to-tensorboard log-memory-interval log-device-memory-used log-num-zeros-in-grad

@@ -31,7 +31,7 @@ from ..config.derived import (
 from ..config.layer_kind import LAYER_KINDS, Role
 from ..config.layer_kinds import kinds_in_use, layer_plan
 from ..config.loading import DEFAULT, Resolved, option_groups
-from ..config.model_flops import PASSES, forward_flops_by_part, training_flops
+from ..config.model_flops import PASSES, forward_flops_by_part
 from ..config.parameter_counts import kind_parameters, parameters_by_part
 from ..config.validation import validate
 from ..data.tokenizers import build_tokenizer
@@ -259,7 +259,7 @@ def flops_line(config: PretrainConfig, vocab_size: int, tokens: int) -> str:
     """The operations of a token in a step, and of a step of `tokens`, with the share of every part."""
     parts = forward_flops_by_part(config, vocab_size)
     shares = ", ".join(f"{name} {part / sum(parts.values()):.0%}" for name, part in parts.items())
-    one = training_flops(config, vocab_size)
+    one = PASSES * sum(parts.values())
     return (
         f"FLOPs: {_flops(one)} per token ({PASSES} x forward, 2 per multiply-add), {_flops(one * tokens)} per step: "
         f"{shares}"

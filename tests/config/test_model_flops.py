@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
+from megatron_fwpkm.config import ModelConfig
 from megatron_fwpkm.config.derived import embedding_rows, mean_tokens_seen
+from megatron_fwpkm.config.layer_pattern import layer_window, layer_windows
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.config.model_flops import forward_flops_by_part, kind_flops, training_flops
 from megatron_fwpkm.engines.megatron import MegatronEngine
@@ -22,6 +24,12 @@ def test_attention_sees_its_causal_window(length: int, window: int | None) -> No
     reach = length if window is None else window
     seen = [min(position, reach) + 1 for position in range(length)]
     assert mean_tokens_seen(length, window) == pytest.approx(sum(seen) / length, rel=1e-12)
+
+
+@pytest.mark.parametrize("pattern", ["fa", "swa", "swa:3,swa*2,fa", "fa*3,swa:0*3"])
+def test_the_window_of_one_layer_is_that_of_all(pattern: str) -> None:
+    model = ModelConfig(num_layers=12, layer_pattern=pattern, window_size=(7, 0))
+    assert tuple(layer_window(model, number) for number in range(1, 13)) == layer_windows(model)
 
 
 def test_a_plain_model_costs_six_per_weight_and_token_and_its_attention() -> None:

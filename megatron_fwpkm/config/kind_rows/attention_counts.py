@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..derived import ShardedCount, kv_channels, mean_tokens_seen, num_query_groups
 from ..layer_kind import weight_bytes
-from ..layer_pattern import layer_windows
+from ..layer_pattern import layer_window
 from ..pretrain import PretrainConfig
 
 
@@ -41,7 +41,7 @@ def attention_flops(config: PretrainConfig, layer_number: int) -> float:
     model = config.model
     queries, keys = model.num_attention_heads * kv_channels(model), num_query_groups(model) * kv_channels(model)
     linears = model.hidden_size * (queries + _queries_and_gates(config) + 2 * keys)
-    window, narrowed = layer_windows(model)[layer_number - 1], config.fwpkm.pswa_probability
+    window, narrowed = layer_window(model, layer_number), config.fwpkm.pswa_probability
     seen = mean_tokens_seen(model.seq_length, window)
     if window is None and narrowed and model.window_size is not None:
         seen = (1 - narrowed) * seen + narrowed * mean_tokens_seen(model.seq_length, model.window_size[0])
