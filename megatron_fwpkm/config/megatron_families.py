@@ -21,7 +21,7 @@ FAMILIES: dict[str, str] = {
         tensor-parallel-num-weight-shards""",
     "multi-latent attention is not supported; remove it": """
         multi-latent-attention q-lora-rank kv-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim mscale
-        mscale-all-dim cache-mla-latents mla-* rotary-scaling-factor""",
+        mscale-all-dim cache-mla-latents mla-*""",
     "only causal attention, full or sliding (--layer-pattern), is supported; remove it": """
         experimental-attention-variant dsa-* linear-* softmax-type flash-attention-version
         flash-decode enable-mhc-connections mhc-* use-kitchen-attention kitchen-*""",
@@ -118,8 +118,9 @@ FAMILIES: dict[str, str] = {
     "files are read from the file system, which may be mounted object storage; remove it": """
         enable-msc disable-msc object-storage-cache-path""",
     "position embeddings are always rotary (--rotary-percent, --rotary-base); remove it": """
-        position-embedding-type position-embedding no-position-embedding relative-attention-* yarn-* no-rope-freq
-        rotary-interleaved rotary-seq-len-interpolation-factor rope-type""",
+        position-embedding-type position-embedding no-position-embedding relative-attention-*
+        yarn-correction-range-round-to-int no-rope-freq
+        rotary-interleaved rotary-seq-len-interpolation-factor""",
     "muP is not supported; remove it, and scale --init-method-std and --lr by hand": "use-mup mup-*",
     "the MLP is always SwiGLU; remove it": """
         openai-gelu squared-relu quick-geglu glu-linear-offset activation-func-clamp-value mlp-chunks-for-training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from .field_metadata import (
     ARCHITECTURE,
@@ -58,6 +58,17 @@ class ModelConfig:
     rope_scaling_factor: Annotated[float, AtLeast(1), Between(0, 1_000_000), ARCHITECTURE] = 8.0
     """With --use-rope-scaling: frequencies with a wavelength above 8,192 tokens are divided by this; those with a
     wavelength below 2,048 tokens are unchanged."""
+    rope_type: Annotated[Literal["rope", "yarn"], SAME_RUN] = "rope"
+    """Rotary positions as they are (rope), or stretched for longer texts by --rotary-scaling-factor (yarn)."""
+    rotary_scaling_factor: Annotated[float, AtLeast(1), AtMost(1_000_000), SAME_RUN] = 1.0
+    """With --rope-type yarn: how many times longer than --yarn-original-max-position-embeddings texts may be."""
+    yarn_original_max_position_embeddings: Annotated[int | None, AtLeast(1), AtMost(2**40), SAME_RUN] = None
+    """With --rope-type yarn: length in tokens of the sequences that the model was trained on before (default:
+    --seq-length)."""
+    yarn_beta_fast: Annotated[float, Above(0), AtMost(1_000_000), SAME_RUN] = 32.0
+    """With --rope-type yarn: turns over the original length from which a frequency is unchanged."""
+    yarn_beta_slow: Annotated[float, Above(0), AtMost(1_000_000), SAME_RUN] = 1.0
+    """With --rope-type yarn: turns over the original length up to which a frequency is divided by the factor."""
     norm_epsilon: Annotated[float, Above(0), AtMost(1), ARCHITECTURE] = 1e-5
     """Epsilon of every RMSNorm."""
     qk_layernorm: Annotated[bool, ARCHITECTURE] = True

@@ -12,7 +12,7 @@ from .batch_schedule import rampup_problems
 from .checkpoint_rules import checkpoint_problems
 from .chunk_rules import chunk_problems
 from .data_rules import data_problems
-from .derived import data_parallel_size, kv_channels, num_query_groups, replica_size, rotary_dim
+from .derived import data_parallel_size, num_query_groups, replica_size
 from .engine_rules import engine_problems
 from .fault_rules import fault_problems
 from .field_metadata import values_out_of_range
@@ -22,9 +22,9 @@ from .layer_kinds import kinds_in_use
 from .layer_pattern import pattern_problems, window_problems
 from .library_rules import library_problems
 from .loading import PREFIXES
-from .model import ModelConfig
 from .neighbours import near_divisors, near_multiples
 from .pkm_rules import pkm_problems
+from .position_rules import position_problems
 from .pretrain import PretrainConfig
 from .profiling import profiling_problems
 from .pswa import pswa_problems
@@ -59,9 +59,9 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
     if alone:
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
-        _attention, _windows, _memory, pkm_problems, _layout, _pipeline, _context, _kinds, activation_problems,
-        training_problems, library_problems, implementation_problems, schedule_problems, data_problems,
-        checkpoint_problems, fault_problems,
+        _attention, position_problems, _windows, _memory, pkm_problems, _layout, _pipeline, _context, _kinds,
+        activation_problems, training_problems, library_problems, implementation_problems, schedule_problems,
+        data_problems, checkpoint_problems, fault_problems,
     )  # fmt: skip
     found = [line for rule in rules for line in rule(config)]
     fits = world_size is not None and world_size % replica_size(config) == 0
@@ -103,19 +103,6 @@ def _attention(config: PretrainConfig) -> Iterator[str]:
             f"--num-query-groups {groups} must divide --num-attention-heads {model.num_attention_heads}: use "
             f"{near_divisors(groups, model.num_attention_heads)}"
         )
-    rotated = rotary_dim(model)
-    if rotated < 2 or rotated % 2:
-        yield (
-            f"--rotary-percent {model.rotary_percent} of a head of {kv_channels(model)} rotates {rotated} channels, "
-            "which must be an even number of at least 2; change it or --kv-channels"
-        )
-    if not model.use_rope_scaling and model.rope_scaling_factor != ModelConfig().rope_scaling_factor:
-        yield (
-            f"--rope-scaling-factor {model.rope_scaling_factor:g} has no effect without --use-rope-scaling: add it, "
-            "or remove --rope-scaling-factor"
-        )
-    if model.rotary_base != int(model.rotary_base):
-        yield f"--rotary-base {model.rotary_base} must be an integer; use {round(model.rotary_base)}"
 
 
 def _windows(config: PretrainConfig) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..config import FwPKMConfig, PretrainConfig
+from ..config import FwPKMConfig, ModelConfig, PretrainConfig
 from ..config.derived import ffn_hidden_size, kv_channels, num_query_groups
 from ..config.layer_kinds import kinds_in_use, layer_plan
 from ..config.layer_pattern import layer_windows
@@ -197,6 +197,7 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
         rope_theta=float(int(model.rotary_base)),
         partial_rotary_factor=model.rotary_percent,
         rope_scaling_factor=model.rope_scaling_factor if model.use_rope_scaling else None,
+        **_yarn_fields(model),
         max_position_embeddings=model.max_position_embeddings,
         training_length=model.seq_length,
         rms_norm_eps=model.norm_epsilon,
@@ -212,6 +213,17 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
         fwpkm_iteration=contents.iteration,
         architectures=["FwPKMForCausalLM"],
     )
+
+
+def _yarn_fields(model: ModelConfig) -> dict[str, float | None]:
+    original = model.yarn_original_max_position_embeddings or model.seq_length
+    stretched, factor = model.rope_type == "yarn", model.rotary_scaling_factor
+    return {
+        "yarn_factor": factor if stretched else None,
+        "yarn_original_length": original if stretched else None,
+        "yarn_beta_fast": model.yarn_beta_fast,
+        "yarn_beta_slow": model.yarn_beta_slow,
+    }
 
 
 def hf_model_from_checkpoint(

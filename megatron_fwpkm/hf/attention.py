@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from ..ops.yarn import Yarn
 from .configuration_fwpkm import FwPKMHFConfig
 from .memory_block import RMSNorm
 from .rows import align_right
@@ -33,7 +34,7 @@ numbers, which Megatron does not let one change either."""
 
 
 def rotary_angles(
-    positions: Tensor, rotary_dim: int, theta: float, scaling_factor: float | None = None
+    positions: Tensor, rotary_dim: int, theta: float, scaling_factor: float | None = None, yarn: Yarn | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines [B, 1, T, rotary_dim] of integer positions [B, T], computed in float32.
 
@@ -44,9 +45,13 @@ def rotary_angles(
     frequencies = 1.0 / theta**exponents
     if scaling_factor is not None:
         frequencies = scaled_frequencies(frequencies, scaling_factor)
+    if yarn is not None:
+        frequencies = yarn.frequencies(frequencies, theta)
     angles = positions.to(torch.float32).unsqueeze(-1) * frequencies
     angles = torch.cat([angles, angles], -1).unsqueeze(1)
-    return angles.cos(), angles.sin()
+    if yarn is None:
+        return angles.cos(), angles.sin()
+    return angles.cos() * yarn.amplitude, angles.sin() * yarn.amplitude
 
 
 def scaled_frequencies(frequencies: Tensor, factor: float) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..ops.yarn import Yarn
+
 if TYPE_CHECKING:
     from .configuration_fwpkm import FwPKMHFConfig
 
@@ -41,6 +43,36 @@ def check_attention(config: FwPKMHFConfig) -> None:
             "channels of a head, which must be an even number of at least 2: RoPE rotates pairs"
         )
     _check_windows(config)
+    _check_yarn(config)
+
+
+def yarn_scaling(config: FwPKMHFConfig) -> Yarn | None:
+    """How the configuration stretches rotary positions; None for not at all."""
+    if config.yarn_factor is None:
+        return None
+    original = config.yarn_original_length or config.training_length
+    assert original is not None
+    return Yarn(float(config.yarn_factor), original, float(config.yarn_beta_fast), float(config.yarn_beta_slow))
+
+
+def _check_yarn(config: FwPKMHFConfig) -> None:
+    if config.yarn_factor is None:
+        return
+    if config.rope_scaling_factor is not None:
+        raise ValueError(
+            f"yarn_factor={config.yarn_factor} and rope_scaling_factor={config.rope_scaling_factor} both stretch the "
+            "rotary positions; remove one of them"
+        )
+    if config.yarn_original_length is None and config.training_length is None:
+        raise ValueError(
+            f"yarn_factor={config.yarn_factor} needs yarn_original_length, the tokens of the texts that the model was "
+            "trained on; give it"
+        )
+    if config.yarn_beta_fast <= config.yarn_beta_slow:
+        raise ValueError(
+            f"yarn_beta_fast={config.yarn_beta_fast} must be above yarn_beta_slow={config.yarn_beta_slow}: more turns "
+            "are faster"
+        )
 
 
 def _check_windows(config: FwPKMHFConfig) -> None:

@@ -84,6 +84,10 @@ NUMBERS: dict[str, Number] = {
     "rope_theta": Number(1, 1e15, whole=False, above=True),
     "partial_rotary_factor": Number(0, 1, whole=False, above=True),
     "rope_scaling_factor": Number(1, 1e6, whole=False, optional=True),
+    "yarn_factor": Number(1, 1e6, whole=False, optional=True),
+    "yarn_original_length": Number(1, 1 << 40, optional=True),
+    "yarn_beta_fast": Number(0, 1e6, whole=False, above=True),
+    "yarn_beta_slow": Number(0, 1e6, whole=False, above=True),
     "max_position_embeddings": Number(1, optional=True),
     "training_length": Number(1, optional=True),
     "rms_norm_eps": Number(0, 1, whole=False, above=True),
@@ -139,7 +143,8 @@ def check_given(config: FwPKMHFConfig, others: Mapping[str, object]) -> None:
             )
         if name in ("rope_scaling", "rope_parameters") and value is not None:
             raise ValueError(
-                f"{name}={value!r} is not supported by this model; remove it and use rope_scaling_factor"
+                f"{name}={value!r} is not supported by this model; remove it and use rope_scaling_factor or "
+                "yarn_factor"
             )
     _check_dtype(others.get("torch_dtype"))
     check_fields(config, may_be_none=_MADE_UP)

@@ -40,6 +40,11 @@ class FwPKMHFConfig(PreTrainedConfig):
         rope_theta: base of the rotary embedding.
         partial_rotary_factor: fraction of a head's width that is rotated.
         rope_scaling_factor: divides low rotary frequencies, as in Llama 3.1; None for no scaling.
+        yarn_factor: stretches rotary positions by YaRN, for texts so many times longer than yarn_original_length; None
+            for no scaling. May be given to `from_pretrained` for a model that was trained without.
+        yarn_original_length: tokens of the texts that the model was trained on; None for training_length.
+        yarn_beta_fast: turns over these tokens from which a rotary frequency is unchanged.
+        yarn_beta_slow: turns over these tokens up to which a rotary frequency is divided by yarn_factor.
         max_position_embeddings: longest text that generation accepts without a warning; None for no limit.
         training_length: tokens of a training sequence, for information.
         rms_norm_eps: epsilon of every RMSNorm.
@@ -101,6 +106,10 @@ class FwPKMHFConfig(PreTrainedConfig):
     rope_theta: float = 10000.0
     partial_rotary_factor: float = 1.0
     rope_scaling_factor: float | None = None
+    yarn_factor: float | None = None
+    yarn_original_length: int | None = None
+    yarn_beta_fast: float = 32.0
+    yarn_beta_slow: float = 1.0
     max_position_embeddings: int | None = None
     training_length: int | None = None
     rms_norm_eps: float = 1e-5

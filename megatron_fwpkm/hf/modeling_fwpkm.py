@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import can_return_tuple
 
 from .attention import rotary_angles
+from .attention_fields import yarn_scaling
 from .cache import FwPKMCache
 from .calls import (
     CACHE_NAME,
@@ -235,7 +236,9 @@ class FwPKMModel(FwPKMPreTrainedModel):
     ) -> Tensor:
         text, tokens, device = ReadText() if cache is None else cache.text, hidden.shape[1], hidden.device
         config, positions = self.config, text.positions(tokens, device)
-        rotary = rotary_angles(positions, self.rotary_dim, config.rope_theta, config.rope_scaling_factor)
+        rotary = rotary_angles(
+            positions, self.rotary_dim, config.rope_theta, config.rope_scaling_factor, yarn_scaling(config)
+        )
         key_mask = text.key_mask(tokens, device)
         if cache is not None:
             cache.shift = None if min(counts) == tokens else tokens - torch.tensor(counts, device=device)

@@ -137,6 +137,8 @@ def choose_rope(config: PretrainConfig, found: Findings) -> Choice:
         return off("--no-rope-fusion")
     if choose_layers(config, found).name == "local":
         return off("as the layers")
+    if config.model.rope_type == "yarn":
+        return off("--rope-type yarn scales the cosines")
     if config.data.reset_position_ids:
         return off("--reset-position-ids gives every sequence positions of its own")
     return Choice("RoPE", "on", "Transformer Engine", "--rope-fusion" if wanted else "as the layers")

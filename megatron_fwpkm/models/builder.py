@@ -14,6 +14,7 @@ from ..config import PretrainConfig
 from ..distributed.megatron_versions import replace_recompute
 from ..layers.fast_weight_memory import FastWeightMemoryLayer
 from ..layers.seeding import seeded
+from ..ops.yarn import Yarn
 from .recompute import forward_with_recompute
 from .specs import layer_specs
 from .transformer_config import transformer_config
@@ -96,6 +97,11 @@ def build_model(
             rope_scaling_factor=model.rope_scaling_factor,
             vp_stage=vp_stage,
         )
+    if model.rope_type == "yarn":
+        # Megatron's own YaRN asks for a GPU, and stretches whole heads where --rotary-percent rotates a part of them.
+        original = model.yarn_original_max_position_embeddings or model.seq_length
+        yarn = Yarn(model.rotary_scaling_factor, original, model.yarn_beta_fast, model.yarn_beta_slow)
+        built.rotary_pos_emb.inv_freq = yarn.frequencies(built.rotary_pos_emb.inv_freq, model.rotary_base)
     built.positions_restart = config.data.reset_position_ids
     # Megatron would run memories a second time with their layers.
     replace_recompute(built.decoder, forward_with_recompute)

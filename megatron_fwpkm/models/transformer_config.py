@@ -29,6 +29,7 @@ class FwPKMTransformerConfig(TransformerConfig):
         layer_windows: per layer of the whole model the tokens an attention sees to its left, None for all.
         engine_attention: per layer of the whole model whether Transformer Engine computes its attention.
         init_seed: seed of slow weights and initial fast weights.
+        yarn_rotary_scaling_factor: Megatron's name for how much YaRN stretches positions; its attention reads it.
         offloaded_layers: layers of a model chunk, from its first, whose activations wait in host memory.
     """
 
@@ -39,6 +40,7 @@ class FwPKMTransformerConfig(TransformerConfig):
     engine_attention: tuple[bool, ...] = ()
     init_seed: int = 1234
     offloaded_layers: int = 0
+    yarn_rotary_scaling_factor: float = 1.0
 
 
 def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
@@ -54,6 +56,7 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
         engine_attention=tuple(name == "te" for name in attention_of_layers(config, found)),
         transformer_impl=choose_layers(config, found).name,
         init_seed=training.seed,
+        yarn_rotary_scaling_factor=model.rotary_scaling_factor,
         # Not megatron's cpu_offloading_num_layers, which asks for Transformer Engine.
         offloaded_layers=training.cpu_offloading_num_layers,
         num_layers=model.num_layers,

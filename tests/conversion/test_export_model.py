@@ -35,6 +35,7 @@ VARIANTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"score": "dot_product", "num_heads": 2, "layer_numbers": (1,)}, {"qk_layernorm": False, "rotary_percent": 0.5}),
     ({}, {"use_rope_scaling": True, "rope_scaling_factor": 32.0, "rotary_base": 500000.0, "kv_channels": 32}),
     ({"gate_writes": False}, {"attention_output_gate": True, "add_bias_linear": True}),
+    ({}, {"rope_type": "yarn", "rotary_scaling_factor": 4.0, "rotary_percent": 0.5, "seq_length": 16}),
     ({"table_dtype": "bf16"}, {}),
     ({"table_dtype": "bf16", "reset": "step"}, {}),
     ({"pkm": {"layer_numbers": (1, 3)}}, {}),

@@ -60,6 +60,13 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"partial_rotary_factor": 0.1}, "head_dim=4 times partial_rotary_factor=0.1 rotates 0 channels"),
     ({"rope_theta": 0}, "rope_theta=0 must be a finite number above 1"),
     ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling=.* is not supported by this model; remove it and use rope"),
+    ({"yarn_factor": 0.5}, "yarn_factor=0.5 must be a finite number of at least 1"),
+    ({"yarn_factor": 4}, "yarn_factor=4 needs yarn_original_length"),
+    ({"yarn_factor": 4, "rope_scaling_factor": 8.0}, "yarn_factor=4 and rope_scaling_factor=8.0 both stretch"),
+    (
+        {"yarn_factor": 4, "training_length": 8, "yarn_beta_fast": 1},
+        "yarn_beta_fast=1 must be above yarn_beta_slow=1.0: more turns are faster",
+    ),
     ({"rope_scaling_factor": 0.5}, "rope_scaling_factor=0.5 must be a finite number of at least 1"),
     ({"rms_norm_eps": 0.0}, "rms_norm_eps=0.0 must be a finite number above 0"),
     ({"hidden_dropout": 1.0}, "hidden_dropout=1.0 must be a finite number of at least 0 and below 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ LAYOUTS = [
         "fwpkm_num_heads": 2,
         "fwpkm_normalize_targets": False,
     },
-    {"fwpkm_layers": [], "attention_output_gate": True},
+    {"fwpkm_layers": [], "attention_output_gate": True, "yarn_factor": 4.0, "yarn_original_length": 16},
 ]
 
 
@@ -243,3 +244,13 @@ def test_refusals() -> None:
         model()
     model.memory_mode = "frozen"
     assert model.generate(ids, num_beams=2, max_new_tokens=2, do_sample=False).shape == (1, 14)
+
+
+def test_a_trained_model_is_extended_by_yarn_where_it_is_loaded(tmp_path: Path) -> None:
+    model, ids = small_model(fwpkm_layers=[], training_length=16), token_ids(1, 40)
+    model.save_pretrained(tmp_path)
+    stretched = FwPKMForCausalLM.from_pretrained(tmp_path, yarn_factor=4.0, dtype=torch.float64)
+    assert stretched.config.yarn_factor == 4.0
+    with torch.no_grad():
+        far, plain = stretched(ids).logits, model(ids).logits
+    assert torch.equal(far[:, 0], plain[:, 0]) and not torch.allclose(far[:, -1], plain[:, -1], atol=1e-4)
