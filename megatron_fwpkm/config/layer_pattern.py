@@ -59,12 +59,17 @@ def read_pattern(text: str) -> tuple[PatternPart, ...]:
 
 def layer_mixers(model: ModelConfig) -> tuple[str, ...]:
     """The name of every layer's token mixer; --layer-pattern must be valid."""
-    return tuple(part.mixer for part in _of_layers(model))
+    return _mixers(model.layer_pattern, model.num_layers)
+
+
+@lru_cache(maxsize=8)
+def _mixers(pattern: str, num_layers: int) -> tuple[str, ...]:
+    return tuple(part.mixer for part in _repeated(pattern, num_layers))
 
 
 def layer_windows(model: ModelConfig) -> tuple[int | None, ...]:
     """Per layer the number of tokens that its mixer sees before a token, None for all; the options must be valid."""
-    return tuple(_window(part, model) for part in _of_layers(model))
+    return tuple(_window(part, model) for part in _repeated(model.layer_pattern, model.num_layers))
 
 
 def layer_window(model: ModelConfig, layer_number: int) -> int | None:
@@ -83,9 +88,10 @@ def _window(part: PatternPart, model: ModelConfig) -> int | None:
     return part.window
 
 
-def _of_layers(model: ModelConfig) -> tuple[PatternPart, ...]:
-    pattern = [part for part in read_pattern(model.layer_pattern) for _ in range(part.layers)]
-    return tuple(pattern * (model.num_layers // len(pattern)))
+def _repeated(text: str, num_layers: int) -> list[PatternPart]:
+    """The part of every layer."""
+    pattern = [part for part in read_pattern(text) for _ in range(part.layers)]
+    return pattern * (num_layers // len(pattern))
 
 
 def pattern_problems(model: ModelConfig) -> Iterator[str]:

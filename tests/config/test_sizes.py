@@ -17,7 +17,7 @@ from megatron_fwpkm.training.dry_run import dry_run
 
 KINDS = ("integer", "LEFT,RIGHT")
 NUMBERS = [option for _, _, found in option_groups() for option in found if option.kind in KINDS]
-SINGLE = [option.flag for option in NUMBERS if not option.is_list]
+SINGLE = [option.flag for option in NUMBERS if option.kind == "integer" and not option.is_list]
 START = ["--dry-run", "--tokenizer-type", "NullTokenizer", "--vocab-size", "1000", "--fwpkm-layer-numbers", "1"]
 
 
