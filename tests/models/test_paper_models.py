@@ -21,7 +21,7 @@ VOCABULARY = 200
 LAYOUTS = sorted(path.stem for path in (PAPER / "layouts").iterdir())
 PARTS = sorted(str(p.relative_to(PAPER)) for folder in ("memories", "ablations") for p in (PAPER / folder).iterdir())
 # In every run of the tests; the others with --slow.
-QUICK = ("memories/none.yaml", "ablations/heads_4x8.yaml", "ablations/no_gate_weighted_loss.yaml")
+QUICK = ("memories/none.yaml", "memories/pkm_fwpkm.yaml", "ablations/no_gate_weighted_loss.yaml")
 
 
 def configuration(*files: str, more: tuple[str, ...] = ()) -> PretrainConfig:
