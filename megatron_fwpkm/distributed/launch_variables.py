@@ -23,7 +23,7 @@ class Launch:
     """Whether torchrun's agent, and not rank 0, holds the store in which the ranks meet."""
     by_torchrun: bool = False
     """Whether the parent is an agent of torchrun, without which the other nodes do not know of this rank."""
-    attempt: str = "0"
+    attempt: int = 0
     """How often torchrun has started its workers again; an agent's store keeps what earlier ones left there."""
 
     @property
@@ -85,7 +85,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
         port,
         store_in_agent=agent,
         by_torchrun="TORCHELASTIC_RUN_ID" in environment,
-        attempt=environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
+        attempt=read_number(environment, "TORCHELASTIC_RESTART_COUNT", 0) or 0,
     )
 
 

@@ -42,6 +42,8 @@ class World:
     device: torch.device
     roll_call: RollCall | None = None
     """Where the ranks of a run with several record what they are doing."""
+    restarts: int = 0
+    """How often torchrun has started the processes of this run again."""
 
     def mark(self, doing: str) -> None:
         """Record what this rank is doing now."""
@@ -238,7 +240,7 @@ def _join(parallel: ParallelConfig, launch: Launch | None, met: dist.Store | Non
             store.set_timeout(timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     rank, size = dist.get_rank(), dist.get_world_size()
-    return World(rank, size, device, RollCall(rank, size))
+    return World(rank, size, device, RollCall(rank, size), restarts=0 if launch is None else launch.attempt)
 
 
 def _already_said(message: str) -> bool:

@@ -151,7 +151,7 @@ class MetricsLog:
             sink.go_back(iteration)
 
     def write(self, kind: str, record: JsonRecord) -> None:
-        """Write one record; `kind` is train, evaluation, test, skip, rewind, start or end."""
+        """Write one record; `kind` is train, evaluation, test, skip, rewind, stragglers, restart or end."""
         for sink in self._sinks:
             sink.write({"kind": kind, **record})
 

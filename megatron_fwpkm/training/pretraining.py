@@ -91,6 +91,11 @@ def _train(resolved: Resolved, world: World, manager: CheckpointManager | None, 
             RunProfiler(config, world, log_dir, progress.iteration) as profiler,
         ):
             _announce(config, world, global_batch, engine.num_parameters)
+            if world.restarts:
+                logger.info(
+                    "restart %d by torchrun: the run continues at iteration %d", world.restarts, progress.iteration
+                )
+                metrics.write("restart", {"iteration": progress.iteration, "restarts": world.restarts})
             recovery = Recovery(config, checkpoints, training_data)
             hooks = profiler.step, Throughput(config, tokenizer.vocab_size, world).figures
             loop = TrainingLoop(config, world, engine, checkpoints, metrics, progress, global_batch, recovery, *hooks)

@@ -25,7 +25,9 @@ def test_a_process_that_runs_alone(variables: dict[str, str]) -> None:
 def test_one_of_several() -> None:
     assert read_launch(TWO | PLACE) == Launch(1, 2, 1, 2, "node0", 29500, False)
     agent = read_launch(TWO | PLACE | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
-    assert agent is not None and agent.store_in_agent and agent.meeting_place == "node0:29500"
+    assert agent is not None and agent.store_in_agent and agent.meeting_place == "node0:29500" and agent.attempt == 0
+    again = read_launch(TWO | PLACE | {"TORCHELASTIC_RESTART_COUNT": "2"})
+    assert again is not None and again.attempt == 2
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,7 @@ def test_one_of_several() -> None:
         ({**TWO, **PLACE, "RANK": "-1"}, "RANK=-1 must be at least 0"),
         ({**TWO, **PLACE, "WORLD_SIZE": "abc"}, "WORLD_SIZE='abc' is not an integer"),
         ({**TWO, **PLACE, "WORLD_SIZE": ""}, "WORLD_SIZE='' is not an integer"),
+        ({**TWO, **PLACE, "TORCHELASTIC_RESTART_COUNT": "x"}, "TORCHELASTIC_RESTART_COUNT='x' is not an integer"),
         ({**TWO, **PLACE, "LOCAL_RANK": "x"}, "LOCAL_RANK='x' is not an integer"),
         ({**TWO, **PLACE, "LOCAL_RANK": "2"}, "LOCAL_RANK=2 must be less than LOCAL_WORLD_SIZE=2"),
         (TWO, "MASTER_ADDR and MASTER_PORT are not"),

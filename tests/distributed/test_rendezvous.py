@@ -133,7 +133,7 @@ def test_workers_that_torchrun_starts_again_do_not_meet_the_first_ones() -> None
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     first = launch(0, 1, server.port, agent=True)
     meet(first, 20).set("word", "old")
-    again = meet(dataclasses.replace(first, attempt="1"), 20)
+    again = meet(dataclasses.replace(first, attempt=1), 20)
     assert not again.check(["word"])
 
 

@@ -4,7 +4,8 @@ FAULT is JSON: {"rank": 1, "when": "save" or "step", "count": 2, "signal": "SIGK
 this process, the rank sends itself the signal. With "hang" in the place of "signal" it sleeps for minutes: "python", or
 "gil" in a C call that holds the interpreter. With {"rank": 0, "when": "write", "mark": FILE, "failing": "model"} the
 processes that write checkpoints make FILE and go on for minutes; one that writes into `model` fails. An empty object
-leaves the run alone.
+leaves the run alone. "attempts" bounds the starts by torchrun that a fault happens in, and "spoil": [18, 20] gives the
+samples at these positions a loss that is NaN.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 LIMIT = 150
 
@@ -119,7 +122,12 @@ def main() -> int:
     from megatron_fwpkm.engines.megatron import MegatronEngine
 
     fault = json.loads(sys.argv[1])
-    if fault and str(fault["rank"]) == os.environ.get("RANK", "0"):
+    if "spoil" in fault:
+        from tests.training.test_recovery import spoil_data
+
+        spoil_data(pytest.MonkeyPatch(), *fault["spoil"])
+    strikes = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) < fault.get("attempts", 1)
+    if strikes and "rank" in fault and str(fault["rank"]) == os.environ.get("RANK", "0"):
         hangs = {"python": lambda: time.sleep(600), "gil": lambda: ctypes.PyDLL(None).sleep(600)}
         number = hangs[fault["hang"]] if "hang" in fault else signal.Signals[fault.get("signal", "SIGKILL")]
         if fault["when"] == "write":
