@@ -30,6 +30,8 @@ def check_shard_flags(parser: Parser, options: PreprocessOptions) -> None:
     all_of = "--ray-address" if options.ray_address is not None else "--merge-shards" if options.merge_shards else ""
     if options.ray_address is not None and options.merge_shards:
         parser.error("--ray-address also joins the parts; remove --merge-shards")
+    if options.ray_address is None and options.shard_retries is not None:
+        parser.error(f"--shard-retries {options.shard_retries} has no effect without --ray-address: give it, too")
     if all_of and (number < 2 or options.shard_id is not None):
         parser.error(f"{all_of} requires --num-shards of at least 2, and no --shard-id")
     if number > 1 and options.shard_id is None and not all_of:

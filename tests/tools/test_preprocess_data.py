@@ -140,6 +140,7 @@ def test_errors_are_one_line(tmp_path: Path, model: Path) -> None:
     for words, said in (
         (("--merge-shards",), "--merge-shards requires --num-shards of at least 2, and no --shard-id"),
         (("--merge-shards", "--num-shards", 4, "--shard-id", 0), "--merge-shards requires --num-shards of at least 2"),
+        (("--shard-retries", 3), "--shard-retries 3 has no effect without --ray-address: give it, too"),
         (("--ray-address", "local"), "--ray-address requires --num-shards of at least 2, and no --shard-id"),
         (("--ray-address", "local", "--num-shards", 4, "--merge-shards"), "remove --merge-shards"),
     ):

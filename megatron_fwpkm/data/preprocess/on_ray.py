@@ -58,7 +58,7 @@ def make_shard(options: PreprocessOptions) -> tuple[int, int]:
 def _make_all(ray: Any, options: PreprocessOptions) -> dict[int, str]:
     """Run every shard to its end; returns those that failed, and why."""
     # Only what was killed is tried again: an error with a reason would come again.
-    task = ray.remote(num_cpus=options.workers, max_retries=options.shard_retries, retry_exceptions=False)(make_shard)
+    task = ray.remote(num_cpus=options.workers, max_retries=options.retries, retry_exceptions=False)(make_shard)
     running = {task.remote(part): part.shard for part in shards_of(options)}
     failed = dict[int, str]()
     while running:
@@ -70,7 +70,7 @@ def _make_all(ray: Any, options: PreprocessOptions) -> dict[int, str]:
         except ray.exceptions.RayTaskError as error:
             failed[shard] = told = str(error.cause)
         except ray.exceptions.RayError:
-            failed[shard] = told = f"its process was killed {options.shard_retries + 1} times"
+            failed[shard] = told = f"its process was killed {options.retries + 1} times"
         left = f"{options.num_shards - len(running)} of {options.num_shards} shards ended"
         print(f"shard {shard}: {told} ({left})", file=sys.stderr, flush=True)
     return failed

@@ -62,8 +62,13 @@ class PreprocessOptions:
     ray_address: Annotated[str | None, Metavar("ADDRESS")] = None
     """make the --num-shards parts on a Ray cluster, and join them: HOST:PORT, auto (the one of this node), or local
     (one that is started on this machine)"""
-    shard_retries: Annotated[int, AtLeast(0)] = 3
-    """with --ray-address, how often a part is continued whose process or node was lost"""
+    shard_retries: Annotated[int | None, AtLeast(0)] = None
+    """with --ray-address, how often a part is continued whose process or node was lost (default: 3 times)"""
+
+    @property
+    def retries(self) -> int:
+        """How often a lost part is continued."""
+        return 3 if self.shard_retries is None else self.shard_retries
 
     @property
     def shard(self) -> int:
