@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_fwpkm.checkpoint.store_layout import read_description, replicas_with_tables, stored_tensors
 from tests.engines.deepspeed_cases import config_of, engine_of, take_steps
 from tests.spawned_ranks import run_distributed
 
@@ -62,6 +63,23 @@ def test_a_run_resumes_bit_for_bit_and_every_replica_keeps_its_memory(tmp_path: 
             assert replica["went_on"] == replica["resumed"] and replica["notices"] == []
             assert replica["same_tables"] and all(replica["same_tables"])
         assert all(one != other for one, other in zip(first["loaded"], second["loaded"], strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_of_two_replicas_one_memory_is_saved(tmp_path: Path, stage: int) -> None:
+    """What is the engine's own goes on bit for bit, the first memory too, which the second replica continues with."""
+    case = {"stage": stage, "fwpkm": {"save_replicas": 1}}
+    (first,), (second,) = run_distributed(saved_and_resumed, 2, [(case, case)], str(tmp_path), False, timeout=280)
+    store = tmp_path / "checkpoint_0" / "fast_weights"
+    assert replicas_with_tables(stored_tensors(store), 2) == (0,) == read_description(store).saved_replicas
+    assert first["loaded"] == second["loaded"] and second["same_tables"][0] is False
+    assert all(first["same_tables"][: len(first["loaded"])])
+    (notice,) = second["notices"]
+    assert notice.startswith("only the memories of 1 of 2 replicas were saved (replicas 0, in this order)")
+    steps = zip(first["went_on"], first["resumed"], strict=True)
+    assert all(went_on[2] == resumed[2] and went_on != resumed for went_on, resumed in steps), "learning rates"
+    assert [loss for loss, *_ in first["resumed"]] == pytest.approx([loss for loss, *_ in first["went_on"]], rel=0.05)
 
 
 @pytest.mark.slow
