@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_fwpkm.config import ParallelConfig
+from megatron_fwpkm.config import ParallelConfig, PKMConfig
 from tests.spawned_ranks import run_distributed
 from tests.transformer_engine.pretended import needs_sources
 from tests.transformer_engine.runs import IMPLEMENTATIONS, SMALL, attention, training
@@ -17,6 +17,7 @@ from tests.transformer_engine.runs import IMPLEMENTATIONS, SMALL, attention, tra
 pytestmark = needs_sources
 
 FOUR_LAYERS = replace(SMALL.model, num_layers=4, layer_pattern="swa:5,fa,swa:9,fa", attention_output_gate=True)
+STATIC_MEMORY = PKMConfig(layer_numbers=(1, 3), num_heads=2, num_subkeys=8, key_dim=16, value_dim=16, topk=4)
 
 LAYOUTS = {
     "one process": ParallelConfig(use_distributed_optimizer=True),
@@ -33,7 +34,8 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """What every rank saw in one layout."""
     parallel, folder = LAYOUTS[request.param], tmp_path_factory.mktemp("checkpoints")
     size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    return run_distributed(training, size, parallel, Path(folder), {"model": FOUR_LAYERS}, timeout=280)
+    groups = {"model": FOUR_LAYERS, "pkm": STATIC_MEMORY}
+    return run_distributed(training, size, parallel, Path(folder), groups, timeout=280)
 
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
