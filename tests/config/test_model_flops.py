@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_fwpkm.config import ModelConfig
+from megatron_fwpkm.config import ModelConfig, PKMConfig
 from megatron_fwpkm.config.derived import embedding_rows, mean_tokens_seen
 from megatron_fwpkm.config.layer_pattern import layer_window, layer_windows
 from megatron_fwpkm.config.loading import parse_pretrain
@@ -16,6 +16,8 @@ from megatron_fwpkm.engines.megatron import MegatronEngine
 from megatron_fwpkm.engines.megatron_groups import megatron_run
 from tests.config.test_layer_kinds import shifted, with_mixers  # noqa: F401
 from tests.engines.test_engine import BASE, VOCABULARY, batches
+
+STATIC_MEMORY = PKMConfig(layer_numbers=(1,), num_heads=2, num_subkeys=4, key_dim=6, value_dim=10, topk=3)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 64])
@@ -42,7 +44,7 @@ def test_a_plain_model_costs_six_per_weight_and_token_and_its_attention() -> Non
 
 def test_matrix_products_are_those_that_torch_counts() -> None:
     """The scores of all sub-keys among them; attention, reads and writes are no products of matrices."""
-    config = replace(BASE, model=replace(BASE.model, hidden_dropout=0.0, attention_dropout=0.0))
+    config = replace(BASE, model=replace(BASE.model, hidden_dropout=0.0, attention_dropout=0.0), pkm=STATIC_MEMORY)
     with megatron_run(config.parallel, config.training) as world:
         engine = MegatronEngine(config, embedding_rows(config, VOCABULARY), world.device)
         with FlopCounterMode(display=False) as counter:
@@ -54,7 +56,8 @@ def test_matrix_products_are_those_that_torch_counts() -> None:
     pairs = fwpkm.num_heads * fwpkm.topk
     inner = 2 * pairs * (2 * fwpkm.value_dim + fwpkm.key_dim)
     attention = 2 * 2 * 2 * model.hidden_size * mean_tokens_seen(24, None)
-    assert products == tokens * (sum(parts.values()) - inner - attention)
+    reads = 2 * STATIC_MEMORY.num_heads * STATIC_MEMORY.topk * STATIC_MEMORY.value_dim
+    assert products == tokens * (sum(parts.values()) - inner - attention - reads)
 
 
 def test_a_frozen_memory_only_reads() -> None:

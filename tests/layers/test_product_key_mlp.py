@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from megatron_fwpkm.config import PretrainConfig
+from megatron_fwpkm.config import PKMConfig, PretrainConfig
 from megatron_fwpkm.config.kind_rows.pkm_kind import PKM
 from megatron_fwpkm.config.parameter_counts import kind_parameters
 from megatron_fwpkm.ops.initialization import sub_key_bound, value_deviation
 from megatron_fwpkm.ops.product_key_memory.reference import reference_slots, reference_sum
+from megatron_fwpkm.training.memory_estimate import activation_bytes
 from tests.layers.megatron import VOCABULARY, batch, initialize, tiny
+from tests.training.test_memory_estimate import BASE as MEASURED
+from tests.training.test_memory_estimate import keep
 
 
 def build(config: PretrainConfig):
@@ -109,3 +114,16 @@ def test_recomputing_the_mlp_changes_nothing() -> None:
         results.append([loss, *(parameter.grad for parameter in model.parameters())])
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("sizes", [{"num_heads": 4, "topk": 16, "key_dim": 8}, {"value_dim": 192, "key_dim": 32}])
+def test_what_it_keeps_for_its_backward_pass_is_near_the_estimate(bf16: bool, sizes: dict[str, int]) -> None:
+    initialize()
+    values = {"layer_numbers": (1, 2), "num_heads": 1, "num_subkeys": 16, "value_dim": 16, "topk": 4, **sizes}
+    config = replace(MEASURED, training=replace(MEASURED.training, bf16=bf16))
+    static, dense = replace(config, pkm=PKMConfig(**values)), config
+    more = [activation_bytes(one, 512, 0) for one in (static, dense)]
+    kept = [sum(tensor.untyped_storage().nbytes() for tensor in keep(one)) for one in (static, dense)]
+    scale = 512 * 2 * PKM.activation_bytes(static).on_rank(1)
+    assert abs((kept[0] - kept[1]) - (more[0] - more[1])) < 0.15 * scale
