@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -11,11 +12,21 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from ..config import PretrainConfig
-from ..ops import FastWeightState, PendingTokens
+from ..config.memories import memory_numbers
+from ..ops import PendingTokens
 from .manager import resolve_checkpoint
 from .record import FAST_WEIGHTS_FOLDER, MODEL_FOLDER, read_record
 from .saved_config import read_saved_config
-from .store_layout import PENDING_FIELDS, key_of, stored_tensors
+from .store_layout import PENDING_FIELDS, key_of, name_of, stored_tensors, tables_of
+
+
+class StoredMemory(NamedTuple):
+    """A memory as it was saved."""
+
+    tables: dict[str, Tensor]
+    """Whole fast weights by name."""
+    pending: PendingTokens | None
+    """Tokens that wait to be written."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class CheckpointContents:
     """Rows of the saved embedding."""
     slow: dict[str, Tensor]
     """Whole tensors under Megatron's names, for example decoder.layers.0.self_attention.linear_qkv.weight."""
-    fast: dict[int, FastWeightState]
+    fast: dict[int, StoredMemory]
     """Whole tables of replica 0 by layer number (counted from 1)."""
     tokenizer_path: Path | None
     """The tokenizer's copy, None for a kind without files."""
@@ -55,7 +66,7 @@ def read_checkpoint(path: str | Path) -> CheckpointContents:
         vocab_size=record.vocab_size,
         padded_vocab_size=record.padded_vocab_size,
         slow=_read_tensors(folder / MODEL_FOLDER, _slow_keys(folder / MODEL_FOLDER)),
-        fast=_read_fast_weights(folder / FAST_WEIGHTS_FOLDER, config.fwpkm.layer_numbers),
+        fast=_read_fast_weights(folder / FAST_WEIGHTS_FOLDER, memory_numbers(config)),
         tokenizer_path=tokenizer,
         documents=record.documents,
     )
@@ -73,20 +84,20 @@ def _read_tensors(folder: Path, wanted: dict[str, TensorStorageMetadata]) -> dic
     return tensors
 
 
-def _read_fast_weights(folder: Path, layer_numbers: tuple[int, ...]) -> dict[int, FastWeightState]:
+def _read_fast_weights(folder: Path, layer_numbers: tuple[int, ...]) -> dict[int, StoredMemory]:
     """Replica 0's memory of every layer."""
     if not layer_numbers:
         return {}
     stored = stored_tensors(folder)
-    states = {}
+    found = {}
     for number in layer_numbers:
-        names = ["sub_keys", "values", *(f"pending/{name}" for name in PENDING_FIELDS)]
-        wanted = {name: stored[key] for name in names if (key := key_of(number, 0, name)) in stored}
-        if not wanted.keys() >= {"sub_keys", "values"}:
+        tables = tables_of(stored, number, 0)
+        if not tables:
             raise ValueError(f"{folder} contains no memory for layer {number}")
-        loaded = _read_tensors(folder, {key_of(number, 0, name): meta for name, meta in wanted.items()})
-        tensors = {name: loaded[key_of(number, 0, name)] for name in wanted}
+        names = [*tables, *(f"pending/{name}" for name in PENDING_FIELDS)]
+        wanted = {key: stored[key] for name in names if (key := key_of(number, 0, name)) in stored}
+        tensors = {name_of(key): tensor for key, tensor in _read_tensors(folder, wanted).items()}
         waiting = {name.removeprefix("pending/"): t for name, t in tensors.items() if name.startswith("pending/")}
         pending = PendingTokens(**waiting) if waiting else None
-        states[number] = FastWeightState(tensors["sub_keys"], tensors["values"], pending)
-    return states
+        found[number] = StoredMemory({name: tensors[name] for name in tables}, pending)
+    return found

@@ -8,6 +8,7 @@ from typing import Any
 from ..config import OptimizerConfig, PretrainConfig
 from ..config.field_metadata import ARCHITECTURE, NOT_COMPARED, SAME_RUN, SCHEDULE, OnResume, marked, on_resume
 from ..config.loading import PREFIXES, option_groups
+from ..config.memories import memory_kinds
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,13 @@ def _other_mlps(saved: PretrainConfig, given: PretrainConfig) -> list[str]:
 def _another_initial_memory(saved: PretrainConfig, given: PretrainConfig) -> list[str]:
     """A notice if resets restore a different memory from the one that the weights were trained with."""
     before, now = saved.training.seed, given.training.seed
-    if before == now or given.fwpkm.reset == "never" or not given.fwpkm.layer_numbers:
+    resets = [f"{memory.fast.prefix}reset {memory.options.reset}" for memory in memory_kinds(given)
+              if memory.options.reset != "never"]  # fmt: skip
+    if before == now or not resets:
         return []
     return [
-        f"--seed is {before} in the checkpoint and {now} in this run: --fwpkm-reset {given.fwpkm.reset} restores the "
+        f"--seed is {before} in the checkpoint and {now} in this run: {' and '.join(resets)} "
+        f"{'restores' if len(resets) == 1 else 'restore'} the "
         f"initial memory of seed {now}, but the weights were trained with that of seed {before}; use --seed {before} "
         "to keep it"
     ]

@@ -1,19 +1,19 @@
 """Fast weights of every data-parallel replica, in torch.distributed.checkpoint form, for any engine.
 
-Keys: `layer{N}/replica{r}/{sub_keys, values}`; for bfloat16 values `.../rounding` (the seed and the number of writes so
-far); where tokens wait to be written, `.../pending/{queries, targets, gates, mask}`. A tensor that a rank holds in part
-(its columns or rows) is stored as one global tensor, so loading at another tensor- or pipeline-parallel size is exact.
---fwpkm-save-replicas may leave out tables of replicas. A replica without any takes those that --fwpkm-load-dp-rule
-says, as do all at another data-parallel size.
+Keys: `layer{N}/replica{r}/` and the name of a fast weight, such as `values`; for bfloat16 values `.../rounding` (the
+seed and the number of writes so far); where tokens wait to be written, `.../pending/{queries, targets, gates, mask}`. A
+tensor that a rank holds in part (its columns or rows) is stored as one global tensor, so loading at another tensor- or
+pipeline-parallel size is exact. --fwpkm-save-replicas may leave out tables of replicas. A replica without any takes
+those that --fwpkm-load-dp-rule says, as do all at another data-parallel size.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from ..config import FwPKMConfig
 from ..config.saved_replicas import replicas_to_save
 from ..distributed.ranks import barrier, rank
-from ..ops import FastWeightState, PendingTokens
+from ..ops import PendingTokens
 from .background import request_to_save
 from .store_layout import (
     PENDING_FIELDS,
@@ -41,7 +41,6 @@ from .store_layout import (
 
 logger = logging.getLogger("megatron_fwpkm")
 
-_TABLES = ("sub_keys", "values")
 _RULES = {
     "modulo": "replica r loads the saved memory r modulo {saved}",
     "replica0": "every replica loads the memory of replica 0",
@@ -50,27 +49,46 @@ _RULES = {
 """What --fwpkm-load-dp-rule means."""
 
 
+class State(Protocol):
+    """The fast weights of a memory of any kind, and its tokens that wait."""
+
+    @property
+    def pending(self) -> PendingTokens | None:
+        """Tokens that wait to be written."""
+
+    @property
+    def rounding(self) -> Tensor | None:
+        """What the rounding of bfloat16 tables depends on."""
+
+    def tables(self) -> dict[str, Tensor]:
+        """This rank's parts of the fast weights by name."""
+
+    def with_tables(
+        self, tables: Mapping[str, Tensor], pending: PendingTokens | None, rounding: Tensor | None = None
+    ) -> Any:
+        """A state of the same kind from fast weights by name."""
+
+
 class MemoryLayer(Protocol):
     """What the store needs of a layer with fast weights."""
 
     layer_number: int
 
-    def fast_weights(self) -> FastWeightState:
+    def fast_weights(self) -> State:
         """References to this rank's tables and waiting tokens."""
 
-    def load_fast_weights(self, state: FastWeightState) -> None:
-        """Take over tables and waiting tokens."""
+    def whole_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tables of all ranks that share them, by name, and that of one token's target as `target`."""
+
+    @property
+    def target_width(self) -> int:
+        """Columns of a waiting token's target on this rank."""
+
+    def load_fast_weights(self, state: Any) -> None:
+        """Take over tables and waiting tokens, as `fast_weights` gives them."""
 
     def reset(self) -> None:
         """Put the initial memory back."""
-
-
-def full_shapes(memory: FwPKMConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the whole tables: sub_keys [heads, 2, num_subkeys, key_dim / 2], values [num_slots, value_dim]."""
-    return {
-        "sub_keys": (memory.num_heads, 2, memory.num_subkeys, memory.key_dim // 2),
-        "values": (memory.num_subkeys**2, memory.value_dim),
-    }
 
 
 @dataclass(frozen=True)
@@ -91,7 +109,7 @@ class FastWeightStore:
     """Saves and loads the fast weights of a model whose engine says which ranks share a memory."""
 
     def __init__(self, memory: FwPKMConfig, seed: int, ranks: MemoryRanks) -> None:
-        """`memory` gives the whole tables' shapes; `seed` is what the initial memory is made from."""
+        """`memory` says which replicas are saved and loaded; `seed` is what the initial memory is made from."""
         self._memory = memory
         self._seed = seed
         self._ranks = ranks
@@ -133,13 +151,15 @@ class FastWeightStore:
 
     def _state(self, layers: Sequence[MemoryLayer], description: StoreDescription) -> dict[str, Tensor]:
         """This rank's tensors by their keys: tables where they are saved, what else a memory has always."""
-        skipped = () if self._ranks.replica in description.saved_replicas else _TABLES
-        return {
-            key_of(layer.layer_number, self._ranks.replica, name): self._as_global(name, local.detach().contiguous())
-            for layer in layers
-            for name, local in self._tensors(layer.fast_weights()).items()
-            if name not in skipped
-        }
+        saves_tables = self._ranks.replica in description.saved_replicas
+        found = {}
+        for layer in layers:
+            weights, shapes = layer.fast_weights(), layer.whole_shapes()
+            tensors = self._others(weights) | (weights.tables() if saves_tables else {})
+            for name, local in tensors.items():
+                key = key_of(layer.layer_number, self._ranks.replica, name)
+                found[key] = self._as_global(name, local.detach().contiguous(), shapes)
+        return found
 
     @staticmethod
     def _finish(folder: Path, description: StoreDescription) -> None:
@@ -165,15 +185,15 @@ class FastWeightStore:
                 layer.reset()
                 continue
             local = self._allocate(layer, stored, source, self._source_of_the_rest(saved, source))
-            request |= {key: self._as_global(name_of(key), tensor) for key, tensor in local.items()}
+            shapes = layer.whole_shapes()
+            request |= {key: self._as_global(name_of(key), tensor, shapes) for key, tensor in local.items()}
             targets.append((layer, {name_of(key): tensor for key, tensor in local.items()}))
         self._check_shapes(folder, stored, request)
         dcp.load(request, storage_reader=dcp.FileSystemReader(folder))
         for layer, local in targets:
             waiting = {name.removeprefix("pending/"): t for name, t in local.items() if name.startswith("pending/")}
             pending = PendingTokens(**waiting) if waiting else None
-            state = FastWeightState(local["sub_keys"], local["values"], pending, local.get("rounding"))
-            layer.load_fast_weights(state)
+            layer.load_fast_weights(layer.fast_weights().with_tables(local, pending, local.get("rounding")))
         return self._notice(saved)
 
     def _source(self, saved: StoreDescription) -> int | None:
@@ -207,9 +227,9 @@ class FastWeightStore:
             f"order), which continue bit for bit; of the others, {meaning}"
         )
 
-    def _tensors(self, weights: FastWeightState) -> dict[str, Tensor]:
-        """The tensors of a state by their name in the store."""
-        tensors = {"sub_keys": weights.sub_keys, "values": weights.values}
+    def _others(self, weights: State) -> dict[str, Tensor]:
+        """What a state has beside its tables, by its name in the store."""
+        tensors = {}
         if weights.rounding is not None:
             # The third number, a rank's first column, belongs to the layout.
             tensors["rounding"] = weights.rounding[:2]
@@ -223,23 +243,24 @@ class FastWeightStore:
     ) -> dict[str, Tensor]:
         """Empty tensors of this rank's shapes by key: a replica's tables, and what else is stored of another one."""
         weights, number = layer.fast_weights(), layer.layer_number
-        local = {key_of(number, replica, name): torch.empty_like(getattr(weights, name)) for name in _TABLES}
+        tables = weights.tables()
+        local = {key_of(number, replica, name): torch.empty_like(table) for name, table in tables.items()}
         if weights.rounding is not None and (key := key_of(number, of_the_rest, "rounding")) in stored:
             local[key] = torch.empty_like(weights.rounding[:2])
+        device = next(iter(tables.values())).device
         for name in PENDING_FIELDS:
             found = stored.get(key := key_of(number, of_the_rest, f"pending/{name}"))
             if found is not None:
                 shape = list(found.size)
                 if name == "targets":
-                    shape[-1] = weights.values.shape[-1]
-                local[key] = torch.empty(shape, dtype=found.properties.dtype, device=weights.values.device)
+                    shape[-1] = layer.target_width
+                local[key] = torch.empty(shape, dtype=found.properties.dtype, device=device)
         return local
 
-    def _as_global(self, name: str, local: Tensor) -> Tensor:
+    def _as_global(self, name: str, local: Tensor, shapes: dict[str, tuple[int, ...]]) -> Tensor:
         """`local` as this rank's part of the whole tensor, which tensor- and context-parallel ranks share."""
-        shapes = full_shapes(self._memory)
         if name == "pending/targets":
-            whole: tuple[int, ...] = (*local.shape[:-1], self._memory.value_dim)
+            whole: tuple[int, ...] = (*local.shape[:-1], *shapes["target"])
         else:
             whole = shapes.get(name, tuple(local.shape))
         size = self._ranks.sharing_group.size()
@@ -264,7 +285,8 @@ class FastWeightStore:
             if stored[key].size != tensor.shape:
                 raise ValueError(
                     f"{folder}: {key} has shape {list(stored[key].size)}, but the model needs {list(tensor.shape)}; "
-                    "check --fwpkm-num-heads, --fwpkm-num-subkeys, --fwpkm-key-dim and --fwpkm-value-dim"
+                    "check the sizes of the memories (--fwpkm-num-heads, --fwpkm-num-subkeys, --fwpkm-key-dim, "
+                    "--fwpkm-value-dim, --fwmlp-hidden-size, --fwmlp-key-dim, --fwmlp-value-dim)"
                 )
         assert dist.is_initialized()
 

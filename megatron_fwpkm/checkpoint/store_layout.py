@@ -41,8 +41,14 @@ def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
 
 def replicas_with_tables(stored: dict[str, TensorStorageMetadata], layer_number: int) -> tuple[int, ...]:
     """Numbers of the replicas whose tables of a layer are stored, ascending."""
-    pattern = re.compile(rf"layer{layer_number}/replica(\d+)/values$")
-    return tuple(sorted(int(match[1]) for key in stored if (match := pattern.match(key))))
+    pattern = re.compile(rf"layer{layer_number}/replica(\d+)/(?!pending/|rounding$)")
+    return tuple(sorted({int(match[1]) for key in stored if (match := pattern.match(key))}))
+
+
+def tables_of(stored: dict[str, TensorStorageMetadata], layer_number: int, replica: int) -> tuple[str, ...]:
+    """Names of the tables of a layer that are stored of a replica."""
+    names = (name_of(key) for key in stored if key.startswith(key_of(layer_number, replica, "")))
+    return tuple(name for name in names if name != "rounding" and not name.startswith("pending/"))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from .data import TOKENIZERS_WITHOUT_FILE, DataConfig, NeedleConfig
 from .engine import EngineConfig
 from .faults import FaultConfig
+from .fwmlp import FwMLPConfig
 from .fwpkm import FwPKMConfig
 from .layer_implementation import ImplementationConfig
 from .model import ModelConfig
@@ -19,6 +20,7 @@ __all__ = [
     "DataConfig",
     "EngineConfig",
     "FaultConfig",
+    "FwMLPConfig",
     "FwPKMConfig",
     "ImplementationConfig",
     "LoggingConfig",

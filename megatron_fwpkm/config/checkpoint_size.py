@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .deepspeed_options import sharding_stage
-from .derived import data_parallel_size, stage_layers, table_bytes
+from .derived import data_parallel_size, stage_layers
+from .memories import fast_weight_bytes, memory_numbers
 from .parameter_counts import num_parameters, stage_parameters
 from .pretrain import PretrainConfig
 from .saved_replicas import averaged_after, replicas_to_save
@@ -38,7 +39,7 @@ def checkpoint_bytes(
     Slow weights and optimizer are written once, by the ranks of the first replica; every replica writes its tables, if
     --fwpkm-save-replicas does not leave them out. `iteration` is that of the save, by default of the largest one.
     """
-    parallel, fwpkm = config.parallel, config.fwpkm
+    parallel = config.parallel
     tensor = parallel.tensor_model_parallel_size
     weight, state = _bytes_per_parameter(config)
     parameters = num_parameters(config, vocab_size)
@@ -46,12 +47,12 @@ def checkpoint_bytes(
     largest = 0
     for stage in range(parallel.pipeline_model_parallel_size):
         own = stage_parameters(config, vocab_size, stage).on_rank(tensor) * (weight + state)
-        memories = sum(number in stage_layers(config, stage) for number in fwpkm.layer_numbers)
-        largest = max(largest, own + memories * table_bytes(config, tensor * parallel.context_parallel_size))
+        ranks = tensor * parallel.context_parallel_size
+        largest = max(largest, own + fast_weight_bytes(config, stage_layers(config, stage), ranks))
     return CheckpointBytes(
         weights=parameters * weight,
         optimizer=parameters * state,
-        fast_weights=len(fwpkm.layer_numbers) * table_bytes(config) * replicas,
+        fast_weights=fast_weight_bytes(config, memory_numbers(config)) * replicas,
         replicas=replicas,
         largest_rank=largest,
     )

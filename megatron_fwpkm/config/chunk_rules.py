@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .derived import data_parallel_size, global_batch_size, replica_size
+from .memories import MemoryKind, memory_kinds
 from .pretrain import PretrainConfig
 
 
@@ -14,59 +15,61 @@ def chunk_problems(config: PretrainConfig, world_size: int | None = None) -> Ite
     A chunk ends with its sequence at the latest: what is left then is written (but for the last --fwpkm-lookahead
     tokens), and read by later sequences, unless the memory is reset before they come.
     """
-    fwpkm, length = config.fwpkm, config.model.seq_length
-    if not fwpkm.layer_numbers or fwpkm.chunk_size <= fwpkm.lookahead:
+    for memory in memory_kinds(config):
+        options = memory.options
+        if options.chunk_size > options.lookahead:
+            yield from _chunk_problem(config, memory, longest_chunk(config, memory, world_size))
+
+
+def _chunk_problem(config: PretrainConfig, memory: MemoryKind, most: int) -> Iterator[str]:
+    options, prefix, length = memory.options, memory.fast.prefix, config.model.seq_length
+    if options.chunk_size <= most:
         return
-    most = longest_chunk(config, world_size)
-    if fwpkm.chunk_size <= most:
-        return
-    given = f"--fwpkm-chunk-size {fwpkm.chunk_size}"
-    if fwpkm.chunk_size > length:
+    given = f"{prefix}chunk-size {options.chunk_size}"
+    if options.chunk_size > length:
         reason = f"is longer than --seq-length {length}, but a chunk cannot span sequences"
-    elif fwpkm.reset == "step":
+    elif options.reset == "step":
         reason = (
             f"writes only at the end of a sequence of --seq-length {length}, and with one micro-batch per step "
-            "--fwpkm-reset step resets the memory before anything is read"
+            f"{prefix}reset step resets the memory before anything is read"
         )
     else:
-        first = f"{fwpkm.chunk_size} tokens"
-        if fwpkm.boundary == "carry":
-            first += f" and --fwpkm-lookahead {fwpkm.lookahead} more (--fwpkm-boundary carry)"
+        first = f"{options.chunk_size} tokens"
+        if options.boundary == "carry":
+            first += f" and {prefix}lookahead {options.lookahead} more ({prefix}boundary carry)"
         reason = (
-            f"first writes after {first} of --seq-length {length}, and --fwpkm-reset document resets it before "
+            f"first writes after {first} of --seq-length {length}, and {prefix}reset document resets it before "
             "anything is read"
         )
-    advice = f"use a chunk of at most {most}" if most > fwpkm.lookahead else "use longer sequences"
+    advice = f"use a chunk of at most {most}" if most > options.lookahead else "use longer sequences"
     yield f"{given} {reason}; {advice}"
 
 
-def longest_chunk(config: PretrainConfig, world_size: int | None = None) -> int:
+def longest_chunk(config: PretrainConfig, memory: MemoryKind, world_size: int | None = None) -> int:
     """The longest chunk with which something that is written is read, and which is whole within a sequence."""
-    fwpkm, length = config.fwpkm, config.model.seq_length
-    if not fwpkm.inner_lr or fwpkm.reset == "never":
+    options, length = memory.options, config.model.seq_length
+    if not options.inner_lr or options.reset == "never":
         return length
-    if fwpkm.reset == "step" and not _one_micro_batch(config, world_size):
+    if options.reset == "step" and not _one_micro_batch(config, world_size):
         return length
-    return length - 1 - (fwpkm.lookahead if fwpkm.boundary == "carry" else 0)
+    return length - 1 - (options.lookahead if options.boundary == "carry" else 0)
 
 
-def notes_on_writing(config: PretrainConfig) -> Iterator[str]:
+def notes_on_writing(config: PretrainConfig, memory: MemoryKind) -> Iterator[str]:
     """What to know of a memory that is never written, or whose sequences or documents never read their own writes."""
-    fwpkm, length = config.fwpkm, config.model.seq_length
-    if not fwpkm.layer_numbers:
+    options, prefix, length = memory.options, memory.fast.prefix, config.model.seq_length
+    if not options.inner_lr:
+        yield f"The memory is never written ({prefix}inner-lr 0)"
         return
-    if not fwpkm.inner_lr:
-        yield "The memory is never written (--fwpkm-inner-lr 0)"
-        return
-    before = fwpkm.chunk_size + (fwpkm.lookahead if fwpkm.boundary == "carry" else 0)
+    before = options.chunk_size + (options.lookahead if options.boundary == "carry" else 0)
     if before >= length:
-        readers = "later micro-batches of its step" if fwpkm.reset == "step" else "later sequences"
+        readers = "later micro-batches of its step" if options.reset == "step" else "later sequences"
         yield (
-            f"A sequence never reads its own writes, because its only write (--fwpkm-chunk-size {fwpkm.chunk_size}) "
+            f"A sequence never reads its own writes, because its only write ({prefix}chunk-size {options.chunk_size}) "
             f"comes at its end (--seq-length {length}); {readers} read it, and no gradient reaches what is written"
         )
-    elif fwpkm.reset == "document":
-        yield f"Documents of at most {before:,} tokens never read their own writes (--fwpkm-reset document)"
+    elif options.reset == "document":
+        yield f"Documents of at most {before:,} tokens never read their own writes ({prefix}reset document)"
 
 
 def _one_micro_batch(config: PretrainConfig, world_size: int | None) -> bool:

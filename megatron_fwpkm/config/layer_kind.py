@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from .derived import ShardedCount
 from .pretrain import PretrainConfig
@@ -53,6 +54,35 @@ def _unsaid(config: PretrainConfig, layer_numbers: Sequence[int]) -> str:
 
 
 @dataclass(frozen=True)
+class FastWeights:
+    """What is known of the fast weights of a kind of memory; `ranks` share one memory between them.
+
+    Attributes:
+        options: the group of options of the kind.
+        prefix: what its flags begin with.
+        elements: numbers of one memory on each of `ranks`.
+        bytes: the same in bytes.
+        shared: flags and values of what `ranks` must divide.
+        made_by: the flags and values that make a memory large, and the reason in brackets.
+        kept_bytes: upper bound of what one memory keeps of a micro-batch until its backward pass, beside activations.
+        document_bytes: of the same, what a document that starts inside a sequence adds.
+        beside_bytes: what one memory has beside its weights for the replicas' number: marks, what a reset needs.
+        passing_bytes: what one memory at a time needs in its forward or backward pass.
+    """
+
+    options: Callable[[PretrainConfig], Any]
+    prefix: str
+    elements: Callable[[PretrainConfig, int], int]
+    bytes: Callable[[PretrainConfig, int], int]
+    shared: Callable[[PretrainConfig], dict[str, int]]
+    made_by: Callable[[PretrainConfig], str]
+    kept_bytes: Callable[[PretrainConfig], int]
+    document_bytes: Callable[[PretrainConfig], int]
+    beside_bytes: Callable[[PretrainConfig, int], int]
+    passing_bytes: Callable[[PretrainConfig], int]
+
+
+@dataclass(frozen=True)
 class LayerKind:
     """A kind of a part of layers: its row in the table.
 
@@ -76,6 +106,7 @@ class LayerKind:
             gives it.
         narrowed_in_training: a token mixer that sees --window-size only in steps that --fwpkm-pswa-probability draws.
         largest_weight: numbers of the largest of its slow weights on one rank, where one may be larger than the rest.
+        fast_weights: of a memory, what its inner update moves.
         context_parallel: it runs with --context-parallel-size above 1.
         separates_documents: it keeps documents apart with --reset-attention-mask.
     """
@@ -94,6 +125,7 @@ class LayerKind:
     within_window: bool = False
     narrowed_in_training: bool = False
     largest_weight: Callable[[PretrainConfig], int] = _small
+    fast_weights: FastWeights | None = None
     context_parallel: bool = False
     separates_documents: bool = False
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .kind_rows.fa_kind import FULL_ATTENTION
+from .kind_rows.fwmlp_kind import FWMLP
 from .kind_rows.fwpkm_kind import FWPKM
 from .kind_rows.pkm_kind import PKM
 from .kind_rows.swa_kind import SLIDING_ATTENTION
@@ -20,7 +21,7 @@ from .layer_kind import LAYER_KINDS, LayerKind, register_layer_kind
 from .layer_pattern import layer_mixers
 from .pretrain import PretrainConfig
 
-for _kind in (FULL_ATTENTION, SLIDING_ATTENTION, SWIGLU, PKM, FWPKM):
+for _kind in (FULL_ATTENTION, SLIDING_ATTENTION, SWIGLU, PKM, FWPKM, FWMLP):
     register_layer_kind(_kind)
 
 
@@ -39,18 +40,24 @@ class LayerParts(NamedTuple):
 
 def layer_plan(config: PretrainConfig) -> tuple[LayerParts, ...]:
     """What every layer of the model is made of; --layer-pattern must be valid."""
-    with_memory, with_static_memory = (frozenset(group.layer_numbers) for group in (config.fwpkm, config.pkm))
-    return _plan(layer_mixers(config.model), with_memory, with_static_memory)
+    return _plan(layer_mixers(config.model), _memories(config), frozenset(config.pkm.layer_numbers))
+
+
+def _memories(config: PretrainConfig) -> tuple[tuple[int, str], ...]:
+    """The kind of memory of every layer that has one; a layer that two kinds name keeps the first."""
+    kinds = ((kind.name, kind.fast_weights) for kind in LAYER_KINDS.values())
+    return tuple(
+        (number, name) for name, fast in kinds if fast is not None for number in fast.options(config).layer_numbers
+    )
 
 
 @lru_cache(maxsize=8)
 def _plan(
-    mixers: tuple[str, ...], with_memory: frozenset[int], with_static_memory: frozenset[int]
+    mixers: tuple[str, ...], memories: tuple[tuple[int, str], ...], with_static_memory: frozenset[int]
 ) -> tuple[LayerParts, ...]:
+    memory = dict(reversed(memories))
     return tuple(
-        LayerParts(
-            "fwpkm" if number in with_memory else None, mixer, "pkm" if number in with_static_memory else "swiglu"
-        )
+        LayerParts(memory.get(number), mixer, "pkm" if number in with_static_memory else "swiglu")
         for number, mixer in enumerate(mixers, 1)
     )
 

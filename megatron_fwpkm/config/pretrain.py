@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from .data import DataConfig, NeedleConfig
 from .engine import EngineConfig
 from .faults import FaultConfig
+from .fwmlp import FwMLPConfig
 from .fwpkm import FwPKMConfig
 from .layer_implementation import ImplementationConfig
 from .model import ModelConfig
@@ -23,6 +24,7 @@ class PretrainConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     fwpkm: FwPKMConfig = field(default_factory=FwPKMConfig)
+    fwmlp: FwMLPConfig = field(default_factory=FwMLPConfig)
     pkm: PKMConfig = field(default_factory=PKMConfig)
     implementation: ImplementationConfig = field(default_factory=ImplementationConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .derived import table_bytes
 from .kind_rows.pkm_kind import PKM
+from .memories import memory_kinds
 from .parameter_counts import stage_parameters
 from .pretrain import PretrainConfig
 
@@ -15,20 +15,16 @@ _DEVICE_BYTES = 2**40
 
 def size_problems(config: PretrainConfig) -> Iterator[str]:
     """A sentence for tables and for slow weights that are too large for a rank anywhere."""
-    parallel, fwpkm, model = config.parallel, config.fwpkm, config.model
+    parallel, model = config.parallel, config.model
     ranks = parallel.tensor_model_parallel_size * parallel.context_parallel_size
-    table = table_bytes(config, ranks) if fwpkm.layer_numbers else 0
-    if table > _DEVICE_BYTES:
-        if fwpkm.num_heads * fwpkm.key_dim > fwpkm.num_subkeys * fwpkm.value_dim:
-            made = f"--fwpkm-num-heads {fwpkm.num_heads} and --fwpkm-key-dim {fwpkm.key_dim} make"
-            why = "every head has its own sub-keys"
-        else:
-            made = f"--fwpkm-num-subkeys {fwpkm.num_subkeys} and --fwpkm-value-dim {fwpkm.value_dim} make"
-            why = "a table has num_subkeys squared rows"
-        yield (
-            f"{made} a memory of {_bytes(table)} on each rank, more than the {_bytes(_DEVICE_BYTES)} of any device: "
-            f"lower them ({why})"
-        )
+    for memory in memory_kinds(config):
+        size = memory.fast.bytes(config, ranks)
+        if size > _DEVICE_BYTES:
+            made, _, why = memory.fast.made_by(config).partition(" (")
+            yield (
+                f"{made} make a memory of {_bytes(size)} on each rank, more than the {_bytes(_DEVICE_BYTES)} of any "
+                f"device: lower them ({why}"
+            )
     parameters = stage_parameters(config, config.data.vocab_size or 1, 0).on_rank(parallel.tensor_model_parallel_size)
     weights = parameters * (2 if config.training.bf16 else 4)
     if weights > _DEVICE_BYTES:

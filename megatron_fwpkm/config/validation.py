@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 
@@ -16,12 +15,13 @@ from .derived import data_parallel_size, num_query_groups, replica_size
 from .engine_rules import engine_problems
 from .fault_rules import fault_problems
 from .field_metadata import values_out_of_range
-from .fwpkm import FwPKMConfig
 from .implementation_rules import implementation_problems
 from .layer_kinds import kinds_in_use
 from .layer_pattern import pattern_problems, window_problems
 from .library_rules import library_problems
 from .loading import PREFIXES
+from .memories import memory_kinds
+from .memory_rules import memory_problems
 from .neighbours import near_divisors, near_multiples
 from .pkm_rules import pkm_problems
 from .position_rules import position_problems
@@ -31,8 +31,6 @@ from .pswa import pswa_problems
 from .schedule_rules import schedule_problems
 from .size_rules import size_problems
 from .training_rules import training_problems
-
-_MOST_WORDS = 10
 
 
 def validate(config: PretrainConfig, world_size: int | None = None) -> None:
@@ -59,7 +57,7 @@ def problems(config: PretrainConfig, world_size: int | None = None) -> list[str]
     if alone:
         return alone
     rules: tuple[Callable[[PretrainConfig], Iterator[str]], ...] = (
-        _attention, position_problems, _windows, _memory, pkm_problems, _layout, _pipeline, _context, _kinds,
+        _attention, position_problems, _windows, memory_problems, pkm_problems, _layout, _pipeline, _context, _kinds,
         activation_problems, training_problems, library_problems, implementation_problems, schedule_problems,
         data_problems, checkpoint_problems, fault_problems,
     )  # fmt: skip
@@ -110,55 +108,6 @@ def _windows(config: PretrainConfig) -> Iterator[str]:
     yield from pswa_problems(config)
 
 
-def _tables(fwpkm: FwPKMConfig) -> Iterator[str]:
-    if fwpkm.table_dtype == "bf16" and fwpkm.implementation == "reference":
-        yield (
-            "--fwpkm-table-dtype bf16 is not supported by --fwpkm-implementation reference, which has one dtype: "
-            "use auto, sparse or triton, or --fwpkm-table-dtype fp32"
-        )
-
-
-def _memory(config: PretrainConfig) -> Iterator[str]:
-    fwpkm, model = config.fwpkm, config.model
-    wrong = [number for number in fwpkm.layer_numbers if not 1 <= number <= model.num_layers]
-    if wrong:
-        hint = " (the paper counts from 0: add 1)" if 0 in wrong else ""
-        yield (
-            f"--fwpkm-layer-numbers {_words(wrong)} must be between 1 and {model.num_layers} "
-            f"(--num-layers){hint}"
-        )
-    twice = sorted(number for number, times in Counter(fwpkm.layer_numbers).items() if times > 1)
-    if twice:
-        yield f"--fwpkm-layer-numbers contains {_words(twice)} more than once, but a layer has at most one memory"
-    if not fwpkm.layer_numbers:
-        return
-    if fwpkm.dp_sync == "average" and fwpkm.reset != "never":
-        yield (
-            f"--fwpkm-dp-sync average has no effect with --fwpkm-reset {fwpkm.reset}, which discards the "
-            "memory: remove one of them"
-        )
-    if not fwpkm.gate and not fwpkm.gate_writes:
-        yield "--no-fwpkm-gate-writes has no effect with --no-fwpkm-gate, without which nothing is weighed: remove one"
-    if fwpkm.topk > fwpkm.num_subkeys:
-        yield (
-            f"--fwpkm-topk {fwpkm.topk} exceeds the {fwpkm.num_subkeys} sub-keys of a half (--fwpkm-num-subkeys): "
-            f"use at most {fwpkm.num_subkeys}"
-        )
-    if fwpkm.key_dim % 2:
-        yield (
-            f"--fwpkm-key-dim {fwpkm.key_dim} must be even, because a query is split into halves; use "
-            f"{fwpkm.key_dim - 1} or {fwpkm.key_dim + 1}"
-        )
-    yield from _tables(fwpkm)
-    if fwpkm.normalize_targets and fwpkm.value_dim < 2:
-        yield "--fwpkm-value-dim 1 cannot be z-scored: use at least 2, or --no-fwpkm-normalize-targets"
-    if fwpkm.lookahead >= fwpkm.chunk_size:
-        yield (
-            f"--fwpkm-lookahead {fwpkm.lookahead} leaves no tokens to write of --fwpkm-chunk-size {fwpkm.chunk_size}: "
-            f"use a lookahead of at most {fwpkm.chunk_size - 1} or a longer chunk"
-        )
-
-
 def _layout(config: PretrainConfig) -> Iterator[str]:
     parallel, model = config.parallel, config.model
     tensor = parallel.tensor_model_parallel_size
@@ -199,7 +148,7 @@ def _pipeline(config: PretrainConfig) -> Iterator[str]:
 
 
 def _context(config: PretrainConfig) -> Iterator[str]:
-    parallel, model, fwpkm = config.parallel, config.model, config.fwpkm
+    parallel, model = config.parallel, config.model
     context, tensor = parallel.context_parallel_size, parallel.tensor_model_parallel_size
     if context == 1:
         return
@@ -211,8 +160,9 @@ def _context(config: PretrainConfig) -> Iterator[str]:
             f"{context} cuts it into: use --seq-length {near_multiples(model.seq_length, pieces)}"
         )
     ranks = tensor * context
-    for flag, value in {"--fwpkm-num-subkeys": fwpkm.num_subkeys, "--fwpkm-value-dim": fwpkm.value_dim}.items():
-        if fwpkm.layer_numbers and value % ranks:
+    shared = [item for memory in memory_kinds(config) for item in memory.fast.shared(config).items()]
+    for flag, value in shared:
+        if value % ranks:
             yield (
                 f"{flag} {value} is not divisible by --tensor-model-parallel-size {tensor} times "
                 f"--context-parallel-size {context}: use {near_multiples(value, ranks)}"
@@ -254,9 +204,3 @@ def _context_factor(config: PretrainConfig) -> str:
     """` times --context-parallel-size 2` where there is one."""
     size = config.parallel.context_parallel_size
     return f" times --context-parallel-size {size}" if size > 1 else ""
-
-
-def _words(numbers: list[int]) -> str:
-    """`3 7 11`; of many the first few and how many more."""
-    shown = " ".join(str(number) for number in numbers[:_MOST_WORDS])
-    return shown if len(numbers) <= _MOST_WORDS else f"{shown} and {len(numbers) - _MOST_WORDS:,} more"

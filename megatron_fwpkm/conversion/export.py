@@ -21,11 +21,11 @@ from ..config import FwPKMConfig, ModelConfig, PretrainConfig
 from ..config.derived import ffn_hidden_size, kv_channels, num_query_groups
 from ..config.layer_kinds import kinds_in_use, layer_plan
 from ..config.layer_pattern import layer_windows
+from ..config.memories import memory_kinds, memory_numbers
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
 from ..hf.mlp_fields import PKM_LEAST
 from ..hf.weight_checks import check_finite
 from ..libraries.probes import installed
-from ..ops.initialization import initial_sub_keys, initial_values
 from .bundle import AUTO_MAP, write_bundle
 from .convert_options import Memory
 from .export_reading import read_export_config, read_export_tokenizer
@@ -34,7 +34,7 @@ from .model_card import model_card
 from .special_tokens import SpecialIds, begins_with_bos, bos_doubt, sentencepiece_ids, tiktoken_ids
 from .tokenizer_export import convert_tokenizer, save_tokenizer
 from .weight_mapping import megatron_to_hf
-from .weight_rules import WeightShapes
+from .weight_rules import KIND_TABLES, WeightShapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("megatron_fwpkm")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TABLES = ("sub_keys", "values")
 MEMORY_FIELDS = sorted(
     {field.name for field in fields(FwPKMConfig)}
     & {field.name.removeprefix("fwpkm_") for field in fields(FwPKMHFConfig) if field.name.startswith("fwpkm_")}
@@ -122,12 +121,15 @@ def hf_model(contents: CheckpointContents, *, memory: Memory | None = None, dtyp
     names = set(model.state_dict())
     if config.tie_word_embeddings:
         names.discard("lm_head.weight")
+    tables = {
+        f"model.layers.{number - 1}.memory.{name}": tensor
+        for number in memory_numbers(contents.config)
+        for name, tensor in fast_weights(contents, number, chosen).items()
+    }
     slow_names = names - {name for name, _ in model.named_buffers()}
     state = megatron_to_hf(contents.slow, weight_shapes(contents), layer_plan(contents.config), slow_names)
     state = {name: tensor.to(DTYPES[dtype], copy=True) for name, tensor in state.items()}
-    for index in config.fwpkm_layers:
-        for table, tensor in zip(TABLES, fast_weights(contents, index + 1, chosen), strict=True):
-            state[f"model.layers.{index}.memory.{table}"] = tensor.to(torch.float32, copy=True)
+    state |= {name: tensor.to(torch.float32, copy=True) for name, tensor in tables.items()}
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     unfilled = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
@@ -140,12 +142,12 @@ def hf_model(contents: CheckpointContents, *, memory: Memory | None = None, dtyp
 
 
 def default_memory(config: PretrainConfig) -> Memory:
-    """The memory a stream starts from under the run's --fwpkm-reset."""
-    return "trained" if config.fwpkm.reset == "never" else "initial"
+    """The memory a stream starts from under the run's resets."""
+    return "trained" if all(memory.options.reset == "never" for memory in memory_kinds(config)) else "initial"
 
 
-def fast_weights(contents: CheckpointContents, layer_number: int, memory: Memory) -> tuple[Tensor, Tensor]:
-    """Whole sub-keys and values of a layer (counted from 1).
+def fast_weights(contents: CheckpointContents, layer_number: int, memory: Memory) -> dict[str, Tensor]:
+    """Whole fast weights of a layer (counted from 1) by name.
 
     Raises:
         ValueError: the checkpoint holds no memory for the layer.
@@ -153,10 +155,10 @@ def fast_weights(contents: CheckpointContents, layer_number: int, memory: Memory
     if memory == "trained":
         if layer_number not in contents.fast:
             raise ValueError(f"{contents.path} contains no memory for layer {layer_number}; use --memory initial")
-        state = contents.fast[layer_number]
-        return state.sub_keys, state.values
-    fwpkm, seed = contents.config.fwpkm, contents.config.training.seed
-    return initial_sub_keys(fwpkm, seed, layer_number), initial_values(fwpkm, seed, layer_number)
+        return contents.fast[layer_number].tables
+    kind = layer_plan(contents.config)[layer_number - 1].memory
+    assert kind is not None, f"layer {layer_number} has no memory"
+    return KIND_TABLES[kind](contents.config, layer_number)
 
 
 def weight_shapes(contents: CheckpointContents) -> WeightShapes:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import ImplementationConfig, ParallelConfig
+from ..config.memories import memory_kinds, memory_numbers
 from ..hf import FwPKMForCausalLM
 from .convert_options import Memory
 from .export import DTYPES, checkpoint_contents, fast_weights, hf_model_from_checkpoint
@@ -140,7 +141,6 @@ def megatron_forward(
         ValueError: the weights do not fit the checkpoint's configuration.
     """
     from ..models.builder import build_model, memory_layers, preserve_fast_weights
-    from ..ops import FastWeightState
 
     config = contents.config
     local = ImplementationConfig(transformer_impl="local")  # computes in float32 on any device
@@ -158,11 +158,13 @@ def megatron_forward(
             f"{problems.unexpected_keys}"
         )
     for layer in memory_layers(trained):
-        layer.load_fast_weights(FastWeightState(*fast_weights(contents, layer.layer_number, memory)))
+        tables = fast_weights(contents, layer.layer_number, memory)
+        layer.load_fast_weights(layer.fast_weights().with_tables(tables, None))
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     trained.to(device, compute)
     for layer in memory_layers(trained):  # whose tables no conversion touches
-        layer.sub_keys, layer.values = layer.sub_keys.to(compute), layer.values.to(compute)
+        for name, table in layer.fast_weights().tables().items():
+            setattr(layer, name, table.to(compute))
 
     def forward(ids: Tensor) -> Tensor:
         """Logits of [B, T] ids on the CPU, without the padded vocabulary."""
@@ -175,15 +177,18 @@ def megatron_forward(
 
 
 def _default_lengths(contents: CheckpointContents) -> list[int]:
-    fwpkm, limit = contents.config.fwpkm, contents.config.model.seq_length
-    chunk = fwpkm.chunk_size
-    wanted = [1, chunk, chunk + 1, 2 * chunk + fwpkm.lookahead, min(5 * chunk + 3, max(limit, 2 * chunk + 1))]
-    return sorted(set(wanted))
+    limit = contents.config.model.seq_length
+    memories = [memory.options for memory in memory_kinds(contents.config)] or [contents.config.fwpkm]
+    wanted = {1}
+    for memory in memories:
+        chunk = memory.chunk_size
+        wanted |= {chunk, chunk + 1, 2 * chunk + memory.lookahead, min(5 * chunk + 3, max(limit, 2 * chunk + 1))}
+    return sorted(wanted)
 
 
 def _check_kinship(contents: CheckpointContents, model: FwPKMForCausalLM) -> None:
     config = contents.config
-    ours = (config.model.num_layers, config.model.hidden_size, contents.vocab_size, len(config.fwpkm.layer_numbers))
+    ours = (config.model.num_layers, config.model.hidden_size, contents.vocab_size, len(memory_numbers(config)))
     hf = model.config
     theirs = (hf.num_hidden_layers, hf.hidden_size, hf.vocab_size, len(hf.fwpkm_layers))
     if ours != theirs:

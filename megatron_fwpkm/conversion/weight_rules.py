@@ -2,16 +2,20 @@
 
 A rule pairs one Megatron tensor with one or more Hugging Face tensors. In its patterns `{layer}` is a layer number
 (both sides count from 0) and `{tensor}` is `weight` or `bias`. Fast weights are not in the table: they come from the
-fast-weight store, whole, under `model.layers.{layer}.memory.{sub_keys,values}`.
+fast-weight store, whole, under `model.layers.{layer}.memory` and their names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from ..config import PretrainConfig
+from ..ops.initialization import initial_mlp_weights, initial_sub_keys, initial_values
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,24 @@ LAYER_RULES: tuple[Rule, ...] = (
 )
 """What every layer has, whatever its parts are."""
 
+_MEMORY_BLOCK = tuple(
+    Rule(f"{_M}.memory.{part}_{module}", (f"{_H}.memory.{part}_{module}",), Same())
+    for part in ("query", "value", "gate", "output")
+    for module in ("norm.weight", "proj.{tensor}")
+)
+"""What stands around a memory of any kind."""
+
+
+def _initial_product_keys(config: PretrainConfig, layer_number: int) -> dict[str, Tensor]:
+    sizes, seed = config.fwpkm, config.training.seed
+    sub_keys, values = initial_sub_keys(sizes, seed, layer_number), initial_values(sizes, seed, layer_number)
+    return {"sub_keys": sub_keys, "values": values}
+
+
+def _initial_fast_mlp(config: PretrainConfig, layer_number: int) -> dict[str, Tensor]:
+    return initial_mlp_weights(config.fwmlp, config.training.seed, layer_number)._asdict()
+
+
 _ATTENTION = (
     Rule(
         f"{_M}.self_attention.linear_qkv.{{tensor}}",
@@ -164,13 +186,17 @@ KIND_RULES: dict[str, tuple[Rule, ...]] = {
             for part in ("query", "gate", "output")
         ),
     ),
-    "fwpkm": tuple(
-        Rule(f"{_M}.memory.{part}_{module}", (f"{_H}.memory.{part}_{module}",), Same())
-        for part in ("query", "value", "gate", "output")
-        for module in ("norm.weight", "proj.{tensor}")
-    ),
+    "fwpkm": _MEMORY_BLOCK,
+    "fwmlp": _MEMORY_BLOCK,
 }
 """By the name of the kind."""
+
+
+KIND_TABLES: dict[str, Callable[[PretrainConfig, int], dict[str, Tensor]]] = {
+    "fwpkm": _initial_product_keys,
+    "fwmlp": _initial_fast_mlp,
+}
+"""Of kinds with fast weights: the whole ones before any write by name, from the configuration and a layer's number."""
 
 
 def register_rules(kind: str, rules: tuple[Rule, ...]) -> None:

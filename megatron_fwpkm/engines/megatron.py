@@ -20,6 +20,7 @@ from ..checkpoint.background import BackgroundWriter
 from ..checkpoint.record import FAST_WEIGHTS_FOLDER, MODEL_FOLDER
 from ..checkpoint.slow_weights import load_slow_weights, request_to_save_slow_weights, save_slow_weights
 from ..config import PretrainConfig
+from ..config.memories import memory_numbers
 from ..distributed.ranks import any_rank
 from ..models.builder import build_model, preserve_fast_weights
 from ..ops.named_ranges import named_range
@@ -146,7 +147,7 @@ class MegatronEngine(MegatronModelEngine):
         self._in_folder(folder / MODEL_FOLDER)
         self._in_folder(folder / FAST_WEIGHTS_FOLDER)
         requests = [request_to_save_slow_weights(folder / MODEL_FOLDER, self.chunks, self.optimizer, self.scheduler)]
-        if self._config.fwpkm.layer_numbers:
+        if memory_numbers(self._config):
             equal = self._replicas_are_equal()
             requests.append(self._store.request_to_save(folder / FAST_WEIGHTS_FOLDER, self.memories, equal=equal))
         return BackgroundWriter(requests)

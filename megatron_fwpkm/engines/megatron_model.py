@@ -20,6 +20,7 @@ from ..checkpoint.record import FAST_WEIGHTS_FOLDER, Layout
 from ..checkpoint.slow_weights import unwrap
 from ..config import PretrainConfig
 from ..config.derived import global_batch_size
+from ..config.memories import is_reset, memory_numbers
 from ..config.pswa import is_windowed, pswa_window
 from ..config.saved_replicas import averaged_after
 from ..distributed.megatron_versions import part_of_context_rank
@@ -70,9 +71,9 @@ class MegatronModelEngine(ABC):
         return samples // (self._config.training.micro_batch_size * self.layout.data_parallel)
 
     def _reset_for_step(self) -> None:
-        """Put the initial memory back with --fwpkm-reset step."""
-        if self._config.fwpkm.reset == "step":
-            for memory in self.memories:
+        """Put the initial memory back where it is reset every step."""
+        for memory in self.memories:
+            if memory.block_options.reset == "step":
                 memory.reset()
 
     def _iteration(self) -> int:
@@ -115,7 +116,7 @@ class MegatronModelEngine(ABC):
         starts = loaded["document_starts"]
         documents = starts if self._config.data.reset_attention_mask else None
         batch = {name: tensor.to(self._device, non_blocking=True) for name, tensor in loaded.items()}
-        if self._config.fwpkm.reset == "document":
+        if is_reset(self._config, "document"):
             unwrap(model).set_document_starts(starts)  # type: ignore[operator]
         if self._config.parallel.context_parallel_size > 1:  # memories need whole documents, the rest its own pieces
             batch = part_of_context_rank(batch)
@@ -153,11 +154,11 @@ class MegatronModelEngine(ABC):
 
     def memory_report(self) -> MemoryReport:
         """Statistics of every memory layer over all ranks."""
-        return collect_memory_report(self.memories, self._config.fwpkm.layer_numbers, self._device)
+        return collect_memory_report(self.memories, memory_numbers(self._config), self._device)
 
     def _save_fast_weights(self, folder: Path) -> None:
         """Write the memories of this replica into a checkpoint folder; called by every rank."""
-        if self._config.fwpkm.layer_numbers:
+        if memory_numbers(self._config):
             self._store.save(folder / FAST_WEIGHTS_FOLDER, self.memories, equal=self._replicas_are_equal())
 
     def _replicas_are_equal(self) -> bool:
@@ -167,11 +168,12 @@ class MegatronModelEngine(ABC):
 
     def _load_fast_weights(self, folder: Path) -> list[str]:
         """Read them back; called by every rank. Returns notices for the log."""
-        if not self._config.fwpkm.layer_numbers:
+        if not memory_numbers(self._config):
             return []
         notice = self._store.load(folder / FAST_WEIGHTS_FOLDER, self.memories)
-        if self._config.fwpkm.reset == "document":  # what documents begin with, also if the saved run had no resets
-            for memory in self.memories:
+        for memory in self.memories:
+            # What documents begin with, also if the saved run had no resets.
+            if memory.block_options.reset == "document":
                 memory.reset()
         return [notice] if notice else []
 

@@ -15,9 +15,10 @@ from megatron.core.utils import check_param_hashes_across_dp_replicas
 from torch import Tensor, nn
 
 from ..config import PretrainConfig
+from ..config.memories import memory_numbers
 from ..config.saved_replicas import averaged_after
 from ..distributed.ranks import any_rank
-from ..ops import FastWeightState
+from .memory_report import HeldFastWeights
 
 _ROWS_AT_ONCE = 8192
 """Rows of a bfloat16 table that are averaged together."""
@@ -31,7 +32,7 @@ class SharedMemory(Protocol):
     def consistency_hash(self) -> Tensor:
         """Hash (int64 scalar) of chosen slots, gates and queries."""
 
-    def fast_weights(self) -> FastWeightState:
+    def fast_weights(self) -> HeldFastWeights:
         """References to this rank's tables."""
 
 
@@ -50,7 +51,7 @@ def keep_replicas_together(
     if averaged_after(fwpkm, iteration):
         average_memories(memories)
     interval = fwpkm.check_consistency_interval
-    if fwpkm.layer_numbers and interval and iteration % interval == 0:
+    if memory_numbers(config) and interval and iteration % interval == 0:
         check_choices(iteration, memories, device)
     hash_interval = config.training.check_weight_hash_across_dp_replicas_interval
     if hash_interval is not None and iteration % hash_interval == 0:
@@ -67,8 +68,7 @@ def average_memories(memories: Sequence[SharedMemory]) -> None:
     if group.size() == 1:
         return
     for memory in memories:
-        weights = memory.fast_weights()
-        for table in (weights.sub_keys, weights.values):
+        for table in memory.fast_weights().tables().values():
             rows = table.split(table.shape[0] if table.dtype == torch.float32 else _ROWS_AT_ONCE)
             for part in rows:
                 mean = part.float()
@@ -80,7 +80,7 @@ def average_memories(memories: Sequence[SharedMemory]) -> None:
 def memories_are_equal(memories: Sequence[SharedMemory], device: torch.device) -> bool:
     """Whether all data-parallel replicas have the same tables, by sums of their bits; called by every rank."""
     group = parallel_state.get_data_parallel_group()
-    tables = [table for memory in memories for table in (memory.fast_weights().sub_keys, memory.fast_weights().values)]
+    tables = [table for memory in memories for table in memory.fast_weights().tables().values()]
     different = False
     if tables and group.size() > 1:
         sums = torch.stack([_sum_of_bits(table) for table in tables]).to(device)

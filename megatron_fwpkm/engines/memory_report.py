@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -11,9 +12,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..distributed.ranks import world_size
-from ..ops import FastWeightState
 
 STATISTICS = ("gate_mean", "coverage", "collisions", "memorization_loss", "addressing_loss")
+TABLE_STATISTICS = ("coverage", "collisions", "addressing_loss")
+"""Those that only a memory with a table has; for others they are NaN."""
+
+
+class HeldFastWeights(Protocol):
+    """A memory's fast weights, of any kind."""
+
+    def tables(self) -> dict[str, Tensor]:
+        """The fast weights by name."""
 
 
 class ObservedMemory(Protocol):
@@ -24,8 +33,8 @@ class ObservedMemory(Protocol):
     def statistics_on_device(self) -> Tensor:
         """Figures of the last forward in the order of STATISTICS, float64."""
 
-    def fast_weights(self) -> FastWeightState:
-        """References to this rank's tables."""
+    def fast_weights(self) -> HeldFastWeights:
+        """References to this rank's fast weights."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,15 @@ class MemoryReport:
     finite_tables: dict[int, bool]
 
     def as_record(self) -> dict[str, dict[str, float]]:
-        """For the log: {layer number: statistics}."""
-        return {str(number): asdict(layer) for number, layer in self.layers.items()}
+        """For the log: {layer number: statistics}, without those that a memory's kind does not have."""
+        return {
+            str(number): {
+                name: value
+                for name, value in asdict(layer).items()
+                if name not in TABLE_STATISTICS or not math.isnan(layer.coverage)
+            }
+            for number, layer in self.layers.items()
+        }
 
 
 def is_finite(table: Tensor) -> Tensor:
@@ -80,7 +96,7 @@ def collect_memory_report(
         sums[row] = torch.cat([values, values.new_ones(1)])
         loss = values[STATISTICS.index("memorization_loss")]
         weights = memory.fast_weights()
-        finite = is_finite(weights.values) & is_finite(weights.sub_keys)
+        finite = torch.stack([is_finite(table) for table in weights.tables().values()]).all()
         # NaN does not survive a maximum on every backend, so it travels as a flag.
         worst[row] = torch.stack(
             [

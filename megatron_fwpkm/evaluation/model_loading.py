@@ -15,6 +15,7 @@ from ..checkpoint.manager import resolve_checkpoint
 from ..checkpoint.record import read_record
 from ..checkpoint.saved_config import read_saved_config
 from ..config import DataConfig
+from ..config.memories import memory_numbers
 from ..conversion.export import hf_model_from_checkpoint, usable_device
 from ..conversion.export_reading import read_export_config
 from ..data.tokenizers import Tokenizer, build_tokenizer
@@ -78,7 +79,7 @@ def inspect_model(path: str, device: str = "auto") -> ModelFacts:
         has_memory, vocab_size = bool(ours.fwpkm_layers), ours.vocab_size
     else:
         checkpoint = resolve_checkpoint(folder)
-        has_memory = bool(read_saved_config(checkpoint).fwpkm.layer_numbers)
+        has_memory = bool(memory_numbers(read_saved_config(checkpoint)))
         vocab_size = read_record(checkpoint).vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(

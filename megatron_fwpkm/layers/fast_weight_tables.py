@@ -10,6 +10,7 @@ import torch
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
+from ..config.derived import num_slots
 from ..ops import FastWeightState, PendingTokens, ResetJournal, UndoLog, make_rounding
 from ..ops.initialization import derived_seed, initial_sub_keys, initial_values
 
@@ -53,6 +54,20 @@ class FastWeightTables(MegatronModule):
     def fast_weights(self) -> FastWeightState:
         """The tables themselves (not copies: they change with the next forward) and the tokens that wait."""
         return FastWeightState(self.sub_keys, self.values, self.pending, self.rounding)
+
+    def whole_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tables of all ranks that share them, by name, and that of one token's target as `target`."""
+        sizes = self.config.fwpkm
+        return {
+            "sub_keys": (sizes.num_heads, 2, sizes.num_subkeys, sizes.key_dim // 2),
+            "values": (num_slots(sizes), sizes.value_dim),
+            "target": (sizes.value_dim,),
+        }
+
+    @property
+    def target_width(self) -> int:
+        """Columns of a waiting token's target on this rank."""
+        return self.values.shape[1]
 
     def load_fast_weights(self, state: FastWeightState) -> None:
         """Copy `state` into the tables, for example from a checkpoint. `reset` still means the initial memory.

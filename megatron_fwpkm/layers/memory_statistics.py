@@ -16,7 +16,7 @@ _ODD = 0x9E3779B97F4A7C15 - (1 << 64)
 
 @dataclass(frozen=True)
 class MemoryStatistics:
-    """Figures of one memory layer.
+    """Figures of one memory layer; NaN for those that its kind does not have.
 
     Attributes:
         gate_mean: mean gate of the last forward, 1 without gates.
@@ -64,15 +64,21 @@ class ForwardRecord:
         Args:
             coverage: taken from the tables, which outlive a forward.
         """
-        gate_mean = coverage.new_ones(()) if self._gates is None else self._gates.mean().double()
-        losses = [_mean(found, coverage) for found in (self._memorization_losses, self._addressing_losses)]
-        return torch.stack([gate_mean, coverage, self._collisions(coverage), *losses])
+        gate_mean, memorization = gate_and_loss(self._gates, self._memorization_losses, coverage)
+        addressing = _mean(self._addressing_losses, coverage)
+        return torch.stack([gate_mean, coverage, self._collisions(coverage), memorization, addressing])
 
     def _collisions(self, like: Tensor) -> Tensor:
         chunks = [chunk for slots in self.slots for chunk in slots.split(self._chunk_size, dim=1)]
         reads = sum(chunk.numel() for chunk in chunks)
         distinct = sum((_count_distinct(chunk) for chunk in chunks), like.new_zeros(()))
         return 1.0 - distinct / max(1, reads)
+
+
+def gate_and_loss(gates: Tensor | None, losses: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the gates (1 without any) and of all losses, as float64 scalars on the device of `like`."""
+    zero = torch.zeros((), dtype=torch.float64, device=like.device)
+    return (zero + 1 if gates is None else gates.mean().double()), _mean(losses, zero)
 
 
 def _count_distinct(slots: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ import torch
 from megatron.core.tensor_parallel.mappings import (
     all_to_all,
     gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
+    scatter_to_tensor_model_parallel_region,
 )
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
@@ -95,6 +97,10 @@ class ContextSharding:
         parts = all_to_all(self.group, x.unflatten(0, (2 * self.size, -1)).index_select(0, order).flatten(0, 1))
         return parts.unflatten(0, (self.size, -1)).permute(1, 2, 0, 3).flatten(2, 3)
 
+    def own_tokens(self, x: Tensor) -> Tensor:
+        """This rank's tokens [s/cp, ...] of [s, ...], alike on all ranks; backward gathers the gradient."""
+        return _OwnTokens.apply(x, self) if self.size > 1 else x
+
     def own_pieces(self, length: int) -> tuple[slice, slice]:
         """Where this rank's two pieces stand in a sequence of `length` tokens."""
         width = length // (2 * self.size)
@@ -113,37 +119,48 @@ class ContextSharding:
         return x.unflatten(0, (2 * self.size, -1)).index_select(0, order).flatten(0, 1)
 
 
-class MemorySharding:
-    """This rank's part of the tables of one memory, and the collectives between the ranks that share it.
+class _OwnTokens(torch.autograd.Function):
+    """A rank's tokens of a whole sequence; backward puts everyone's gradients together."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, context: ContextSharding) -> Tensor:
+        """Both pieces, one after the other."""
+        ctx.context = context  # type: ignore[attr-defined]
+        return torch.cat([x[piece] for piece in context.own_pieces(len(x))])
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradients of all tokens, in the text's order."""
+        return ctx.context.gather_tokens(gradients[0].contiguous()), None  # type: ignore[attr-defined]
+
+
+class RankSharding:
+    """The ranks that share one memory, and the collectives between them.
 
     Implements `megatron_fwpkm.ops.TableSharding`.
 
     Attributes:
-        rank: number of the part; context-parallel ranks cut every tensor-parallel rank's part again.
+        rank: number of this rank's part; context-parallel ranks cut every tensor-parallel rank's part again.
         size: number of parts.
-        rows: of every list of sub-keys.
-        columns: of the values.
 
     Args:
         group: the ranks that share the memory.
         context: the context-parallel ranks among them.
-        num_subkeys: rows of a whole list.
-        value_dim: columns of the whole values table.
-
-    Raises:
-        ValueError: the ranks do not divide the sub-keys or the columns.
     """
 
-    def __init__(self, group: ProcessGroup, context: ContextSharding, num_subkeys: int, value_dim: int) -> None:
+    def __init__(self, group: ProcessGroup, context: ContextSharding) -> None:
         self.group = group
         self.size: int = group.size()
         self._tensor_size, self._context_size = self.size // context.size, context.size
         # Megatron numbers tensor-parallel ranks first.
         self.rank: int = group.rank() % self._tensor_size * context.size + context.rank
-        self.rows = self._part("--fwpkm-num-subkeys", num_subkeys)
-        self.columns = self._part("--fwpkm-value-dim", value_dim)
 
-    def _part(self, flag: str, count: int) -> slice:
+    def part(self, flag: str, count: int) -> slice:
+        """Which of `count` things are this rank's.
+
+        Raises:
+            ValueError: the ranks do not divide what `flag` says.
+        """
         if count % self.size:
             over = f"--tensor-model-parallel-size {self._tensor_size}"
             over += f" times --context-parallel-size {self._context_size}" if self._context_size > 1 else ""
@@ -169,6 +186,29 @@ class MemorySharding:
         return by_group.transpose(0, 1).flatten(0, 1)
 
 
+class MemorySharding(RankSharding):
+    """This rank's part of the tables of one product key memory.
+
+    Attributes:
+        rows: of every list of sub-keys.
+        columns: of the values.
+
+    Args:
+        group: the ranks that share the memory.
+        context: the context-parallel ranks among them.
+        num_subkeys: rows of a whole list.
+        value_dim: columns of the whole values table.
+
+    Raises:
+        ValueError: the ranks do not divide the sub-keys or the columns.
+    """
+
+    def __init__(self, group: ProcessGroup, context: ContextSharding, num_subkeys: int, value_dim: int) -> None:
+        super().__init__(group, context)
+        self.rows = self.part("--fwpkm-num-subkeys", num_subkeys)
+        self.columns = self.part("--fwpkm-value-dim", value_dim)
+
+
 class ColumnSharding:
     """Columns spread over tensor-parallel ranks, and the sums that cross ranks.
 
@@ -191,6 +231,14 @@ class ColumnSharding:
         if self.size == 1:
             return x
         return _CopyToShards.apply(_SumOfShards.apply(x, self.group), self.group)
+
+    def gather_columns(self, x: Tensor) -> Tensor:
+        """All-gather columns [..., w/tp] to [..., w]; backward cuts the gradient, complete on all ranks."""
+        return gather_from_tensor_model_parallel_region(x, self.group) if self.size > 1 else x
+
+    def own_columns(self, x: Tensor) -> Tensor:
+        """This rank's columns [..., w/tp] of [..., w], alike on all; backward gathers the gradient."""
+        return scatter_to_tensor_model_parallel_region(x, self.group) if self.size > 1 else x
 
     def gather_sequence(self, x: Tensor) -> Tensor:
         """All-gather sequence shards [s/tp, ...] to [s, ...]; backward cuts the gradient, complete on all."""

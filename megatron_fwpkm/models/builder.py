@@ -11,8 +11,9 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor, nn
 
 from ..config import PretrainConfig
+from ..config.memory_rules import memory_problems
 from ..distributed.megatron_versions import replace_recompute
-from ..layers.fast_weight_memory import FastWeightMemoryLayer
+from ..layers.block_around_memory import MemoryBlock
 from ..layers.seeding import seeded
 from ..ops.yarn import Yarn
 from .recompute import forward_with_recompute
@@ -41,7 +42,7 @@ class MegatronFwPKMModel(GPTModel):
         return decoder_input, rotary, *others
 
     def set_document_starts(self, document_starts: Tensor | None) -> None:
-        """Say where documents begin in the next forward's sequences; used with `--fwpkm-reset document` only.
+        """Say where documents begin in the next forward's sequences; used by memories with a reset at documents only.
 
         Args:
             document_starts: [b, s] bool, best on the CPU, True at the first token of a document; None when a sequence
@@ -73,13 +74,10 @@ def build_model(
     Raises:
         ValueError: the layout or a layer number does not fit the model.
     """
-    model, numbers = config.model, config.fwpkm.layer_numbers
-    wrong = [number for number in numbers if not 1 <= number <= model.num_layers]
-    if wrong:
-        raise ValueError(
-            f"--fwpkm-layer-numbers {' '.join(map(str, wrong))} must be between 1 and "
-            f"{model.num_layers} (--num-layers)"
-        )
+    model = config.model
+    misplaced = [line for line in memory_problems(config) if "--num-layers" in line]
+    if misplaced:
+        raise ValueError(misplaced[0])
     megatron_config = transformer_config(config)
     with seeded(config.training.seed, "embedding"):  # the layers seed themselves
         built = MegatronFwPKMModel(
@@ -120,10 +118,10 @@ def _initialize_output_layer(model: MegatronFwPKMModel, seed: int) -> None:
     weight.copy_(whole.chunk(group.size())[group.rank()])
 
 
-def memory_layers(model: nn.Module | Iterable[nn.Module]) -> list[FastWeightMemoryLayer]:
+def memory_layers(model: nn.Module | Iterable[nn.Module]) -> list[MemoryBlock]:
     """All memories of a model or of its pipeline chunks, in the order of their layers, through any wrapper."""
     chunks = [model] if isinstance(model, nn.Module) else list(model)
-    found = [module for chunk in chunks for module in chunk.modules() if isinstance(module, FastWeightMemoryLayer)]
+    found = [module for chunk in chunks for module in chunk.modules() if isinstance(module, MemoryBlock)]
     return sorted(found, key=lambda memory: memory.layer_number)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..layers.attention import WindowedAttention
 from ..layers.fast_weight_memory import FastWeightMemoryLayer
+from ..layers.fast_weight_mlp import FastWeightMLPLayer
 from ..layers.product_key_mlp import ProductKeyMLP
 from .layer_modules import layer_modules
 from .transformer_config import FwPKMTransformerConfig
@@ -89,8 +90,13 @@ def _fwpkm(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
     return ModuleSpec(module=FastWeightMemoryLayer, submodules=layer_modules(config).memory)
 
 
+def _fwmlp(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
+    return ModuleSpec(module=FastWeightMLPLayer, submodules=layer_modules(config).memory)
+
+
 register_spec("fa", _attention)
 register_spec("swa", _attention)
 register_spec("swiglu", _swiglu)
 register_spec("pkm", _pkm)
 register_spec("fwpkm", _fwpkm)
+register_spec("fwmlp", _fwmlp)

@@ -9,7 +9,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
-from ..config import FwPKMConfig, PKMConfig, PretrainConfig
+from ..config import FwMLPConfig, FwPKMConfig, PKMConfig, PretrainConfig
 from ..config.derived import ffn_hidden_size, kv_channels, num_query_groups
 from ..config.layer_kinds import LayerParts, layer_plan
 from ..config.layer_pattern import layer_windows
@@ -23,7 +23,8 @@ class FwPKMTransformerConfig(TransformerConfig):
     """What every module of the model is built from.
 
     Attributes:
-        fwpkm: the memory.
+        fwpkm: the product key memory.
+        fwmlp: the fast-weight MLP.
         pkm: the static memory.
         layer_plan: what every layer of the whole model is made of.
         layer_windows: per layer of the whole model the tokens an attention sees to its left, None for all.
@@ -34,6 +35,7 @@ class FwPKMTransformerConfig(TransformerConfig):
     """
 
     fwpkm: FwPKMConfig = field(default_factory=FwPKMConfig)
+    fwmlp: FwMLPConfig = field(default_factory=FwMLPConfig)
     pkm: PKMConfig = field(default_factory=PKMConfig)
     layer_plan: tuple[LayerParts, ...] = ()
     layer_windows: tuple[int | None, ...] = ()
@@ -50,6 +52,7 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
     tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
     return FwPKMTransformerConfig(
         fwpkm=config.fwpkm,
+        fwmlp=config.fwmlp,
         pkm=config.pkm,
         layer_plan=layer_plan(config),
         layer_windows=layer_windows(model),

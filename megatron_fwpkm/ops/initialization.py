@@ -1,4 +1,8 @@
-"""The memory before any write: sub-keys U(+-key_dim^-1/2), values N(0, value_dim^-1/2) (DESIGN section 2)."""
+"""Memories before any write (DESIGN section 2).
+
+Of a product key memory the sub-keys are U(+-key_dim^-1/2) and the values N(0, value_dim^-1/2); of a fast-weight MLP the
+weights of a projection with n inputs are N(0, n^-1/2) and its biases 0.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .fast_weight_mlp.mlp_state import FastMLPWeights
 
 _ROWS_AT_ONCE = 8192
 
@@ -66,3 +72,30 @@ def draw_columns(table: Tensor, width: int, columns: slice, deviation: float, ge
         stop = min(start + _ROWS_AT_ONCE, len(table))
         rows.normal_(0.0, deviation, generator=generator)
         table[start:stop] = rows[: stop - start, columns]
+
+
+def initial_mlp_weights(sizes: Any, seed: int, layer_number: int, hidden: slice = slice(None)) -> FastMLPWeights:
+    """The fast-weight MLP before any write, a fixed function of (seed, layer).
+
+    All of it is drawn and cut, so that every layout has the same. A configuration has the `sizes`: `key_dim`,
+    `hidden_size` and `value_dim`.
+
+    Returns:
+        The part of the `hidden` width, float32 on the CPU; the output bias is whole.
+    """
+    generator = torch.Generator().manual_seed(derived_seed(seed, "fast_mlp", layer_number))
+
+    def drawn(outputs: int, inputs: int) -> Tensor:
+        """The weight of a projection."""
+        return torch.empty(outputs, inputs).normal_(0.0, mlp_deviation(inputs), generator=generator)
+
+    keys, width, values = sizes.key_dim, sizes.hidden_size, sizes.value_dim
+    gate, up, down = drawn(width, keys), drawn(width, keys), drawn(values, width)
+    bias = torch.zeros(len(range(width)[hidden]))
+    own = gate[hidden].clone(), bias, up[hidden].clone(), bias.clone(), down[:, hidden].clone()
+    return FastMLPWeights(*own, torch.zeros(values))
+
+
+def mlp_deviation(inputs: int) -> float:
+    """Standard deviation of the initial weights of a fast projection with so many inputs."""
+    return float(inputs**-0.5)

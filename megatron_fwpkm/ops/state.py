@@ -5,6 +5,7 @@ Shapes: B sequences, T tokens, P pending tokens, `heads` heads, `n` sub-keys per
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,16 @@ class FastWeightState:
     def num_pending(self) -> int:
         """Number of tokens per sequence that wait to be written."""
         return 0 if self.pending is None else self.pending.num_tokens
+
+    def tables(self) -> dict[str, Tensor]:
+        """The fast weights by name, not copies."""
+        return {"sub_keys": self.sub_keys, "values": self.values}
+
+    def with_tables(
+        self, tables: Mapping[str, Tensor], pending: PendingTokens | None, rounding: Tensor | None = None
+    ) -> FastWeightState:
+        """A state of the same kind from fast weights by name."""
+        return FastWeightState(tables["sub_keys"], tables["values"], pending, rounding)
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,11 @@ from ..config.derived import (
     global_batch_size,
     replica_size,
     stage_layers,
-    table_bytes,
-    table_elements,
 )
 from ..config.layer_kind import LAYER_KINDS, Role
 from ..config.layer_kinds import kinds_in_use, layer_plan
 from ..config.loading import DEFAULT, Resolved, option_groups
+from ..config.memories import MemoryKind, memories_of, memory_kinds, memory_numbers
 from ..config.model_flops import PASSES, forward_flops_by_part
 from ..config.parameter_counts import kind_parameters, parameters_by_part
 from ..config.validation import validate
@@ -40,7 +39,6 @@ from ..libraries.probes import installed
 from .memory_estimate import (
     PROCESS_BYTES,
     check_step_fits,
-    document_start_bytes,
     estimate_memory,
     format_bytes,
     micro_batches,
@@ -167,12 +165,11 @@ def parameters_table(config: PretrainConfig, vocab_size: int) -> Table:
         if part.total:
             add(name, part)
     add("slow weights", sum(parts.values(), ShardedCount()), "bold")
-    memories = len(config.fwpkm.layer_numbers)
+    memories = memories_of(config, memory_numbers(config))
     if memories:
         table.add_row(
-            f"fast weights ({count_things(memories, 'memory', 'memories')})",
-            f"{memories * table_elements(config):,}",
-            f"{memories * table_elements(config, tensor * context):,}",
+            f"fast weights ({count_things(len(memories), 'memory', 'memories')})",
+            *(f"{sum(memory.elements(config, ranks) for memory in memories):,}" for ranks in (1, tensor * context)),
         )
     return table
 
@@ -239,9 +236,8 @@ def summary(config: PretrainConfig, vocab_size: int, world_size: int, world_know
     yield flops_line(config, vocab_size, tokens)
     padded = embedding_rows(config, vocab_size)
     yield f"Vocabulary size: {vocab_size}, padded to {padded}"
-    for kind in kinds_in_use(config):
-        if kind.role is Role.MEMORY:
-            yield from _about_memories(config, kind_parameters(config, kind).total)
+    for memory in memory_kinds(config):
+        yield from _about_memories(config, memory)
     if config.checkpoint.save is not None:
         yield from checkpoint_lines(config, vocab_size, world_size)
     for flag, paths in (("--data-path", data.data_path), ("--train-data-path", data.train_data_path)):
@@ -272,15 +268,17 @@ def _flops(number: float) -> str:
     return f"{number / 1000**unit:.3g} {'MGTP'[unit - 2]}FLOP"
 
 
-def _about_memories(config: PretrainConfig, slow_weights: int) -> Iterator[str]:
-    """The size of one memory and when it is written."""
+def _about_memories(config: PretrainConfig, memory: MemoryKind) -> Iterator[str]:
+    """The size of one memory of a kind and when it is written."""
+    fast, reset = memory.fast, memory.options.reset
+    slow_weights = kind_parameters(config, memory.kind).total
     yield (
-        f"One memory: {format_bytes(table_bytes(config))} of fast weights and {slow_weights:,} slow weights; every "
-        f"replica has its own fast weights (--fwpkm-reset {config.fwpkm.reset})"
+        f"One memory: {format_bytes(fast.bytes(config, 1))} of fast weights and {slow_weights:,} slow weights; every "
+        f"replica has its own fast weights ({fast.prefix}reset {reset})"
     )
-    yield from notes_on_writing(config)
-    if config.fwpkm.reset == "document":
-        one = format_bytes(document_start_bytes(config))
+    yield from notes_on_writing(config, memory)
+    if reset == "document":
+        one = format_bytes(fast.document_bytes(config))
         yield f"Undo log: up to {one} more per memory for every document start inside a sequence, which splits a chunk"
 
 
@@ -288,7 +286,7 @@ def checkpoint_lines(config: PretrainConfig, vocab_size: int, world_size: int) -
     """The size of one checkpoint on disk and of all that are kept at once, and how long saving takes at least."""
     one, count = checkpoint_bytes(config, vocab_size, world_size), checkpoints_on_disk(config)
     parts = f"{format_bytes(one.weights)} of slow weights + {format_bytes(one.optimizer)} of optimizer states"
-    if config.fwpkm.layer_numbers:
+    if memory_numbers(config):
         replicas = data_parallel_size(config, world_size)
         saved = f"{one.replicas:,} of " * (one.replicas < replicas) + count_things(replicas, "replica")
         parts += f" + {format_bytes(one.fast_weights)} of fast weights ({saved}"

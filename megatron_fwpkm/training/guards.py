@@ -6,10 +6,11 @@ They see numbers only (no tensors), the same on every rank, so that all ranks st
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from ..config import PretrainConfig
+from ..config.memories import MemoryKind, memory_kinds
 
 BASELINE_OBSERVATIONS = 10
 """Observations (one per log interval or checkpoint) whose median memorization loss is the yardstick of a layer."""
@@ -47,9 +48,7 @@ class MemoryGuard:
     def __init__(self, config: PretrainConfig) -> None:
         """A loss above --divergence-factor times the early median stops the run."""
         self.factor = config.training.divergence_factor
-        normalize = [] if config.fwpkm.normalize_targets else ["--fwpkm-normalize-targets"]
-        reset = ["--fwpkm-reset step"] if config.fwpkm.reset == "never" else []
-        self._ways = ["a smaller --fwpkm-inner-lr", *normalize, *reset, "a smaller --lr"]
+        self._ways = [*(way for memory in memory_kinds(config) for way in _ways(memory)), "a smaller --lr"]
         self._early: dict[int, list[float]] = {}
 
     def check(
@@ -90,6 +89,16 @@ class MemoryGuard:
     def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
         """Take over the early losses of a saved run."""
         self._early = {int(layer): list(losses) for layer, losses in state.items()}
+
+
+def _ways(memory: MemoryKind) -> Iterator[str]:
+    """What may keep a kind of memory from diverging."""
+    options, prefix = memory.options, memory.fast.prefix
+    yield f"a smaller {prefix}inner-lr"
+    if not options.normalize_targets:
+        yield f"{prefix}normalize-targets"
+    if options.reset == "never":
+        yield f"{prefix}reset step"
 
 
 def _way_out(ways: Sequence[str], kept: str | None) -> str:

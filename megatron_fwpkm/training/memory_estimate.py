@@ -16,17 +16,13 @@ from ..config.derived import (
     data_parallel_size,
     embedding_rows,
     global_batch_size,
-    num_slots,
     stage_layers,
-    sub_key_elements,
-    table_bytes,
-    value_bytes,
 )
 from ..config.layer_kind import LAYER_KINDS
 from ..config.layer_kinds import LayerParts, count_parts
+from ..config.memories import fast_weight_bytes, memories_of, memory_kinds
 from ..config.parameter_counts import stage_parameters
 
-_INDEX_BYTES = 8
 PROCESS_BYTES = 420 * 2**20
 """Of a process on the CPU before it has a model: Python, torch, Megatron and what they load until the first step ends.
 
@@ -45,9 +41,9 @@ class MemoryEstimate:
     optimizer: int
     tables: int
     undo_log: int
-    """At most: rows and sub-keys that the micro-batches in flight overwrite, and the journal that a reset needs.
+    """At most: fast weights that the micro-batches in flight overwrite, and what a reset needs.
 
-    Without the documents that start inside a sequence (`document_start_bytes`)."""
+    Without what documents add that start inside a sequence (`FastWeights.document_bytes`)."""
     activations: int
     """About: what autograd keeps for the micro-batches in flight."""
     temporaries: int
@@ -83,16 +79,16 @@ def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, st
         """This rank's part of what ZeRO shards from stage `least` on."""
         return -(-count // (replicas * context)) if stage_of_zero >= least else count
 
-    memories = _memories(config, stage)
+    memories = memories_of(config, stage_layers(config, stage))
     in_flight = _in_flight(config, replicas, stage)
-    undo_log = memories * (round(in_flight * undo_log_bytes(config)) + _journal_bytes(config, replicas))
+    undo_log = sum(round(in_flight * m.kept_bytes(config)) + m.beside_bytes(config, replicas) for m in memories)
     activations = round(in_flight * activation_bytes(config, vocab_size, stage)) + _passing_bytes(config, stage)
     return MemoryEstimate(
         weights=shared(parameters * (2 if bf16 else 4), 3),
         gradients=shared(parameters * (2 if parallel.grad_reduce_in_bf16 else 4), 2),
         optimizer=shared(parameters * (12 if copied else 8), 1),
-        tables=memories * table_bytes(config, tensor * context),
-        undo_log=undo_log + (passing_log_bytes(config) if memories else 0),
+        tables=fast_weight_bytes(config, stage_layers(config, stage), tensor * context),
+        undo_log=undo_log + max((memory.passing_bytes(config) for memory in memories), default=0),
         activations=activations,
         temporaries=_temporary_bytes(config, vocab_size, stage, activations),
         offloaded=round(in_flight * offloaded_bytes(config, stage)),
@@ -120,13 +116,14 @@ def _temporary_bytes(config: PretrainConfig, vocab_size: int, stage: int, activa
 
 def check_tables_fit(config: PretrainConfig, room: int) -> None:
     """Raise ValueError if the tables of a stage's memories alone need more than the `room` bytes of a device."""
-    most = max(_memories(config, stage) for stage in range(config.parallel.pipeline_model_parallel_size))
-    wanted = most * table_bytes(config, _sharing_ranks(config))
+    ranks = config.parallel.tensor_model_parallel_size * config.parallel.context_parallel_size
+    stages = [stage_layers(config, stage) for stage in range(config.parallel.pipeline_model_parallel_size)]
+    wanted = max(fast_weight_bytes(config, layers, ranks) for layers in stages)
     if wanted > room:
+        made = " and ".join(memory.fast.made_by(config) for memory in memory_kinds(config))
         raise ValueError(
             f"the fast-weight tables need {format_bytes(wanted)} on each rank, but the device has only "
-            f"{format_bytes(room)}: reduce --fwpkm-num-subkeys {config.fwpkm.num_subkeys} (a table has its square as "
-            f"rows) or --fwpkm-value-dim {config.fwpkm.value_dim}, or shard the tables over more ranks with "
+            f"{format_bytes(room)}: reduce {made}, or shard the tables over more ranks with "
             "--tensor-model-parallel-size; --dry-run shows the memory per rank"
         )
 
@@ -168,66 +165,6 @@ def _in_flight(config: PretrainConfig, replicas: int, stage: int) -> float:
 def micro_batches(config: PretrainConfig, replicas: int) -> int:
     """Micro-batches per step on every replica."""
     return max(1, global_batch_size(config, replicas) // (config.training.micro_batch_size * replicas))
-
-
-def undo_log_bytes(config: PretrainConfig) -> int:
-    """Upper bound of what one memory keeps per micro-batch until its backward pass: as if all reads of a chunk differ.
-
-    While sub-keys are updated, their state before every chunk is kept; that of the first chunk is in the log. With
-    --fwpkm-reset document, every sequence counts as one document; `document_start_bytes` is what further ones add.
-    """
-    fwpkm, chunks = config.fwpkm, _chunk_reads(config)
-    if fwpkm.undo_log == "recompute":
-        rows = min(num_slots(fwpkm), sum(number * reads for reads, number in chunks.items())) * _row_bytes(config)
-    else:
-        rows = _logged_rows(config) * _row_bytes(config, 2 if fwpkm.undo_log == "bf16" else value_bytes(config))
-    return _calls(config) * (rows + sum(chunks.values()) * _moving_sub_key_bytes(config))
-
-
-def document_start_bytes(config: PretrainConfig) -> int:
-    """Upper bound of what a document start inside a sequence adds to `undo_log_bytes`; 0 if it does not split a chunk.
-
-    A chunk ends at the end of a document, so there is one more: another copy of the sub-keys and, if a chunk (with the
-    log `recompute` a document) has more reads than there are slots, the slots once more.
-    """
-    fwpkm, chunks = config.fwpkm, _chunk_reads(config)
-    if fwpkm.reset != "document":
-        return 0
-    width = 2 if fwpkm.undo_log == "bf16" else value_bytes(config)
-    together = sum(number * reads for reads, number in chunks.items())
-    most = together if fwpkm.undo_log == "recompute" else max(chunks)
-    rows = num_slots(fwpkm) if most > num_slots(fwpkm) else 0
-    return rows * _row_bytes(config, width) + _moving_sub_key_bytes(config)
-
-
-def passing_log_bytes(config: PretrainConfig) -> int:
-    """Upper bound of the exact log, which one memory at a time needs: until it is rounded, and again in backward."""
-    kept_as_it_is = config.fwpkm.undo_log == "fp32" or (config.fwpkm.undo_log == "bf16" and value_bytes(config) == 2)
-    return 0 if kept_as_it_is else _logged_rows(config) * _row_bytes(config)
-
-
-def _calls(config: PretrainConfig) -> int:
-    """Least number of calls of a memory per micro-batch: if documents reset it, sequences do not share it."""
-    return config.training.micro_batch_size if config.fwpkm.reset == "document" else 1
-
-
-def _chunk_reads(config: PretrainConfig) -> dict[int, int]:
-    """Number of chunks of a call by their number of reads: whole chunks, and the rest of the sequence."""
-    fwpkm, sequences = config.fwpkm, config.training.micro_batch_size // _calls(config)
-    full, tail = divmod(config.model.seq_length, fwpkm.chunk_size)
-    reads = fwpkm.num_heads * fwpkm.topk * sequences
-    return {tokens * reads: number for tokens, number in ((fwpkm.chunk_size, full), (tail, int(tail > 0))) if number}
-
-
-def _moving_sub_key_bytes(config: PretrainConfig) -> int:
-    """Bytes of a rank's sub-keys; 0 if they are not updated."""
-    moving = config.fwpkm.inner_lr * config.fwpkm.addressing_weight > 0
-    return 4 * sub_key_elements(config) // _sharing_ranks(config) if moving else 0
-
-
-def _logged_rows(config: PretrainConfig) -> int:
-    """Rows that a call logs."""
-    return sum(number * min(num_slots(config.fwpkm), reads) for reads, number in _chunk_reads(config).items())
 
 
 def activation_bytes(config: PretrainConfig, vocab_size: int, stage: int) -> int:
@@ -301,7 +238,8 @@ def _recompute_units(config: PretrainConfig, stage: int) -> int:
     recomputed, training = len(_recomputed_layers(config, stage)), config.training
     if not recomputed or training.recompute_method == "block":
         return recomputed
-    return min(recomputed, -(-recomputed // (training.recompute_num_layers or 1)) + _memories(config, stage))
+    memories = len(memories_of(config, stage_layers(config, stage)))
+    return min(recomputed, -(-recomputed // (training.recompute_num_layers or 1)) + memories)
 
 
 def _passing_bytes(config: PretrainConfig, stage: int) -> int:
@@ -316,28 +254,3 @@ def _passing_bytes(config: PretrainConfig, stage: int) -> int:
 def _own_tokens(config: PretrainConfig) -> int:
     """Tokens of a micro-batch whose activations a rank computes."""
     return config.training.micro_batch_size * config.model.seq_length // config.parallel.context_parallel_size
-
-
-def _memories(config: PretrainConfig, stage: int) -> int:
-    return len(frozenset(stage_layers(config, stage)).intersection(config.fwpkm.layer_numbers))
-
-
-def _row_bytes(config: PretrainConfig, number: int | None = None) -> int:
-    """One saved row of a values table on a rank; `number` is the bytes of a number, by default the table's."""
-    return (number or value_bytes(config)) * config.fwpkm.value_dim // _sharing_ranks(config) + _INDEX_BYTES
-
-
-def _sharing_ranks(config: PretrainConfig) -> int:
-    """Ranks that share a memory."""
-    return config.parallel.tensor_model_parallel_size * config.parallel.context_parallel_size
-
-
-def _journal_bytes(config: PretrainConfig, replicas: int) -> int:
-    """One mark per slot; the rows a step can touch, for a memory that is reset every step and for --on-nan skip."""
-    fwpkm = config.fwpkm
-    slots = num_slots(fwpkm)
-    tokens = global_batch_size(config, replicas) // replicas * config.model.seq_length
-    touched = min(slots, tokens * fwpkm.num_heads * fwpkm.topk) * _row_bytes(config)
-    # Documents undo their own writes, so that a skipped step has nothing to undo.
-    undoable = config.faults.on_nan == "skip" and fwpkm.reset != "document"
-    return slots * (1 + 2 * undoable) + touched * ((fwpkm.reset == "step") + undoable)

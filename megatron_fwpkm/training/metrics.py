@@ -228,14 +228,14 @@ def progress_line(record: JsonRecord, train_iters: int, remaining_seconds: float
     if layers:
 
         def mean(name: str) -> float:
-            """Mean of a statistic over the layers."""
-            return sum(layer[name] for layer in layers) / len(layers)
+            """Mean of a statistic over the layers that have it."""
+            found = [layer[name] for layer in layers if name in layer]
+            return sum(found) / len(found)
 
-        parts += [
-            f"gate {mean('gate_mean'):.2f}",
-            f"slots {mean('coverage'):.1%} collisions {mean('collisions'):.1%}",
-            f"memorization {mean('memorization_loss'):.4f}",
-        ]
+        parts.append(f"gate {mean('gate_mean'):.2f}")
+        if any("coverage" in layer for layer in layers):
+            parts.append(f"slots {mean('coverage'):.1%} collisions {mean('collisions'):.1%}")
+        parts.append(f"memorization {mean('memorization_loss'):.4f}")
     parts.append(f"ETA {duration(remaining_seconds)}")
     return " | ".join(parts)
 

@@ -14,6 +14,7 @@ from ..config.batch_schedule import samples_ahead
 from ..config.chunk_rules import notes_on_writing
 from ..config.derived import data_parallel_size, global_batch_size
 from ..config.loading import Resolved
+from ..config.memories import memory_kinds, memory_numbers
 from ..config.validation import validate
 from ..data.tokenizers import build_tokenizer
 from ..data.training.datasets import Windows, build_datasets
@@ -208,12 +209,13 @@ def _announce(config: PretrainConfig, world: World, global_batch: int, parameter
         global_batch,
         config.model.seq_length,
     )
-    for line in (*describe(choose_libraries(config, installed())), *notes_on_writing(config)):
+    notes = (line for memory in memory_kinds(config) for line in notes_on_writing(config, memory))
+    for line in (*describe(choose_libraries(config, installed())), *notes):
         logger.info("%s", line)
 
 
 def _memories(config: PretrainConfig) -> str:
     """`memories at layers 2 3, static memories at layers 4`."""
-    found = {"memories": config.fwpkm.layer_numbers, "static memories": config.pkm.layer_numbers}
+    found = {"memories": memory_numbers(config), "static memories": config.pkm.layer_numbers}
     said = [f"{what} at layers {' '.join(map(str, numbers))}" for what, numbers in found.items() if numbers]
     return ", ".join(said) or "no memory: a plain transformer (see --fwpkm-layer-numbers)"

@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 
-from megatron_fwpkm.checkpoint.checkpoint_reader import CheckpointContents
+from megatron_fwpkm.checkpoint.checkpoint_reader import CheckpointContents, StoredMemory
 from megatron_fwpkm.checkpoint.manager import CheckpointManager
 from megatron_fwpkm.checkpoint.record import Layout, RunRecord
 from megatron_fwpkm.config import PretrainConfig
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.models.builder import build_model, memory_layers
-from megatron_fwpkm.ops import FastWeightState
 
 
 def contents_of(
@@ -30,10 +29,10 @@ def contents_of(
     slow = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)}
     fast = {}
     for layer in memory_layers(model):
-        state = layer.fast_weights()
-        draw = [torch.randn(table.shape, generator=generator) for table in (state.sub_keys, state.values)]
-        values = (state.values + 0.5 * draw[1]).to(state.values.dtype)
-        fast[layer.layer_number] = FastWeightState(state.sub_keys + 0.05 * draw[0], values)
+        tables = layer.fast_weights().tables()
+        draws = {name: torch.randn(table.shape, generator=generator) for name, table in tables.items()}
+        moved = {n: (t + (0.5 if n == "values" else 0.05) * draws[n]).to(t.dtype) for n, t in tables.items()}
+        fast[layer.layer_number] = StoredMemory(moved, None)
     return CheckpointContents(
         path=Path("checkpoint/iter_0000007"),
         iteration=7,
@@ -62,9 +61,9 @@ def write_checkpoint(
     copied = None if tokenizer is None else f"tokenizer{tokenizer.suffix}"
     record = RunRecord(7, 14, 672, Layout(1, 1, 1, 1, False, False), vocab_size, padded, "hash", copied)
     fast = {
-        f"layer{number}/replica0/{table}": getattr(state, table)
-        for number, state in contents.fast.items()
-        for table in ("sub_keys", "values")
+        f"layer{number}/replica0/{name}": table
+        for number, memory in contents.fast.items()
+        for name, table in memory.tables.items()
     }
     with CheckpointManager(root, keep_last=1).publish(7, record) as folder:
         dcp.save(contents.slow, checkpoint_id=folder / "model")

@@ -49,7 +49,7 @@ def test_everything_comes_back_whole(tmp_path: Path) -> None:
     assert contents.slow.keys() == SLOW.keys()  # without the optimizer
     assert all(torch.equal(contents.slow[name], SLOW[name]) for name in SLOW)
     state = contents.fast[2]
-    assert torch.equal(state.values, FAST["layer2/replica0/values"])
+    assert torch.equal(state.tables["values"], FAST["layer2/replica0/values"])
     assert state.pending is not None and state.pending.gates is None
     assert torch.equal(state.pending.targets, FAST["layer2/replica0/pending/targets"])
 

@@ -29,6 +29,13 @@ class Layer:
     def fast_weights(self) -> FastWeightState:
         return self.state
 
+    def whole_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"sub_keys": (2, 2, 4, 3), "values": (16, 8), "target": (8,)}
+
+    @property
+    def target_width(self) -> int:
+        return self.state.values.shape[1]
+
     def load_fast_weights(self, state: FastWeightState) -> None:
         self.state = state
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from megatron_fwpkm.config import PretrainConfig
-from megatron_fwpkm.config.chunk_rules import chunk_problems, longest_chunk, notes_on_writing
+from megatron_fwpkm.config.chunk_rules import chunk_problems, longest_chunk
+from megatron_fwpkm.config.chunk_rules import notes_on_writing as notes_of
+from megatron_fwpkm.config.memories import memory_kinds
 from megatron_fwpkm.ops import FastWeightState, fast_weight_memory
 
 LENGTH = 12
@@ -41,6 +44,10 @@ def read(chunk: int, lookahead: int, boundary: str, length: int, inner_lr: float
         inner_lr=inner_lr, boundary=boundary, implementation="reference",
     )  # fmt: skip
     return output.retrieved, targets
+
+
+def notes_on_writing(config: PretrainConfig) -> Iterator[str]:
+    return notes_of(config, *memory_kinds(config))
 
 
 def reads_own_writes(chunk: int, lookahead: int, boundary: str, length: int = LENGTH) -> bool:
@@ -75,7 +82,8 @@ def test_with_a_reset_at_documents_the_rule_is_what_the_memory_does(boundary: st
 @pytest.mark.parametrize("reset", ["never", "step", "document"])
 @pytest.mark.parametrize("batch", [None, 4])
 def test_the_advised_chunk_is_accepted_and_one_more_is_not(boundary: str, reset: str, batch: int | None) -> None:
-    most = longest_chunk(configured(3, 2, boundary, reset, batch=batch), 1)
+    config = configured(3, 2, boundary, reset, batch=batch)
+    most = longest_chunk(config, memory_kinds(config)[0], 1)
     assert not list(chunk_problems(configured(most, 2, boundary, reset, batch=batch), 1))
     for chunk in (most + 1, 512):
         (said,) = chunk_problems(configured(chunk, 2, boundary, reset, batch=batch), 1)

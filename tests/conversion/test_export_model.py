@@ -83,8 +83,8 @@ def test_which_memory_is_exported() -> None:
     fwpkm, seed = source.config.fwpkm, source.config.training.seed
     trained, first = hf_model(source), hf_model(source, memory="initial")
     tables = trained.model.layers[1].memory, first.model.layers[1].memory
-    assert torch.equal(tables[0].values, source.fast[2].values)
-    assert torch.equal(tables[0].sub_keys, source.fast[2].sub_keys)
+    assert torch.equal(tables[0].values, source.fast[2].tables["values"])
+    assert torch.equal(tables[0].sub_keys, source.fast[2].tables["sub_keys"])
     assert torch.equal(tables[1].values, initial_values(fwpkm, seed, 2))
     assert torch.equal(tables[1].sub_keys, initial_sub_keys(fwpkm, seed, 2))
     assert (trained.config.fwpkm_memory, first.config.fwpkm_memory) == ("trained", "initial")
@@ -100,15 +100,15 @@ def test_an_exported_model_shares_nothing_with_its_source() -> None:
     with torch.no_grad():
         for tensor in exported.state_dict().values():
             tensor.zero_()
-    assert all(state.values.abs().sum() > 0 for state in source.fast.values())
+    assert all(state.tables["values"].abs().sum() > 0 for state in source.fast.values())
     assert source.slow["embedding.word_embeddings.weight"].abs().sum() > 0
 
 
 def test_bfloat16_tables_are_exported_in_float32() -> None:
     source = contents({"table_dtype": "bf16"})
     table = hf_model(source).model.layers[1].memory.values
-    assert source.fast[2].values.dtype == torch.bfloat16 and table.dtype == torch.float32
-    assert torch.equal(table, source.fast[2].values.float())
+    assert source.fast[2].tables["values"].dtype == torch.bfloat16 and table.dtype == torch.float32
+    assert torch.equal(table, source.fast[2].tables["values"].float())
 
 
 def test_half_precision_keeps_the_tables() -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from megatron_fwpkm.config.derived import replica_size
 from megatron_fwpkm.config.loading import parse_pretrain
+from megatron_fwpkm.config.undo_log_bytes import undo_log_bytes
 from megatron_fwpkm.config.validation import validate
 from megatron_fwpkm.training.dry_run import vocabulary_size
-from megatron_fwpkm.training.memory_estimate import estimate_memory, format_bytes, undo_log_bytes
+from megatron_fwpkm.training.memory_estimate import estimate_memory, format_bytes
 from tests.docs.markdown import ROOT
 
 TEXT = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")

@@ -78,9 +78,8 @@ def state_of(engine: Any) -> dict[str, torch.Tensor]:
                 for name, value in part.optimizer.state[parameter].items():
                     found[f"{key}/{name}"] = value.clone()
     for memory in engine.memories:
-        weights = memory.fast_weights()
-        found[f"memory/{memory.layer_number}/sub_keys"] = weights.sub_keys.clone()
-        found[f"memory/{memory.layer_number}/values"] = weights.values.clone()
+        for name, table in memory.fast_weights().tables().items():
+            found[f"memory/{memory.layer_number}/{name}"] = table.clone()
     return found
 
 

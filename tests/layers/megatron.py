@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megatron_fwpkm.config import (
+    FwMLPConfig,
     FwPKMConfig,
     ImplementationConfig,
     ModelConfig,
@@ -35,6 +36,7 @@ TINY = PretrainConfig(
     ),
     implementation=ImplementationConfig(transformer_impl="local"),  # on the CPU, also where there is a GPU
     fwpkm=FwPKMConfig(layer_numbers=(2, 3), num_subkeys=8, key_dim=16, value_dim=16, topk=4, chunk_size=16),
+    fwmlp=FwMLPConfig(hidden_size=24, key_dim=16, value_dim=16, chunk_size=16),
 )
 
 STATIC_MEMORY = PKMConfig(num_heads=2, num_subkeys=8, key_dim=8, value_dim=16, topk=4)
@@ -58,6 +60,7 @@ def tiny(
     model: Any = None,
     training: Any = None,
     data: Any = None,
+    fwmlp: Any = None,
     pkm: Any = None,
     **fwpkm: Any,
 ) -> PretrainConfig:
@@ -67,6 +70,7 @@ def tiny(
         model=replace(TINY.model, **(model or {})),
         fwpkm=replace(TINY.fwpkm, **fwpkm),
         pkm=replace(STATIC_MEMORY, **(pkm or {})),
+        fwmlp=replace(TINY.fwmlp, **(fwmlp or {})),
         data=replace(TINY.data, **(data or {})),
         parallel=ParallelConfig(sequence_parallel=sequence_parallel),
         training=TrainingConfig(bf16=bf16, **(training or {})),

@@ -59,8 +59,18 @@ def train(
         for name, p in model.named_parameters()
     }
     assert all(weight.dtype == torch.float64 for weight in model.parameters())
-    tables = {m.layer_number: (m.sub_keys.clone(), m.values.clone(), m.rows, m.columns) for m in memory_layers(model)}
+    tables = {m.layer_number: _tables(m) for m in memory_layers(model)}
     return {"losses": losses, "gradients": gradients, "tables": tables, "hashes": hashes}
+
+
+def _tables(memory: Any) -> dict[str, Any]:
+    """Fast weights by name with the dimension in which ranks cut them, and the number of this rank's `part`."""
+    found: dict[str, Any] = {"part": memory.table_sharding.rank if memory.table_sharding else 0}
+    whole = memory.whole_shapes()
+    for name, table in memory.fast_weights().tables().items():
+        cut = [axis for axis, size in enumerate(table.shape) if size != whole[name][axis]]
+        found[name] = table.detach().clone(), cut[0] if cut else None
+    return found
 
 
 def train_all(rank: int, world_size: int, cases: list[tuple[dict[str, Any], int, int]]) -> list[dict[str, Any]]:
@@ -125,9 +135,12 @@ def assert_same_training(ranks: list[dict[str, Any]], expected: dict[str, Any], 
         weight = expected["gradients"][parameter.replace(".bias", ".weight")][0]
         _assert_close(f"gradient of {parameter}", whole, gradient, weight.abs().max().item())
         assert dimension is None or sharded == dimension
-    for layer, (sub_keys, values, _, _) in expected["tables"].items():
-        tables = sorted((rank["tables"][layer] for rank in ranks), key=lambda table: table[3].start)
-        starts = [table[2].start for table in tables]
-        assert starts == sorted(starts), "rows and columns are cut in the same order"
-        _assert_close("sub_keys", torch.cat([table[0] for table in tables], dim=2), sub_keys)
-        _assert_close("values", torch.cat([table[1] for table in tables], dim=1), values)
+    for layer, whole in expected["tables"].items():
+        tables = [rank["tables"][layer] for rank in sorted(ranks, key=lambda rank: rank["tables"][layer]["part"])]
+        assert len({table["part"] for table in tables}) == len(tables)
+        for name in whole.keys() - {"part"}:
+            copies = [table[name][0] for table in tables]
+            dimension = tables[0][name][1]
+            if dimension is None:
+                _assert_equal(name, copies)
+            _assert_close(name, copies[0] if dimension is None else torch.cat(copies, dimension), whole[name][0])

@@ -23,6 +23,10 @@ _MEMORIES: dict[str, dict[str, Any]] = {
         "model": {"layer_pattern": "swa:30,fa,swa:14", "attention_output_gate": True},
     },
     "sequence parallel": {"sequence_parallel": True},
+    "fast MLPs": {
+        "layer_numbers": (),
+        "fwmlp": {"layer_numbers": (1, 3), "gate_writes": True, "reset": "document", "boundary": "carry"},
+    },
     "recomputed": {"training": {"recompute_granularity": "selective"}},
 }
 

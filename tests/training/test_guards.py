@@ -55,7 +55,7 @@ def test_only_advice_that_applies(clip_grad: float, bf16: bool, kept: str | None
     ],
 )  # fmt: skip
 def test_only_advice_that_applies_to_a_memory(changes: dict[str, Any], advice: str) -> None:
-    config = replace(PretrainConfig(), fwpkm=replace(PretrainConfig().fwpkm, **changes))
+    config = replace(PretrainConfig(), fwpkm=replace(PretrainConfig().fwpkm, layer_numbers=(7,), **changes))
     with pytest.raises(TrainingDivergedError) as caught:
         MemoryGuard(config).check(1, {7: math.inf}, {7: True}, "runs/x/iter_0000005")
     assert str(caught.value).endswith(

@@ -13,15 +13,13 @@ from megatron_fwpkm.config import EngineConfig, FwPKMConfig, ModelConfig, Parall
 from megatron_fwpkm.config.derived import embedding_rows, table_bytes
 from megatron_fwpkm.config.layer_kinds import layer_plan
 from megatron_fwpkm.config.parameter_counts import num_parameters, stage_parameters
+from megatron_fwpkm.config.undo_log_bytes import document_start_bytes, passing_log_bytes, undo_log_bytes
 from megatron_fwpkm.training.memory_estimate import (
     PROCESS_BYTES,
     activation_bytes,
     check_tables_fit,
-    document_start_bytes,
     estimate_memory,
     layer_bytes_per_token,
-    passing_log_bytes,
-    undo_log_bytes,
 )
 from tests.spawned_ranks import run_distributed
 

@@ -79,6 +79,8 @@ ENGINE: dict[tuple[str, str], dict[str, Any]] = {
 }
 # Of layers that the model here has not: tests/engines/test_product_key_values.py.
 STATIC_MEMORY = {place for place in CHANGEABLE if place[0] == "pkm"}
+# Of another kind of memory than the one here: tests/engines/test_fast_mlp.py.
+FAST_MLP = {place for place in CHANGEABLE if place[0] == "fwmlp"}
 # What the process layout is: loaded exactly at any other (test_moving_layouts, whose layouts have all of these).
 LAYOUT = {place for place in CHANGEABLE if place[0] == "parallel"} - ENGINE.keys()
 # What Transformer Engine computes in: tests/transformer_engine/test_fp8.py.
@@ -93,7 +95,7 @@ FAULTS = {place for place in CHANGEABLE if place[0] == "faults"}
 
 def test_every_option_that_may_change_is_looked_at() -> None:
     named = {("optimizer", name) for name in SCHEDULE} | ENGINE.keys() | STATIC_MEMORY
-    named |= LAYOUT | FP8 | ZERO | RUN | FAULTS
+    named |= FAST_MLP | LAYOUT | FP8 | ZERO | RUN | FAULTS
     assert named == CHANGEABLE
     default = PretrainConfig()
     layouts = [layout.config("float32", "never") for layout in test_moving_layouts.LAYOUTS.values()]

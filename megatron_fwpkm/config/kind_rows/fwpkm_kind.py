@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..derived import ShardedCount, num_slots, value_bytes
-from ..layer_kind import LayerKind, Role, TableTraffic, weight_bytes
+from ..derived import ShardedCount, num_slots, table_bytes, table_elements, value_bytes
+from ..layer_kind import FastWeights, LayerKind, Role, TableTraffic, weight_bytes
 from ..pretrain import PretrainConfig
+from ..undo_log_bytes import document_start_bytes, journal_bytes, passing_log_bytes, undo_log_bytes
 
 _PAIR_BYTES = 64
 """Per token, head and slot read: index, weight, score and what the key update's second derivative keeps."""
@@ -78,6 +79,19 @@ def _fwpkm_reach(config: PretrainConfig, layer_number: int) -> str:
     )
 
 
+def _fwpkm_divided(config: PretrainConfig) -> dict[str, int]:
+    return {"--fwpkm-num-subkeys": config.fwpkm.num_subkeys, "--fwpkm-value-dim": config.fwpkm.value_dim}
+
+
+def _fwpkm_made_by(config: PretrainConfig) -> str:
+    fwpkm = config.fwpkm
+    if fwpkm.num_heads * fwpkm.key_dim > fwpkm.num_subkeys * fwpkm.value_dim:
+        made = f"--fwpkm-num-heads {fwpkm.num_heads} and --fwpkm-key-dim {fwpkm.key_dim}"
+        return f"{made} (every head has its own sub-keys)"
+    made = f"--fwpkm-num-subkeys {fwpkm.num_subkeys} and --fwpkm-value-dim {fwpkm.value_dim}"
+    return f"{made} (a table has num_subkeys squared rows)"
+
+
 FWPKM = LayerKind(
     name="fwpkm",
     role=Role.MEMORY,
@@ -87,11 +101,20 @@ FWPKM = LayerKind(
     flops=_fwpkm_flops,
     traffic=_fwpkm_traffic,
     reach=_fwpkm_reach,
-    divided=lambda config: {
-        "--fwpkm-num-subkeys": config.fwpkm.num_subkeys,
-        "--fwpkm-value-dim": config.fwpkm.value_dim,
-    },
+    divided=_fwpkm_divided,
     fp8_widths=_fwpkm_fp8_widths,
+    fast_weights=FastWeights(
+        options=lambda config: config.fwpkm,
+        prefix="--fwpkm-",
+        elements=table_elements,
+        bytes=table_bytes,
+        shared=_fwpkm_divided,
+        made_by=_fwpkm_made_by,
+        kept_bytes=undo_log_bytes,
+        document_bytes=document_start_bytes,
+        beside_bytes=journal_bytes,
+        passing_bytes=passing_log_bytes,
+    ),
     context_parallel=True,
     separates_documents=True,
 )

@@ -5,8 +5,9 @@ Shapes: B sequences, T tokens, P pending tokens, hidden width F.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -48,11 +49,23 @@ class FastMLPState:
 
     weights: FastMLPWeights
     pending: PendingTokens | None = None
+    rounding: ClassVar[None] = None
+    """Of float32 weights nothing is rounded."""
 
     @property
     def num_pending(self) -> int:
         """Number of tokens per sequence that wait to be written."""
         return 0 if self.pending is None else self.pending.num_tokens
+
+    def tables(self) -> dict[str, Tensor]:
+        """The fast weights by name, not copies."""
+        return self.weights._asdict()
+
+    def with_tables(
+        self, tables: Mapping[str, Tensor], pending: PendingTokens | None, rounding: Tensor | None = None
+    ) -> FastMLPState:
+        """A state of the same kind from fast weights by name; nothing in it is rounded."""
+        return FastMLPState(FastMLPWeights(**{name: tables[name] for name in FastMLPWeights._fields}), pending)
 
 
 @dataclass(frozen=True)
