@@ -47,7 +47,9 @@ class LoadedModel:
 
     def identity(self) -> dict[str, object]:
         """What distinguishes this model from others in a log of records, wherever its folder is."""
-        begins = {} if self.bos is None else {"bos": self.bos}
+        begins: dict[str, object] = {} if self.bos is None else {"bos": self.bos}
+        if (factor := getattr(self.model.config, "yarn_factor", None)) is not None:  # which changes no weight
+            begins["yarn_factor"] = factor
         return {"weights": self.weights_digest(), "tokenizer": self.tokenizer.identity, **begins}
 
     def weights_digest(self) -> str:

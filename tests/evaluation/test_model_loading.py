@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from megatron_fwpkm.evaluation.model_loading import LoadedModel
@@ -16,3 +17,10 @@ def test_a_model_of_other_weights_or_first_token_is_another(tokenizer):
     assert plain == LoadedModel(OracleModel(tokenizer.vocab_size), tokenizer).identity()
     model.state_dict = lambda: {"weight": torch.ones(1)}
     assert LoadedModel(model, tokenizer).identity()["weights"] != plain["weights"]
+
+
+def test_a_stretched_model_is_another_one(tiny_model, tokenizer, monkeypatch: pytest.MonkeyPatch):
+    """Its weights are the same, its records are not."""
+    plain = LoadedModel(tiny_model, tokenizer).identity()
+    monkeypatch.setattr(tiny_model.config, "yarn_factor", 4.0)
+    assert LoadedModel(tiny_model, tokenizer).identity() == plain | {"yarn_factor": 4.0}

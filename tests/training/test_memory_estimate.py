@@ -257,7 +257,7 @@ def single_process():
 CHANGES = {
     "base": {},
     "untied": {"model": {"untie_embeddings_and_output_weights": True, "make_vocab_size_divisible_by": 128}},
-    "biases": {"model": {"add_bias_linear": True, "qk_layernorm": False}},
+    "biases": {"model": {"add_bias_linear": True, "qk_layernorm": False, "attention_output_gate": True}},
     "wide heads": {"model": {"kv_channels": 24, "num_query_groups": None, "ffn_hidden_size": None}},
     "memories": {"fwpkm": {"layer_numbers": (1, 2), "num_heads": 2, "value_dim": 48, "gate": False}},
     "none": {"fwpkm": {"layer_numbers": ()}, "model": {"num_layers": 1}},
@@ -321,6 +321,7 @@ def keep(config: PretrainConfig, starts: tuple[int, ...] = ()) -> list[torch.Ten
 def test_activations_are_near_what_autograd_saves(single_process, bf16, memories, recompute):
     config = replace(
         BASE,
+        model=replace(BASE.model, attention_output_gate=bool(memories)),
         fwpkm=replace(BASE.fwpkm, layer_numbers=memories),
         training=replace(BASE.training, bf16=bf16, **RECOMPUTE[recompute]),
     )

@@ -32,7 +32,7 @@ def attention_activation_bytes(config: PretrainConfig) -> ShardedCount:
     keys_and_values = 2 * num_query_groups(model) * kv_channels(model)
     # Context-parallel ranks attend to the keys and values of all.
     everyones = (6 + size) * keys_and_values * config.parallel.context_parallel_size
-    gate = (4 + 2 * size) * queries if model.attention_output_gate else 0
+    gate = 3 * size * queries if model.attention_output_gate else 0
     return ShardedCount(sharded=(8 + 3 * size) * queries + gate + everyones)
 
 
