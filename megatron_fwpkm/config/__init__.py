@@ -6,6 +6,7 @@ from .faults import FaultConfig
 from .fwmlp import FwMLPConfig
 from .fwpkm import FwPKMConfig
 from .layer_implementation import ImplementationConfig
+from .linear_attention import LinearAttentionConfig
 from .model import ModelConfig
 from .optimizer import OptimizerConfig
 from .parallel import ParallelConfig
@@ -23,6 +24,7 @@ __all__ = [
     "FwMLPConfig",
     "FwPKMConfig",
     "ImplementationConfig",
+    "LinearAttentionConfig",
     "LoggingConfig",
     "ModelConfig",
     "NeedleConfig",

@@ -18,6 +18,9 @@ class ImplementationConfig:
     attention_backend: Annotated[Literal["auto", "local", "te"], NOT_COMPARED] = "auto"
     """Core attention: torch's scaled dot-product attention (local), or Transformer Engine's (te). With Transformer
     Engine's layers and --bf16, auto selects te in layers with full attention; elsewhere it selects local."""
+    linear_attention_backend: Annotated[Literal["auto", "torch", "fla"], NOT_COMPARED] = "auto"
+    """Delta rule of linear attention (gdn in --layer-pattern): torch operations (torch), or the Triton kernels of
+    flash-linear-attention (fla). auto selects fla where it is installed and CUDA is available, and torch elsewhere."""
     rope_fusion: Annotated[bool | None, NOT_COMPARED] = None
     """Apply RoPE in one kernel of Transformer Engine (default: with its layers, unless positions restart within a
     sequence)."""

@@ -7,7 +7,7 @@ outside the package registers itself in all four.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -47,6 +47,10 @@ def _nothing(config: PretrainConfig) -> dict[str, int]:
 
 def _small(config: PretrainConfig) -> int:
     return 0
+
+
+def _no_problems(config: PretrainConfig) -> Iterable[str]:
+    return ()
 
 
 def _unsaid(config: PretrainConfig, layer_numbers: Sequence[int]) -> str:
@@ -100,8 +104,10 @@ class LayerKind:
             by its slow weights, once each.
         traffic: bytes of fast weights that a token moves; the second argument is the share of the reads of a chunk that
             are the only ones or the first of their slot. None for a kind that has no tables, or counts none.
+        problems: violated rules on its own options, in sentences, of a configuration that has such layers.
         divided: flags and values of what is spread over tensor-parallel ranks, which must divide it.
         fp8_widths: inputs and outputs of its linears on one rank, by what they are called: FP8 takes whole blocks.
+        libraries: optional packages that can compute it, by the names of `libraries.probes`.
         within_window: a token mixer that sees --window-size tokens before a token, or the window that --layer-pattern
             gives it.
         narrowed_in_training: a token mixer that sees --window-size only in steps that --fwpkm-pswa-probability draws.
@@ -120,8 +126,10 @@ class LayerKind:
     summary: Callable[[PretrainConfig, Sequence[int]], str] = _unsaid
     flops: Callable[[PretrainConfig, int], float] | None = None
     traffic: Callable[[PretrainConfig, float], TableTraffic] | None = None
+    problems: Callable[[PretrainConfig], Iterable[str]] = _no_problems
     divided: Callable[[PretrainConfig], dict[str, int]] = _nothing
     fp8_widths: Callable[[PretrainConfig], dict[str, int]] = _nothing
+    libraries: tuple[str, ...] = ()
     within_window: bool = False
     narrowed_in_training: bool = False
     largest_weight: Callable[[PretrainConfig], int] = _small

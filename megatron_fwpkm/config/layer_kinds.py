@@ -14,6 +14,7 @@ from typing import NamedTuple
 from .kind_rows.fa_kind import FULL_ATTENTION
 from .kind_rows.fwmlp_kind import FWMLP
 from .kind_rows.fwpkm_kind import FWPKM
+from .kind_rows.gdn_kind import GATED_DELTA_NET
 from .kind_rows.pkm_kind import PKM
 from .kind_rows.swa_kind import SLIDING_ATTENTION
 from .kind_rows.swiglu_kind import SWIGLU
@@ -21,7 +22,7 @@ from .layer_kind import LAYER_KINDS, LayerKind, register_layer_kind
 from .layer_pattern import layer_mixers
 from .pretrain import PretrainConfig
 
-for _kind in (FULL_ATTENTION, SLIDING_ATTENTION, SWIGLU, PKM, FWPKM, FWMLP):
+for _kind in (FULL_ATTENTION, SLIDING_ATTENTION, GATED_DELTA_NET, SWIGLU, PKM, FWPKM, FWMLP):
     register_layer_kind(_kind)
 
 

@@ -31,7 +31,7 @@ from .cli import Parser
 from .command_line_errors import advice, in_our_spelling
 from .pretrain import PretrainConfig
 
-PREFIXES = {"fwpkm": "fwpkm-", "fwmlp": "fwmlp-", "pkm": "pkm-", "needle": "needle-"}
+PREFIXES = {"linear_attention": "linear-", "fwpkm": "fwpkm-", "fwmlp": "fwmlp-", "pkm": "pkm-", "needle": "needle-"}
 """What the flags of a group begin with."""
 
 DEFAULT = "default"

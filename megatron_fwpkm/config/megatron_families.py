@@ -23,7 +23,7 @@ FAMILIES: dict[str, str] = {
         multi-latent-attention q-lora-rank kv-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim mscale
         mscale-all-dim cache-mla-latents mla-*""",
     "only causal attention, full or sliding (--layer-pattern), is supported; remove it": """
-        experimental-attention-variant dsa-* linear-* softmax-type flash-attention-version
+        experimental-attention-variant dsa-* softmax-type flash-attention-version
         flash-decode enable-mhc-connections mhc-* use-kitchen-attention kitchen-*""",
     "state-space layers are not supported; remove it, or add memories with --fwpkm-layer-numbers": """
         mamba-* gdp-* disable-mamba-mem-eff-path""",

@@ -32,8 +32,9 @@ class ModelConfig:
     ffn_hidden_size: Annotated[int | None, AtLeast(1), AtMost(2**24), ARCHITECTURE, TAKEN_UNLESS_GIVEN] = None
     """Width of the SwiGLU MLP (default: 8/3 of --hidden-size, rounded up to a multiple of 64)."""
     layer_pattern: Annotated[str, ARCHITECTURE] = "fa"
-    """Token mixers of the layers in order, repeated to --num-layers: full attention (fa) or sliding attention (swa,
-    which sees --window-size); NAME*N stands for N layers, swa:LEFT for a window of its own, as in swa*3,fa."""
+    """Token mixers of the layers in order, repeated to --num-layers: full attention (fa), sliding attention (swa,
+    which sees --window-size) or the gated delta net (gdn, whose sizes are --linear-*); NAME*N stands for N layers,
+    swa:LEFT for a window of its own, as in swa*3,fa."""
     num_attention_heads: Annotated[int, AtLeast(1), AtMost(2**16), ARCHITECTURE, TAKEN_UNLESS_GIVEN] = 12
     """Number of attention heads (query heads)."""
     num_query_groups: Annotated[int | None, AtLeast(1), AtMost(2**16), ARCHITECTURE] = None

@@ -10,6 +10,7 @@ from .faults import FaultConfig
 from .fwmlp import FwMLPConfig
 from .fwpkm import FwPKMConfig
 from .layer_implementation import ImplementationConfig
+from .linear_attention import LinearAttentionConfig
 from .model import ModelConfig
 from .optimizer import OptimizerConfig
 from .parallel import ParallelConfig
@@ -23,6 +24,7 @@ class PretrainConfig:
     """All groups of `pretrain.py`; flags are flat, groups are only for reading."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    linear_attention: LinearAttentionConfig = field(default_factory=LinearAttentionConfig)
     fwpkm: FwPKMConfig = field(default_factory=FwPKMConfig)
     fwmlp: FwMLPConfig = field(default_factory=FwMLPConfig)
     pkm: PKMConfig = field(default_factory=PKMConfig)

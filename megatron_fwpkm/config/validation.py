@@ -74,6 +74,7 @@ def _kinds(config: PretrainConfig) -> Iterator[str]:
     """What a kind of layer cannot do."""
     context = config.parallel.context_parallel_size
     for kind in kinds_in_use(config):
+        yield from kind.problems(config)
         if context > 1 and not kind.context_parallel:
             yield (
                 f"{kind.role.value} {kind.name} does not support --context-parallel-size {context}: use "

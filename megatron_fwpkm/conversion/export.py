@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,7 +163,7 @@ def fast_weights(contents: CheckpointContents, layer_number: int, memory: Memory
 
 def weight_shapes(contents: CheckpointContents) -> WeightShapes:
     """What the weight table needs to know of the model."""
-    model = contents.config.model
+    model, linear = contents.config.model, contents.config.linear_attention
     groups = num_query_groups(model)
     return WeightShapes(
         groups,
@@ -172,6 +172,9 @@ def weight_shapes(contents: CheckpointContents) -> WeightShapes:
         contents.vocab_size,
         contents.padded_vocab_size,
         model.attention_output_gate,
+        linear_key_heads=linear.num_key_heads,
+        linear_value_heads=linear.num_value_heads,
+        linear_key_dim=linear.key_head_dim,
     )
 
 
@@ -194,6 +197,7 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
         qk_norm=model.qk_layernorm,
         attention_output_gate=model.attention_output_gate,
         linear_bias=model.add_bias_linear,
+        **{f"linear_{name}": value for name, value in asdict(contents.config.linear_attention).items()},
         attention_dropout=model.attention_dropout,
         hidden_dropout=model.hidden_dropout,
         rope_theta=float(int(model.rotary_base)),

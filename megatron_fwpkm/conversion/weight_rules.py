@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config import PretrainConfig
 from ..ops.initialization import initial_mlp_weights, initial_sub_keys, initial_values
+from .delta_net_transforms import Convolution, InProjection
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class WeightShapes:
         vocab_size: rows of the embedding in Hugging Face form.
         padded_vocab_size: rows in Megatron form.
         output_gate: whether attention has gates, as many and as wide as query heads.
+        linear_key_heads: key heads of linear attention.
+        linear_value_heads: value heads of linear attention.
+        linear_key_dim: width of a key head of linear attention.
     """
 
     num_query_groups: int
@@ -37,6 +41,9 @@ class WeightShapes:
     vocab_size: int
     padded_vocab_size: int
     output_gate: bool = False
+    linear_key_heads: int = 0
+    linear_value_heads: int = 0
+    linear_key_dim: int = 0
 
 
 class Transform(Protocol):
@@ -168,6 +175,18 @@ _ATTENTION = (
 KIND_RULES: dict[str, tuple[Rule, ...]] = {
     "fa": _ATTENTION,
     "swa": _ATTENTION,
+    "gdn": (
+        Rule(
+            f"{_M}.self_attention.in_proj.weight",
+            (f"{_H}.linear_attn.in_proj_qkvz.weight", f"{_H}.linear_attn.in_proj_ba.weight"),
+            InProjection(),
+        ),
+        Rule(f"{_M}.self_attention.convolution", (f"{_H}.linear_attn.conv1d.weight",), Convolution()),
+        Rule(f"{_M}.self_attention.dt_bias", (f"{_H}.linear_attn.dt_bias",), Same()),
+        Rule(f"{_M}.self_attention.A_log", (f"{_H}.linear_attn.A_log",), Same()),
+        Rule(f"{_M}.self_attention.norm_weight", (f"{_H}.linear_attn.norm.weight",), Same()),
+        Rule(f"{_M}.self_attention.out_proj.weight", (f"{_H}.linear_attn.out_proj.weight",), Same()),
+    ),
     "swiglu": (
         Rule(
             f"{_M}.mlp.linear_fc1.{{tensor}}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,6 +123,12 @@ class FwPKMCache(Cache):
 
 def _clone(layer: CacheLayerMixin) -> CacheLayerMixin:
     twin = copy(layer)
-    tensors = {name: value.clone() for name, value in vars(layer).items() if isinstance(value, Tensor)}
-    vars(twin).update(tensors)
+    vars(twin).update({name: _clone_value(value) for name, value in vars(layer).items()})
     return twin
+
+
+def _clone_value(value: Any) -> Any:
+    """A tensor, or a dictionary of some, which Transformers' linear attention keeps; anything else is itself."""
+    if isinstance(value, dict):
+        return {name: _clone_value(entry) for name, entry in value.items()}
+    return value.clone() if isinstance(value, Tensor) else value

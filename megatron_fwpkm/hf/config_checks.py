@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ops.fast_weight_memory.options import CHOICES, STEP_SIZES, WHOLE_NUMBERS
 from .attention_fields import check_attention
+from .linear_attention_fields import LINEAR_SIZES, check_linear_attention, linear_attention_parts
 from .mlp_fields import PKM_LEAST, check_mlps, mlp_numbers
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ NUMBERS: dict[str, Number] = {
     "rms_norm_eps": Number(0, 1, whole=False, above=True),
     "initializer_range": Number(0, 10, whole=False, above=True),
     **{name: Number(least) for name, least in PKM_LEAST.items()},
+    **{name: Number(least, most) for name, (least, most) in LINEAR_SIZES.items()},
     "fwpkm_num_heads": _SIZE,
     "fwpkm_num_subkeys": _SIZE,
     "fwpkm_key_dim": Number(2),
@@ -165,6 +167,7 @@ def check_config(config: FwPKMHFConfig) -> None:
     _check_mixers(config)
     check_attention(config)
     check_mlps(config)
+    check_linear_attention(config)
     if config.fwpkm_layers:
         _check_memory(config)
     _check_tokens(config)
@@ -270,6 +273,7 @@ def _check_bytes(config: FwPKMHFConfig) -> None:
         ("vocab_size", "hidden_size"): config.vocab_size * hidden,
         ("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim"): config.num_hidden_layers * attention,
         **mlp_numbers(config),
+        **linear_attention_parts(config),
     }
     if config.fwpkm_layers:
         queries, values = config.fwpkm_num_heads * config.fwpkm_key_dim, config.fwpkm_value_dim

@@ -23,8 +23,8 @@ class FwPKMHFConfig(PreTrainedConfig):
         hidden_size: width of the residual stream.
         intermediate_size: width of the SwiGLU MLP.
         num_hidden_layers: number of layers.
-        token_mixers: per layer the kind of its token mixer, as "fa" (full attention) and "swa" (sliding attention);
-            default "swa" where attention_windows has a window, else "fa".
+        token_mixers: per layer the kind of its token mixer, as "fa" (full attention), "swa" (sliding attention) and
+            "gdn" (gated delta net); default "swa" where attention_windows has a window, else "fa".
         mlps: per layer the kind of its MLP, "swiglu" or "pkm" (a static product key memory); default "swiglu" in all.
         num_attention_heads: query heads of attention.
         num_key_value_heads: key/value heads; None for one per query head.
@@ -35,6 +35,11 @@ class FwPKMHFConfig(PreTrainedConfig):
         attention_output_gate: what every head of attention gives is multiplied by the sigmoid of a gate, which q_proj
             makes behind the query of the head.
         linear_bias: biases in the linears of attention and MLP (the memory block always has them).
+        linear_conv_kernel_dim: tokens, itself included, that the convolution of a gated delta net sees.
+        linear_key_head_dim: width of its queries and keys.
+        linear_value_head_dim: width of its values.
+        linear_num_key_heads: its query and key heads.
+        linear_num_value_heads: its value heads, a multiple of these.
         attention_dropout: dropout of attention weights in training.
         hidden_dropout: dropout of the residual branches in training.
         rope_theta: base of the rotary embedding.
@@ -101,6 +106,11 @@ class FwPKMHFConfig(PreTrainedConfig):
     qk_norm: bool = True
     attention_output_gate: bool = False
     linear_bias: bool = False
+    linear_conv_kernel_dim: int = 4
+    linear_key_head_dim: int = 128
+    linear_value_head_dim: int = 128
+    linear_num_key_heads: int = 16
+    linear_num_value_heads: int = 32
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
     rope_theta: float = 10000.0

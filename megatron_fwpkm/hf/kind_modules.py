@@ -14,6 +14,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from .attention import FullLayer, FwPKMAttention, WindowLayer
 from .configuration_fwpkm import FwPKMHFConfig
+from .linear_attention_layer import DeltaNetLayer, FwPKMGatedDeltaNet
 from .memory_block import FastWeightProductKeyMemory
 from .mlp import FwPKMMLP
 from .static_memory import StaticMemory
@@ -100,6 +101,7 @@ def _memory(config: FwPKMHFConfig, layer_idx: int) -> FastWeightProductKeyMemory
 
 register_modules("fa", KindModules("self_attn", FwPKMAttention, _attention_cache))
 register_modules("swa", KindModules("self_attn", FwPKMAttention, _attention_cache))
+register_modules("gdn", KindModules("linear_attn", FwPKMGatedDeltaNet, lambda config, layer_idx: DeltaNetLayer()))
 register_modules("swiglu", KindModules(_MLP, lambda config, layer_idx: FwPKMMLP(config)))
 register_modules("pkm", KindModules(_MLP, StaticMemory))
 register_modules("fwpkm", KindModules("memory", _memory))

@@ -57,7 +57,7 @@ class FastWeightProductKeyMemory(nn.Module):
         self.register_buffer("sub_keys", torch.zeros(num_heads, 2, num_subkeys, key_dim // 2))
         self.register_buffer("values", torch.zeros(num_subkeys**2, value_dim))
 
-    def init_tables(self) -> None:
+    def init_own(self) -> None:
         """Draw the initial memory of a model that is not loaded."""
         bound = sub_key_bound(self.key_dim)
         init.uniform_(self.sub_keys, -bound, bound)

@@ -101,8 +101,8 @@ class FwPKMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, RMSNorm):
             init.zeros_(module.weight)
-        elif init_tables := getattr(module, "init_tables", None):
-            init_tables()
+        elif init_own := getattr(module, "init_own", None):
+            init_own()
         else:
             super()._init_weights(module)
 

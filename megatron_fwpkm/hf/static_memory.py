@@ -31,7 +31,7 @@ class StaticMemory(nn.Module):
         self.values = nn.Parameter(torch.zeros(config.pkm_num_subkeys**2, width))
         self.gate_proj, self.output_proj = nn.Linear(hidden, width), nn.Linear(width, hidden)
 
-    def init_tables(self) -> None:
+    def init_own(self) -> None:
         """Draw the memory of a model that is not loaded."""
         bound = sub_key_bound(2 * self.sub_keys.shape[3])
         init.uniform_(self.sub_keys, -bound, bound)

@@ -9,17 +9,24 @@ from functools import partial
 from ..config import PretrainConfig
 from ..config.deepspeed_options import zero_stage
 from ..config.implementation_rules import why_no_engine_attention
+from ..config.layer_kinds import kinds_in_use
 from ..config.layer_pattern import layer_windows
 from ..config.library_rules import why_no_gradient_fusion
-from .probes import GRADIENT_KERNEL, Finding
+from .probes import FLASH_LINEAR_ATTENTION, GRADIENT_KERNEL, Finding
 
 Findings = Mapping[str, Finding]
 
-_NAMES = {"transformer_engine": "Transformer Engine", "apex": "NVIDIA's Apex", GRADIENT_KERNEL: GRADIENT_KERNEL}
+_NAMES = {
+    "transformer_engine": "Transformer Engine",
+    "apex": "NVIDIA's Apex",
+    GRADIENT_KERNEL: GRADIENT_KERNEL,
+    FLASH_LINEAR_ATTENTION: "flash-linear-attention",
+}
 _HOW_TO_GET = {
     "transformer_engine": "install the release for this CUDA version, or use NVIDIA's PyTorch image",
     "apex": "build it from source with APEX_CPP_EXT=1 APEX_CUDA_EXT=1, or use NVIDIA's PyTorch image",
     GRADIENT_KERNEL: "build Apex from source with APEX_CPP_EXT=1 APEX_CUDA_EXT=1, or use NVIDIA's PyTorch image",
+    FLASH_LINEAR_ATTENTION: "pip install -e '.[fla]'",
 }
 
 
@@ -44,10 +51,12 @@ class Choice:
 
 def choose_libraries(config: PretrainConfig, found: Findings) -> list[Choice]:
     """All choices of a run with these options, on a machine with these findings."""
+    linear = [choose_delta_rule(config, found)] if _has_linear_attention(config) else []
     return [
         choose_engine(config),
         choose_layers(config, found),
         choose_attention(config, found),
+        *linear,
         choose_rope(config, found),
         choose_gradient_fusion(config, found),
         choose_adam(config, found),
@@ -127,6 +136,28 @@ def attention_of_layers(config: PretrainConfig, found: Findings) -> tuple[str, .
         return ("te",) * len(windows)
     usable = why_no_engine_attention(config) is None
     return tuple("te" if usable and window is None else "local" for window in windows)
+
+
+def choose_delta_rule(config: PretrainConfig, found: Findings) -> Choice:
+    """The library of linear attention's delta rule."""
+    wanted = config.implementation.linear_attention_backend
+    local = partial(Choice, "linear attention", "torch", "torch, by chunks")
+    if wanted == "torch":
+        return local("--linear-attention-backend torch")
+    if not _has_linear_attention(config):
+        return local("no layer has it")
+    missing = _why_not(FLASH_LINEAR_ATTENTION, found)
+    if missing is None:
+        shown = f"flash-linear-attention {found[FLASH_LINEAR_ATTENTION].version}".rstrip()
+        return Choice("linear attention", "fla", shown, f"--linear-attention-backend {wanted}")
+    if wanted == "auto":
+        return local(missing)
+    how = _HOW_TO_GET[FLASH_LINEAR_ATTENTION]
+    return local(missing, f"--linear-attention-backend fla: {missing}; {how} on a GPU machine, or use auto")
+
+
+def _has_linear_attention(config: PretrainConfig) -> bool:
+    return any(FLASH_LINEAR_ATTENTION in kind.libraries for kind in kinds_in_use(config))
 
 
 def choose_rope(config: PretrainConfig, found: Findings) -> Choice:

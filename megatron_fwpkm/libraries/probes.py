@@ -29,6 +29,8 @@ LEAST_TORCH = (2, 10)
 SUPPORTED_PYTHONS = ((3, 11), (3, 12))
 GRADIENT_KERNEL = "fused_weight_gradient_mlp_cuda"
 """The extension module of Apex that has no replacement: gradient accumulation fusion."""
+FLASH_LINEAR_ATTENTION = "fla"
+"""The module of flash-linear-attention, and of its kernels alone (the distribution fla-core)."""
 _FP8_QUESTIONS = {
     "delayed": "is_fp8_available",
     "tensorwise": "is_fp8_available",
@@ -36,7 +38,7 @@ _FP8_QUESTIONS = {
     "mxfp8": "is_mxfp8_available",
 }
 """By the recipe, what Transformer Engine is asked."""
-_FUSED_MODULES = ("transformer_engine", "apex", GRADIENT_KERNEL)
+_FUSED_MODULES = ("transformer_engine", "apex", GRADIENT_KERNEL, FLASH_LINEAR_ATTENTION)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def survey(environment: Environment) -> dict[str, Finding]:
         _megatron(environment),
         _index_helper(environment),
         *fused,
+        _flash_linear_attention(environment, _any_gpu(torch).ok),
         _load(environment, "deepspeed", "deepspeed")[1],
         *(_load(environment, name, name)[1] for name in ("sentencepiece", "transformers", "safetensors")),
     ]
@@ -131,7 +134,8 @@ def fused_libraries(environment: Environment) -> dict[str, Finding]:
         unknown = Finding("CUDA", "absent", note="not looked for: there is no library that would use it")
         return {one.name: one for one in (unknown, *(Finding(name, "absent") for name in _FUSED_MODULES))}
     torch, _ = _load(environment, "torch", "torch")  # first: the extension modules are linked with it
-    found = {one.name: one for one in (_any_gpu(torch), *_fused(environment))}
+    cuda = _any_gpu(torch)
+    found = {one.name: one for one in (cuda, *_fused(environment), _flash_linear_attention(environment, cuda.ok))}
     if found["CUDA"].ok and found["transformer_engine"].ok:
         found |= {one.name: one for one in _fp8_recipes(environment)}
     return found
@@ -319,6 +323,18 @@ def _apex(environment: Environment) -> Finding:
     if error is not None:
         return Finding("apex", "broken", found.version, "built without its CUDA kernels (amp_C)")
     return found
+
+
+def _flash_linear_attention(environment: Environment, cuda: bool) -> Finding:
+    """The kernels of the gated delta rule; only a machine with a GPU imports them, which takes seconds."""
+    module = FLASH_LINEAR_ATTENTION
+    if not environment.is_there(module):
+        return Finding(module, "absent")
+    if not cuda:
+        return Finding(module, "ok", _installed_version(environment, "fla-core"), "not imported: there is no GPU")
+    loaded, found = _load(environment, f"{module}.ops.gated_delta_rule", "fla-core")
+    broken = found.status if loaded is None or hasattr(loaded, "chunk_gated_delta_rule") else "broken"
+    return Finding(module, broken, _installed_version(environment, "fla-core"), found.note)
 
 
 def _gradient_kernel(environment: Environment) -> Finding:

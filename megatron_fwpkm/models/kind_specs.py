@@ -18,7 +18,10 @@ from torch import nn
 from ..layers.attention import WindowedAttention
 from ..layers.fast_weight_memory import FastWeightMemoryLayer
 from ..layers.fast_weight_mlp import FastWeightMLPLayer
+from ..layers.flash_delta_rule import flash_delta_rule
+from ..layers.gated_delta_net import GatedDeltaNetLayer, GatedDeltaNetLinears
 from ..layers.product_key_mlp import ProductKeyMLP
+from ..ops.gated_delta_net.chunked import gated_delta_rule
 from .layer_modules import layer_modules
 from .transformer_config import FwPKMTransformerConfig
 
@@ -71,6 +74,16 @@ def _engine_attention(config: TransformerConfig, *, window: int | None, **argume
     return TEDotProductAttention(config=own, **arguments)
 
 
+def _gdn(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
+    modules = layer_modules(config)
+    return ModuleSpec(
+        module=GatedDeltaNetLayer,
+        params={"rule": flash_delta_rule if config.delta_rule == "fla" else gated_delta_rule},
+        metainfo={BRINGS_NORM: modules.first_linear_has_norm},
+        submodules=GatedDeltaNetLinears(in_proj=modules.first_linear, out_proj=modules.row_linear),
+    )
+
+
 def _swiglu(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
     modules = layer_modules(config)
     return ModuleSpec(
@@ -96,6 +109,7 @@ def _fwmlp(config: FwPKMTransformerConfig, layer_number: int) -> ModuleSpec:
 
 register_spec("fa", _attention)
 register_spec("swa", _attention)
+register_spec("gdn", _gdn)
 register_spec("swiglu", _swiglu)
 register_spec("pkm", _pkm)
 register_spec("fwpkm", _fwpkm)

@@ -21,7 +21,7 @@ class LayerModules:
 
     Attributes:
         norm: of queries and keys, behind the last layer, and before a mixer or MLP that does not bring its own.
-        first_linear: of attention and MLP; spreads its outputs over tensor-parallel ranks.
+        first_linear: of a token mixer and an MLP; spreads its outputs over tensor-parallel ranks.
         first_linear_has_norm: whether it normalises its inputs, so that no norm stands before it.
         row_linear: spreads its inputs.
         memory: the linears of a memory.
@@ -64,6 +64,7 @@ def _transformer_engine() -> LayerModules:
         # One naming on disk, that of the local modules: checkpoints move without a translation.
         checkpoint_names={
             "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+            "self_attention.in_proj.layer_norm_": "input_layernorm.",
             "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
         },
     )

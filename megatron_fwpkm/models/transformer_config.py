@@ -9,12 +9,18 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional as F
 
-from ..config import FwMLPConfig, FwPKMConfig, PKMConfig, PretrainConfig
+from ..config import FwMLPConfig, FwPKMConfig, LinearAttentionConfig, PKMConfig, PretrainConfig
 from ..config.derived import ffn_hidden_size, kv_channels, num_query_groups
 from ..config.layer_kinds import LayerParts, layer_plan
 from ..config.layer_pattern import layer_windows
 from ..distributed.megatron_versions import no_cuda_graphs
-from ..libraries.choices import attention_of_layers, choose_gradient_fusion, choose_layers, choose_rope
+from ..libraries.choices import (
+    attention_of_layers,
+    choose_delta_rule,
+    choose_gradient_fusion,
+    choose_layers,
+    choose_rope,
+)
 from ..libraries.probes import installed
 
 
@@ -26,6 +32,8 @@ class FwPKMTransformerConfig(TransformerConfig):
         fwpkm: the product key memory.
         fwmlp: the fast-weight MLP.
         pkm: the static memory.
+        linear_attention: sizes of linear attention.
+        delta_rule: what computes its delta rule, `torch` or `fla`.
         layer_plan: what every layer of the whole model is made of.
         layer_windows: per layer of the whole model the tokens an attention sees to its left, None for all.
         engine_attention: per layer of the whole model whether Transformer Engine computes its attention.
@@ -37,6 +45,8 @@ class FwPKMTransformerConfig(TransformerConfig):
     fwpkm: FwPKMConfig = field(default_factory=FwPKMConfig)
     fwmlp: FwMLPConfig = field(default_factory=FwMLPConfig)
     pkm: PKMConfig = field(default_factory=PKMConfig)
+    linear_attention: LinearAttentionConfig = field(default_factory=LinearAttentionConfig)
+    delta_rule: str = "torch"
     layer_plan: tuple[LayerParts, ...] = ()
     layer_windows: tuple[int | None, ...] = ()
     engine_attention: tuple[bool, ...] = ()
@@ -54,6 +64,8 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
         fwpkm=config.fwpkm,
         fwmlp=config.fwmlp,
         pkm=config.pkm,
+        linear_attention=config.linear_attention,
+        delta_rule=choose_delta_rule(config, found).name,
         layer_plan=layer_plan(config),
         layer_windows=layer_windows(model),
         engine_attention=tuple(name == "te" for name in attention_of_layers(config, found)),

@@ -13,6 +13,7 @@ from megatron_fwpkm.config import (
     FwMLPConfig,
     FwPKMConfig,
     ImplementationConfig,
+    LinearAttentionConfig,
     ModelConfig,
     ParallelConfig,
     PKMConfig,
@@ -35,6 +36,9 @@ TINY = PretrainConfig(
         init_method_std=0.1,
     ),
     implementation=ImplementationConfig(transformer_impl="local"),  # on the CPU, also where there is a GPU
+    linear_attention=LinearAttentionConfig(
+        conv_kernel_dim=3, key_head_dim=6, value_head_dim=5, num_key_heads=4, num_value_heads=8
+    ),
     fwpkm=FwPKMConfig(layer_numbers=(2, 3), num_subkeys=8, key_dim=16, value_dim=16, topk=4, chunk_size=16),
     fwmlp=FwMLPConfig(hidden_size=24, key_dim=16, value_dim=16, chunk_size=16),
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_fwpkm.libraries import probes
-from megatron_fwpkm.libraries.probes import GRADIENT_KERNEL, Finding
+from megatron_fwpkm.libraries.probes import FLASH_LINEAR_ATTENTION, GRADIENT_KERNEL, Finding
 
 ADAM_MODULES = {"transformer_engine": "transformer_engine.pytorch.optimizers", "apex": "apex.optimizers"}
 
@@ -85,7 +85,7 @@ class GradientKernel(types.ModuleType):
 
 def findings(*names: str, cuda: bool = True) -> dict[str, Finding]:
     """What a machine has that has these libraries only."""
-    known = ("transformer_engine", "apex", GRADIENT_KERNEL)
+    known = ("transformer_engine", "apex", GRADIENT_KERNEL, FLASH_LINEAR_ATTENTION)
     found = {name: Finding(name, "ok" if name in names else "absent") for name in known}
     return found | {"CUDA": Finding("CUDA", "ok" if cuda else "absent")}
 

@@ -11,11 +11,12 @@ from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.libraries.choices import (
     check_choices,
     choose_adam,
+    choose_delta_rule,
     choose_gradient_fusion,
     choose_libraries,
     describe,
 )
-from megatron_fwpkm.libraries.probes import GRADIENT_KERNEL, Finding
+from megatron_fwpkm.libraries.probes import FLASH_LINEAR_ATTENTION, GRADIENT_KERNEL, Finding
 from tests.libraries.pretended import findings
 
 BOTH = ("transformer_engine", "apex")
@@ -70,11 +71,34 @@ def test_gradient_fusion(found: dict[str, Finding], wanted: str, name: str, why:
 
 
 @pytest.mark.parametrize(
+    ("pattern", "found", "wanted", "name", "why"),
+    [
+        ("gdn,fa", findings(), "auto", "torch", "flash-linear-attention is not installed"),
+        ("gdn,fa", findings(FLASH_LINEAR_ATTENTION), "auto", "fla", "--linear-attention-backend auto"),
+        ("gdn,fa", findings(FLASH_LINEAR_ATTENTION), "torch", "torch", "--linear-attention-backend torch"),
+        ("fa", findings(FLASH_LINEAR_ATTENTION), "auto", "torch", "no layer has it"),
+        ("gdn,fa", findings(FLASH_LINEAR_ATTENTION, cuda=False), "auto", "torch",
+         "flash-linear-attention needs CUDA, which is not available"),
+        ("gdn,fa", broken(FLASH_LINEAR_ATTENTION), "auto", "torch",
+         "flash-linear-attention is installed but does not work (RuntimeError: half installed)"),
+    ],
+)  # fmt: skip
+def test_which_delta_rule(pattern: str, found: dict[str, Finding], wanted: str, name: str, why: str) -> None:
+    config = configured("--layer-pattern", pattern, "--linear-attention-backend", wanted)
+    choice = choose_delta_rule(config, found)
+    assert (choice.name, choice.why, choice.refusal) == (name, why, None)
+    shown = [one.part for one in choose_libraries(config, found)]
+    assert ("linear attention" in shown) == (pattern != "fa")
+
+
+@pytest.mark.parametrize(
     ("words", "found", "message"),
     [
         ("--gradient-accumulation-fusion on", findings(),
          f"--gradient-accumulation-fusion on: {GRADIENT_KERNEL} is not installed; build Apex from source with "
          "APEX_CPP_EXT=1 APEX_CUDA_EXT=1, or use NVIDIA's PyTorch image, or use auto$"),
+        ("--layer-pattern gdn --linear-attention-backend fla", findings(),
+         "--linear-attention-backend fla: flash-linear-attention is not installed; pip install"),
         ("--adam-implementation apex", findings("transformer_engine"),
          "--adam-implementation apex: NVIDIA's Apex is not installed; build it from source"),
         ("--adam-implementation apex", broken("apex", "foreign"),

@@ -20,6 +20,8 @@ DeltaRule = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Ten
 """`chunked.gated_delta_rule`, or what computes the same: from queries, keys, values, log-decays, strengths, state and
 starts to outputs and the state after them."""
 L2_EPSILON = 1e-6
+INITIAL_DECAY_RATES = (1.0, 16.0)
+"""Between them exp(A_log) is drawn uniformly before training."""
 
 
 class DeltaNetWeights(NamedTuple):
