@@ -55,6 +55,8 @@ def test_from_two_ranks_to_an_export(tmp_path: Path, capfd: pytest.CaptureFixtur
     folder = export(cut, tmp_path / "hf")
     checks = verify(cut, folder, lengths=[1, 19])
     assert all(check.passed for check in checks), "\n".join(check.row() for check in checks)
+    card = (folder / "README.md").read_text()
+    assert "In 2 layers a static product key memory of 64 slots, which reading does not change, takes the place" in card
     assert {"static_memory.py", "product_key_memory_read.py"} <= {path.name for path in folder.iterdir()}
 
     plain = {name: None for name in STATIC if name.startswith("pkm_")}

@@ -56,6 +56,8 @@ def test_the_memory_of_its_optimizer_states_is_counted() -> None:
     with_pkm, without = (estimate_memory(parse(flags), 32000, 1) for flags in ("--pkm-layer-numbers 3", ""))
     more = num_parameters(parse("--pkm-layer-numbers 3"), 32000) - num_parameters(parse(""), 32000)
     assert more > 0.95 * 512**2 * 512 and with_pkm.optimizer - without.optimizer == 8 * more
+    short = estimate_memory(parse("--pkm-layer-numbers 3 --seq-length 8"), 32000, 1)
+    assert short.temporaries == 2 * 4 * 512**2 * 512 - short.activations, "two results of AdamW as large as the values"
     assert with_pkm.gradients - without.gradients == with_pkm.weights - without.weights == 4 * more
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..derived import ShardedCount
 from ..layer_kind import LayerKind, Role, weight_bytes
 from ..pretrain import PretrainConfig
@@ -44,6 +46,14 @@ def _pkm_reach(config: PretrainConfig, layer_number: int) -> str:
     return f"PKM {pkm.num_subkeys**2:,} slots x {pkm.value_dim}, {heads} top-{pkm.topk}"
 
 
+def _pkm_summary(config: PretrainConfig, layer_numbers: Sequence[int]) -> str:
+    layers = f"{len(layer_numbers)} layer{'s' * (len(layer_numbers) != 1)}"
+    return (
+        f"In {layers} a static product key memory of {config.pkm.num_subkeys**2:,} slots, which reading does not "
+        "change, takes the place of the MLP."
+    )
+
+
 PKM = LayerKind(
     name="pkm",
     role=Role.MLP,
@@ -52,6 +62,7 @@ PKM = LayerKind(
     activation_bytes=_pkm_activation_bytes,
     reach=_pkm_reach,
     flops=_pkm_flops,
+    summary=_pkm_summary,
     divided=lambda config: {"--pkm-value-dim": config.pkm.value_dim},
     fp8_widths=lambda config: {
         "--pkm-num-heads times --pkm-key-dim": config.pkm.num_heads * config.pkm.key_dim,
