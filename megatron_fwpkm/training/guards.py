@@ -19,6 +19,11 @@ BASELINE_OBSERVATIONS = 10
 class TrainingDivergedError(ValueError):
     """Training diverged, and more steps cannot repair it; the message names step, place and what to try."""
 
+    def __init__(self, what: str, to_try: str = "") -> None:
+        """`what` has happened; `to_try` follows in the message, where the run ends."""
+        super().__init__(what + to_try)
+        self.what = what
+
 
 class NotFiniteError(TrainingDivergedError):
     """A loss, a gradient norm or a memory is NaN or infinite (--on-nan)."""
@@ -39,7 +44,7 @@ def check_finite(iteration: int, numbers: Mapping[str, float], config: PretrainC
     ways += ["--no-bf16"] if bf16 else []
     for name, value in numbers.items():
         if not math.isfinite(value):
-            raise NotFiniteError(f"iteration {iteration}: the {name} is {value}.{_way_out(ways, kept)}")
+            raise NotFiniteError(f"iteration {iteration}: the {name} is {value}", f".{_way_out(ways, kept)}")
 
 
 class MemoryGuard:
@@ -67,8 +72,8 @@ class MemoryGuard:
             loss = memorization_loss[layer]
             if not finite_tables.get(layer, True) or not math.isfinite(loss):
                 raise NotFiniteError(
-                    f"iteration {iteration}: the memory of layer {layer} is not finite (memorization loss {loss})."
-                    f"{_way_out(self._ways, kept)}"
+                    f"iteration {iteration}: the memory of layer {layer} is not finite (memorization loss {loss})",
+                    f".{_way_out(self._ways, kept)}",
                 )
             early = self._early.setdefault(layer, [])
             if len(early) < BASELINE_OBSERVATIONS:

@@ -93,7 +93,7 @@ class Recovery:
         progress.recoveries = failed.recoveries + 1
         progress.dataset_windows = failed.dataset_windows
         self._checkpoints.leave_data_out(progress)
-        logger.info("%s", error)
+        logger.info("%s", error.what)
         logger.info(
             "the run went back to iteration %d and leaves out samples %d to %d of the data order (%d of "
             "--on-nan-limit %d)",
@@ -106,7 +106,7 @@ class Recovery:
         record = {
             "iteration": progress.iteration,
             "failed_iteration": failed.iteration,
-            "reason": str(error),
+            "reason": error.what,
             "left_out": [first, last],
             "recoveries": progress.recoveries,
         }

@@ -146,6 +146,7 @@ def test_a_rewound_run_leaves_the_data_out_and_resumes_exactly(
     assert [r["iteration"] for r in records if r["kind"] == "train"] == list(range(1, 10))
     rewind = next(r for r in records if r["kind"] == "rewind")
     assert (rewind["iteration"], rewind["failed_iteration"], rewind["left_out"]) == (3, 5, [12, 19])
+    assert rewind["reason"] == "iteration 5: the loss is nan"
     assert records[-1]["reason"] == "finished" and math.isfinite(records[-1]["last_loss"])
 
     # A run that is killed right after it went back knows which data it leaves out; nothing is saved in between.
