@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..config import FwPKMConfig, ModelConfig, PretrainConfig
+from ..config import FwMLPConfig, FwPKMConfig, ModelConfig, PretrainConfig
 from ..config.derived import ffn_hidden_size, kv_channels, num_query_groups
 from ..config.layer_kinds import kinds_in_use, layer_plan
 from ..config.layer_pattern import layer_windows
@@ -50,6 +50,11 @@ MEMORY_FIELDS = sorted(
     - {"implementation"}
 )
 """What both configurations say of a memory; what computes it is each side's own choice."""
+FAST_MLP_FIELDS = sorted(
+    {field.name for field in fields(FwMLPConfig)}
+    & {field.name.removeprefix("fwmlp_") for field in fields(FwPKMHFConfig) if field.name.startswith("fwmlp_")}
+)
+"""The same of a fast-weight MLP."""
 PKM_FIELDS = [name.removeprefix("pkm_") for name in PKM_LEAST]
 """What both configurations say of a static memory."""
 
@@ -215,6 +220,8 @@ def hf_config(contents: CheckpointContents, memory: Memory) -> FwPKMHFConfig:
         **{f"pkm_{name}": getattr(contents.config.pkm, name) for name in PKM_FIELDS},
         fwpkm_layers=[number - 1 for number in fwpkm.layer_numbers],
         **{f"fwpkm_{name}": getattr(fwpkm, name) for name in MEMORY_FIELDS},
+        fwmlp_layers=[number - 1 for number in contents.config.fwmlp.layer_numbers],
+        **{f"fwmlp_{name}": getattr(contents.config.fwmlp, name) for name in FAST_MLP_FIELDS},
         fwpkm_memory=memory,
         fwpkm_iteration=contents.iteration,
         architectures=["FwPKMForCausalLM"],

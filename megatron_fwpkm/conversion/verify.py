@@ -190,7 +190,7 @@ def _check_kinship(contents: CheckpointContents, model: FwPKMForCausalLM) -> Non
     config = contents.config
     ours = (config.model.num_layers, config.model.hidden_size, contents.vocab_size, len(memory_numbers(config)))
     hf = model.config
-    theirs = (hf.num_hidden_layers, hf.hidden_size, hf.vocab_size, len(hf.fwpkm_layers))
+    theirs = (hf.num_hidden_layers, hf.hidden_size, hf.vocab_size, len(hf.memory_layers))
     if ours != theirs:
         raise ValueError(
             f"{contents.path} and the export are different models: (layers, hidden size, vocabulary size, memories) is "

@@ -78,7 +78,7 @@ def inspect_model(path: str, device: str = "auto") -> ModelFacts:
         has_memory, vocab_size, positions = False, config.get_text_config().vocab_size, learned_positions(config)
     elif (folder / "config.json").is_file():
         ours = read_export_config(folder)
-        has_memory, vocab_size = bool(ours.fwpkm_layers), ours.vocab_size
+        has_memory, vocab_size = bool(ours.memory_layers), ours.vocab_size
     else:
         checkpoint = resolve_checkpoint(folder)
         has_memory = bool(memory_numbers(read_saved_config(checkpoint)))

@@ -109,4 +109,4 @@ class MemoryTextModel(TextModel):
 
 def text_model(model: Any) -> TextModel:
     """The interface to a loaded model, with a memory where its configuration names memory layers."""
-    return (MemoryTextModel if getattr(model.config, "fwpkm_layers", None) else TextModel)(model)
+    return (MemoryTextModel if getattr(model.config, "memory_layers", None) else TextModel)(model)

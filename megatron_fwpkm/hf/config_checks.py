@@ -12,6 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..ops.fast_weight_memory.options import CHOICES, STEP_SIZES, WHOLE_NUMBERS
 from .attention_fields import check_attention
+from .fast_mlp_fields import (
+    FAST_MLP_LEAST,
+    FAST_MLP_MOST,
+    FAST_MLP_SWITCHES,
+    FAST_MLP_WORDS,
+    check_fast_mlps,
+    fast_mlp_numbers,
+)
 from .linear_attention_fields import LINEAR_SIZES, check_linear_attention, linear_attention_parts
 from .mlp_fields import PKM_LEAST, check_mlps, mlp_numbers
 
@@ -103,6 +111,9 @@ NUMBERS: dict[str, Number] = {
     **{f"fwpkm_{name}": Number(least) for name, least in WHOLE_NUMBERS.items()},
     **{f"fwpkm_{name}": Number(0, most, whole=False) for name, most in STEP_SIZES.items()},
     "fwpkm_chunk_size": Number(1, MOST_CHUNK),
+    **{name: Number(least) for name, least in FAST_MLP_LEAST.items()},
+    **{name: Number(0, most, whole=False) for name, most in FAST_MLP_MOST.items()},
+    "fwmlp_chunk_size": Number(1, MOST_CHUNK),
 }
 SWITCHES = (
     "qk_norm",
@@ -113,6 +124,7 @@ SWITCHES = (
     "fwpkm_gate",
     "fwpkm_gate_writes",
     "fwpkm_normalize_targets",
+    *FAST_MLP_SWITCHES,
     "return_dict",
     "output_hidden_states",
 )
@@ -122,9 +134,11 @@ WORDS = {
     "memory": (None, *MEMORY_OWNERS),
     "fwpkm_memory": ("initial", "trained"),
     **{f"fwpkm_{name}": CHOICES[name] for name in ("score", "boundary", "implementation")},
+    **FAST_MLP_WORDS,
 }
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-_MADE_UP = ("num_key_value_heads", "head_dim", "token_mixers", "mlps", "attention_windows", "fwpkm_layers")
+_MADE_UP = ("num_key_value_heads", "head_dim", "token_mixers", "mlps", "attention_windows", "fwpkm_layers",
+            "fwmlp_layers")  # fmt: skip
 """Fields that the configuration fills in where they are None."""
 
 
@@ -139,7 +153,7 @@ def check_given(config: FwPKMHFConfig, others: Mapping[str, object]) -> None:
         ValueError: a field is out of its range, with its name, its value and what it may be.
     """
     for name, value in others.items():
-        if name.startswith(("fwpkm_", "pkm_")):
+        if name.startswith(("fwpkm_", "fwmlp_", "pkm_")):
             raise ValueError(
                 f"{name} is not a field of this configuration; it may be misspelled or belong to a newer version"
             )
@@ -168,6 +182,7 @@ def check_config(config: FwPKMHFConfig) -> None:
     check_attention(config)
     check_mlps(config)
     check_linear_attention(config)
+    check_fast_mlps(config)
     if config.fwpkm_layers:
         _check_memory(config)
     _check_tokens(config)
@@ -201,6 +216,7 @@ def _check_lists(config: FwPKMHFConfig, may_be_none: tuple[str, ...]) -> None:
     entries: dict[str, Number | Name] = {
         "token_mixers": Name(), "mlps": Name(), "attention_windows": Number(1, optional=True),
         "fwpkm_layers": Number(0),
+        "fwmlp_layers": Number(0),
     }  # fmt: skip
     for name, entry in entries.items():
         value = getattr(config, name)
@@ -275,6 +291,7 @@ def _check_bytes(config: FwPKMHFConfig) -> None:
         **mlp_numbers(config),
         **linear_attention_parts(config),
     }
+    parts |= fast_mlp_numbers(config)
     if config.fwpkm_layers:
         queries, values = config.fwpkm_num_heads * config.fwpkm_key_dim, config.fwpkm_value_dim
         parts |= {

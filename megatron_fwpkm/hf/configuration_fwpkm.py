@@ -80,6 +80,17 @@ class FwPKMHFConfig(PreTrainedConfig):
         fwpkm_implementation: what computes the memories: "plain", "reference", "sparse" or "triton", of which the last
             three need the package megatron_fwpkm. "auto" takes "plain" on the CPU, and on a GPU the package's own
             choice where it is installed.
+        fwmlp_layers: layers, counted from 0, that have a fast-weight MLP in the place of a memory.
+        fwmlp_hidden_size: hidden width of its SwiGLU.
+        fwmlp_key_dim: width of a query.
+        fwmlp_value_dim: width of a value.
+        fwmlp_chunk_size: tokens between two writes.
+        fwmlp_lookahead: a token learns the mean of its value and of so many after it.
+        fwmlp_inner_lr: step size of a write; 0 freezes the weights.
+        fwmlp_gate: as fwpkm_gate.
+        fwmlp_gate_writes: whether the gate weighs the loss of a token.
+        fwmlp_normalize_targets: z-score the values.
+        fwmlp_boundary: as fwpkm_boundary.
         fwpkm_memory: which memory the export holds, for information: "initial" or "trained".
         fwpkm_iteration: iteration of the training run that the weights are from, for information.
         memory: who owns the memory when a call has several sequences and writes: "shared" by all of them, or None to
@@ -150,6 +161,17 @@ class FwPKMHFConfig(PreTrainedConfig):
     fwpkm_normalize_targets: bool = True
     fwpkm_boundary: str = "drop"
     fwpkm_implementation: str = "auto"
+    fwmlp_layers: list[int] = None  # type: ignore[assignment]
+    fwmlp_hidden_size: int = 2304
+    fwmlp_key_dim: int = 512
+    fwmlp_value_dim: int = 512
+    fwmlp_chunk_size: int = 512
+    fwmlp_lookahead: int = 1
+    fwmlp_inner_lr: float = 0.1
+    fwmlp_gate: bool = True
+    fwmlp_gate_writes: bool = False
+    fwmlp_normalize_targets: bool = True
+    fwmlp_boundary: str = "drop"
     fwpkm_memory: str = "initial"
     fwpkm_iteration: int | None = None
     memory: str | None = None
@@ -168,9 +190,14 @@ class FwPKMHFConfig(PreTrainedConfig):
         self.attention_windows = list(self.attention_windows or [None] * self.num_hidden_layers)
         self.token_mixers = list(self.token_mixers or attention_mixers(self.attention_windows))
         self.mlps = list(self.mlps or [DENSE] * self.num_hidden_layers)
-        self.fwpkm_layers = list(self.fwpkm_layers or [])
+        self.fwpkm_layers, self.fwmlp_layers = list(self.fwpkm_layers or []), list(self.fwmlp_layers or [])
         super().__post_init__(**kwargs)
         check_config(self)
+
+    @property
+    def memory_layers(self) -> list[int]:
+        """Layers, counted from 0, with fast weights of any kind."""
+        return sorted([*self.fwpkm_layers, *self.fwmlp_layers])
 
     def memory_options(self) -> MemoryOptions:
         """What defines the memories' reads and writes."""

@@ -14,6 +14,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from .attention import FullLayer, FwPKMAttention, WindowLayer
 from .configuration_fwpkm import FwPKMHFConfig
+from .fast_mlp import FastWeightMLP
 from .linear_attention_layer import DeltaNetLayer, FwPKMGatedDeltaNet
 from .memory_block import FastWeightProductKeyMemory
 from .mlp import FwPKMMLP
@@ -64,7 +65,8 @@ def token_mixer(config: FwPKMHFConfig, layer_idx: int) -> KindModules:
 
 def layer_modules(config: FwPKMHFConfig, layer_idx: int) -> tuple[KindModules | None, KindModules, KindModules]:
     """The rows of a layer's memory (None where it has none), token mixer and MLP."""
-    memory = KIND_MODULES["fwpkm"] if layer_idx in config.fwpkm_layers else None
+    kinds = {"fwpkm": config.fwpkm_layers, "fwmlp": config.fwmlp_layers}
+    memory = next((KIND_MODULES[kind] for kind, layers in kinds.items() if layer_idx in layers), None)
     return memory, token_mixer(config, layer_idx), _mlp(config, layer_idx)
 
 
@@ -105,3 +107,4 @@ register_modules("gdn", KindModules("linear_attn", FwPKMGatedDeltaNet, lambda co
 register_modules("swiglu", KindModules(_MLP, lambda config, layer_idx: FwPKMMLP(config)))
 register_modules("pkm", KindModules(_MLP, StaticMemory))
 register_modules("fwpkm", KindModules("memory", _memory))
+register_modules("fwmlp", KindModules("memory", FastWeightMLP))

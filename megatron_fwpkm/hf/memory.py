@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..ops.fast_weight_memory.options import MemoryOptions
-from ..ops.state import FastWeightOutput, FastWeightState
 from .implementations import read_and_write, read_only, write_pending
 
 MEMORY_MODES = ("on", "frozen", "off")
 """on: read and write. frozen: read what was written so far, write nothing. off: read the initial memory."""
+
+
+class MemoryFunctions(NamedTuple):
+    """What computes a kind of memory, as the functions of `implementations` compute product key memories."""
+
+    read_and_write: Callable[..., Any]
+    write_pending: Callable[..., Any]
+    read_only: Callable[..., Tensor]
+
+
+PRODUCT_KEYS = MemoryFunctions(read_and_write, write_pending, read_only)
 
 
 class LayerMemory:
@@ -24,10 +35,11 @@ class LayerMemory:
     Args:
         initial: the memory before any write.
         options: the memory's; with `boundary="carry"`, for tokens of one call wait for those of the next.
+        functions: what computes it.
     """
 
-    def __init__(self, initial: FastWeightState, options: MemoryOptions):
-        self.initial, self.options = initial, options
+    def __init__(self, initial: Any, options: Any, functions: MemoryFunctions = PRODUCT_KEYS):
+        self.initial, self.options, self.functions = initial, options, functions
         self.state = initial
         """The tables as they are, and the tokens that wait to be written."""
         self._owned = False
@@ -51,7 +63,8 @@ class LayerMemory:
             ValueError: the number of sequences differs from that of the waiting tokens.
         """
         if mode != "on":
-            return read_only(queries, targets, self.state if mode == "frozen" else self.initial, self.options)
+            tables = self.state if mode == "frozen" else self.initial
+            return self.functions.read_only(queries, targets, tables, self.options)
         pending = self.state.pending
         if pending is not None and len(pending.queries) != len(queries):
             raise ValueError(
@@ -59,14 +72,16 @@ class LayerMemory:
                 f"{len(pending.queries)}; end the earlier text with cache.end_text() first (its memory is kept), or "
                 "continue with the same sequences"
             )
-        in_place = self._may_write()
-        output = read_and_write(queries, targets, gates, mask, self.state, self.options, in_place=in_place)
+        output = self.functions.read_and_write(
+            queries, targets, gates, mask, self.state, self.options, in_place=self._may_write()
+        )
         self._take(output)
-        return output.retrieved
+        found: Tensor = output.retrieved
+        return found
 
     def flush(self) -> None:
         """Write the waiting tokens whose targets are known, as one smaller chunk; the last of them keep waiting."""
-        self._take(write_pending(self.state, self.options, in_place=self._may_write()))
+        self._take(self.functions.write_pending(self.state, self.options, in_place=self._may_write()))
 
     def end_text(self) -> None:
         """Flush, then drop what still waits: what follows is another text and not its target."""
@@ -79,22 +94,28 @@ class LayerMemory:
 
     def clone(self) -> LayerMemory:
         """An independent copy: writes to one are not seen by the other. The tables are copied when either writes."""
-        twin = LayerMemory(self.initial, self.options)
+        twin = LayerMemory(self.initial, self.options, self.functions)
         twin.state, self._owned = self.state, False
         return twin
 
     def select(self, sequences: Tensor) -> None:
         """Keep, repeat or reorder the sequences of the waiting tokens; the tables are shared by all of them."""
         if self.state.pending is not None:
-            sequences = sequences.to(self.state.values.device)
+            sequences = sequences.to(self._table().device)
             self.state = replace(self.state, pending=self.state.pending.select(sequences))
 
     def _may_write(self) -> bool:
         # Outside inference mode torch refuses to write what was made inside it.
-        foreign = self.state.values.is_inference() and not torch.is_inference_mode_enabled()
+        foreign = self._table().is_inference() and not torch.is_inference_mode_enabled()
         return self._owned and not foreign and not torch.is_grad_enabled()
 
-    def _take(self, output: FastWeightOutput) -> None:
-        is_copy = output.state.values.data_ptr() != self.state.values.data_ptr()
-        self._owned = (self._owned or is_copy) and not torch.is_grad_enabled()
+    def _table(self) -> Tensor:
+        """One of the fast weights: all are alike in device, dtype and owner."""
+        found: Tensor = list(self.state.tables().values())[-1]
+        return found
+
+    def _take(self, output: Any) -> None:
+        before = self._table()
         self.state = output.state
+        is_copy = self._table().data_ptr() != before.data_ptr()
+        self._owned = (self._owned or is_copy) and not torch.is_grad_enabled()

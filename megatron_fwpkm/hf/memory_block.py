@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,7 @@ from transformers import initialization as init
 from ..ops.fast_weight_memory.options import MemoryOptions
 from ..ops.initialization import sub_key_bound, value_deviation
 from ..ops.state import FastWeightState
-from .implementations import read_and_write, read_only
-from .memory import LayerMemory
+from .memory import PRODUCT_KEYS, LayerMemory, MemoryFunctions
 
 
 class RMSNorm(nn.Module):
@@ -31,45 +32,39 @@ class RMSNorm(nn.Module):
         return F.rms_norm(wide, wide.shape[-1:], 1 + self.weight.to(wide.dtype), self.eps).to(x.dtype)
 
 
-class FastWeightProductKeyMemory(nn.Module):
-    """The memory block: h + Linear(RMSNorm(g * r + (1 - g) * v)), with r read for a query made from h (DESIGN 2).
+class BlockAroundMemory(nn.Module):
+    """h + Linear(RMSNorm(g * r + (1 - g) * v)), with r read for a query made from h (DESIGN 2).
 
-    Without a gate r + v takes the place of the mixture, and every write has weight 1.
-
-    The buffers `sub_keys` [H, 2, n, key_dim/2] and `values` [n*n, value_dim] are the initial memory: float32
-    whatever the model's dtype, because most writes are lost in bfloat16.
+    Without a gate r + v takes the place of the mixture, and every write has weight 1. A subclass brings the memory:
+    its initial fast weights as buffers, which are float32 whatever the model's dtype, because most writes are lost in
+    bfloat16.
     """
 
-    sub_keys: Tensor
-    values: Tensor
+    table_names: tuple[str, ...]
+    """Names of those buffers."""
 
-    def __init__(self, hidden_size: int, num_heads: int, num_subkeys: int, key_dim: int, value_dim: int,
-                 options: MemoryOptions, *, eps: float = 1e-5, gate: bool = True, gate_writes: bool = True,
-                 normalize_targets: bool = True):  # fmt: skip
+    def __init__(self, hidden_size: int, query_width: int, value_dim: int, options: Any, *, eps: float, gate: bool,
+                 gate_writes: bool, normalize_targets: bool):  # fmt: skip
         super().__init__()
-        self.num_heads, self.key_dim = num_heads, key_dim
         self.options, self.normalize_targets, self.gate_writes = options, normalize_targets, gate_writes
-        self.query_norm, self.query_proj = RMSNorm(hidden_size, eps), nn.Linear(hidden_size, num_heads * key_dim)
+        self.query_norm, self.query_proj = RMSNorm(hidden_size, eps), nn.Linear(hidden_size, query_width)
         self.value_norm, self.value_proj = RMSNorm(hidden_size, eps), nn.Linear(hidden_size, value_dim)
         self.gate_norm = RMSNorm(hidden_size, eps) if gate else None
         self.gate_proj = nn.Linear(hidden_size, 1) if gate else None
         self.output_norm, self.output_proj = RMSNorm(value_dim, eps), nn.Linear(value_dim, hidden_size)
-        self.register_buffer("sub_keys", torch.zeros(num_heads, 2, num_subkeys, key_dim // 2))
-        self.register_buffer("values", torch.zeros(num_subkeys**2, value_dim))
 
-    def init_own(self) -> None:
-        """Draw the initial memory of a model that is not loaded."""
-        bound = sub_key_bound(self.key_dim)
-        init.uniform_(self.sub_keys, -bound, bound)
-        init.normal_(self.values, 0.0, value_deviation(self.values.shape[1]))
+    @property
+    @abstractmethod
+    def functions(self) -> MemoryFunctions:
+        """What computes the memory."""
 
-    def initial(self) -> FastWeightState:
-        """The memory before any write: the tables themselves, not copies."""
-        return FastWeightState(self.sub_keys, self.values)
+    @abstractmethod
+    def initial(self) -> Any:
+        """The memory before any write: the buffers themselves, not copies."""
 
-    def new_memory(self) -> LayerMemory:
-        """What a cache holds of this layer at the beginning of a text."""
-        return LayerMemory(self.initial(), replace(self.options, boundary="carry"))
+    def shaped(self, queries: Tensor) -> Tensor:
+        """Projected queries [B, T, width] as the memory takes them."""
+        return queries
 
     def forward(self, hidden: Tensor, memory: LayerMemory | None = None, mode: str = "on",
                 mask: Tensor | None = None) -> Tensor:  # fmt: skip
@@ -91,14 +86,14 @@ class FastWeightProductKeyMemory(nn.Module):
         elif mode == "on":
             retrieved = self._read_whole_text(queries, targets, weights, mask)
         else:
-            retrieved = read_only(queries, targets, self.initial(), self.options)
+            retrieved = self.functions.read_only(queries, targets, self.initial(), self.options)
         mixed = targets + retrieved if gates is None else torch.lerp(targets, retrieved, gates.unsqueeze(-1))
         return hidden + self.output_proj(self.output_norm(mixed).to(hidden.dtype))
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Queries [B, T, H, key_dim], targets [B, T, value_dim] and gates [B, T] of hidden states."""
-        dtype = self.values.dtype
-        queries = self.query_proj(self.query_norm(hidden)).to(dtype).unflatten(-1, (self.num_heads, self.key_dim))
+        """Queries as the memory takes them, targets [B, T, value_dim] and gates [B, T] of hidden states."""
+        dtype = getattr(self, self.table_names[-1]).dtype
+        queries = self.shaped(self.query_proj(self.query_norm(hidden)).to(dtype))
         targets = self.value_proj(self.value_norm(hidden)).to(dtype)
         if self.normalize_targets:
             deviation, mean = torch.std_mean(targets, -1, keepdim=True)
@@ -110,15 +105,65 @@ class FastWeightProductKeyMemory(nn.Module):
     def _read_whole_text(self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None) -> Tensor:
         options = self.options
         if queries.shape[1] <= options.chunk_size:  # nothing reads what such a text writes at its end
-            return read_only(queries, targets, self.initial(), options)
-        return read_and_write(queries, targets, gates, mask, self.initial(), options, in_place=False).retrieved
+            return self.functions.read_only(queries, targets, self.initial(), options)
+        output = self.functions.read_and_write(
+            queries, targets, gates, mask, self.initial(), options, in_place=False
+        )
+        found: Tensor = output.retrieved
+        return found
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FastWeightProductKeyMemory:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BlockAroundMemory:
         """Move with the module, but never into half precision: a write rounded to bfloat16 is mostly lost."""
-        tables = {"sub_keys": self.sub_keys, "values": self.values}
+        tables = {name: getattr(self, name) for name in self.table_names}
         super()._apply(fn, recurse)
         for name, before in tables.items():
             after = getattr(self, name)
             if after.dtype in (torch.float16, torch.bfloat16):
                 setattr(self, name, before.to(after.device, torch.float32))
         return self
+
+
+class FastWeightProductKeyMemory(BlockAroundMemory):
+    """The block around a product key memory.
+
+    The buffers `sub_keys` [H, 2, n, key_dim/2] and `values` [n*n, value_dim] are the initial memory.
+    """
+
+    table_names = ("sub_keys", "values")
+
+    sub_keys: Tensor
+    values: Tensor
+
+    def __init__(self, hidden_size: int, num_heads: int, num_subkeys: int, key_dim: int, value_dim: int,
+                 options: MemoryOptions, *, eps: float = 1e-5, gate: bool = True, gate_writes: bool = True,
+                 normalize_targets: bool = True):  # fmt: skip
+        super().__init__(
+            hidden_size, num_heads * key_dim, value_dim, options, eps=eps, gate=gate, gate_writes=gate_writes,
+            normalize_targets=normalize_targets,
+        )  # fmt: skip
+        self.num_heads, self.key_dim = num_heads, key_dim
+        self.register_buffer("sub_keys", torch.zeros(num_heads, 2, num_subkeys, key_dim // 2))
+        self.register_buffer("values", torch.zeros(num_subkeys**2, value_dim))
+
+    def init_own(self) -> None:
+        """Draw the initial memory of a model that is not loaded."""
+        bound = sub_key_bound(self.key_dim)
+        init.uniform_(self.sub_keys, -bound, bound)
+        init.normal_(self.values, 0.0, value_deviation(self.values.shape[1]))
+
+    def initial(self) -> FastWeightState:
+        """The memory before any write: the tables themselves, not copies."""
+        return FastWeightState(self.sub_keys, self.values)
+
+    def new_memory(self) -> LayerMemory:
+        """What a cache holds of this layer at the beginning of a text."""
+        return LayerMemory(self.initial(), replace(self.options, boundary="carry"))
+
+    @property
+    def functions(self) -> MemoryFunctions:
+        """What computes the memory."""
+        return PRODUCT_KEYS
+
+    def shaped(self, queries: Tensor) -> Tensor:
+        """Projected queries by head."""
+        return queries.unflatten(-1, (self.num_heads, self.key_dim))

@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from ..ops.fast_weight_mlp.mlp_state import FastMLPWeights
 from .attention import rotary_angles
 from .attention_fields import yarn_scaling
 from .cache import FwPKMCache
@@ -82,7 +83,9 @@ class FwPKMPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["FwPKMDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ["memory.sub_keys", "memory.values"]
+    _keep_in_fp32_modules_strict = [
+        f"memory.{name}" for name in ("sub_keys", "values", *FastMLPWeights._fields)
+    ]
 
     def __init__(self, config: FwPKMHFConfig, *inputs: Any, **kwargs: Any):
         check_config(config)
@@ -135,7 +138,7 @@ class FwPKMModel(FwPKMPreTrainedModel):
     @property
     def writes_memory(self) -> bool:
         """Calls write a memory: there is one, and it is neither frozen nor off."""
-        return bool(self.config.fwpkm_layers) and self.memory_mode == "on"
+        return bool(self.config.memory_layers) and self.memory_mode == "on"
 
     def owner(self, memory: str | None) -> str | None:
         """Whose the memory of a call is: as the call says, else the context around it, else the configuration."""
