@@ -353,6 +353,7 @@ class FwPKMForCausalLM(FwPKMPreTrainedModel, FwPKMGenerationMixin):
             output_hidden_states=output_hidden_states,
             memory=memory,
             cache=cache,
+            return_dict=True,  # whatever the configuration says of this model's own output
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

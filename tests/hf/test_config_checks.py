@@ -159,4 +159,4 @@ def test_whatever_is_not_refused_works(field: str, value: Any) -> None:
     model, ids = FwPKMForCausalLM(config).double().eval(), token_ids(1, 30) % config.vocab_size
     with torch.no_grad():
         for use_cache in (True, False):
-            assert model(ids, use_cache=use_cache).logits.isfinite().all()
+            assert model(ids, use_cache=use_cache, return_dict=True).logits.isfinite().all()

@@ -226,6 +226,9 @@ def test_hidden_states_and_tuples() -> None:
         embedded = model(inputs_embeds=model.get_input_embeddings()(ids)).logits
     assert len(out.hidden_states) == 3 and torch.equal(logits, out.logits) and torch.equal(embedded, logits)
     assert torch.equal(model.lm_head(out.hidden_states[-1]), out.logits)
+    model.config.return_dict = False
+    with torch.no_grad():
+        assert torch.equal(model(ids)[0], logits) and torch.equal(model(ids, return_dict=True).logits, logits)
 
 
 def test_refusals() -> None:
