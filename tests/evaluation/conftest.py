@@ -57,8 +57,10 @@ def make_settings(folder: Path) -> Callable[..., NeedleSettings]:
     """make_settings(lengths=..., ...): settings over the folder's text."""
 
     def make(**changes) -> NeedleSettings:
-        values = {"lengths": (128, 512), "samples": 5, "needles": 3}
-        return NeedleSettings(str(folder), (str(folder / "novel.txt.gz"),), **(values | changes))
+        values = {"lengths": (128, 512), "samples": 5, "needles": 3} | changes
+        if isinstance(values["samples"], int):
+            values["samples"] = (values["samples"],)
+        return NeedleSettings(str(folder), (str(folder / "novel.txt.gz"),), **values)
 
     return make
 

@@ -105,7 +105,7 @@ class TrialRunner:
         if not options.needle_lengths:
             return {}
         settings = NeedleSettings(
-            str(folder / "checkpoints"), options.text[:1], options.needle_lengths, samples=options.needle_samples,
+            str(folder / "checkpoints"), options.text[:1], options.needle_lengths, samples=(options.needle_samples,),
             controls=(),
         )  # fmt: skip
         found: NeedleResults = evaluate(settings, RunOptions(folder / "needle", device="cpu", model_name=folder.name))

@@ -38,10 +38,10 @@ def draw_heatmap(results: NeedleResults) -> bytes:
         image = _panel(axes, results, condition)
     figure.supylabel("needle depth in the context", color=INK, fontsize=10)
     figure.supxlabel("context length (tokens)", color=INK, fontsize=10)
-    samples, settings = results.settings.samples, results.settings
+    settings = results.settings
     figure.suptitle(
-        f"Exact match (needles per context: {settings.needles}, contexts per length: {samples}, protocol: "
-        f"{settings.protocol})",
+        f"Exact match (needles per context: {settings.needles}, contexts per length: {settings.described_samples()}, "
+        f"protocol: {settings.protocol})",
         color=INK, fontsize=11, x=0.01, ha="left",
     )  # fmt: skip
     if image is not None:

@@ -29,8 +29,8 @@ class NeedleOptions:
     """depths of the asked needle, from 0 to 100 %"""
     needles: int = NeedleSettings.needles
     """facts per context; the model is asked for one"""
-    samples: int = NeedleSettings.samples
-    """contexts per length, spread over the depths"""
+    samples: tuple[int, ...] = NeedleSettings.samples
+    """contexts per length, spread over the depths; one number for all lengths or one per length"""
     seed: int = NeedleSettings.seed
     """seed of the samples"""
     protocol: Protocol = NeedleSettings.protocol

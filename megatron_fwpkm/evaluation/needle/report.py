@@ -65,7 +65,7 @@ def _shown_settings(results: NeedleResults) -> dict[str, object]:
         "needle": f"{needle.template} ({count_things(needle.key_words, 'key word')}, "
         f"{count_things(needle.value_words, 'value word')})",
         "needles per context": settings.needles,
-        "contexts per length": f"{settings.samples}, spread over {count_things(settings.depths, 'depth')}",
+        "contexts per length": f"{settings.described_samples()}; spread over {count_things(settings.depths, 'depth')}",
         "seed": settings.seed,
         "reset": NOTHING_TO_WRITE if results.measured == NO_MEMORY else "the initial memory before every context",
         "reading speed": ", ".join(

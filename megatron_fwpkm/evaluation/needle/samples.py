@@ -47,7 +47,7 @@ def all_cells(settings: NeedleSettings) -> Iterator[Cell]:
     """Every sample of an evaluation, shortest contexts first, depths in turn."""
     grid = settings.depth_grid()
     for length in sorted(settings.lengths):
-        for index in range(settings.samples):
+        for index in range(settings.samples_at(length)):
             yield Cell(length, grid[index % len(grid)], index)
 
 

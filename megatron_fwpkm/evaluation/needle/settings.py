@@ -50,8 +50,8 @@ class NeedleSettings:
     """Context lengths in tokens, needles included, question not."""
     depths: int = 5
     """Depths of the asked needle, from 0 % (the context begins with it) to 100 % (it ends with it), evenly spaced."""
-    samples: int = 50
-    """Contexts per length, spread over the depths in turn."""
+    samples: tuple[int, ...] = (50,)
+    """Contexts per length, spread over the depths in turn: one number for all lengths, or one for each of `lengths`."""
     needles: int = 5
     """Facts in a context; one of them is asked."""
     protocol: Protocol = "ask-after-write"
@@ -72,15 +72,31 @@ class NeedleSettings:
             for value in values:
                 if value not in known:
                     raise ValueError(f"{name} {value!r} is not known; choose from {', '.join(known)}")
-        for name, number in (("--depths", self.depths), ("--samples", self.samples), ("--needles", self.needles)):
+        for name, number in (("--depths", self.depths), ("--needles", self.needles)):
             if number < 1:
                 raise ValueError(f"{name} {number} must be at least 1")
         if not self.lengths or min(self.lengths) < 1:
             raise ValueError(f"--lengths {' '.join(map(str, self.lengths))} must be one or more positive integers")
         if len(set(self.lengths)) != len(self.lengths):
             raise ValueError(f"--lengths {' '.join(map(str, self.lengths))} contains the same length twice")
-        if self.samples < self.depths:
-            raise ValueError(f"--samples {self.samples} must be at least --depths {self.depths}: one sample per depth")
+        given = " ".join(map(str, self.samples))
+        if len(self.samples) not in (1, len(self.lengths)):
+            raise ValueError(
+                f"--samples {given} has {len(self.samples)} numbers for {len(self.lengths)} --lengths; give one number "
+                "for all lengths, or one per length"
+            )
+        if min(self.samples) < self.depths:
+            raise ValueError(f"--samples {given} must be at least --depths {self.depths}: one sample per depth")
+
+    def samples_at(self, length: int) -> int:
+        """Contexts of this length."""
+        return self.samples[self.lengths.index(length) if len(self.samples) > 1 else 0]
+
+    def described_samples(self) -> str:
+        """Contexts per length, for people."""
+        if len(self.samples) == 1:
+            return str(self.samples[0])
+        return ", ".join(f"{self.samples_at(length)} of {short_length(length)}" for length in sorted(self.lengths))
 
     def depth_grid(self) -> tuple[float, ...]:
         """The depths as fractions; a single depth is the middle."""

@@ -116,6 +116,15 @@ def test_a_tokenizer_with_few_keys_has_a_shortest_context_too(tokenizer):
     assert shortest_context(few, 5) == 7 * longest
 
 
+def test_every_length_may_have_its_own_number_of_samples(make_settings):
+    settings = make_settings(lengths=(512, 128), samples=(6, 9))
+    cells = list(all_cells(settings))
+    assert [sum(cell.length == length for cell in cells) for length in (128, 512)] == [9, 6]
+    assert settings.described_samples() == "9 of 128, 6 of 512"
+    shorter = list(all_cells(make_settings(lengths=(128,), samples=6)))
+    assert shorter == cells[:6], "how many there are changes none of them"
+
+
 def test_cells_spread_the_samples_over_the_depths(make_settings):
     cells = list(all_cells(make_settings(lengths=(512, 128), samples=7, depths=3)))
     assert [cell.length for cell in cells] == [128] * 7 + [512] * 7
@@ -134,6 +143,8 @@ def test_depths(make_settings):
         ({"protocol": "official"}, "--protocol 'official' is not known; choose from ask-after-write, streaming"),
         ({"controls": ("none",)}, "--controls 'none' is not known"),
         ({"samples": 4}, "--samples 4 must be at least --depths 5"),
+        ({"samples": (5, 4)}, "--samples 5 4 must be at least --depths 5"),
+        ({"samples": (5, 5, 5)}, "--samples 5 5 5 has 3 numbers for 2 --lengths"),
         ({"needles": 0}, "--needles 0 must be at least 1"),
         ({"depths": 0}, "--depths 0 must be at least 1"),
         ({"lengths": ()}, "--lengths .* must be one or more positive integers"),
