@@ -33,6 +33,7 @@ stage() {
 again=
 training_text=("$here"/corpus/{emma,mansfield_park,persuasion,pride_and_prejudice,sense_and_sensibility}.txt.gz)
 held_out_text=$here/corpus/northanger_abbey.txt.gz
+other_text=$here/corpus/shakespeare_tragedies.txt.gz
 
 stage tokenizer "1/6 train a tokenizer" tokenizer.model \
   "$python" tools/train_tokenizer.py --input "${training_text[@]}" --vocab-size 1024 --no-pad-token \
@@ -47,18 +48,21 @@ stage export "4/6 export to Hugging Face format and verify" hf/model.safetensors
   "$python" tools/convert_checkpoint.py export --checkpoint "$out/checkpoints" --output "$out/hf" --overwrite
 stage verify "    compare the export with the checkpoint" hf/model.safetensors \
   "$python" tools/convert_checkpoint.py verify --checkpoint "$out/checkpoints" --export "$out/hf"
-stage needle "5/6 measure long-context recall" needle/report.html \
-  "$python" tools/evaluate_needle.py --model "$out/hf" --haystack "$held_out_text" --lengths 256 1024 4096 8192 \
-  --depths 5 --samples 50 --needles 5 --protocol ask-after-write --controls memory-off never-shown --workers 2 \
-  --seed 1 --output "$out/needle" ${again:+--overwrite}
+recall() { # OUTPUT_FOLDER HAYSTACK
+  "$python" tools/evaluate_needle.py --model "$out/hf" --haystack "$2" --lengths 256 1024 4096 8192 32768 131072 \
+    --samples 50 50 50 50 20 20 --depths 5 --needles 5 --protocol ask-after-write --controls memory-off never-shown \
+    --workers 2 --seed 1 --output "$out/$1" ${again:+--overwrite}
+}
+stage needle "5/6 measure long-context recall, in a novel that was held out" needle/report.html recall needle "$held_out_text"
+stage plays "    the same in plays of another author and century" plays/report.html recall plays "$other_text"
 stage generate "6/6 read facts.txt and continue 'The code young sister' (the file says: $(grep '^The code young' "$here/facts.txt"))" hf/model.safetensors \
   "$python" tools/generate_text.py --model "$out/hf" --remember "$here/facts.txt" --prompt "The code young sister" --max-new-tokens 4
 
 echo
 echo "Finished in $((SECONDS - started)) s. Stages:"
-for name in tokenizer dataset pretrain export verify needle generate; do
+for name in tokenizer dataset pretrain export verify needle plays generate; do
   printf '  %-10s %5s s\n' "$name" "$(cat "$out/.$name.done")"
 done
-echo "Report:   $out/needle/report.html"
+echo "Reports:  $out/needle/report.html, $out/plays/report.html"
 echo "Heatmap:  $out/needle/heatmap.png"
 echo "Model:    $out/hf   (transformers: AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True))"
