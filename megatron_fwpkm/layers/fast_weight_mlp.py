@@ -48,7 +48,7 @@ class FastWeightMLPLayer(MemoryBlock, FastMLPTables):
         groups, fwmlp = memory_groups(pg_collection), config.fwmlp
         sharding = RankSharding(groups.tp_cp, ContextSharding(groups.cp))
         FastMLPTables.__init__(self, config, layer_number, sharding.part("--fwmlp-hidden-size", fwmlp.hidden_size))
-        self.table_sharding = sharding if sharding.size > 1 else None
+        self.table_sharding = sharding
         self.options = FastMLPOptions.of(fwmlp)
         self._last: tuple[Tensor, Tensor | None, list[Tensor]] | None = None
         self._build_block(config, fwmlp, fwmlp.key_dim, groups, submodules)
@@ -78,13 +78,16 @@ class FastWeightMLPLayer(MemoryBlock, FastMLPTables):
     def _call(
         self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None, state: FastMLPState
     ) -> FastMLPOutput:
-        return fast_weight_mlp(queries, targets, gates, state, self.options, mask=mask, sharding=self.table_sharding)
+        return fast_weight_mlp(queries, targets, gates, state, self.options, mask=mask, sharding=self._used_sharding())
+
+    def _used_sharding(self) -> RankSharding | None:
+        return self.table_sharding if self.table_sharding.size > 1 else None
 
     def _finish(self, state: FastMLPState) -> None:
         """Keep the waiting tokens of a stream; otherwise write those whose targets are known and forget the rest."""
         if state.pending is not None and not self.streaming:
             with torch.no_grad():
-                state = flush_pending_mlp(state, self.options, sharding=self.table_sharding).state
+                state = flush_pending_mlp(state, self.options, sharding=self._used_sharding()).state
         self._replace(state.weights)
         self.pending = state.pending if self.streaming else None
 

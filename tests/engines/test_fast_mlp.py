@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from megatron_fwpkm.config import FwMLPConfig
 from megatron_fwpkm.config.field_metadata import MAY_CHANGE, marked
+from megatron_fwpkm.config.loading import Resolved
+from megatron_fwpkm.config.memories import fast_weight_bytes
+from megatron_fwpkm.config.parameter_counts import num_parameters
 from megatron_fwpkm.config.validation import problems
 from megatron_fwpkm.engines.megatron import MegatronEngine
 from megatron_fwpkm.engines.megatron_groups import megatron_run
 from megatron_fwpkm.ops import FastMLPOptions
+from megatron_fwpkm.training.dry_run import dry_run
+from megatron_fwpkm.training.memory_estimate import estimate_memory
 from megatron_fwpkm.training.metrics import progress_line
 from tests.engines.test_engine import BASE, VOCABULARY, batches, change, halves_equal_the_whole
 
@@ -78,6 +86,22 @@ def test_reports_leave_out_what_it_does_not_have() -> None:
     line = progress_line({**step, "memory": {"1": record["1"]}}, 8, 1.0)
     assert "gate " in line and "memorization " in line and "slots" not in line
     assert "slots" in progress_line({**step, "memory": record}, 8, 1.0)
+
+
+def test_counts_before_a_run_are_those_of_the_model() -> None:
+    for config in (BOTH, change(FAST_MLP, "fwmlp", gate=False)):
+        with megatron_run(config.parallel, config.training) as world:
+            engine = MegatronEngine(config, VOCABULARY, world.device)
+            assert engine.num_parameters == num_parameters(change(config, "model", make_vocab_size_divisible_by=1), 96)
+            for memory in engine.memories:
+                stored = sum(table.nbytes for table in memory.fast_weights().tables().values())
+                assert fast_weight_bytes(config, [memory.layer_number]) == stored
+    one = estimate_memory(FAST_MLP, 96, 1)
+    assert one.tables == 4 * (12 * (2 * 9 + 8) + 8) and one.undo_log > 3 * one.tables
+    text = StringIO()
+    planned = change(change(FAST_MLP, "data", data_path=("corpus",)), "training", dry_run=True)
+    dry_run(Resolved(planned, defaultdict(lambda: "default")), Console(file=text, width=150))
+    assert "FwMLP 8-12-8, chunk 8" in text.getvalue() and "(--fwmlp-reset never)" in text.getvalue()
 
 
 def test_an_evaluation_leaves_no_trace() -> None:

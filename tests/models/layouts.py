@@ -65,7 +65,7 @@ def train(
 
 def _tables(memory: Any) -> dict[str, Any]:
     """Fast weights by name with the dimension in which ranks cut them, and the number of this rank's `part`."""
-    found: dict[str, Any] = {"part": memory.table_sharding.rank if memory.table_sharding else 0}
+    found: dict[str, Any] = {"part": memory.table_sharding.rank}
     whole = memory.whole_shapes()
     for name, table in memory.fast_weights().tables().items():
         cut = [axis for axis, size in enumerate(table.shape) if size != whole[name][axis]]

@@ -68,6 +68,7 @@ def check(names: list[str], root: Path, timeout: float) -> None:
     notices = run_distributed(pass_on, processes, names, root, timeout=timeout)[0]
     saved = read_all(root / "0")
     assert sum(key.endswith("/values") for key in saved) == 3 and any("exp_avg" in key for key in saved)
+    assert sum(key.endswith("/down_weight") for key in saved) == 1
     for number, name in enumerate(names[1:], 1):
         assert bool(notices[number - 1]) == (LAYOUTS[name].replicas > 1), name
         again = read_all(root / str(number))

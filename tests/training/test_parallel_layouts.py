@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from megatron_fwpkm.config import (
+    FwMLPConfig,
     FwPKMConfig,
     ModelConfig,
     OptimizerConfig,
@@ -37,7 +38,7 @@ Precision = Literal["float64", "float32", "bf16"]
 # a serial run's norm in bf16 is 25 % from float32 in the fourth step.
 TOLERANCES: dict[Precision, float] = {"float64": 1e-10, "float32": 3e-3, "bf16": 3e-3}
 PINNED_NORMS: dict[Precision, int] = {"float64": STEPS, "float32": 1, "bf16": 1}
-# Memories on the first and the last layer, and two in one stage; static memories in both stages of a pipeline.
+# Memories on the first and the last layer, and two kinds in one stage; static memories in both stages of a pipeline.
 EVERYWHERE = PretrainConfig(
     model=ModelConfig(num_layers=4, hidden_size=16, num_attention_heads=4, seq_length=24),
     fwpkm=FwPKMConfig(layer_numbers=(1, 2, 4), num_subkeys=4, key_dim=8, value_dim=8, topk=2, chunk_size=8),
@@ -45,6 +46,7 @@ EVERYWHERE = PretrainConfig(
         layer_numbers=(2, 3), num_heads=2, num_subkeys=4, key_dim=8, value_dim=8, topk=2, values_lr_mult=2.0,
         values_wd_mult=0.5,
     ),  # fmt: skip
+    fwmlp=FwMLPConfig(layer_numbers=(3,), hidden_size=8, key_dim=8, value_dim=8, chunk_size=8, gate_writes=True),
     optimizer=OptimizerConfig(lr=1e-2, lr_warmup_iters=2),
     data=BASE.data,
     training=BASE.training,
@@ -85,7 +87,8 @@ class Layout:
             **self.more,
         )
         config = change(EVERYWHERE, "training", bf16=precision == "bf16", **self.training)
-        config = change(change(config, "fwpkm", reset=reset), "parallel", **vars(parallel))
+        config = change(change(config, "fwpkm", reset=reset), "fwmlp", reset=reset)
+        config = change(config, "parallel", **vars(parallel))
         if self.packed:
             config = change(config, "data", **APART)
             config = change(config, "training", micro_batch_size=2, global_batch_size=8)
@@ -187,9 +190,9 @@ def numbers(layout: Layout, precision: Precision, reset: str) -> dict[str, Any]:
         evaluated = engine.evaluate(reader(100, replica, layout.replicas), 1)
         sharing = parallel_state.get_tensor_and_context_parallel_group()
         tables = {
-            (memory.layer_number, name): (memory.columns.start, getattr(memory.fast_weights(), name).clone())
+            (memory.layer_number, name): (memory.table_sharding.rank, memory.whole_shapes()[name], table.clone())
             for memory in engine.memories
-            for name in ("sub_keys", "values")
+            for name, table in memory.fast_weights().tables().items()
         }
         curve = [(step.losses.loss, step.grad_norm) for step in steps]
         shared_by = torch.distributed.get_process_group_ranks(sharing)
@@ -198,10 +201,11 @@ def numbers(layout: Layout, precision: Precision, reset: str) -> dict[str, Any]:
 
 def whole_table(key: tuple[int, str], ranks: list[dict[str, Any]]) -> torch.Tensor:
     """A table put together from the parts of the ranks that share a memory."""
-    parts = [table for _, table in sorted((rank["tables"][key] for rank in ranks), key=lambda part: part[0])]
-    axis, size = (-1, EVERYWHERE.fwpkm.value_dim) if key[1] == "values" else (2, EVERYWHERE.fwpkm.num_subkeys)
-    if parts[0].shape[axis] < size:
-        return torch.cat(parts, axis)
+    parts = [table for *_, table in sorted((rank["tables"][key] for rank in ranks), key=lambda part: part[0])]
+    whole = ranks[0]["tables"][key][1]
+    for axis, size in enumerate(whole):
+        if parts[0].shape[axis] < size:
+            return torch.cat(parts, axis)
     assert all(torch.equal(part, parts[0]) for part in parts)
     return parts[0]
 
@@ -235,13 +239,13 @@ def check(layout: Layout, precision: Precision, ranks: list[dict[str, Any]]) -> 
         assert found["evaluated"] == pytest.approx(expected["evaluated"], rel=tolerance), where
         seen |= set(found["tables"])
         tables = torch.float64 if precision == "float64" else torch.float32
-        assert all(table.dtype == tables for _, table in found["tables"].values()), where
+        assert all(table.dtype == tables for *_, table in found["tables"].values()), where
         if layout.replicas == 1 and precision == "float64":
             for key in found["tables"]:
                 table = whole_table(key, [ranks[other] for other in found["shared_by"]])
                 torch.testing.assert_close(
                     table,
-                    expected["tables"][key][1],
+                    expected["tables"][key][2],
                     rtol=tolerance,
                     atol=tolerance,
                     msg=lambda text, w=where, k=key: f"{w}, {k}: {text}",

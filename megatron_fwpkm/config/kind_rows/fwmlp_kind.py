@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..derived import ShardedCount
 from ..layer_kind import FastWeights, LayerKind, Role, TableTraffic, weight_bytes
 from ..pretrain import PretrainConfig
@@ -82,6 +84,14 @@ def _reach(config: PretrainConfig, layer_number: int) -> str:
     return f"FwMLP {fwmlp.key_dim}-{fwmlp.hidden_size}-{fwmlp.value_dim}, chunk {fwmlp.chunk_size}"
 
 
+def _summary(config: PretrainConfig, layer_numbers: Sequence[int]) -> str:
+    where = ", ".join(str(number - 1) for number in layer_numbers)
+    return (
+        f"Before the attention of layers {where} (counted from 0) stands a fast-weight MLP, trained by gradient "
+        f"descent after every {config.fwmlp.chunk_size} tokens, in inference too."
+    )
+
+
 def _divided(config: PretrainConfig) -> dict[str, int]:
     return {"--fwmlp-hidden-size": config.fwmlp.hidden_size, "--fwmlp-value-dim": config.fwmlp.value_dim}
 
@@ -103,6 +113,7 @@ FWMLP = LayerKind(
     flops=_flops,
     traffic=_traffic,
     reach=_reach,
+    summary=_summary,
     divided=_divided,
     fp8_widths=lambda config: {
         "--fwmlp-key-dim": config.fwmlp.key_dim,
