@@ -50,8 +50,9 @@ def train(rank: int, size: int, spoilt: int, *argvs: list[str]) -> list[int]:
 
 
 def numbers(folder: Path) -> list[JsonRecord]:
-    """What was recorded after the checkpoint, without times."""
-    records = [r for r in read_records(folder / "metrics.jsonl") if r["iteration"] > 3 and r["kind"] != "end"]
+    """What was trained and evaluated after the checkpoint, without times."""
+    records = [r for r in read_records(folder / "metrics.jsonl") if r["iteration"] > 3]
+    records = [record for record in records if record["kind"] in ("train", "evaluation")]
     return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
 
 
@@ -73,6 +74,26 @@ def test_going_back_is_a_restart_from_the_checkpoint(dataset: str, tmp_path: Pat
     assert_same_checkpoint(*(read_checkpoint(folder) for folder in folders))
     (event,) = read_history(folders[0]).events
     assert event[0] == 3 and event[1].startswith("rewind: iteration")
+
+
+def skip(rank: int, size: int, argv: list[str]) -> int:
+    """A run with two spoilt samples in iteration 5."""
+    with pytest.MonkeyPatch.context() as patch:
+        spoil_data(patch, 18, 20)
+        return start(argv)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("layout", ["zero-1", "pipeline"])
+def test_every_rank_skips_the_same_step(dataset: str, tmp_path: Path, layout: str) -> None:
+    """Only the last stage, or one of two replicas, sees that the loss is not finite."""
+    size, chosen = LAYOUTS[layout]
+    argv = rewinding(dataset, tmp_path, on_nan="skip", **chosen)
+    assert run_distributed(skip, size, argv, timeout=250) == [0] * size
+    records = read_records(tmp_path / "metrics.jsonl")
+    assert [r["iteration"] for r in records if r["kind"] == "skip"] == [5]
+    trained = [(r["iteration"], math.isfinite(r["loss"])) for r in records if r["kind"] == "train"]
+    assert trained == [(iteration, True) for iteration in (1, 2, 3, 4, 6, 7, 8, 9)]
 
 
 def test_a_kill_in_the_middle_of_going_back(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
