@@ -106,8 +106,8 @@ def losses(folder: Path) -> dict[int, tuple[float, float]]:
 def assert_same_checkpoint(one: CheckpointContents, other: CheckpointContents) -> None:
     assert one.slow.keys() == other.slow.keys() and one.fast.keys() == other.fast.keys() == {2}
     assert [name for name in one.slow if not torch.equal(one.slow[name], other.slow[name])] == []
-    assert torch.equal(one.fast[2].values, other.fast[2].values)
-    assert torch.equal(one.fast[2].sub_keys, other.fast[2].sub_keys)
+    assert torch.equal(one.fast[2].tables["values"], other.fast[2].tables["values"])
+    assert torch.equal(one.fast[2].tables["sub_keys"], other.fast[2].tables["sub_keys"])
 
 
 def test_twenty_steps_equal_ten_and_resume_and_ten(
@@ -150,7 +150,8 @@ def test_what_lies_in_a_checkpoint(dataset: str, tmp_path: Path) -> None:
     contents = read_checkpoint(tmp_path)
     assert contents.config.model.hidden_size == 32 and contents.padded_vocab_size == 64
     assert contents.slow["embedding.word_embeddings.weight"].shape == (64, 32)
-    assert contents.fast[2].values.shape == (64, 16) and contents.fast[2].sub_keys.shape == (1, 2, 8, 8)
+    tables = contents.fast[2].tables
+    assert tables["values"].shape == (64, 16) and tables["sub_keys"].shape == (1, 2, 8, 8)
     layers = {name.split(".")[2] for name in contents.slow if name.startswith("decoder.layers.")}
     assert layers == {"0", "1"}
     assert "# command line" in (folder / "config.yaml").read_text()
@@ -339,7 +340,7 @@ def test_four_processes_tp2_dp2(dataset: str, tmp_path: Path) -> None:
     assert json.loads((store / "store.json").read_text())["replicas"] == 2
     tables = {f"layer2/replica{replica}/values": torch.zeros(64, 16, dtype=torch.float64) for replica in (0, 1)}
     dcp.load(tables, checkpoint_id=store, no_dist=True)
-    initial = read_checkpoint(tmp_path / "serial").fast[2].values
+    initial = read_checkpoint(tmp_path / "serial").fast[2].tables["values"]
     assert all(
         torch.equal(table, initial) for table in tables.values()
     )  # the same at every layout and in every replica
