@@ -122,8 +122,9 @@ def advice(name: str, names: Sequence[str], dashes: str = "") -> str:
         return f": {answer}"
     if (ours := familiar_name(name, names)) is not None:
         return f"; did you mean {dashes}{ours}?"
-    # A forgotten prefix or a forgotten half, as in `topk` or `subkeys`; whole words only.
-    near = sorted((other for other in names if len(name) > 3 and f"-{name}-" in f"-{other}-"), key=len)[:1]
+    # A forgotten prefix or half, as in `topk` or `subkeys`; whole words only, and the memory's before others.
+    near = [other for other in names if len(name) > 3 and f"-{name}-" in f"-{other}-"]
+    near = sorted(near, key=lambda other: (not other.startswith("fwpkm-"), len(other)))[:1]
     if near:
         return f"; did you mean {dashes}{near[0]}?"
     theirs = difflib.get_close_matches(name, known_megatron_flags(), n=1, cutoff=0.93)

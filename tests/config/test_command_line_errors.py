@@ -81,7 +81,8 @@ def test_a_negative_value_is_no_flag():
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("addressing", "fwpkm-addressing-weight"), ("seq-len", "seq-length"), ("lr-warmup-steps", "lr-warmup-iters"),
+    [("subkeys", "fwpkm-num-subkeys"), ("addressing", "fwpkm-addressing-weight"), ("seq-len", "seq-length"),
+     ("lr-warmup-steps", "lr-warmup-iters"),
      ("no-qk-layer-norm", "qk-layernorm"), ("learning-rate", "lr"), ("per-device-train-batch-size", "micro-batch-size"),
      ("save-dir", "save"), ("tp-size", "tensor-model-parallel-size"), ("max-steps", "train-iters")],
 )  # fmt: skip
