@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 _NORMAL_975 = 1.959963984540054
 _STUDENT_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-"""For 1 to 10 degrees of freedom; above them a series is exact enough."""
+"""For 1 to 10 degrees of freedom; above them a series in their reciprocal is exact enough."""
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -58,4 +58,5 @@ def student_975(degrees: int) -> float:
     if degrees <= len(_STUDENT_975):
         return _STUDENT_975[degrees - 1]
     z = _NORMAL_975
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2) + third
