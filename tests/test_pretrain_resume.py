@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,8 @@ class Seen(TrainingLoop):
 
     instances: list[Seen] = []
 
-    def run(self, train: Iterable[Any], validation: Any, test: Any, places: Any) -> None:
+    def run(self, validation: Any, test: Any, places: Any) -> None:
+        train = self._recovery.training_data(self.progress)
         self.batches = [next(iter(source))["tokens"] for source in (train, validation, test)]
         self.instances.append(self)
 

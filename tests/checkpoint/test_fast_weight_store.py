@@ -23,14 +23,14 @@ MEMORY = FwPKMConfig(layer_numbers=(2, 3), num_heads=2, num_subkeys=4, key_dim=6
 class Layer:
     """A layer that holds fast weights and nothing else."""
 
-    def __init__(self, layer_number: int, state: FastWeightState) -> None:
-        self.layer_number, self.state = layer_number, state
+    def __init__(self, layer_number: int, state: FastWeightState, num_subkeys: int = MEMORY.num_subkeys) -> None:
+        self.layer_number, self.state, self.num_subkeys = layer_number, state, num_subkeys
 
     def fast_weights(self) -> FastWeightState:
         return self.state
 
     def whole_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"sub_keys": (2, 2, 4, 3), "values": (16, 8), "target": (8,)}
+        return {"sub_keys": (2, 2, self.num_subkeys, 3), "values": (self.num_subkeys**2, 8), "target": (8,)}
 
     @property
     def target_width(self) -> int:
@@ -157,6 +157,6 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     small = FwPKMConfig(num_heads=2, num_subkeys=2, key_dim=6, value_dim=8)
     state = FastWeightState(torch.zeros(2, 2, 2, 3), torch.zeros(4, 8))
     with pytest.raises(ValueError, match=r"layer2/replica0/.* has shape .*, but the model needs .*--fwpkm-num-subkeys"):
-        FastWeightStore(small, seed=5, ranks=memory_ranks()).load(tmp_path / "fast", [Layer(2, state)])
+        FastWeightStore(small, seed=5, ranks=memory_ranks()).load(tmp_path / "fast", [Layer(2, state, num_subkeys=2)])
     with pytest.raises(ValueError, match="nothing contains no saved tensors"):
         store.load(tmp_path / "nothing", [again])

@@ -132,6 +132,6 @@ def test_a_pipeline_has_the_group_on_both_ends(tmp_path: Path) -> None:
 
 def test_without_its_mark_the_group_is_taken_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups are not told apart by their learning rates, in newer releases because `groups_found_by_kind` says so."""
-    monkeypatch.setattr(module, "_overrides", module.get_standard_config_overrides)
+    monkeypatch.setattr(module, "_overrides", lambda made, config: module.get_standard_config_overrides(made))
     with pytest.raises(ValueError, match="doesn't match the size of optimizer's group"):
         halves_equal_the_whole(decoupled(), tmp_path / "checkpoint")

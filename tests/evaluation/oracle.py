@@ -43,7 +43,9 @@ class OracleModel:
     """Induction over what is remembered."""
 
     def __init__(self, vocab_size: int, *, window: int | None = WINDOW, peeks: bool = False) -> None:
-        self.config = SimpleNamespace(vocab_size=vocab_size, fwpkm_layers=[0], to_dict=lambda: {"model_type": "oracle"})
+        self.config = SimpleNamespace(
+            vocab_size=vocab_size, fwpkm_layers=[0], memory_layers=[0], to_dict=lambda: {"model_type": "oracle"}
+        )
         self.memory_mode = "on"
         self.window = window
         self.peeks = peeks

@@ -14,7 +14,8 @@ from megatron_fwpkm.training.guards import BASELINE_OBSERVATIONS, MemoryGuard, T
 
 def with_factor(factor: float) -> PretrainConfig:
     base = PretrainConfig()
-    return replace(base, training=replace(base.training, divergence_factor=factor))
+    memories = replace(base.fwpkm, layer_numbers=(3, 7))
+    return replace(base, fwpkm=memories, training=replace(base.training, divergence_factor=factor))
 
 
 @pytest.mark.parametrize(

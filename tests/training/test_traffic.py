@@ -70,8 +70,11 @@ def one_step(rank: int, world_size: int, names: list[str]) -> list[tuple[Sent, i
 
 
 def config_of(name: str) -> PretrainConfig:
-    """A row of the layout table without its memories."""
-    return change(ROWS[name].config("float32", "never"), "fwpkm", layer_numbers=())
+    """A row of the layout table without its memories, of any kind."""
+    config = ROWS[name].config("float32", "never")
+    for memories in ("fwpkm", "fwmlp", "pkm"):
+        config = change(config, memories, layer_numbers=())
+    return config
 
 
 def expected(name: str, parameters: int) -> Sent:

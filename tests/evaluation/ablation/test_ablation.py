@@ -115,6 +115,7 @@ def test_models_are_trained_compared_and_not_trained_again(
     assert "The budget left out 2 models." in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_equal_time_gives_every_model_its_own_number_of_iterations(
     options: AblationOptions, prepared: Path, trained: list[str], tmp_path: Path
 ) -> None:
