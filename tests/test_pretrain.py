@@ -302,6 +302,7 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
     assert time.monotonic() - before < 10  # under a second on an idle machine
 
 
+@pytest.mark.slow
 def test_torchrun_says_an_error_of_all_ranks_once(dataset: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     argv = flags(str(tmp_path / "nowhere"), log_dir=tmp_path / "log")
@@ -326,6 +327,7 @@ def train_tp2_dp2(rank: int, world_size: int, argv: list[str], folder: str) -> d
 
 
 @pytest.mark.layouts
+@pytest.mark.slow
 def test_four_processes_tp2_dp2(dataset: str, tmp_path: Path) -> None:
     """Same losses as one process (documents reset the memory, so replicas see what the serial run sees), in float64;
     the distributed optimizer resumes bit for bit; both replicas' memories are saved."""

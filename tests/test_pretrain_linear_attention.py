@@ -34,6 +34,7 @@ def train(rank: int, world_size: int, runs: list[list[str]]) -> list[int]:
     return [start(argv) for argv in runs]
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_as_one_and_the_export_is_the_model(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "numbers")
     whole, cut = tmp_path / "whole", tmp_path / "cut"

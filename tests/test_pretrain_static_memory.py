@@ -31,6 +31,7 @@ def train(rank: int, world_size: int, argv: list[str]) -> int:
 
 
 @pytest.mark.usefixtures("cpu_compat")
+@pytest.mark.slow
 def test_from_two_ranks_to_an_export(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = write_dataset(tmp_path / "numbers")
     whole, cut, dense = tmp_path / "whole", tmp_path / "cut", tmp_path / "dense"

@@ -28,7 +28,7 @@ def config_of(case: Mapping[str, Any], folder: Path | str = "") -> PretrainConfi
     config = change(BASE, "parallel", tensor_model_parallel_size=case["tp"], sequence_parallel=case["sp"])
     # Rows of padding have a share in every loss: as many of them at every layout.
     config = change(config, "model", make_vocab_size_divisible_by=128 // case["tp"])
-    for group in ("training", "model", "optimizer", "parallel", "fwpkm"):
+    for group in ("training", "model", "optimizer", "parallel", "fwpkm", "fwmlp"):
         config = change(config, group, **case.get(group, {}))
     if case["stage"] is None:
         return config

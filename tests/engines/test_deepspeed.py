@@ -27,6 +27,7 @@ def compare(ranks: int, cases: list[dict[str, Any]], folder: Path, *, digits: fl
         assert also_evaluated.loss == pytest.approx(evaluated.loss, rel=digits), case
 
 
+@pytest.mark.slow
 def test_zero_has_megatrons_numbers_at_tensor_parallel_size_2(tmp_path: Path) -> None:
     """The short form: stages 1 and 3 with sequence shards, whose gradients DeepSpeed alone would not sum."""
     cases = [{"tp": 2, "sp": True, "stage": stage} for stage in (None, 1, 3)]

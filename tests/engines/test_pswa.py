@@ -78,6 +78,7 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(tmp_path: Path, tr
         assert_same_state(state_of(rest), state_of(whole))
 
 
+@pytest.mark.slow
 def test_the_windows_change_nothing_else() -> None:
     """The data, the weights that training begins with and the random numbers of dropout are those without them."""
     states, random = [], []

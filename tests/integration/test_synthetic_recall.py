@@ -81,6 +81,7 @@ def write_texts(filler: Path, vocabulary: Path) -> None:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 def test_memory_bridges_eight_times_the_training_length(tmp_path):
     filler, vocabulary, config = tmp_path / "filler.txt", tmp_path / "vocabulary.txt", tmp_path / "synthetic.yaml"
     write_texts(filler, vocabulary)

@@ -219,6 +219,7 @@ def soak(dataset: str, folder: Path, faults: list[dict[str, Any]], size: int, **
     return kills
 
 
+@pytest.mark.slow
 def test_short_soak(dataset: str, tmp_path: Path) -> None:
     """Killed in a save, and between two."""
     faults = [{"rank": 0, "when": "save", "count": 2}, {"rank": 0, "when": "step", "count": 4}]

@@ -77,6 +77,7 @@ def check(names: list[str], root: Path, timeout: float) -> None:
 
 
 @pytest.mark.usefixtures("cpu_compat")
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     check(["TP2 ZeRO-1", "PP2 interleaved ZeRO-1", "CP2 ZeRO-1", "DP2 ZeRO-1"], tmp_path, timeout=100)
 

@@ -171,7 +171,13 @@ def layout_of(kind: str) -> PretrainConfig:
     return change(config, "parallel", use_distributed_optimizer="distributed" in kind)
 
 
-@pytest.mark.parametrize("kind", ["plain fp32", "plain bf16", "distributed fp32", "distributed bf16"])
+KINDS_IN_SLOW_RUNS = ("plain bf16", "distributed fp32", "distributed bf16")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["plain fp32", *(pytest.param(how, marks=pytest.mark.slow) for how in KINDS_IN_SLOW_RUNS)],
+)
 def test_options_of_the_optimizer(kind: str, tmp_path: Path) -> None:
     config = layout_of(kind)
     before: dict[str, tuple[Path, dict[str, Any]]] = {}

@@ -65,6 +65,7 @@ def test_what_is_asked_for_is_refused_in_one_line(dataset: str, packages: Path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_every_rank_is_refused(dataset: str, packages: Path, tmp_path: Path) -> None:
     words = flags(dataset, save=tmp_path / "run", transformer_impl="transformer_engine", tensor_model_parallel_size=2)
     ended = run([*RANKS, *words], packages)

@@ -24,7 +24,7 @@ LAYOUTS = {
     "TP 2 with sequence parallelism": ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True),
     "PP 2": ParallelConfig(pipeline_model_parallel_size=2),
 }
-SLOW = ("PP 2",)
+SLOW = ("TP 2 with sequence parallelism", "PP 2")
 
 
 @pytest.fixture(
