@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,26 @@ def render_page(
     return Template(_TEMPLATE.read_text()).substitute(
         title=escape(title), heading=escape(heading), lead=escape(lead), sections=body
     )
+
+
+def summary_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of text, whose cells carry the names of their columns where a narrow screen stacks them."""
+    top = "".join(f"<th>{escape(head)}</th>" for head in heads)
+    body = "".join(
+        f"<tr><td>{escape(first)}</td>"
+        + "".join(
+            f'<td data-label="{escape(head)}">{escape(cell)}</td>' for head, cell in zip(heads[1:], rest, strict=True)
+        )
+        + "</tr>"
+        for first, *rest in rows
+    )
+    return f'<table class="summary"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def embedded_picture(svg: bytes, alt: str) -> str:
+    """A picture as wide as the page, within the page's own file."""
+    data = base64.b64encode(svg).decode()
+    return f'<img alt="{escape(alt)}" style="width:100%" src="data:image/svg+xml;base64,{data}">'
 
 
 def definition_list(pairs: Iterable[tuple[str, str]]) -> str:

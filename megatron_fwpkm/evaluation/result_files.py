@@ -1,4 +1,4 @@
-"""The files of results: JSON and CSV text, and writing that leaves a whole file or the former one."""
+"""The forms of results: JSON, CSV and a terminal's table, and writing that leaves a whole file or the former one."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Cells as columns of a terminal, ranged right; every line has as many."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
 def rounded(values: Mapping[str, Any]) -> dict[str, Any]:

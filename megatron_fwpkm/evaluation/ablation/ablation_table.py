@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..confidence import Estimate, mean_interval
-from ..result_files import csv_text, json_text, rounded
+from ..result_files import aligned, csv_text, json_text, rounded
 from .grid import Grid
 from .trial_record import TrialRecord
 
@@ -175,5 +175,4 @@ def table_text(results: AblationResults) -> str:
     """The table for a terminal."""
     rows = [cells_of(results, row) for row in results.rows]
     lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return aligned(lines)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..causality import CausalityCheck
-from ..result_files import csv_text, json_text, rounded
+from ..result_files import aligned, csv_text, json_text, rounded
 from .needle_record import NeedleRecord
 from .recall import Recall, recall
 from .settings import NeedleSettings
@@ -137,8 +137,7 @@ def text_table(results: NeedleResults) -> str:
             f"{main.token_accuracy:.2f}",
             *(f"{results.find(name, length).exact_match:.2f}{_beyond(results, name, length)}" for name in controls),
         ])  # fmt: skip
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return aligned(lines)
 
 
 def _beyond(results: NeedleResults, condition: str, length: int) -> str:

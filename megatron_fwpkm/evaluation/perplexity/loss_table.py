@@ -10,7 +10,7 @@ from typing import Any
 
 from ..causality import CausalityCheck
 from ..confidence import Estimate, ratio_interval
-from ..result_files import csv_text, json_text, rounded
+from ..result_files import aligned, csv_text, json_text, rounded
 from .loss_record import BlockLosses, StreamRecord
 from .perplexity_settings import PerplexitySettings
 
@@ -149,17 +149,27 @@ def _row(
 
 def text_lines(results: PerplexityResults) -> str:
     """The summary for a terminal: loss by condition, then by position what the measured one gains or loses."""
-    lines = [["memory" if len(results.conditions) > 1 else "", "loss [95 %]", "perplexity", "bits per byte"]]
+    return f"{aligned(condition_cells(results))}\n\n{aligned(position_cells(results))}"
+
+
+def condition_cells(results: PerplexityResults) -> list[list[str]]:
+    """A table of the conditions, heads first."""
+    lines = [["condition", "loss [95 %]", "perplexity", "bits per byte"]]
     for name in results.conditions:
         loss = results.find(name).loss
         lines.append([name, interval_text(loss), f"{math.exp(loss.mean):.3f}", f"{results.bits_per_byte(name):.4f}"])
-    others = results.conditions[1:]
-    below = [["positions", "tokens", "loss", *(f"less {name}" for name in others)]]
+    return lines
+
+
+def position_cells(results: PerplexityResults) -> list[list[str]]:
+    """A table of the parts of the positions and of all of them, heads first: the measured loss, and less the others."""
+    measured, others = results.conditions[0], results.conditions[1:]
+    lines = [["positions", "tokens", f"loss, {measured}", *(f"{measured} less {name}" for name in others)]]
     for span in (*results.spans(), Span(0)):
-        row = results.find(results.conditions[0], None, span)
-        gaps = [interval_text(results.find(results.conditions[0], name, span).loss, sign="+") for name in others]
-        below.append([str(span), f"{row.tokens:,}", interval_text(row.loss), *gaps])
-    return f"{_aligned(lines)}\n\n{_aligned(below)}"
+        row = results.find(measured, None, span)
+        gaps = [interval_text(results.find(measured, name, span).loss, sign="+") for name in others]
+        lines.append([str(span), f"{row.tokens:,}", interval_text(row.loss), *gaps])
+    return lines
 
 
 def interval_text(loss: Estimate, sign: str = "") -> str:
@@ -167,8 +177,3 @@ def interval_text(loss: Estimate, sign: str = "") -> str:
     if math.isnan(loss.low):
         return f"{loss.mean:{sign}.4f}"
     return f"{loss.mean:{sign}.4f} [{loss.low:{sign}.4f}, {loss.high:{sign}.4f}]"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

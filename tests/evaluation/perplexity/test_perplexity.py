@@ -200,7 +200,7 @@ def test_the_tool(
         "--block", 64, "--workers", 2, "--check-causality", "--output", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].split() == "memory loss [95 %] perplexity bits per byte".split()
+    assert done.stdout.splitlines()[0].split() == "condition loss [95 %] perplexity bits per byte".split()
     assert done.stdout.splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "losses.png", "report.html", "results.csv", "results.json", "samples.jsonl"
