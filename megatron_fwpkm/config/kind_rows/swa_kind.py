@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from ..layer_kind import LayerKind, Role
 from ..layer_pattern import layer_windows
 from ..pretrain import PretrainConfig
-from .attention_counts import (
-    attention_activation_bytes,
-    attention_divided,
-    attention_flops,
-    attention_fp8_widths,
-    attention_parameters,
-)
+from .fa_kind import FULL_ATTENTION
 
 
 def _reach(config: PretrainConfig, layer_number: int) -> str:
@@ -28,19 +22,13 @@ def _summary(config: PretrainConfig, layer_numbers: Sequence[int]) -> str:
     return f"Attention sees windows of {', '.join(map(str, seen))} tokens{where}."
 
 
-SLIDING_ATTENTION = LayerKind(
+SLIDING_ATTENTION = replace(
+    FULL_ATTENTION,
     name="swa",
-    role=Role.MIXER,
     label="sliding attention",
-    parameters=attention_parameters,
-    activation_bytes=attention_activation_bytes,
-    flops=attention_flops,
     reach=_reach,
     summary=_summary,
-    divided=attention_divided,
-    fp8_widths=attention_fp8_widths,
     within_window=True,
-    context_parallel=True,
-    separates_documents=True,
+    narrowed_in_training=False,
 )
-"""Its row."""
+"""Its row: full attention's, but for what it sees."""
