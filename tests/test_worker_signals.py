@@ -33,6 +33,20 @@ if __name__ == "__main__":
 """
 
 
+STARTER = """
+import subprocess, sys
+from megatron_fwpkm.processes.parent import program_that_stops_with_parent
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], preexec_fn=program_that_stops_with_parent())
+child.wait()
+"""
+STARTED = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("stopped", flush=True)))
+print("started", flush=True)
+signal.pause()
+"""
+
+
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run Python with workers that are interrupted at their start; checks that there were some."""
     witness = folder / "witness"
@@ -64,3 +78,12 @@ def test_other_workers_leave_interruption_to_their_parent(tmp_path: Path, progra
     done = run(tmp_path, str(tmp_path / "program.py"))
     assert done.stdout == printed
     assert "KeyboardInterrupt" not in done.stderr
+
+
+def test_a_program_is_stopped_when_the_one_that_started_it_is_killed() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", STARTER, STARTED]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None and starter.stdout.readline() == "started\n"
+        starter.kill()
+        assert starter.communicate(timeout=60)[0] == "stopped\n"

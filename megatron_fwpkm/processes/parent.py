@@ -55,6 +55,23 @@ def end_with_parent() -> None:
     threading.Thread(target=look, daemon=True).start()
 
 
+def program_that_stops_with_parent() -> Callable[[], None]:
+    """What subprocess takes as `preexec_fn`: the program receives SIGTERM when the thread that started it ends."""
+    if not sys.platform.startswith("linux"):
+        return lambda: None
+    import ctypes
+
+    prctl, starter = ctypes.CDLL(None).prctl, os.getpid()
+
+    def in_program() -> None:
+        """Ask the kernel, between fork and exec."""
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != starter:  # it ended before the kernel was told
+            os._exit(1)
+
+    return in_program
+
+
 @contextmanager
 def shielded(*signals: signal.Signals) -> Iterator[None]:
     """Processes started inside never receive these signals, neither while they import modules nor later.

@@ -18,7 +18,7 @@ class TrialRecord:
     parameters: int
     """Slow weights."""
     cpu_seconds: float
-    """CPU time of the training process, its start included."""
+    """CPU time of the training, its start included; without that of a process that was killed."""
     losses: Mapping[str, float]
     """Held-out loss per token with the memory on, by the first position of the part; `all` is every position."""
     without_memory: Mapping[str, float]

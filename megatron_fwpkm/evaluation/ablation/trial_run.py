@@ -14,6 +14,7 @@ from typing import Any
 
 from ...config.loading import parse_pretrain
 from ...config.parameter_counts import num_parameters
+from ...processes.parent import program_that_stops_with_parent
 from ..item_runner import RunOptions
 from ..model_loading import load_tokenizer
 from ..needle.results import NeedleResults
@@ -118,11 +119,15 @@ def make_trial_runner(grid: Grid, options: AblationOptions) -> Callable[[Trial],
 
 
 def _train(words: list[str], folder: Path) -> float:
-    """Run pretrain.py with its log in `folder`; returns the CPU seconds of the process."""
+    """Run pretrain.py with its log in `folder`; returns the CPU seconds of the process.
+
+    If this process is killed, the training saves a checkpoint and stops: the next one continues from there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(_ROOT / "pretrain.py"), *words, "--log-dir", str(folder)]
     with (folder / "training.txt").open("w") as log:
-        process = subprocess.Popen(command, cwd=Path.cwd(), stdout=log, stderr=subprocess.STDOUT, env=_environment())
+        stops = program_that_stops_with_parent()
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment(), preexec_fn=stops)
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
