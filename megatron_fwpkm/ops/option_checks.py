@@ -1,11 +1,26 @@
-"""Checks that the options of all memories share."""
+"""What the options of all memories share: how they are copied from a configuration, and their checks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from .chunk_pieces import StreamNumbers
+
+Options = TypeVar("Options")
+
+
+def options_by_name(cls: type[Options], config: Any, prefix: str) -> Options:
+    """The options of a configuration, copied by name.
+
+    Args:
+        cls: the dataclass of the options.
+        config: has an attribute for every option that it sets; the others keep their defaults.
+        prefix: what its names begin with.
+    """
+    names = (field.name for field in fields(cls) if hasattr(config, prefix + field.name))  # type: ignore[arg-type]
+    return cls(**{name: getattr(config, prefix + name) for name in names})
 
 
 def check_option_ranges(

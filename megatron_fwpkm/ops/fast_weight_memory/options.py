@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from ..option_checks import check_option_ranges, check_stream_numbers
+from ..option_checks import check_option_ranges, check_stream_numbers, options_by_name
 
 WHOLE_NUMBERS = {"topk": 1, "chunk_size": 1, "lookahead": 0}
 """Options that are integers, and the smallest each may be."""
@@ -65,14 +65,8 @@ class MemoryOptions:
 
     @classmethod
     def of(cls, config: Any, prefix: str = "") -> MemoryOptions:
-        """The options of a configuration, copied by name.
-
-        Args:
-            config: has an attribute for every option that it sets; the others keep their defaults.
-            prefix: what its names begin with.
-        """
-        names = (field.name for field in fields(cls) if hasattr(config, prefix + field.name))
-        return cls(**{name: getattr(config, prefix + name) for name in names})
+        """The options of a configuration; the names of its attributes begin with `prefix` (`options_by_name`)."""
+        return options_by_name(cls, config, prefix)
 
     @property
     def key_lr(self) -> float:
