@@ -44,7 +44,8 @@ def test_it_is_the_layer_of_qwen3_next() -> None:
             parameter.normal_(0, 0.5)
     ours.load_state_dict(theirs.state_dict())
     hidden = torch.randn(2, 150, 16)
-    torch.testing.assert_close(ours(hidden, (hidden, hidden), None, None), theirs(hidden), rtol=1e-5, atol=1e-5)
+    # Theirs computes in float32, whose rounding depends on the CPU.
+    torch.testing.assert_close(ours(hidden, (hidden, hidden), None, None), theirs(hidden), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("cuts", [(), (1,), (3, 4, 40), tuple(range(1, 60)), (64,)])
