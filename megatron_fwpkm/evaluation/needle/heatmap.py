@@ -16,7 +16,7 @@ from .results import NeedleResults
 from .settings import CONDITION_TITLES, short_length
 
 _COLOURS = LinearSegmentedColormap.from_list("recall", list(RECALL))
-_WIDEST = 15
+_WIDEST = 18
 """Most columns over all panels that stay legible side by side; with more, panels are stacked."""
 
 

@@ -94,9 +94,8 @@ class NeedleSettings:
 
     def described_samples(self) -> str:
         """Contexts per length, for people."""
-        if len(self.samples) == 1:
-            return str(self.samples[0])
-        return ", ".join(f"{self.samples_at(length)} of {short_length(length)}" for length in sorted(self.lengths))
+        least, most = min(self.samples), max(self.samples)
+        return str(most) if least == most else f"{least} to {most}"
 
     def depth_grid(self) -> tuple[float, ...]:
         """The depths as fractions; a single depth is the middle."""

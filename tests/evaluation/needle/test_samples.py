@@ -120,7 +120,7 @@ def test_every_length_may_have_its_own_number_of_samples(make_settings):
     settings = make_settings(lengths=(512, 128), samples=(6, 9))
     cells = list(all_cells(settings))
     assert [sum(cell.length == length for cell in cells) for length in (128, 512)] == [9, 6]
-    assert settings.described_samples() == "9 of 128, 6 of 512"
+    assert settings.described_samples() == "6 to 9" and make_settings(samples=(5, 5)).described_samples() == "5"
     shorter = list(all_cells(make_settings(lengths=(128,), samples=6)))
     assert shorter == cells[:6], "how many there are changes none of them"
 
