@@ -14,6 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from ..config.loading import Resolved, option_groups
+from ..config.validation import problems
 from ..libraries.choices import choose_libraries
 from ..libraries.probes import installed
 from .rendezvous import name_ranks
@@ -36,7 +37,9 @@ def describe_start(resolved: Resolved) -> dict[str, str]:
         for option in found
         if option.flag not in MAY_DIFFER
     }
-    described |= {f"the choice of {one.part}": one.shown for one in choose_libraries(resolved.config, installed())}
+    if not problems(resolved.config):  # else every rank will say them
+        chosen = choose_libraries(resolved.config, installed())
+        described |= {f"the choice of {one.part}": one.shown for one in chosen}
     described["the code of megatron_fwpkm"] = _code_hash()
     described["the version of Python"] = platform.python_version()
     described |= {f"the version of {name}": package_version(name) for name in PACKAGES}

@@ -82,8 +82,10 @@ class NodeChecks:
 
     def _configuration(self) -> Iterator[Trouble]:
         launch, config = self._launch, self._config
-        for line in problems(config, self._processes):
-            yield Trouble(line, "pretrain.py would refuse it")
+        found = problems(config, self._processes)
+        yield from (Trouble(line, "pretrain.py would refuse it") for line in found)
+        if found:
+            return
         on_gpu = torch.cuda.is_available()
         world = World(launch.rank, launch.world_size, torch.device("cuda" if on_gpu else "cpu"))
         try:

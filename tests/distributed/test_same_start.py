@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.distributed.same_start import MAY_DIFFER, check_same_start, describe_start
-from tests.test_pretrain import flags, write_dataset
+from tests.test_pretrain import flags, start, write_dataset
 from tests.training.faulty_run import ranks
 
 
@@ -56,6 +57,13 @@ def test_every_option_counts_but_those_of_a_node() -> None:
     assert base["the code of megatron_fwpkm"] and base["the version of torch"]
     changed = describe_start(parse_pretrain(["--lr", "0.2", "--num-threads", "3"]))
     assert [name for name in base if base[name] != changed[name]] == ["--lr"]
+
+
+def test_an_invalid_pattern_is_refused_by_its_flag(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ranks are compared before options are, and that must not stumble over what options say."""
+    for pattern, said in (("gdm", "gdm is not a token mixer; did you mean gdn?"), ("fa,,fa", "'' is no part of a")):
+        assert start(flags("numbers", save=tmp_path / "run", layer_pattern=pattern)) == 1
+        assert f"error: --layer-pattern {pattern}: {said}" in capfd.readouterr().err
 
 
 def test_two_nodes_with_different_learning_rates_do_not_train(tmp_path: Path) -> None:

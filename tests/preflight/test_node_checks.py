@@ -51,6 +51,7 @@ def test_what_is_missing_is_named(dataset: str, tmp_path: Path) -> None:
 
 def test_a_configuration_that_pretrain_would_refuse(dataset: str) -> None:
     assert any("--global-batch-size" in line for line in said(look(dataset, processes=3)))
+    assert any("gdm is not a token mixer" in line for line in said(look(dataset, layer_pattern="gdm")))
 
 
 def test_a_disk_that_is_full_or_read_only(dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
