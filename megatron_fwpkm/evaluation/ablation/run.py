@@ -14,6 +14,7 @@ from typing import Any
 
 from ...config.loading import parse_pretrain
 from ...config.validation import problems
+from ...data.indexed.indexed_format import read_dataset_info
 from ..item_runner import RunOptions, check_output, measure_items
 from ..provenance import provenance
 from ..record_log import RecordLog
@@ -42,6 +43,8 @@ def run_ablation(options: AblationOptions, run: RunOptions) -> AblationResults:
     grid = read_grid(Path(options.grid))
     check_output(run.output, run.workers)
     check_text_files("--text", options.text)
+    check_text_files("--tokenizer-model", (options.tokenizer_model,))
+    read_dataset_info(options.data_path)
     trials = list(grid.trials())
     for trial in trials:
         _check_trial(grid, trial, options)

@@ -147,6 +147,9 @@ def test_what_is_refused_before_anything_is_trained(
     assert "fwpkm_seed1 cannot be trained: --fwpkm-layer-numbers 7 must be" in said({"fwpkm-layer-numbers": [7]})
     assert "refuses the flags of fwpkm_seed1, see above" in said({"fwpkm-layers": [2]})
     assert "--fwpkm-layers" in capsys.readouterr().err
+    for field, match in (("data_path", "nowhere"), ("tokenizer_model", "--tokenizer-model nowhere does not exist")):
+        with pytest.raises(ValueError, match=match):
+            run_ablation(replace(options, **{field: "nowhere"}), options.run_options(()))
     assert trained == [] and not (tmp_path / "out").exists()
     for changes, match in (
         ({"length": 12}, "--length 12 must be at least 1024"), ({"workers": 0}, "--workers 0"),
