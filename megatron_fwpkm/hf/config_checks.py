@@ -133,7 +133,7 @@ MEMORY_OWNERS = ("shared",)
 WORDS = {
     "memory": (None, *MEMORY_OWNERS),
     "fwpkm_memory": ("initial", "trained"),
-    **{f"fwpkm_{name}": CHOICES[name] for name in ("score", "boundary", "implementation")},
+    **{f"fwpkm_{name}": CHOICES[name] for name in ("score", "boundary", "write_scale", "implementation")},
     **FAST_MLP_WORDS,
 }
 DTYPES = ("float16", "bfloat16", "float32", "float64")

@@ -9,7 +9,6 @@ from .transformers_range import check_transformers  # noqa: F401  (first: it ref
 # isort: split
 from transformers import PreTrainedConfig
 
-from ..ops.fast_weight_memory.options import MemoryOptions
 from .attention_fields import attention_mixers
 from .config_checks import check_config, check_given
 from .mlp_fields import DENSE
@@ -77,6 +76,8 @@ class FwPKMHFConfig(PreTrainedConfig):
         fwpkm_normalize_targets: z-score the values.
         fwpkm_boundary: arithmetic of a call without a cache: "drop" as the paper trains (the last lookahead tokens of a
             chunk are never written), or "carry". A call with a cache always carries.
+        fwpkm_write_scale: arithmetic of whatever carries: "consistent", with which the result does not depend on how a
+            text is cut into calls, or "official", the streaming of the paper's authors, with which it does.
         fwpkm_implementation: what computes the memories: "plain", "reference", "sparse" or "triton", of which the last
             three need the package megatron_fwpkm. "auto" takes "plain" on the CPU, and on a GPU the package's own
             choice where it is installed.
@@ -91,6 +92,7 @@ class FwPKMHFConfig(PreTrainedConfig):
         fwmlp_gate_writes: whether the gate weighs the loss of a token.
         fwmlp_normalize_targets: z-score the values.
         fwmlp_boundary: as fwpkm_boundary.
+        fwmlp_write_scale: as fwpkm_write_scale.
         fwpkm_memory: which memory the export holds, for information: "initial" or "trained".
         fwpkm_iteration: iteration of the training run that the weights are from, for information.
         memory: who owns the memory when a call has several sequences and writes: "shared" by all of them, or None to
@@ -160,6 +162,7 @@ class FwPKMHFConfig(PreTrainedConfig):
     fwpkm_gate_writes: bool = True
     fwpkm_normalize_targets: bool = True
     fwpkm_boundary: str = "drop"
+    fwpkm_write_scale: str = "consistent"
     fwpkm_implementation: str = "auto"
     fwmlp_layers: list[int] = None  # type: ignore[assignment]
     fwmlp_hidden_size: int = 2304
@@ -172,6 +175,7 @@ class FwPKMHFConfig(PreTrainedConfig):
     fwmlp_gate_writes: bool = False
     fwmlp_normalize_targets: bool = True
     fwmlp_boundary: str = "drop"
+    fwmlp_write_scale: str = "consistent"
     fwpkm_memory: str = "initial"
     fwpkm_iteration: int | None = None
     memory: str | None = None
@@ -199,9 +203,11 @@ class FwPKMHFConfig(PreTrainedConfig):
         """Layers, counted from 0, with fast weights of any kind."""
         return sorted([*self.fwpkm_layers, *self.fwmlp_layers])
 
-    def memory_options(self) -> MemoryOptions:
-        """What defines the memories' reads and writes."""
-        return MemoryOptions.of(self, "fwpkm_")
+    @property
+    def cuts_matter(self) -> bool:
+        """What a call with a cache gives depends on the calls before it that brought the text."""
+        scales = (self.fwpkm_layers, self.fwpkm_write_scale), (self.fwmlp_layers, self.fwmlp_write_scale)
+        return any(layers and scale == "official" for layers, scale in scales)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

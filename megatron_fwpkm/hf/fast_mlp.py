@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from transformers import initialization as init
@@ -14,6 +12,7 @@ from ..ops.fast_weight_mlp.mlp_state import FastMLPOutput, FastMLPState, FastMLP
 from ..ops.fast_weight_mlp.swiglu import hidden_of, read
 from ..ops.initialization import mlp_deviation
 from ..ops.precision import full_precision
+from .call_options import options_of_calls
 from .configuration_fwpkm import FwPKMHFConfig
 from .memory import LayerMemory, MemoryFunctions
 from .memory_block import BlockAroundMemory
@@ -28,11 +27,11 @@ class FastWeightMLP(BlockAroundMemory):
     table_names = FastMLPWeights._fields
 
     def __init__(self, config: FwPKMHFConfig, layer_idx: int):
-        options = FastMLPOptions.of(config, "fwmlp_")
+        options, streaming = options_of_calls(FastMLPOptions, config, "fwmlp_")
         super().__init__(
             config.hidden_size, config.fwmlp_key_dim, config.fwmlp_value_dim, options, eps=config.rms_norm_eps,
             gate=config.fwmlp_gate, gate_writes=config.fwmlp_gate_writes,
-            normalize_targets=config.fwmlp_normalize_targets,
+            normalize_targets=config.fwmlp_normalize_targets, streaming=streaming,
         )  # fmt: skip
         keys, width, values = config.fwmlp_key_dim, config.fwmlp_hidden_size, config.fwmlp_value_dim
         shapes = (width, keys), (width,), (width, keys), (width,), (values, width), (values,)
@@ -53,7 +52,7 @@ class FastWeightMLP(BlockAroundMemory):
 
     def new_memory(self) -> LayerMemory:
         """What a cache holds of this layer at the beginning of a text."""
-        return LayerMemory(self.initial(), replace(self.options, boundary="carry"), FUNCTIONS)
+        return LayerMemory(self.initial(), self.streaming, FUNCTIONS)
 
     @property
     def functions(self) -> MemoryFunctions:

@@ -21,7 +21,7 @@ FAST_MLP_MOST = {f"fwmlp_{name}": most for name, most in STEP_SIZES.items()}
 """Fields that are numbers from 0, and the largest each may be."""
 FAST_MLP_SWITCHES = ("fwmlp_gate", "fwmlp_gate_writes", "fwmlp_normalize_targets")
 """Fields that are True or False."""
-FAST_MLP_WORDS = {"fwmlp_boundary": CHOICES["boundary"]}
+FAST_MLP_WORDS = {f"fwmlp_{name}": words for name, words in CHOICES.items()}
 """Fields that are words, and the words each may be."""
 
 

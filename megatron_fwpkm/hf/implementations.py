@@ -79,7 +79,7 @@ def read_only(queries: Tensor, targets: Tensor, tables: FastWeightState, options
         with full_precision(tables.values.device):
             return read_tables(queries, tables.sub_keys, tables.values, options).retrieved
     # A chunk that these tokens do not fill, so that nothing is written.
-    longer = {"boundary": "carry", "chunk_size": queries.shape[1] + 1}
+    longer = {"boundary": "carry", "write_scale": "consistent", "chunk_size": queries.shape[1] + 1}
     keywords = vars(options) | {"implementation": implementation} | longer
     tables = FastWeightState(tables.sub_keys, tables.values)
     retrieved: Tensor = ops.fast_weight_memory(queries, targets, None, tables, **keywords).retrieved

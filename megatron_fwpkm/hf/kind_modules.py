@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.cache_utils import CacheLayerMixin
 
+from ..ops.fast_weight_memory.options import MemoryOptions
 from .attention import FullLayer, FwPKMAttention, WindowLayer
+from .call_options import options_of_calls
 from .configuration_fwpkm import FwPKMHFConfig
 from .fast_mlp import FastWeightMLP
 from .linear_attention_layer import DeltaNetLayer, FwPKMGatedDeltaNet
@@ -94,10 +96,11 @@ def _attention_cache(config: FwPKMHFConfig, layer_idx: int) -> CacheLayerMixin:
 
 
 def _memory(config: FwPKMHFConfig, layer_idx: int) -> FastWeightProductKeyMemory:
+    options, streaming = options_of_calls(MemoryOptions, config, "fwpkm_")
     return FastWeightProductKeyMemory(
         config.hidden_size, config.fwpkm_num_heads, config.fwpkm_num_subkeys, config.fwpkm_key_dim,
-        config.fwpkm_value_dim, config.memory_options(), eps=config.rms_norm_eps, gate=config.fwpkm_gate,
-        gate_writes=config.fwpkm_gate_writes, normalize_targets=config.fwpkm_normalize_targets,
+        config.fwpkm_value_dim, options, eps=config.rms_norm_eps, gate=config.fwpkm_gate,
+        gate_writes=config.fwpkm_gate_writes, normalize_targets=config.fwpkm_normalize_targets, streaming=streaming,
     )  # fmt: skip
 
 

@@ -44,9 +44,11 @@ class BlockAroundMemory(nn.Module):
     """Names of those buffers."""
 
     def __init__(self, hidden_size: int, query_width: int, value_dim: int, options: Any, *, eps: float, gate: bool,
-                 gate_writes: bool, normalize_targets: bool):  # fmt: skip
+                 gate_writes: bool, normalize_targets: bool, streaming: Any = None):  # fmt: skip
         super().__init__()
         self.options, self.normalize_targets, self.gate_writes = options, normalize_targets, gate_writes
+        self.streaming = replace(options, boundary="carry") if streaming is None else streaming
+        """The options of calls with a cache."""
         self.query_norm, self.query_proj = RMSNorm(hidden_size, eps), nn.Linear(hidden_size, query_width)
         self.value_norm, self.value_proj = RMSNorm(hidden_size, eps), nn.Linear(hidden_size, value_dim)
         self.gate_norm = RMSNorm(hidden_size, eps) if gate else None
@@ -136,10 +138,10 @@ class FastWeightProductKeyMemory(BlockAroundMemory):
 
     def __init__(self, hidden_size: int, num_heads: int, num_subkeys: int, key_dim: int, value_dim: int,
                  options: MemoryOptions, *, eps: float = 1e-5, gate: bool = True, gate_writes: bool = True,
-                 normalize_targets: bool = True):  # fmt: skip
+                 normalize_targets: bool = True, streaming: MemoryOptions | None = None):  # fmt: skip
         super().__init__(
             hidden_size, num_heads * key_dim, value_dim, options, eps=eps, gate=gate, gate_writes=gate_writes,
-            normalize_targets=normalize_targets,
+            normalize_targets=normalize_targets, streaming=streaming,
         )  # fmt: skip
         self.num_heads, self.key_dim = num_heads, key_dim
         self.register_buffer("sub_keys", torch.zeros(num_heads, 2, num_subkeys, key_dim // 2))
@@ -157,7 +159,7 @@ class FastWeightProductKeyMemory(BlockAroundMemory):
 
     def new_memory(self) -> LayerMemory:
         """What a cache holds of this layer at the beginning of a text."""
-        return LayerMemory(self.initial(), replace(self.options, boundary="carry"))
+        return LayerMemory(self.initial(), self.streaming)
 
     @property
     def functions(self) -> MemoryFunctions:

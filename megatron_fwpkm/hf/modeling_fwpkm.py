@@ -1,7 +1,8 @@
 """Causal language model with fast-weight product key memories, for Transformers.
 
-A call with a cache streams: however a text is cut into calls, the logits are the same. A call without one is the
-arithmetic of training: the text starts from the initial memory and chunk boundaries follow `config.fwpkm_boundary`.
+A call with a cache streams: however a text is cut into calls, the logits are the same (but for
+`config.fwpkm_write_scale="official"`). A call without one is the arithmetic of training: the text starts from the
+initial memory and chunk boundaries follow `config.fwpkm_boundary`.
 Sequences of a batch write one memory together, as in the paper, only where `memory="shared"` asks for it.
 """
 
@@ -47,7 +48,8 @@ from .rows import ReadText, Rows
 from .weight_checks import load_checked
 
 PREFILL_SEGMENT = 2048
-"""Tokens that a long call with a cache takes through all layers at once; bounds its memory, changes no result."""
+"""Tokens that a long call with a cache takes through all layers at once; bounds its memory, changes no result (where
+it would, a call is taken whole)."""
 
 
 class FwPKMDecoderLayer(GradientCheckpointingLayer):
@@ -216,7 +218,7 @@ class FwPKMModel(FwPKMPreTrainedModel):
     ) -> tuple[Tensor, list[Tensor]]:
         """All layers and the last norm over packed rows [B, T', hidden_size], and the states before every layer."""
         segment = length = hidden.shape[1]
-        if cache is not None and not keep and not torch.is_grad_enabled():
+        if cache is not None and not keep and not torch.is_grad_enabled() and not self.config.cuts_matter:
             segment = PREFILL_SEGMENT
         states: list[Tensor] = []
         outputs = []

@@ -11,16 +11,17 @@ from .chunk_pieces import StreamNumbers
 Options = TypeVar("Options")
 
 
-def options_by_name(cls: type[Options], config: Any, prefix: str) -> Options:
+def options_by_name(cls: type[Options], config: Any, prefix: str, **given: Any) -> Options:
     """The options of a configuration, copied by name.
 
     Args:
         cls: the dataclass of the options.
         config: has an attribute for every option that it sets; the others keep their defaults.
         prefix: what its names begin with.
+        given: options that go before the configuration's.
     """
     names = (field.name for field in fields(cls) if hasattr(config, prefix + field.name))  # type: ignore[arg-type]
-    return cls(**{name: getattr(config, prefix + name) for name in names})
+    return cls(**{name: getattr(config, prefix + name) for name in names} | given)
 
 
 def check_option_ranges(

@@ -64,9 +64,9 @@ class MemoryOptions:
         check_stream_numbers(self)
 
     @classmethod
-    def of(cls, config: Any, prefix: str = "") -> MemoryOptions:
+    def of(cls, config: Any, prefix: str = "", **given: Any) -> MemoryOptions:
         """The options of a configuration; the names of its attributes begin with `prefix` (`options_by_name`)."""
-        return options_by_name(cls, config, prefix)
+        return options_by_name(cls, config, prefix, **given)
 
     @property
     def key_lr(self) -> float:

@@ -43,6 +43,6 @@ class FastMLPOptions:
         check_stream_numbers(self)
 
     @classmethod
-    def of(cls, config: Any, prefix: str = "") -> FastMLPOptions:
+    def of(cls, config: Any, prefix: str = "", **given: Any) -> FastMLPOptions:
         """The options of a configuration; the names of its attributes begin with `prefix` (`options_by_name`)."""
-        return options_by_name(cls, config, prefix)
+        return options_by_name(cls, config, prefix, **given)
