@@ -7,8 +7,11 @@ from typing import Any
 
 from ..config import OptimizerConfig, PretrainConfig
 from ..config.field_metadata import ARCHITECTURE, NOT_COMPARED, SAME_RUN, SCHEDULE, OnResume, marked, on_resume
+from ..config.layer_kinds import layer_plan
+from ..config.layer_pattern import layer_windows
 from ..config.loading import PREFIXES, option_groups
 from ..config.memories import memory_kinds
+from ..config.pswa import pswa_window
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,27 @@ def flag_name(group: str, field_name: str) -> str:
 
 
 def differences(saved: PretrainConfig, given: PretrainConfig) -> list[Difference]:
-    """All flags that matter and differ, in the order of the configuration."""
-    found = []
+    """All flags that matter and differ, in the order of the configuration.
+
+    Where they give every layer the same parts, patterns and numbers of layers do not differ, however they are spelled.
+    """
+    found, alike = [], _spelled_differently(saved, given)
     for group, cls, known in option_groups():
         for option in known:
             name = option.field_name
             before, now = (getattr(getattr(config, group), name) for config in (saved, given))
             kind = SAME_RUN if _makes_groups(name, before, now) else on_resume(cls, name)
-            if before != now and kind is not NOT_COMPARED:
+            if before != now and kind is not NOT_COMPARED and name not in alike:
                 found.append(Difference(option.flag, option.format(before), option.format(now), kind))
     return found
+
+
+def _spelled_differently(saved: PretrainConfig, given: PretrainConfig) -> tuple[str, ...]:
+    """Fields that may differ because the layers are the same: of the same parts, which see the same windows."""
+    if layer_plan(saved) != layer_plan(given) or layer_windows(saved.model) != layer_windows(given.model):
+        return ()
+    same_in_training = pswa_window(saved) == pswa_window(given)
+    return ("layer_pattern", "layer_numbers", *(["window_size"] if same_in_training else []))
 
 
 def check_resumable(saved: PretrainConfig, given: PretrainConfig, where: str, *, finetune: bool) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -73,9 +74,49 @@ def test_weights_that_meet_another_initial_memory_are_announced(
 
 
 def test_values_are_spelt_as_they_are_typed() -> None:
-    one, other = change("model", window_size=(3, 0)), change("model", window_size=(7, 0))
+    one, other = (change("model", layer_pattern="swa", window_size=(left, 0)) for left in (3, 7))
     with pytest.raises(ValueError, match="--window-size is 3,0 in the checkpoint and 7,0 in this run"):
         check_resumable(one, other, "run", finetune=True)
+
+
+@pytest.mark.parametrize(
+    ("saved", "given"),
+    [
+        ({"layer_pattern": "fa"}, {"layer_pattern": "fa,fa"}),
+        ({"layer_pattern": "gdn*2,gdn,swa:7"}, {"layer_pattern": "gdn*3,swa", "window_size": (7, 0)}),
+    ],
+)
+def test_layers_are_compared_and_not_how_they_are_spelled(saved: dict[str, Any], given: dict[str, Any]) -> None:
+    one, other = change("model", **saved), change("model", **given)
+    for finetune in (False, True):
+        assert check_resumable(one, other, "run", finetune=finetune) == []
+        assert check_resumable(other, one, "run", finetune=finetune) == []
+
+
+def test_numbers_of_layers_are_the_same_in_any_order() -> None:
+    assert differences(change("pkm", layer_numbers=(2, 3)), change("pkm", layer_numbers=(3, 2))) == []
+    assert len(differences(change("pkm", layer_numbers=(2, 3)), change("pkm", layer_numbers=(3, 4)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "message"),
+    [
+        ({"layer_pattern": "fa,swa:7"}, {"layer_pattern": "fa,swa:8"}, "--layer-pattern is fa,swa:7 .* and fa,swa:8"),
+        ({"layer_pattern": "fa,swa:7"}, {"layer_pattern": "swa:7,fa"}, "--layer-pattern is fa,swa:7 .* and swa:7,fa"),
+        ({"layer_pattern": "fa", "num_layers": 4}, {"layer_pattern": "fa,fa", "num_layers": 8}, "--num-layers is 4"),
+    ],
+)
+def test_other_layers_are_refused(saved: dict[str, Any], given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_resumable(change("model", **saved), change("model", **given), "run", finetune=True)
+
+
+def test_a_window_of_training_is_compared() -> None:
+    narrowed = [
+        replace(change("model", window_size=(left, 0)), fwpkm=replace(BASE.fwpkm, pswa_probability=0.5))
+        for left in (3, 7)
+    ]
+    assert [found.flag for found in differences(*narrowed)] == ["--window-size"]
 
 
 def test_what_may_change_is_said_and_logging_is_nobodys_business() -> None:
