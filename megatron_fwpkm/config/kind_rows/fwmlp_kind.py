@@ -87,7 +87,7 @@ def _reach(config: PretrainConfig, layer_number: int) -> str:
 def _summary(config: PretrainConfig, layer_numbers: Sequence[int]) -> str:
     where = ", ".join(str(number - 1) for number in layer_numbers)
     return (
-        f"Before the attention of layers {where} (counted from 0) stands a fast-weight MLP, trained by gradient "
+        f"Before the token mixer of layers {where} (counted from 0) stands a fast-weight MLP, trained by gradient "
         f"descent after every {config.fwmlp.chunk_size} tokens, in inference too."
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..derived import ShardedCount, num_slots, table_bytes, table_elements, value_bytes
 from ..layer_kind import FastWeights, LayerKind, Role, TableTraffic, weight_bytes
 from ..pretrain import PretrainConfig
@@ -92,6 +94,15 @@ def _fwpkm_made_by(config: PretrainConfig) -> str:
     return f"{made} (a table has num_subkeys squared rows)"
 
 
+def _fwpkm_summary(config: PretrainConfig, layer_numbers: Sequence[int]) -> str:
+    where = ", ".join(str(number - 1) for number in layer_numbers)
+    return (
+        f"A Fast-weight Product Key Memory (arXiv 2601.00671), a sparse memory of {num_slots(config.fwpkm):,} slots "
+        f"before the token mixer of layers {where} (counted from 0), is read for every token and updated by gradient "
+        f"descent after every {config.fwpkm.chunk_size} tokens, in inference too."
+    )
+
+
 FWPKM = LayerKind(
     name="fwpkm",
     role=Role.MEMORY,
@@ -101,6 +112,7 @@ FWPKM = LayerKind(
     flops=_fwpkm_flops,
     traffic=_fwpkm_traffic,
     reach=_fwpkm_reach,
+    summary=_fwpkm_summary,
     divided=_fwpkm_divided,
     fp8_widths=_fwpkm_fp8_widths,
     fast_weights=FastWeights(
