@@ -51,6 +51,7 @@ def context() -> dict[str, list[dict[str, Any]]]:
     return run(2, ["plain", "documents apart"], context=2)
 
 
+@pytest.mark.slow  # in every run: tests/training/test_kind_layouts.py
 @pytest.mark.parametrize("name", CASES)
 def test_two_tensor_parallel_ranks_equal_one(serial: Any, tensor: Any, name: str) -> None:
     assert_same_training(tensor[name], serial[name])

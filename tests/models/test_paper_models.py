@@ -105,6 +105,7 @@ def test_all_files_are_in_the_table() -> None:
     assert [name for name in files if f"`{name}`" not in said] == []
 
 
+@pytest.mark.slow  # tests/training/test_kind_layouts.py compares smaller models of all layouts in every run
 @pytest.mark.layouts
 def test_every_layout_trains_on_one_and_on_two_ranks() -> None:
     alone = [losses(tiny(layout, more=SHORT)) for layout in LAYOUTS]

@@ -15,7 +15,8 @@ from torch import Tensor
 from megatron_fwpkm.checkpoint.store_layout import stored_tensors
 from tests.engines.test_engine import VOCABULARY, batches
 from tests.spawned_ranks import run_distributed
-from tests.training.test_parallel_layouts import ROWS, SP, ZERO, Layout
+from tests.training.test_parallel_layouts import ROWS, configured
+from tests.training.trained_layouts import SP, ZERO, Layout
 
 pytestmark = pytest.mark.layouts
 
@@ -37,7 +38,7 @@ def pass_on(rank: int, world_size: int, names: list[str], root: Path) -> list[li
 
     notices = []
     for number, name in enumerate(names):
-        config = LAYOUTS[name].config("float32", "never")
+        config = configured(LAYOUTS[name], "float32", "never")
         with megatron_run(config.parallel, config.training) as world:
             engine = MegatronEngine(config, VOCABULARY, world.device)
             if number == 0:

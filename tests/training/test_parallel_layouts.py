@@ -7,9 +7,6 @@ serial run sees; where one replica does all the work the memory is carried over 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
@@ -20,17 +17,25 @@ from megatron_fwpkm.config import (
     FwPKMConfig,
     ModelConfig,
     OptimizerConfig,
-    ParallelConfig,
     PKMConfig,
     PretrainConfig,
 )
-from tests.engines.test_engine import BASE, VOCABULARY, batches, change
+from tests.engines.test_engine import BASE, change
 from tests.spawned_ranks import run_distributed
-from tests.training.double_precision import double_precision
+from tests.training.trained_layouts import (
+    RECOMPUTE,
+    SP,
+    STEPS,
+    ZERO,
+    Layout,
+    check_curves,
+    check_tables,
+    check_weights,
+    numbers,
+)
 
 pytestmark = pytest.mark.layouts
 
-STEPS = 4
 Precision = Literal["float64", "float32", "bf16"]
 # Sums that are cut differently are rounded differently, and so they are on every CPU. A near tie then chooses another
 # slot, and the runs part: one made 2e-4 in the loss and 0.5 in a table within six steps. Only float64 is compared
@@ -53,70 +58,22 @@ EVERYWHERE = PretrainConfig(
     checkpoint=BASE.checkpoint,
 )
 EVERYWHERE = change(EVERYWHERE, "training", train_iters=STEPS)
-APART = {"reset_attention_mask": True, "reset_position_ids": True, "eod_mask_loss": True}
 
 
-@dataclass(frozen=True)
-class Layout:
-    """One row of the table."""
-
-    name: str
-    processes: int
-    tp: int = 1
-    pp: int = 1
-    cp: int = 1
-    chunks: int = 1
-    packed: bool = False
-    more: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def replicas(self) -> int:
-        return self.processes // (self.tp * self.pp * self.cp)
-
-    @property
-    def reset(self) -> str:
-        return "document" if self.packed or self.replicas > 1 else "never"
-
-    def config(self, precision: Precision, reset: str) -> PretrainConfig:
-        parallel = ParallelConfig(
-            tensor_model_parallel_size=self.tp,
-            pipeline_model_parallel_size=self.pp,
-            context_parallel_size=self.cp,
-            num_virtual_stages_per_pipeline_rank=self.chunks,
-            **self.more,
-        )
-        config = change(EVERYWHERE, "training", bf16=precision == "bf16", **self.training)
-        config = change(change(config, "fwpkm", reset=reset), "fwmlp", reset=reset)
-        config = change(config, "parallel", **vars(parallel))
-        if self.packed:
-            config = change(config, "data", **APART)
-            config = change(config, "training", micro_batch_size=2, global_batch_size=8)
-        if precision == "float64":  # with windows in the first two of the four steps
-            config = change(config, "fwpkm", pswa_probability=0.3)
-            return change(config, "model", window_size=(6, 0))
-        if precision == "bf16":  # its norms are pinned for these memories: with others near ties fall differently
-            config = change(config, "fwmlp", layer_numbers=())
-        # Few large slots moved by whole steps, and Adam's division by small moments, both blow up differences at
-        # rounding level within some steps: small addressing steps and a large epsilon keep the losses together.
-        return change(change(config, "fwpkm", addressing_weight=0.1), "optimizer", adam_eps=1e-3)
+def configured(layout: Layout, precision: Precision, reset: str) -> PretrainConfig:
+    """The model in a layout."""
+    config = change(layout.of(EVERYWHERE, reset), "training", bf16=precision == "bf16")
+    if precision == "float64":  # with windows in the first two of the four steps
+        config = change(config, "fwpkm", pswa_probability=0.3)
+        return change(config, "model", window_size=(6, 0))
+    if precision == "bf16":  # its norms are pinned for these memories: with others near ties fall differently
+        config = change(config, "fwmlp", layer_numbers=())
+    # Few large slots moved by whole steps, and Adam's division by small moments, both blow up differences at
+    # rounding level within some steps: small addressing steps and a large epsilon keep the losses together.
+    return change(change(config, "fwpkm", addressing_weight=0.1), "optimizer", adam_eps=1e-3)
 
 
-def packed_batches(start: int, replica: int, replicas: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Micro-batches of two sequences, where the end of a document predicts nothing.
-
-    Positions restart within documents: at their starts they would change nothing, for rotary positions are relative.
-    """
-    for pair in zip(batches(start, replica, replicas), batches(start + 1000, replica, replicas), strict=True):
-        both = {name: torch.cat([one[name] for one in pair]) for name in pair[0]}
-        both["loss_mask"][:, :-1][both["document_starts"][:, 1:]] = 0.0
-        yield both | {"position_ids": both["position_ids"] % 7}
-
-
-SP = {"sequence_parallel": True}
-ZERO = {"use_distributed_optimizer": True}
 OVERLAP = {"overlap_grad_reduce": True}
-RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 SELECTIVE_AND_OFFLOAD = {"recompute_granularity": "selective", "cpu_offloading_num_layers": 1}
 LAYOUTS = [
     Layout("TP2", 2, tp=2),
@@ -172,49 +129,14 @@ WHOLE: dict[Precision, tuple[str, ...]] = {
 }
 
 
-def numbers(layout: Layout, precision: Precision, reset: str) -> dict[str, Any]:
-    """Losses, norms, evaluation and whole tables of this rank's layers, in the running processes."""
-    from megatron_fwpkm.engines.megatron import MegatronEngine
-    from megatron_fwpkm.engines.megatron_groups import megatron_run
-
-    config = layout.config(precision, reset)
-    reader = packed_batches if layout.packed else batches
-    with (
-        double_precision() if precision == "float64" else nullcontext(),
-        megatron_run(config.parallel, config.training) as world,
-    ):
-        from megatron.core import parallel_state
-
-        engine = MegatronEngine(config, VOCABULARY, world.device)
-        replica = parallel_state.get_data_parallel_rank()
-        source = reader(0, replica, layout.replicas)
-        steps = [engine.train_step(source) for _ in range(STEPS)]
-        evaluated = engine.evaluate(reader(100, replica, layout.replicas), 1)
-        sharing = parallel_state.get_tensor_and_context_parallel_group()
-        tables = {
-            (memory.layer_number, name): (memory.table_sharding.rank, memory.whole_shapes()[name], table.clone())
-            for memory in engine.memories
-            for name, table in memory.fast_weights().tables().items()
-        }
-        curve = [(step.losses.loss, step.grad_norm) for step in steps]
-        shared_by = torch.distributed.get_process_group_ranks(sharing)
-        return {"curve": curve, "evaluated": evaluated.loss, "tables": tables, "shared_by": shared_by}
-
-
-def whole_table(key: tuple[int, str], ranks: list[dict[str, Any]]) -> torch.Tensor:
-    """A table put together from the parts of the ranks that share a memory."""
-    parts = [table for *_, table in sorted((rank["tables"][key] for rank in ranks), key=lambda part: part[0])]
-    whole = ranks[0]["tables"][key][1]
-    for axis, size in enumerate(whole):
-        if parts[0].shape[axis] < size:
-            return torch.cat(parts, axis)
-    assert all(torch.equal(part, parts[0]) for part in parts)
-    return parts[0]
+def trained(layout: Layout, precision: Precision, reset: str) -> dict[str, Any]:
+    """What comes out of it in the running processes."""
+    return numbers(configured(layout, precision, reset), layout, double=precision == "float64")
 
 
 def all_numbers(rank: int, world_size: int, rows: list[tuple[str, Precision]]) -> list[dict[str, Any]]:
     """Rows one after the other in the same processes."""
-    return [numbers(ROWS[name], precision, ROWS[name].reset) for name, precision in rows]
+    return [trained(ROWS[name], precision, ROWS[name].reset) for name, precision in rows]
 
 
 _SERIAL: dict[tuple[Precision, str, bool], dict[str, Any]] = {}
@@ -224,35 +146,21 @@ def serial(precision: Precision, reset: str, packed: bool) -> dict[str, Any]:
     """One process, without recompute and offload."""
     key = precision, reset, packed
     if key not in _SERIAL:
-        _SERIAL[key] = numbers(Layout("serial", 1, packed=packed), precision, reset)
+        _SERIAL[key] = trained(Layout("serial", 1, packed=packed), precision, reset)
     return _SERIAL[key]
 
 
 def check(layout: Layout, precision: Precision, ranks: list[dict[str, Any]]) -> None:
     expected = serial(precision, layout.reset, layout.packed)
-    tolerance = TOLERANCES[precision]
-    seen = set()
-    for number, found in enumerate(ranks):
-        where = f"{layout.name} in {precision}, rank {number}"
-        for step, (mine, right) in enumerate(zip(found["curve"], expected["curve"], strict=True)):
-            assert mine[0] == pytest.approx(right[0], rel=tolerance), f"{where}, step {step}: loss"
-            if step < PINNED_NORMS[precision]:
-                assert mine[1] == pytest.approx(right[1], rel=tolerance), f"{where}, step {step}: gradient norm"
-        assert found["evaluated"] == pytest.approx(expected["evaluated"], rel=tolerance), where
-        seen |= set(found["tables"])
-        tables = torch.float64 if precision == "float64" else torch.float32
-        assert all(table.dtype == tables for *_, table in found["tables"].values()), where
-        if layout.replicas == 1 and precision == "float64":
-            for key in found["tables"]:
-                table = whole_table(key, [ranks[other] for other in found["shared_by"]])
-                torch.testing.assert_close(
-                    table,
-                    expected["tables"][key][2],
-                    rtol=tolerance,
-                    atol=tolerance,
-                    msg=lambda text, w=where, k=key: f"{w}, {k}: {text}",
-                )
-    assert seen == set(expected["tables"]), layout.name
+    where, tolerance = f"{layout.name} in {precision}", TOLERANCES[precision]
+    check_curves(where, ranks, expected, tolerance, PINNED_NORMS[precision])
+    tables = torch.float64 if precision == "float64" else torch.float32
+    assert all(table.dtype == tables for rank in ranks for *_, table in rank["tables"].values()), where
+    assert {key for rank in ranks for key in rank["tables"]} == set(expected["tables"]), where
+    if precision == "float64":
+        check_weights(where, ranks, expected, tolerance)
+        if layout.replicas == 1:  # with others every one has a memory of its own
+            check_tables(where, ranks, expected, tolerance)
 
 
 def run_and_check(processes: int, chosen: dict[Precision, tuple[str, ...]], timeout: float) -> None:

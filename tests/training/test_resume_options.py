@@ -22,6 +22,7 @@ from megatron_fwpkm.engines.megatron import MegatronEngine
 from megatron_fwpkm.engines.megatron_groups import megatron_run
 from tests.engines.test_engine import BASE, VOCABULARY, batches, change, state_of
 from tests.training import test_moving_layouts
+from tests.training.test_parallel_layouts import configured
 
 STEPS = 5
 CHANGEABLE = {(group, name) for group, cls, _ in option_groups() for name in marked(cls, MAY_CHANGE)}
@@ -98,7 +99,7 @@ def test_every_option_that_may_change_is_looked_at() -> None:
     named |= FAST_MLP | LAYOUT | FP8 | ZERO | RUN | FAULTS
     assert named == CHANGEABLE
     default = PretrainConfig()
-    layouts = [layout.config("float32", "never") for layout in test_moving_layouts.LAYOUTS.values()]
+    layouts = [configured(layout, "float32", "never") for layout in test_moving_layouts.LAYOUTS.values()]
     for group, name in LAYOUT:
         usual = getattr(getattr(default, group), name)
         assert any(getattr(getattr(config, group), name) != usual for config in layouts), name

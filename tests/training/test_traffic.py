@@ -15,7 +15,8 @@ from megatron_fwpkm.config import PretrainConfig
 from megatron_fwpkm.config.derived import kv_channels, num_query_groups
 from tests.engines.test_engine import VOCABULARY, batches, change
 from tests.spawned_ranks import run_distributed
-from tests.training.test_parallel_layouts import ROWS, SP, ZERO
+from tests.training.test_parallel_layouts import ROWS, configured
+from tests.training.trained_layouts import SP, ZERO
 
 _NAMES = ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor", "isend", "irecv")
 Sent = Counter[tuple[str, int]]
@@ -71,7 +72,7 @@ def one_step(rank: int, world_size: int, names: list[str]) -> list[tuple[Sent, i
 
 def config_of(name: str) -> PretrainConfig:
     """A row of the layout table without its memories, of any kind."""
-    config = ROWS[name].config("float32", "never")
+    config = configured(ROWS[name], "float32", "never")
     for memories in ("fwpkm", "fwmlp", "pkm"):
         config = change(config, memories, layer_numbers=())
     return config

@@ -1,0 +1,101 @@
+"""Every kind of layer in every layout computes what it computes in one process, in float64 to 1e-10."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.spawned_ranks import run_distributed
+from tests.training.kind_layouts import (
+    COLUMNS,
+    DOCUMENT,
+    GROUPS,
+    KINDS,
+    LAYOUTS,
+    QUICK,
+    refusals,
+    with_table,
+)
+from tests.training.trained_layouts import STEPS, Layout, check_curves, check_tables, check_weights, numbers
+
+pytestmark = pytest.mark.layouts
+
+TOLERANCE = 1e-10
+CELLS = [
+    pytest.param(kind, layout, marks=() if layout.name == QUICK else pytest.mark.slow, id=f"{kind}-{layout.name}")
+    for layout in COLUMNS
+    for kind in KINDS
+]
+
+
+def train(kind: str, layout: Layout) -> dict[str, Any]:
+    """A cell, in the running processes."""
+    return numbers(layout.of(KINDS[kind].config, layout.reset), layout, double=True)
+
+
+def train_kinds(rank: int, world_size: int, layout: str) -> list[dict[str, Any]]:
+    """A column, one kind after the other in the same processes."""
+    return [train(kind, LAYOUTS[layout]) for kind in KINDS]
+
+
+@cache
+def column(layout: str) -> dict[str, list[dict[str, Any]]]:
+    """By kind what the ranks of a layout computed."""
+    processes = LAYOUTS[layout].processes
+    if processes == 1:
+        return {kind: [train(kind, LAYOUTS[layout])] for kind in KINDS}
+    by_rank = run_distributed(train_kinds, processes, layout, timeout=400)
+    return dict(zip(KINDS, (list(ranks) for ranks in zip(*by_rank, strict=True)), strict=True))
+
+
+@cache
+def serial(kind: str, reset: str, packed: bool) -> dict[str, Any]:
+    """One process, without recompute and offload."""
+    layout = Layout("serial", 1, packed=packed)
+    return numbers(layout.of(KINDS[kind].config, reset), layout, double=True)
+
+
+@pytest.mark.usefixtures("cpu_compat")
+@pytest.mark.parametrize(("kind", "layout"), CELLS)
+def test_kind_equals_serial(kind: str, layout: Layout) -> None:
+    ranks, expected = column(layout.name)[kind], serial(kind, layout.reset, layout.packed)
+    where = f"{kind} with {layout.name}"
+    check_curves(where, ranks, expected, TOLERANCE, norms=STEPS)
+    check_weights(where, ranks, expected, TOLERANCE)
+    assert {key for rank in ranks for key in rank["tables"]} == set(expected["tables"]), where
+    if layout.replicas == 1:  # with others every one has a memory of its own
+        check_tables(where, ranks, expected, TOLERANCE)
+
+
+def test_the_table_in_the_document_is_fresh() -> None:
+    written = DOCUMENT.read_text(encoding="utf-8")
+    assert written == with_table(written), f"{DOCUMENT} is stale: run `python -m tests.training.kind_layouts`"
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("fa", ["--num-attention-heads 4 .*--num-query-groups 4 "]),
+        ("swa", ["--num-attention-heads 4 .*--num-query-groups 4 "]),
+        (
+            "gdn",
+            ["--linear-num-key-heads 4 .*value-heads 8 ", "--linear-num-key-heads 4 is not divisible"],
+        ),
+        ("pkm", ["--pkm-value-dim 8 "]),
+        (
+            "fwpkm",
+            ["--fwpkm-num-subkeys 4 .*--fwpkm-value-dim 8 ", "--fwpkm-num-subkeys 4 .*--context"],
+        ),
+        ("fwmlp", ["--fwmlp-hidden-size 8 ", "--fwmlp-hidden-size 8 .*--context"]),
+    ],
+)
+def test_what_a_kind_cannot_divide_is_refused(kind: str, sizes: list[str]) -> None:
+    found = refusals(KINDS[kind])
+    assert found[-1].startswith("--cpu-offloading-num-layers 4 has nothing to offload")
+    for size in sizes:
+        assert any(re.search(size, line) for line in found), found
+    assert all("data" not in line for line in found)
