@@ -42,6 +42,8 @@ def _attention(config: PretrainConfig) -> Iterator[str]:
         return
     if chosen.transformer_impl == "local":
         yield f"--attention-backend te needs {_TE_LAYERS}: give it, or --attention-backend local"
+    if not any(kind.core_attention for kind in kinds_in_use(config)):
+        return
     if config.data.reset_attention_mask:
         yield (
             "--attention-backend te cannot keep documents apart, as --reset-attention-mask asks: use "

@@ -108,6 +108,7 @@ class LayerKind:
         divided: flags and values of what is spread over tensor-parallel ranks, which must divide it.
         fp8_widths: inputs and outputs of its linears on one rank, by what they are called: FP8 takes whole blocks.
         libraries: optional packages that can compute it, by the names of `libraries.probes`.
+        core_attention: a token mixer in which every token attends to others: --attention-backend says what computes it.
         within_window: a token mixer that sees --window-size tokens before a token, or the window that --layer-pattern
             gives it.
         narrowed_in_training: a token mixer that sees --window-size only in steps that --fwpkm-pswa-probability draws.
@@ -130,6 +131,7 @@ class LayerKind:
     divided: Callable[[PretrainConfig], dict[str, int]] = _nothing
     fp8_widths: Callable[[PretrainConfig], dict[str, int]] = _nothing
     libraries: tuple[str, ...] = ()
+    core_attention: bool = False
     within_window: bool = False
     narrowed_in_training: bool = False
     largest_weight: Callable[[PretrainConfig], int] = _small

@@ -9,8 +9,8 @@ from functools import partial
 from ..config import PretrainConfig
 from ..config.deepspeed_options import zero_stage
 from ..config.implementation_rules import why_no_engine_attention
-from ..config.layer_kinds import kinds_in_use
-from ..config.layer_pattern import layer_windows
+from ..config.layer_kinds import LAYER_KINDS, kinds_in_use
+from ..config.layer_pattern import layer_mixers, layer_windows
 from ..config.library_rules import why_no_gradient_fusion
 from .probes import FLASH_LINEAR_ATTENTION, GRADIENT_KERNEL, Finding
 
@@ -112,30 +112,35 @@ def choose_attention(config: PretrainConfig, found: Findings) -> Choice:
     local = partial(Choice, "core attention", "local", "torch SDPA")
     if wanted == "local":
         return local("--attention-backend local")
+    if not any(kind.core_attention for kind in kinds_in_use(config)):
+        return local("no layer has it")
     if choose_layers(config, found).name == "local":
         return local("as the layers")
     obstacle = None if wanted == "te" else why_no_engine_attention(config)
     if obstacle is not None:
         return local(obstacle)
-    count, layers = attention_of_layers(config, found).count("te"), config.model.num_layers
+    by_layer = attention_of_layers(config, found)
+    count, others = by_layer.count("te"), by_layer.count("local")
     if count == 0:
-        return local("all layers have sliding windows")
+        return local("all of it has sliding windows")
     shown, why = "Transformer Engine", f"--attention-backend {wanted}"
-    if count == layers:
+    if others == 0:
         return Choice("core attention", "te", shown, why)
-    where = f"in {count} of {layers} layers, torch SDPA in those with windows"
+    where = f"in {count} of {len(by_layer)} layers, torch SDPA in {others} with windows"
     return Choice("core attention", "te", shown, f"{why}: {where}")
 
 
-def attention_of_layers(config: PretrainConfig, found: Findings) -> tuple[str, ...]:
-    """`te` or `local` for every layer of the model."""
-    wanted, windows = config.implementation.attention_backend, layer_windows(config.model)
-    if wanted == "local" or choose_layers(config, found).name == "local":
-        return ("local",) * len(windows)
-    if wanted == "te":
-        return ("te",) * len(windows)
-    usable = why_no_engine_attention(config) is None
-    return tuple("te" if usable and window is None else "local" for window in windows)
+def attention_of_layers(config: PretrainConfig, found: Findings) -> tuple[str | None, ...]:
+    """`te` or `local` for every layer of the model, None for those without core attention."""
+    wanted, engine = config.implementation.attention_backend, choose_layers(config, found).name != "local"
+    usable = engine and wanted != "local" and (wanted == "te" or why_no_engine_attention(config) is None)
+    mixers, windows = layer_mixers(config.model), layer_windows(config.model)
+    return tuple(
+        None if not LAYER_KINDS[mixer].core_attention
+        else "te" if usable and (wanted == "te" or window is None)
+        else "local"
+        for mixer, window in zip(mixers, windows, strict=True)
+    )  # fmt: skip
 
 
 def choose_delta_rule(config: PretrainConfig, found: Findings) -> Choice:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_fwpkm.config import ImplementationConfig, PretrainConfig
+from megatron_fwpkm.config.implementation_rules import implementation_problems
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.libraries.choices import (
     attention_of_layers,
@@ -113,7 +114,12 @@ def test_transformer_engine_is_asked_which_recipes_it_computes() -> None:
     [
         ("--bf16", HERE, "te te te te", "--attention-backend auto"),
         ("--bf16 --layer-pattern swa:5,fa", HERE, "local te local te", "in 2 of 4 layers"),
-        ("--bf16 --layer-pattern swa:5", HERE, "local local local local", "all layers have sliding windows"),
+        ("--bf16 --layer-pattern swa:5", HERE, "local local local local", "all of it has sliding windows"),
+        ("--bf16 --layer-pattern gdn,fa", HERE, "- te - te", "--attention-backend auto"),
+        ("--bf16 --layer-pattern gdn,swa:5", HERE, "- local - local", "all of it has sliding windows"),
+        ("--bf16 --layer-pattern gdn,gdn,swa:5,fa", HERE, "- - local te", "in 1 of 4 layers, torch SDPA in 1 "),
+        ("--bf16 --layer-pattern gdn", HERE, "- - - -", "no layer has it"),
+        ("--bf16 --layer-pattern gdn --attention-backend te", HERE, "- - - -", "no layer has it"),
         ("--attention-backend te --layer-pattern swa:5", HERE, "te te te te", "--attention-backend te"),
         ("", HERE, "local local local local", "no --bf16"),
         ("--bf16 --attention-backend local", HERE, "local local local local", "--attention-backend local"),
@@ -122,9 +128,15 @@ def test_transformer_engine_is_asked_which_recipes_it_computes() -> None:
 )
 def test_attention(words: str, found: dict[str, Finding], by_layer: str, why: str) -> None:
     config = config_of(words)
-    assert " ".join(attention_of_layers(config, found)) == by_layer
+    assert " ".join(name or "-" for name in attention_of_layers(config, found)) == by_layer
     choice = choose_attention(config, found)
     assert why in choice.why and choice.name == ("te" if "te" in by_layer.split() else "local")
+
+
+def test_what_attention_cannot_do_does_not_matter_without_attention() -> None:
+    words = "--bf16 --attention-backend te --transformer-impl transformer_engine --reset-attention-mask --layer-pattern"
+    refused = [list(implementation_problems(config_of(f"{words} {pattern}"))) for pattern in ("gdn,fa", "gdn")]
+    assert len(refused[0]) == 1 and "cannot keep documents apart" in refused[0][0] and refused[1] == []
 
 
 @pytest.mark.parametrize(

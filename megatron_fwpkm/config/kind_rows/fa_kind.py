@@ -38,6 +38,7 @@ FULL_ATTENTION = LayerKind(
     summary=_summary,
     divided=attention_divided,
     fp8_widths=attention_fp8_widths,
+    core_attention=True,
     narrowed_in_training=True,
     context_parallel=True,
     separates_documents=True,
