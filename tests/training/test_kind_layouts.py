@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from megatron_fwpkm.config.layer_kinds import LAYER_KINDS
 from tests.engines.test_engine import change
 from tests.spawned_ranks import run_distributed
 from tests.training.kind_layouts import (
@@ -69,6 +70,11 @@ def test_kind_equals_serial(kind: str, layout: Layout) -> None:
     assert {key for rank in ranks for key in rank["tables"]} == set(expected["tables"]), where
     if layout.replicas == 1:  # with others every one has a memory of its own
         check_tables(where, ranks, expected, TOLERANCE)
+
+
+def test_every_kind_has_a_row() -> None:
+    alone = set().union(*(row.kinds for row in KINDS.values() if len(row.kinds) == 1))
+    assert alone == LAYER_KINDS.keys() - {"swiglu"}, "swiglu is the MLP of all rows"
 
 
 def test_the_table_in_the_document_is_fresh() -> None:
