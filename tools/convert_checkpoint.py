@@ -1,9 +1,11 @@
-"""Convert Megatron-Core checkpoints to the Hugging Face format, and verify the conversion. Examples:
+"""Convert checkpoints to the Hugging Face format, and verify the conversion. Examples:
 
 python tools/convert_checkpoint.py export --checkpoint runs/mine/checkpoints --output runs/mine/hf
 python tools/convert_checkpoint.py verify --checkpoint runs/mine/checkpoints --export runs/mine/hf
+python tools/convert_checkpoint.py import --from sakana --checkpoint downloads/model --output runs/theirs/hf
 
-A checkpoint is the --save folder of a run (the latest iteration is used) or the folder of one iteration, in any layout.
+`import` is for checkpoints that the FwPKM paper's authors released. For the others a checkpoint is the --save folder of
+a run (the latest iteration is used) or the folder of one iteration, in any layout.
 """
 
 from __future__ import annotations
@@ -16,16 +18,18 @@ from dataclasses import asdict
 
 from megatron_fwpkm.config.cli import Parser, run_cli, tool_parser
 from megatron_fwpkm.config.tool_options import add_tool_options, parse_tool
-from megatron_fwpkm.conversion.convert_options import ExportOptions, VerifyOptions
+from megatron_fwpkm.conversion.convert_options import ExportOptions, ImportOptions, VerifyOptions
 
 
 def build_parser() -> Parser:
     """The tool's commands and flags."""
     parser = tool_parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{export,verify}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{export,import,verify}")
     export = commands.add_parser("export", help="write a self-contained Hugging Face folder")
+    imports = commands.add_parser("import", help="write such a folder from the checkpoint of other code")
     verify = commands.add_parser("verify", help="compare an export with its checkpoint")
     add_tool_options(export, ExportOptions)
+    add_tool_options(imports, ImportOptions)
     add_tool_options(verify, VerifyOptions)
     return parser
 
@@ -35,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["verify"]:
         return run_verify(parse_tool(build_parser(), VerifyOptions, words))
+    if words[:1] == ["import"]:
+        imported = parse_tool(build_parser(), ImportOptions, words)
+        from megatron_fwpkm.conversion.sakana_import import import_sakana
+
+        print(f"imported to {import_sakana(imported)}")
+        return 0
     options = parse_tool(build_parser(), ExportOptions, words)
     from megatron_fwpkm.conversion.export import export
 

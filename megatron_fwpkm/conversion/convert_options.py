@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..config.field_metadata import Above, AtLeast
-from ..config.tool_options import Metavar
+from ..config.tool_options import Flag, Metavar
 
 Memory = Literal["initial", "trained"]
 """Which memory an export starts every text from."""
+DType = Literal["float32", "bfloat16", "float16"]
+"""What the weights of a Hugging Face folder are stored in."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,35 @@ class ExportOptions:
     """checkpoint or --save folder of a run"""
     output: Annotated[str, Metavar("DIR")]
     """folder to write"""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: DType = "float32"
     """data type of the weights; the fast weights stay float32"""
     memory: Memory | None = None
     """memory that every text starts from: the initial one, or the one at the end of training (default: trained for runs
     with --fwpkm-reset never, else initial)"""
     tokenizer: bool = True
     """export the tokenizer"""
+    overwrite: bool = False
+    """replace an existing folder"""
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What the command `import` is asked for."""
+
+    source: Annotated[Literal["sakana"], Flag("--from")]
+    """whose format the checkpoint has: sakana for what the authors of the FwPKM paper released"""
+    checkpoint: Annotated[str, Metavar("DIR")]
+    """folder with config.json and weights"""
+    output: Annotated[str, Metavar("DIR")]
+    """folder to write"""
+    write_scale: Literal["official", "consistent"] = "official"
+    """arithmetic of reading with a cache: that of the authors' code, whose results depend on how a text is divided into
+    calls (a text that is read token by token is hardly written), or that of this package, whose results do not"""
+    lookahead: Annotated[int | None, AtLeast(0), Metavar("N")] = None
+    """lookahead that the memory was trained with (default: 1, that of the authors' code, which ignored the misspelled
+    key of the released configurations)"""
+    dtype: DType = "float32"
+    """data type of the weights; the fast weights stay float32"""
     overwrite: bool = False
     """replace an existing folder"""
 

@@ -6,10 +6,6 @@ megatron.core is imported only where a checkpoint is read: an export is used on 
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +20,10 @@ from ..config.layer_pattern import layer_windows
 from ..config.memories import memory_kinds, memory_numbers
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
 from ..hf.mlp_fields import PKM_LEAST
-from ..hf.weight_checks import check_finite
 from ..libraries.probes import installed
-from .bundle import AUTO_MAP, write_bundle
 from .convert_options import Memory
 from .export_reading import read_export_config, read_export_tokenizer
+from .hf_folder import DTYPES, check_output, empty_model, fill_model, published, write_model
 from .library_messages import quiet_libraries
 from .model_card import model_card
 from .special_tokens import SpecialIds, begins_with_bos, bos_doubt, sentencepiece_ids, tiktoken_ids
@@ -43,7 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("megatron_fwpkm")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MEMORY_FIELDS = sorted(
     {field.name for field in fields(FwPKMConfig)}
     & {field.name.removeprefix("fwpkm_") for field in fields(FwPKMHFConfig) if field.name.startswith("fwpkm_")}
@@ -87,16 +81,11 @@ def export(
             map (all are listed).
     """
     target = Path(output)
-    if target.exists() and not overwrite:
-        raise ValueError(f"{target} already exists; give another --output, or use --overwrite to replace it")
+    check_output(target, overwrite)
     contents = checkpoint_contents(checkpoint)
-    with quiet_libraries(), _published(target) as folder:
+    with quiet_libraries(), published(target) as folder:
         model = hf_model(contents, memory=memory, dtype=dtype)
-        model.config.auto_map = dict(AUTO_MAP)
-        model.save_pretrained(folder)
-        for weights in folder.glob("*.safetensors"):  # written for their owner alone, unlike the rest
-            shutil.copymode(folder / "config.json", weights)
-        write_bundle(folder, [kind.name for kind in kinds_in_use(contents.config)])
+        write_model(model, folder, [kind.name for kind in kinds_in_use(contents.config)])
         if tokenizer:
             data, add_bos = contents.config.data, begins_with_bos(contents)
             written = save_tokenizer(contents.tokenizer_path, data, folder, add_bos=add_bos)
@@ -121,8 +110,7 @@ def hf_model(contents: CheckpointContents, *, memory: Memory | None = None, dtyp
         raise ValueError(f"dtype {dtype!r} is not known; choose one of: {', '.join(DTYPES)}")
     chosen = default_memory(contents.config) if memory is None else memory
     config = hf_config(contents, chosen)
-    with torch.device("meta"):
-        model = FwPKMForCausalLM(config)
+    model = empty_model(config)
     names = set(model.state_dict())
     if config.tie_word_embeddings:
         names.discard("lm_head.weight")
@@ -133,17 +121,7 @@ def hf_model(contents: CheckpointContents, *, memory: Memory | None = None, dtyp
     }
     slow_names = names - {name for name, _ in model.named_buffers()}
     state = megatron_to_hf(contents.slow, weight_shapes(contents), layer_plan(contents.config), slow_names)
-    state = {name: tensor.to(DTYPES[dtype], copy=True) for name, tensor in state.items()}
-    state |= {name: tensor.to(torch.float32, copy=True) for name, tensor in tables.items()}
-    model.load_state_dict(state, strict=False, assign=True)
-    model.tie_weights()
-    unfilled = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-    assert not unfilled, f"weights without a value: {unfilled}"
-    check_finite(model, str(contents.path))
-    model.generation_config.update(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-    )
-    return model.eval()
+    return fill_model(model, state | tables, dtype, str(contents.path))
 
 
 def default_memory(config: PretrainConfig) -> Memory:
@@ -309,24 +287,3 @@ def _special_ids(contents: CheckpointContents) -> SpecialIds:
     if tokenizer is None:
         return SpecialIds()
     return SpecialIds(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-
-
-@contextmanager
-def _published(target: Path) -> Iterator[Path]:
-    """A folder to fill; it takes its name when the body has ended well, and vanishes otherwise."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if target.exists():
-            previous = target.with_name(f".{target.name}.previous")
-            shutil.rmtree(previous, ignore_errors=True)
-            os.replace(target, previous)
-            os.replace(partial, target)
-            shutil.rmtree(previous)
-        else:
-            os.replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

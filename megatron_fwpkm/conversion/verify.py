@@ -17,7 +17,8 @@ from ..config import ImplementationConfig, ParallelConfig
 from ..config.memories import memory_kinds, memory_numbers
 from ..hf import FwPKMForCausalLM
 from .convert_options import Memory
-from .export import DTYPES, checkpoint_contents, fast_weights, hf_model_from_checkpoint
+from .export import checkpoint_contents, fast_weights, hf_model_from_checkpoint
+from .hf_folder import DTYPES
 from .near_ties import first_near_tie
 from .special_tokens import special_tokens_fit
 
