@@ -33,7 +33,7 @@ class Change(Protocol):
         """Ours."""
 
 
-class Same:
+class Unchanged:
     """The same tensor on both sides."""
 
     def shape(self, ours: torch.Size) -> Shape:
@@ -45,7 +45,7 @@ class Same:
         return theirs
 
 
-class StackedSubKeys(Same):
+class StackedSubKeys(Unchanged):
     """Theirs has the sub-keys of all heads and both halves below each other."""
 
     def shape(self, ours: torch.Size) -> Shape:
@@ -57,7 +57,7 @@ class StackedSubKeys(Same):
         return theirs.view(ours)
 
 
-class MeanOfRows(Same):
+class MeanOfRows(Unchanged):
     """Their gate is the mean of several outputs of a linear: one output with the mean of rows and biases."""
 
     def shape(self, ours: torch.Size) -> Shape:
@@ -69,7 +69,7 @@ class MeanOfRows(Same):
         return theirs.mean(0, keepdim=True)
 
 
-class FromOne(Same):
+class FromOne(Unchanged):
     """Theirs is what a norm multiplies by; ours is what that is above 1."""
 
     def __call__(self, theirs: Tensor, ours: torch.Size) -> Tensor:
@@ -78,11 +78,11 @@ class FromOne(Same):
 
 
 @dataclass(frozen=True)
-class Source:
+class TheirTensor:
     """Where a tensor of ours comes from: their name, and what is done to it."""
 
     name: str
-    change: Change = Same()
+    change: Change = Unchanged()
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,14 @@ class KindNames:
     """
 
     modules: Mapping[str, str]
-    tensors: Mapping[str, Source]
+    tensors: Mapping[str, TheirTensor]
 
-    def source(self, tensor: str) -> Source:
+    def source(self, tensor: str) -> TheirTensor:
         """Of a tensor of ours, which is named from the part of the layer on."""
         if tensor in self.tensors:
             return self.tensors[tensor]
         module, _, last = tensor.rpartition(".")
-        return Source(f"{self.modules[module]}.{last}")
+        return TheirTensor(f"{self.modules[module]}.{last}")
 
 
 KIND_NAMES: dict[str, KindNames] = {
@@ -112,10 +112,10 @@ KIND_NAMES: dict[str, KindNames] = {
             "gate_norm": "fw_out_gate_norm", "output_norm": "fw_out_norm", "output_proj": "fw_out_proj",
         },
         {
-            "sub_keys": Source("fwpkm.keys", StackedSubKeys()),
-            "values": Source("fwpkm.values"),
-            "gate_proj.weight": Source("fw_out_gate.weight", MeanOfRows()),
-            "gate_proj.bias": Source("fw_out_gate.bias", MeanOfRows()),
+            "sub_keys": TheirTensor("fwpkm.keys", StackedSubKeys()),
+            "values": TheirTensor("fwpkm.values"),
+            "gate_proj.weight": TheirTensor("fw_out_gate.weight", MeanOfRows()),
+            "gate_proj.bias": TheirTensor("fw_out_gate.bias", MeanOfRows()),
         },
     ),
     "pkm": KindNames(
@@ -124,9 +124,9 @@ KIND_NAMES: dict[str, KindNames] = {
             "output_proj": "pkm.value_proj",
         },
         {
-            "sub_keys": Source("pkm.keys", StackedSubKeys()),
-            "values": Source("pkm.values.weight"),
-            "query_norm.weight": Source("pkm.query_proj.norm.weight", FromOne()),
+            "sub_keys": TheirTensor("pkm.keys", StackedSubKeys()),
+            "values": TheirTensor("pkm.values.weight"),
+            "query_norm.weight": TheirTensor("pkm.query_proj.norm.weight", FromOne()),
         },
     ),
 }  # fmt: skip
@@ -168,18 +168,18 @@ def our_weights(
     return {name: source.change(found[source.name].float(), shapes[name]) for name, source in sources.items()}
 
 
-def _source(name: str, config: FwPKMHFConfig) -> Source:
+def _source(name: str, config: FwPKMHFConfig) -> TheirTensor:
     """Where a tensor of ours comes from."""
     match = _IN_A_LAYER.fullmatch(name)
     if match is None:
-        return Source(name)
+        return TheirTensor(name)
     layer = int(match["layer"])
     memory = match["part"] == "memory"
     names = KIND_NAMES.get("fwpkm" if memory else config.mlps[layer])
     if names is None:
-        return Source(name)
+        return TheirTensor(name)
     source = names.source(match["tensor"])
-    return Source(f"model.layers.{layer}.{source.name}", source.change)
+    return TheirTensor(f"model.layers.{layer}.{source.name}", source.change)
 
 
 def _without_copy(theirs: Mapping[str, Tensor], config: FwPKMHFConfig) -> dict[str, Tensor]:
@@ -195,7 +195,7 @@ def _without_copy(theirs: Mapping[str, Tensor], config: FwPKMHFConfig) -> dict[s
     return {name: tensor for name, tensor in theirs.items() if name != head}
 
 
-def _shape_problem(source: Source, found: Tensor, ours: torch.Size) -> str | None:
+def _shape_problem(source: TheirTensor, found: Tensor, ours: torch.Size) -> str | None:
     """What is wrong with the shape or dtype of one of their tensors; None for nothing."""
     if not found.is_floating_point():
         return f"{source.name} has dtype {str(found.dtype).removeprefix('torch.')}, expected a floating-point type"

@@ -22,7 +22,7 @@ from tools.convert_checkpoint import main as convert
 from .released import write_released
 
 MEMORIES = (0, 3)
-close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
+assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -76,26 +76,26 @@ def trained(folder: Path, golden: Golden) -> Trained:
 
 
 def test_logits_and_loss(trained: Trained, golden: Golden) -> None:
-    close(trained.logits, golden["f32.logits"])
-    close(trained.loss.reshape(1), golden["f32.loss"])
+    assert_close(trained.logits, golden["f32.logits"])
+    assert_close(trained.loss.reshape(1), golden["f32.loss"])
 
 
 @pytest.mark.parametrize("index", range(4))
 def test_hidden_states(index: int, trained: Trained, golden: Golden) -> None:
-    close(trained.after[index], golden[f"f32.layer{index}.hidden_states"])
+    assert_close(trained.after[index], golden[f"f32.layer{index}.hidden_states"])
 
 
 @pytest.mark.parametrize("index", MEMORIES)
 def test_what_a_memory_reads_and_writes(index: int, trained: Trained, golden: Golden) -> None:
     gates, found = trained.memory(index)
     expected = {name: golden[f"f32.layer{index}.fwpkm_{name}"] for name in ("gates", "idcs", "scores", "losses")}
-    close(gates.unsqueeze(-1), expected["gates"])
+    assert_close(gates.unsqueeze(-1), expected["gates"])
     assert torch.equal(found.slot_indices, expected["idcs"].long())
-    close(found.slot_weights, expected["scores"])
-    close(found.memorization_loss, expected["losses"])
+    assert_close(found.slot_weights, expected["scores"])
+    assert_close(found.memorization_loss, expected["losses"])
     theirs = f"f32.final.model.layers.{index}.fwpkm"
-    close(found.state.sub_keys.flatten(0, 2), golden[f"{theirs}.keys"])
-    close(found.state.values, golden[f"{theirs}.values"])
+    assert_close(found.state.sub_keys.flatten(0, 2), golden[f"{theirs}.keys"])
+    assert_close(found.state.values, golden[f"{theirs}.values"])
 
 
 def test_the_slots_of_the_static_memory(trained: Trained, golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,12 +141,12 @@ def test_streaming(folder: Path, goldens: Callable[[str], Golden]) -> None:
         for start, stop in pairwise((0, *range(50, 81))):
             logits.append(model(ids[:, start:stop], cache=cache).logits)
             waiting.append([cache.memory[index].state.num_pending for index in MEMORIES])
-    close(torch.cat(logits, 1), golden["f32.logits"])
+    assert_close(torch.cat(logits, 1), golden["f32.logits"])
     assert waiting == golden.meta["queue_after"]
     for index in MEMORIES:
         theirs, state = f"f32.final.model.layers.{index}.fwpkm", cache.memory[index].state
-        close(state.sub_keys.flatten(0, 2), golden[f"{theirs}.keys"])
-        close(state.values, golden[f"{theirs}.values"])
+        assert_close(state.sub_keys.flatten(0, 2), golden[f"{theirs}.keys"])
+        assert_close(state.values, golden[f"{theirs}.values"])
 
 
 def test_the_packages_own_arithmetic_is_another(folder: Path, goldens: Callable[[str], Golden]) -> None:
