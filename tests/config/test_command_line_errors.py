@@ -110,8 +110,8 @@ def test_a_familiar_name_stands_for_an_option_of_the_same_program():
         (parse_pretrain, ["--lr"], "pretrain.py: error: --lr needs a value\n"),
         (parse_pretrain, ["--config"], "pretrain.py: error: --config needs a value\n"),
         (parse_pretrain, ["--learning_rate", "1"], "error: unknown flag --learning_rate; did you mean --lr?\n"),
-        (convert, [], "error: export or verify is required\n"),
-        (convert, ["exprt"], "error: 'exprt' is not one of export, verify\n"),
+        (convert, [], "error: export or import or verify is required\n"),
+        (convert, ["exprt"], "error: 'exprt' is not one of export, import, verify\n"),
         (convert, ["export"], "error: --checkpoint and --output are required\n"),
         (
             convert,
@@ -121,9 +121,13 @@ def test_a_familiar_name_stands_for_an_option_of_the_same_program():
         (
             convert,
             ["--load", "X", "export"],
-            "2 invalid arguments:\n  - unknown flag --load\n  - 'X' is not one of export, verify\n",
+            "2 invalid arguments:\n  - unknown flag --load\n  - 'X' is not one of export, import, verify\n",
         ),
-        (convert, ["--load"], "2 invalid arguments:\n  - unknown flag --load\n  - export or verify is required\n"),
+        (
+            convert,
+            ["--load"],
+            "2 invalid arguments:\n  - unknown flag --load\n  - export or import or verify is required\n",
+        ),
         (
             parse_pretrain,
             ["junk.yaml", "--lr", "x", "--learnin-rate", "1", "--train-iters", "ten", "--bf16=yes"],
