@@ -7,8 +7,10 @@ from typing import Any
 INK = "#1b2733"
 PALE = "#67737f"
 LINE = "#e3e8ec"
-SERIES = ("#123c5a", "#d9822b", "#5a9bb0", "#8a5a83", "#7a8c3c")
-"""Colours of series, in order; told apart in grey and by most eyes."""
+SERIES = (
+    "#123c5a", "#d9822b", "#5a9bb0", "#8a5a83", "#7a8c3c", "#b0413e", "#d2aa2c", "#8b8f9c", "#2f7d5b", "#d58fb4",
+)  # fmt: skip
+"""Colours of series, in order, for ten of them; the first five are told apart in grey and by most eyes."""
 RECALL = ("#fbf6ee", "#d3e6df", "#8cc0c6", "#3d7fa6", "#123c5a")
 """Colours of a fraction from 0 to 1, evenly spaced."""
 
