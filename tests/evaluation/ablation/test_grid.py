@@ -9,6 +9,7 @@ import yaml
 
 from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.config.parameter_counts import num_parameters
+from megatron_fwpkm.config.plot_style import SERIES
 from megatron_fwpkm.config.validation import problems
 from megatron_fwpkm.evaluation.ablation.grid import command_words, read_grid
 from tests.architecture.sources import ROOT
@@ -84,6 +85,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "examples" / "ablation").glob("grid*.yaml")), ids=lambda p: p.stem)
 def test_the_examples_can_be_trained(file: Path) -> None:
     grid = read_grid(file)
+    assert len(grid.axes[grid.first_axis]) <= len(set(SERIES)) == len(SERIES), "two choices would have one colour"
     data = ["--data-path", "corpus", "--tokenizer-model", "tokenizer.model", "--save", "somewhere"]
     for trial in grid.trials():
         config = parse_pretrain(["--config", str(grid.base), *data, *command_words(trial.flags)]).config
