@@ -18,9 +18,11 @@ tags: [fwpkm, fast-weights, long-context]
 
 A checkpoint that the authors of "Fast-weight Product Key Memory" (arXiv 2601.00671) released, with the code of
 megatron_fwpkm. It has {layers} layers (token mixers: {mixers}), hidden size {hidden}, vocabulary size {vocabulary:,},
-{parameters:,} trained parameters and {tables:,} fast weights. Counted from 0, layers {memories} have a fast-weight
-memory, which the model reads for every token and updates after every {chunk} tokens, in inference too; layers {static}
-have a static product key memory in the place of the MLP.
+{parameters:,} trained parameters and {tables:,} fast weights. Counted from 0, layers with
+
+- a fast-weight memory, which the model reads for every token and updates after every {chunk} tokens, in inference too:
+  {memories}
+- a static product key memory in the place of the MLP: {static}
 
 With `fwpkm_write_scale` in `config.json` being `{scale}`, {consequence}.
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_fwpkm.conversion.convert_options import ImportOptions
+from megatron_fwpkm.conversion.imported_card import imported_card
 from megatron_fwpkm.conversion.sakana_import import import_sakana, sakana_model
 from megatron_fwpkm.hf import FwPKMForCausalLM
 from tests.conftest import Golden
@@ -60,6 +61,8 @@ def test_shards_and_pickles_hold_the_same(golden: Golden, tmp_path: Path) -> Non
     torch.save(tensors | copy, pickled / "pytorch_model.bin")
     assert same(whole, imported(sharded)) and same(whole, imported(pickled))
     assert imported(sharded, dtype="bfloat16").model.layers[0].memory.values.dtype == torch.float32
+    card = imported_card(whole)
+    assert "in inference too:\n  0, 3\n" in card and "in the place of the MLP: 1\n" in card
     torch.save(tensors | {"lm_head.weight": torch.ones(64, 32)}, pickled / "pytorch_model.bin")
     with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight"):
         imported(pickled)
