@@ -40,8 +40,10 @@ Precision = Literal["float64", "float32", "bf16"]
 # Sums that are cut differently are rounded differently, and so they are on every CPU. A near tie then chooses another
 # slot, and the runs part: one made 2e-4 in the loss and 0.5 in a table within six steps. Only float64 is compared
 # tightly and with its tables. The losses of the others stay together; their norms are compared in the first step only:
-# a serial run's norm in bf16 is 25 % from float32 in the fourth step.
+# a serial run's norm in bf16 is 25 % from float32 in the fourth step. In the first step of such a run, one unit in the
+# last place of a twentieth of the weights moves the norm by up to 0.7 % and the loss by 1.4e-4 (ten draws).
 TOLERANCES: dict[Precision, float] = {"float64": 1e-10, "float32": 3e-3, "bf16": 3e-3}
+NORM_TOLERANCES = TOLERANCES | {"bf16": 2e-2}
 PINNED_NORMS: dict[Precision, int] = {"float64": STEPS, "float32": 1, "bf16": 1}
 # Memories on the first and the last layer, and two kinds in one stage; static memories in both stages of a pipeline.
 EVERYWHERE = PretrainConfig(
@@ -66,8 +68,6 @@ def configured(layout: Layout, precision: Precision, reset: str) -> PretrainConf
     if precision == "float64":  # with windows in the first two of the four steps
         config = change(config, "fwpkm", pswa_probability=0.3)
         return change(config, "model", window_size=(6, 0))
-    if precision == "bf16":  # its norms are pinned for these memories: with others near ties fall differently
-        config = change(config, "fwmlp", layer_numbers=())
     # Few large slots moved by whole steps, and Adam's division by small moments, both blow up differences at
     # rounding level within some steps: small addressing steps and a large epsilon keep the losses together.
     return change(change(config, "fwpkm", addressing_weight=0.1), "optimizer", adam_eps=1e-3)
@@ -153,7 +153,7 @@ def serial(precision: Precision, reset: str, packed: bool) -> dict[str, Any]:
 def check(layout: Layout, precision: Precision, ranks: list[dict[str, Any]]) -> None:
     expected = serial(precision, layout.reset, layout.packed)
     where, tolerance = f"{layout.name} in {precision}", TOLERANCES[precision]
-    check_curves(where, ranks, expected, tolerance, PINNED_NORMS[precision])
+    check_curves(where, ranks, expected, tolerance, PINNED_NORMS[precision], NORM_TOLERANCES[precision])
     tables = torch.float64 if precision == "float64" else torch.float32
     assert all(table.dtype == tables for rank in ranks for *_, table in rank["tables"].values()), where
     assert {key for rank in ranks for key in rank["tables"]} == set(expected["tables"]), where

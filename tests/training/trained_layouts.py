@@ -152,14 +152,25 @@ def whole_table(key: tuple[int, str], ranks: list[dict[str, Any]]) -> torch.Tens
     return parts[0]
 
 
-def check_curves(where: str, ranks: list[dict[str, Any]], expected: dict[str, Any], tolerance: float, norms: int):
-    """Losses, the first `norms` gradient norms and the evaluation of every rank are the expected ones."""
+def check_curves(
+    where: str,
+    ranks: list[dict[str, Any]],
+    expected: dict[str, Any],
+    tolerance: float,
+    norms: int,
+    norm_tolerance: float | None = None,
+) -> None:
+    """Losses, the first `norms` gradient norms and the evaluation of every rank are the expected ones.
+
+    Norms may have a tolerance of their own.
+    """
+    of_norms = tolerance if norm_tolerance is None else norm_tolerance
     for number, found in enumerate(ranks):
         here = f"{where}, rank {number}"
         for step, (mine, right) in enumerate(zip(found["curve"], expected["curve"], strict=True)):
             assert mine[0] == pytest.approx(right[0], rel=tolerance), f"{here}, step {step}: loss"
             if step < norms:
-                assert mine[1] == pytest.approx(right[1], rel=tolerance), f"{here}, step {step}: gradient norm"
+                assert mine[1] == pytest.approx(right[1], rel=of_norms), f"{here}, step {step}: gradient norm"
         assert found["evaluated"] == pytest.approx(expected["evaluated"], rel=tolerance), here
 
 
