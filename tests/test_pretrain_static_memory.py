@@ -36,7 +36,7 @@ def test_from_two_ranks_to_an_export(tmp_path: Path, capfd: pytest.CaptureFixtur
     data = write_dataset(tmp_path / "numbers")
     whole, cut, dense = tmp_path / "whole", tmp_path / "cut", tmp_path / "dense"
     assert start(flags(data, **STATIC, save=whole)) == 0
-    assert "memories at layers 2, static memories at layers 1 2" in "".join(capfd.readouterr())
+    assert "memories at layer 2; static memories at layers 1, 2" in "".join(capfd.readouterr())
     two = flags(data, **STATIC, save=cut, exit_interval=2, tensor_model_parallel_size=2)
     assert run_distributed(train, 2, two) == [0, 0]
     assert start(flags(data, **STATIC, save=cut, resume=True)) == 0

@@ -16,6 +16,12 @@ from .derived import ShardedCount
 from .pretrain import PretrainConfig
 
 
+def layers_in_words(numbers: Iterable[int]) -> str:
+    """`layer 2`, or `layers 2, 4`."""
+    words = [str(number) for number in numbers]
+    return f"layer{'s' * (len(words) != 1)} {', '.join(words)}"
+
+
 class Role(Enum):
     """The part of a layer that a kind can be."""
 

@@ -13,6 +13,7 @@ from ..config import PretrainConfig
 from ..config.batch_schedule import samples_ahead
 from ..config.chunk_rules import notes_on_writing
 from ..config.derived import data_parallel_size, global_batch_size
+from ..config.layer_kind import layers_in_words
 from ..config.loading import Resolved
 from ..config.memories import memory_kinds, memory_numbers
 from ..config.validation import validate
@@ -215,7 +216,7 @@ def _announce(config: PretrainConfig, world: World, global_batch: int, parameter
 
 
 def _memories(config: PretrainConfig) -> str:
-    """`memories at layers 2 3, static memories at layers 4`."""
+    """`memories at layers 2, 3; static memories at layer 4`."""
     found = {"memories": memory_numbers(config), "static memories": config.pkm.layer_numbers}
-    said = [f"{what} at layers {' '.join(map(str, numbers))}" for what, numbers in found.items() if numbers]
-    return ", ".join(said) or "no memory: a plain transformer (see --fwpkm-layer-numbers)"
+    said = [f"{what} at {layers_in_words(numbers)}" for what, numbers in found.items() if numbers]
+    return "; ".join(said) or "no memory: a plain transformer (see --fwpkm-layer-numbers)"

@@ -52,7 +52,7 @@ def test_each_memory_is_described() -> None:
     both = card(**config, fwmlp={"layer_numbers": (1, 3)})
     product_keys = (
         "A Fast-weight Product Key Memory (arXiv 2601.00671), a sparse memory of 64 slots before the token mixer of "
-        "layers 1 (counted from 0), is read for every token and updated by gradient descent after every 16 tokens"
+        "layer 1 (counted from 0), is read for every token and updated by gradient descent after every 16 tokens"
     )
     fast_mlp = "Before the token mixer of layers 0, 2 (counted from 0) stands a fast-weight MLP"
     assert product_keys in one and product_keys in both and product_keys not in other and "slots" not in other

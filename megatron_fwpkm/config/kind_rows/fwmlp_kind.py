@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..derived import ShardedCount
-from ..layer_kind import FastWeights, LayerKind, Role, TableTraffic, weight_bytes
+from ..layer_kind import FastWeights, LayerKind, Role, TableTraffic, layers_in_words, weight_bytes
 from ..pretrain import PretrainConfig
 
 _HIDDEN_TEMPORARIES = 14
@@ -85,9 +85,9 @@ def _reach(config: PretrainConfig, layer_number: int) -> str:
 
 
 def _summary(config: PretrainConfig, layer_numbers: Sequence[int]) -> str:
-    where = ", ".join(str(number - 1) for number in layer_numbers)
+    where = layers_in_words(number - 1 for number in layer_numbers)
     return (
-        f"Before the token mixer of layers {where} (counted from 0) stands a fast-weight MLP, trained by gradient "
+        f"Before the token mixer of {where} (counted from 0) stands a fast-weight MLP, trained by gradient "
         f"descent after every {config.fwmlp.chunk_size} tokens, in inference too."
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..derived import ShardedCount, num_slots, table_bytes, table_elements, value_bytes
-from ..layer_kind import FastWeights, LayerKind, Role, TableTraffic, weight_bytes
+from ..layer_kind import FastWeights, LayerKind, Role, TableTraffic, layers_in_words, weight_bytes
 from ..pretrain import PretrainConfig
 from ..undo_log_bytes import document_start_bytes, journal_bytes, passing_log_bytes, undo_log_bytes
 
@@ -95,10 +95,10 @@ def _fwpkm_made_by(config: PretrainConfig) -> str:
 
 
 def _fwpkm_summary(config: PretrainConfig, layer_numbers: Sequence[int]) -> str:
-    where = ", ".join(str(number - 1) for number in layer_numbers)
+    where = layers_in_words(number - 1 for number in layer_numbers)
     return (
         f"A Fast-weight Product Key Memory (arXiv 2601.00671), a sparse memory of {num_slots(config.fwpkm):,} slots "
-        f"before the token mixer of layers {where} (counted from 0), is read for every token and updated by gradient "
+        f"before the token mixer of {where} (counted from 0), is read for every token and updated by gradient "
         f"descent after every {config.fwpkm.chunk_size} tokens, in inference too."
     )
 
