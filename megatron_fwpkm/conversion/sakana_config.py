@@ -147,10 +147,8 @@ def _refuse_what_differs(given: Mapping[str, Any]) -> None:
 
 def _warn_of_unknown(given: Mapping[str, Any], lookahead: int | None) -> None:
     """Log which keys of memories count for nothing, and what was trained where one is about the lookahead."""
-    used = tuple(f"{name.removesuffix('layers')}" for name in _LAYERS if given.get(name))
-    unknown = {
-        name: value for name, value in given.items() if name.startswith(used) and name not in _KNOWN
-    } if used else {}  # fmt: skip
+    used = tuple(name.removesuffix("layers") for name in _LAYERS if given.get(name))
+    unknown = {name: value for name, value in given.items() if name.startswith(used) and name not in _KNOWN}
     about_lookahead = {name: value for name, value in unknown.items() if "look" in name}
     for name, value in about_lookahead.items():
         if lookahead is None and value != REAL_LOOKAHEAD:
