@@ -3,7 +3,7 @@
 A form (`KernelForm`) says with which constants and how many warps a kernel is compiled. Constants and what a launch
 computes with are given in records, mappings from the names of the kernels' parameters; of these a kernel takes what it
 names. A module of variants ends with a tuple `KERNEL_VARIANTS`; `python -m benchmarks.compile_gate` finds all of them
-in this room. Nothing is compiled or imported here.
+in this room. Nothing is compiled here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 
 class KernelForm(NamedTuple):
@@ -43,7 +46,7 @@ class KernelForm(NamedTuple):
         return [name for name in self.kernel.arg_names if name not in self.constants]
 
     def launch(self, grid: tuple[int, ...], *records: Mapping[str, Any]) -> None:
-        """Run the kernel.
+        """Run the kernel on the device of its tensors, which Triton would run on the current one.
 
         Args:
             grid: number of programs in every dimension.
@@ -52,7 +55,22 @@ class KernelForm(NamedTuple):
         """
         known = {name: value for record in records for name, value in record.items()}
         arguments = {name: known[name] for name in self.parameters}
-        self.kernel[grid](**arguments, **self.constants, **self.options)
+        index = next(value.get_device() for value in arguments.values() if isinstance(value, Tensor))
+        if index < 0 or index == torch.cuda.current_device():  # on the CPU it is -1
+            self.kernel[grid](**arguments, **self.constants, **self.options)
+            return
+        with torch.cuda.device(index):
+            self.kernel[grid](**arguments, **self.constants, **self.options)
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy if it is not contiguous or does not begin at a multiple of 16 bytes.
+
+    Kernels are compiled, and judged by the compile gate, for pointers at multiples of 16 bytes; Triton would compile
+    another form for other pointers, which loads less at a time.
+    """
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
 @dataclass(frozen=True)

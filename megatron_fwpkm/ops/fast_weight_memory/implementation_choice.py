@@ -59,6 +59,11 @@ def triton_obstacle(state: FastWeightState, options: MemoryOptions) -> str | Non
         return f"num_subkeys={num_subkeys} is more than {MAX_SUBKEYS}: lower it"
     if not values.is_contiguous():
         return f"values are not contiguous (strides {values.stride()}): pass values.contiguous()"
+    if values.storage_offset() * values.itemsize % 16:
+        return (
+            f"values begin {values.storage_offset() * values.itemsize} bytes into their storage, no multiple of 16: "
+            "pass values.clone()"
+        )
     return None
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..kernel_forms import aligned
 from ..named_ranges import named_range
 from ..precision import full_precision
 from ..product_key.epsilons import ENTROPY_EPSILON
@@ -109,7 +110,7 @@ class KeyChain(torch.autograd.Function):
         ctx: Any, queries: Tensor, sub_keys: Tensor, options: KeyOptions
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Address every piece with the sub-keys the piece before has left behind."""
-        sub_keys = sub_keys.contiguous()
+        sub_keys = aligned(sub_keys)
         steps = options.steps(queries, options)
         joined = steps.joins_still_pieces and not options.moves
         stretches = [_span(options.pieces)] if joined else [_alone(piece) for piece in options.pieces]
@@ -143,7 +144,7 @@ class KeyChain(torch.autograd.Function):
         width = len(SavedPiece._fields)
         saved = [SavedPiece(*tensors[first : first + width]) for first in range(0, len(tensors), width)]
         with full_precision(queries.device), named_range("memory addressing backward"):
-            grad_queries, grad_keys = _differentiate(ctx, queries, saved, grad_scores.contiguous())
+            grad_queries, grad_keys = _differentiate(ctx, queries, saved, aligned(grad_scores))
         return options.rows.sum_shards(grad_queries), grad_keys, None
 
 

@@ -117,11 +117,10 @@ class ValueChain(torch.autograd.Function):
         layout = options.steps.lay_out(options.plan, options.pieces, options.scales)
         slot_weights, write_weights, targets = (x.contiguous() for x in (slot_weights, write_weights, targets))
         inputs = ValueInputs(slot_weights, write_weights, targets, options, layout)
-        with torch.cuda.device_of(table):
-            if recompute:
-                first, log = _first_values(table, options, log), None
-            steps = _run(inputs, table, options.plan.slots, keep and not recompute, log)
-            squared_errors = steps.squared_errors()
+        if recompute:
+            first, log = _first_values(table, options, log), None
+        steps = _run(inputs, table, options.plan.slots, keep and not recompute, log)
+        squared_errors = steps.squared_errors()
         saved = [slot_weights, write_weights]
         if recompute:
             if options.rounding is not None:
@@ -146,7 +145,7 @@ class ValueChain(torch.autograd.Function):
         """Last piece first, with the gradient of the table held for touched rows only."""
         if grad_reads is None:
             return (None,) * 7
-        with torch.cuda.device_of(grad_reads), full_precision(grad_reads.device), named_range("memory backward"):
+        with full_precision(grad_reads.device), named_range("memory backward"):
             return *_gradients(ctx, grad_reads.contiguous()), None, None, None
 
 

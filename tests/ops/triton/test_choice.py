@@ -73,6 +73,14 @@ def test_tables_that_are_not_contiguous_are_refused() -> None:
         choose_implementation(state, options_of(implementation="triton"))
 
 
+def test_tables_that_begin_between_multiples_of_16_bytes_are_refused() -> None:
+    state = FastWeightState(torch.empty(1, 2, 5, 3), torch.empty(102)[2:].view(25, 4))
+    with pytest.raises(ValueError, match="values begin 8 bytes into their storage, no multiple of 16: pass values.cl"):
+        choose_implementation(state, options_of(implementation="triton"))
+    aligned = FastWeightState(state.sub_keys, torch.empty(104)[4:].view(25, 4))
+    assert choose_implementation(aligned, options_of(implementation="triton")) == "triton"
+
+
 def test_without_a_gpu_kernels_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(implementation_choice, "_is_interpreted", lambda: False)
     with pytest.raises(ValueError, match="the tables are on cpu: move them to a CUDA device, or set TRITON_"):

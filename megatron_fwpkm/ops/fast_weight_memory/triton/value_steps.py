@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ...kernel_forms import KernelForm
+from ...kernel_forms import KernelForm, aligned
 from ...named_ranges import named_range
 from ..value_chain import ValueInputs, ValueSteps
 from ..write_plan import AdjointPlan, ValuePiece, WritePlan
@@ -75,7 +75,7 @@ class _Pass:
     """What both directions know: tensors and numbers by the names of the kernels' parameters, and all forms."""
 
     def __init__(self, inputs: ValueInputs, num_columns: int, item_size: int) -> None:
-        self.options, self.plan, self.slot_weights = inputs.options, inputs.options.plan, inputs.slot_weights
+        self.options, self.plan, self.slot_weights = inputs.options, inputs.options.plan, aligned(inputs.slot_weights)
         self.width, self.num_columns = inputs.slot_weights.shape[1], num_columns
         self.forms = ValueForms(num_columns, self.width, item_size)
         self.most_rows = max(piece.rows for piece in self.options.pieces)
@@ -91,7 +91,7 @@ class _Pass:
             "PLACES": self.plan.places,
             "ORDER": self.plan.order,
             "WEIGHTS": self.slot_weights,
-            "WRITE_WEIGHTS": inputs.write_weights,
+            "WRITE_WEIGHTS": aligned(inputs.write_weights),
             "SCALES": self.options.scales,
             "shift": self.options.shift,
         }
@@ -129,7 +129,7 @@ class TritonForward(_Pass):
             "TABLE": _bits(table),
             "LOG": _bits(self.old_rows[0]),
             "NAMES": slots,
-            "TARGETS": inputs.targets,
+            "TARGETS": aligned(inputs.targets),
             "READS": self.reads,
             "ERRORS": self.errors[0],
             "SQUARES": self.squares,
@@ -170,7 +170,7 @@ class TritonBackward(_Pass):
         grad_reads: Tensor,
         wants_table: bool,
     ) -> None:
-        columns = grad_reads.shape[1]
+        grad_reads, columns = aligned(grad_reads), grad_reads.shape[1]
         super().__init__(inputs, columns, grad_reads.itemsize)
         blocks, stream_rows = self.forms.blocks.number, inputs.write_weights.shape[0]
         rows, width = self.slot_weights.shape
@@ -213,9 +213,8 @@ def read_rows(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
     reads = slot_weights.new_empty(rows, table.shape[1])
     form = forms.form(kernels.read_rows_kernel)
     unused = {name: reads if name.isupper() else 0 for name in form.parameters}
-    tensors = {"TABLE": _bits(table), "PAIR_SLOTS": slots, "WEIGHTS": slot_weights.contiguous(), "READS": reads}
-    with torch.cuda.device_of(table):
-        form.launch((rows, forms.blocks.number), unused, tensors)
+    tensors = {"TABLE": _bits(table), "PAIR_SLOTS": slots, "WEIGHTS": aligned(slot_weights), "READS": reads}
+    form.launch((rows, forms.blocks.number), unused, tensors)
     return reads
 
 
