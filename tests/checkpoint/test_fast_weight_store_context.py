@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore
@@ -47,6 +48,7 @@ def _save_and_load(rank: int, world_size: int, folder: Path) -> list[tuple[slice
     return seen
 
 
+@pytest.mark.slow
 def test_parts_come_back_in_every_layout(tmp_path: Path) -> None:
     by_rank = run_distributed(_save_and_load, 4, tmp_path, timeout=100)
     layouts = list(zip(*by_rank, strict=True))

@@ -34,6 +34,7 @@ def steps(optimizer: Any) -> list[torch.Tensor]:
     return [state["step"] for part in optimizer.chained_optimizers for state in part.optimizer.state.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "failure", "message"), [("states", AssertionError, "^$"), ("skipping", KeyError, "step")]
 )

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from megatron_fwpkm.checkpoint import results_queue
 from tests.test_pretrain import environment
 
@@ -47,6 +49,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_megatrons_own_queue_is_lost_with_sigterm(tmp_path: Path) -> None:
     script = tmp_path / "megatrons_queue.py"
     script.write_text(_MEGATRONS)

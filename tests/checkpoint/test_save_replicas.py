@@ -71,6 +71,7 @@ def two_replicas(rank: int, world_size: int, folder: Path) -> list[str | None]:
     ]
 
 
+@pytest.mark.slow
 def test_one_of_two_replicas(tmp_path: Path) -> None:
     notices = run_distributed(two_replicas, 2, tmp_path)[1]
     few = "only the memories of 1 of 2 replicas were saved (replicas 0, in this order), which continue bit for bit; of "

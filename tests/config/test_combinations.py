@@ -30,6 +30,7 @@ def test_the_table_is_fresh():
     assert written == combinations.with_table(written), "docs/engines.md is stale: run `make docs` and commit it"
 
 
+@pytest.mark.slow
 def test_check_tells_a_stale_table(tmp_path, monkeypatch):
     written = combinations.OUTPUT.read_text(encoding="utf-8")
     monkeypatch.setattr(combinations, "OUTPUT", tmp_path / "engines.md")

@@ -88,7 +88,10 @@ def go_on(config: PretrainConfig, folder: Path, *names: str) -> tuple[list[float
         return losses, {name: state[name] for name in state if "/main" in name}
 
 
-@pytest.mark.parametrize(("bf16", "distributed"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("bf16", "distributed"),
+    [(False, False), *(pytest.param(True, distributed, marks=pytest.mark.slow) for distributed in (False, True))],
+)
 @pytest.mark.parametrize(("first", "then"), [((), ("apex",)), (("transformer_engine",), ())])
 def test_a_checkpoint_continues_with_the_adam_of_another_library(
     first: tuple[str, ...], then: tuple[str, ...], bf16: bool, distributed: bool, tmp_path: Path

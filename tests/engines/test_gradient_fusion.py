@@ -107,7 +107,7 @@ def on_two_ranks(rank: int, world_size: int, config: PretrainConfig) -> int:
 
 
 @pytest.mark.usefixtures("cpu_compat")
-@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("sequence_parallel", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_tensor_parallel_linears(sequence_parallel: bool) -> None:
     config = change(PLAIN, "parallel", tensor_model_parallel_size=2, sequence_parallel=sequence_parallel)
     config = change(change(config, "training", bf16=True), "model", untie_embeddings_and_output_weights=True)

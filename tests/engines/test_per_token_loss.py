@@ -81,6 +81,7 @@ def test_two_replicas_weigh_tokens_alike() -> None:
             assert_same(one, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distributed", [False, True])
 def test_gradients_are_kept_in_bfloat16(distributed: bool, tmp_path: Path) -> None:
     from megatron_fwpkm.engines.megatron import MegatronEngine

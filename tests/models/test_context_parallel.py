@@ -53,6 +53,7 @@ def test_two_ranks_equal_one(serial: Any, two: Any, name: str) -> None:
     assert_same_training(two[name], serial[name], context_parallel=2)
 
 
+@pytest.mark.slow
 def test_with_tensor_and_sequence_parallelism(serial: Any) -> None:
     names = ["carried", "static memories", "several heads, no gate, long window", "sequence parallel"]
     for name, ranks in _run(4, names).items():

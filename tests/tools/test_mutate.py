@@ -79,6 +79,7 @@ def test_what_tests_pin_down_is_killed_and_what_they_do_not_survives(project: Pa
     assert sorted(lines, key=str) == sorted(outcome.lines, key=str)
 
 
+@pytest.mark.slow
 def test_a_stopped_measurement_goes_on(project: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     first = measure(plan(project, 1), output, say=lambda _: None)
@@ -97,6 +98,7 @@ def test_a_stopped_measurement_goes_on(project: Path, tmp_path: Path) -> None:
     assert len(measure(plan(project, 1), output, overwrite=True, say=said.append).lines) == 1
 
 
+@pytest.mark.slow
 def test_a_fault_that_never_ends_is_over_the_limit_and_leaves_no_process(project: Path, tmp_path: Path) -> None:
     source = "def clear(items):\n    while items:\n        items.pop()\n"
     (project / "megatron_fwpkm/school/grades.py").write_text(source)
@@ -122,6 +124,7 @@ def test_clear():
     assert state.strip() in ("", "Z"), "ended, if perhaps not yet buried"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "text", "said"),
     [
@@ -199,6 +202,7 @@ def test_a_mutant_changes_one_place_and_stays_python() -> None:
         assert changed.startswith(source[:30]) and changed.endswith("  # ü\n")
 
 
+@pytest.mark.slow
 def test_the_draw_is_that_of_its_seed(project: Path) -> None:
     root = Path(__file__).resolve().parents[2]
 
@@ -229,6 +233,7 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert wrong.returncode == 1 and wrong.stderr == "error: --tests tests/nowhere does not exist\n"
 
 
+@pytest.mark.slow
 def test_a_terminated_measurement_leaves_neither_copy_nor_tests(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "tools/mutate.py", "--room", "config", "--tests",

@@ -68,7 +68,7 @@ def test_a_background_save_holds_what_a_foreground_save_holds(dataset: str, tmp_
     assert_same_checkpoint(read_checkpoint(tmp_path / "sync"), read_checkpoint(tmp_path / "async"))
 
 
-@pytest.mark.parametrize("async_save", [False, True])
+@pytest.mark.parametrize("async_save", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_full_disk(dataset: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], async_save: bool) -> None:
     assert start(small(dataset, tmp_path, train_iters=2)) == 0
     before = read_checkpoint(tmp_path)
@@ -113,7 +113,7 @@ def test_sigterm_during_a_save(dataset: str, tmp_path: Path, monkeypatch: pytest
     read_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("async_save", [None, True])
+@pytest.mark.parametrize("async_save", [pytest.param(None, marks=pytest.mark.slow), True])
 def test_sigterm_to_all_processes_of_a_job(dataset: str, tmp_path: Path, async_save: bool | None) -> None:
     """A scheduler tells helper processes, too; the save that follows must not need one that has gone."""
     argv = small(dataset, tmp_path / "run", train_iters=100_000, async_save=async_save)

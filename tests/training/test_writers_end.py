@@ -61,8 +61,9 @@ def all_end(session: int) -> bool:
     return not living(session)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's word about a parent's death")
-@pytest.mark.parametrize("async_save", [pytest.param(None, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("async_save", [None, True])
 def test_writers_of_a_killed_run_end(dataset: str, tmp_path: Path, async_save: bool | None) -> None:
     mark = tmp_path / "writing"
     fault = {"rank": 0, "when": "write", "mark": str(mark)}

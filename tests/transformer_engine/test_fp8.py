@@ -92,6 +92,7 @@ def test_checkpoints_move_between_precisions(resumed: dict[str, Any], other: str
     assert resumed[other] == pytest.approx(resumed["whole"][0][0], rel=0.03)
 
 
+@pytest.mark.slow
 def test_recomputed_layers_scale_as_they_did() -> None:
     (found,) = run_distributed(fp8_runs.recomputed, 1, timeout=280)
     for name, ((loss, kept), (loss_again, recomputed)) in found.items():

@@ -20,6 +20,7 @@ def _rehearse(rank: int, world_size: int, folder: Path) -> int:
     return main(["--size", "tiny", "--output", str(folder)])
 
 
+@pytest.mark.slow
 @needs_sources
 def test_it_compares_every_precision(tmp_path: Path) -> None:
     assert run_distributed(_rehearse, 1, tmp_path, timeout=280) == [0]
