@@ -6,6 +6,8 @@ from .derived import global_batch_size, num_slots, sub_key_elements, value_bytes
 from .pretrain import PretrainConfig
 
 _INDEX_BYTES = 8
+JOURNAL_SPARE_ROWS = 256
+"""Rows of a journal beyond those that a step can touch."""
 
 
 def undo_log_bytes(config: PretrainConfig) -> int:
@@ -44,12 +46,17 @@ def passing_log_bytes(config: PretrainConfig) -> int:
     return 0 if kept_as_it_is else _logged_rows(config) * _row_bytes(config)
 
 
+def touchable_slots(config: PretrainConfig, replicas: int) -> int:
+    """Slots of one memory that a step can touch: as if all its reads differ."""
+    tokens = global_batch_size(config, replicas) // replicas * config.model.seq_length
+    return min(num_slots(config.fwpkm), tokens * config.fwpkm.num_heads * config.fwpkm.topk)
+
+
 def journal_bytes(config: PretrainConfig, replicas: int) -> int:
     """One mark per slot; the rows a step can touch, for a memory that is reset every step and for --on-nan skip."""
     fwpkm = config.fwpkm
     slots = num_slots(fwpkm)
-    tokens = global_batch_size(config, replicas) // replicas * config.model.seq_length
-    touched = min(slots, tokens * fwpkm.num_heads * fwpkm.topk) * _row_bytes(config)
+    touched = (touchable_slots(config, replicas) + JOURNAL_SPARE_ROWS) * _row_bytes(config)
     # Documents undo their own writes, so that a skipped step has nothing to undo.
     undoable = config.faults.on_nan == "skip" and fwpkm.reset != "document"
     return slots * (1 + 2 * undoable) + touched * ((fwpkm.reset == "step") + undoable)

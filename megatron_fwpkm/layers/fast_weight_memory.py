@@ -112,8 +112,7 @@ class FastWeightMemoryLayer(MemoryBlock, FastWeightTables):
                 part_gates, part_mask = (None if x is None else x[part] for x in (gates, mask))
                 output = self._call(queries[part], targets[part], part_gates, part_mask)
                 if output.undo_log is not None:
-                    for rows in output.undo_log.rows:
-                        self._touched[rows] = True
+                    self._mark_touched(output.undo_log)
                     # Safe before backward, which reads the log and not the table.
                     output.undo_log.undo_(self.fast_weights())
                 outputs.append(replace(output, undo_log=None))

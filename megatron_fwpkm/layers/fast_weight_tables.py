@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -105,10 +104,9 @@ class FastWeightTables(MegatronModule):
                     getattr(self, name).copy_(table)
             self._mark_untouched()
             return
-        changed = self._journal.rows_and_values()
         if self._preserving:
-            if changed is not None:
-                self._preserving[-1].record_rows(changed[0], self.values[changed[0]])
+            changed = self._journal.slots()
+            self._preserving[-1].record_rows(changed, self.values[changed])
             self._preserving[-1].record_sub_keys(self.sub_keys)
         self._journal.restore_(self.values, self.sub_keys)
         self._touched.zero_()
@@ -122,8 +120,9 @@ class FastWeightTables(MegatronModule):
         outer = self.pending, self._journal, self._touched
         rounding = None if self.rounding is None else self.rounding.clone()
         # Inside, both go on as copies, because a reset empties them.
-        self._journal, self._touched = copy.deepcopy(self._journal), self._touched.clone()
-        self._preserving.append(ResetJournal(self.values.shape[0], self.values.device))
+        self._journal = None if self._journal is None else self._journal.fork()
+        self._touched = self._touched.clone()
+        self._preserving.append(self._new_journal())
         try:
             yield
         finally:
@@ -138,8 +137,8 @@ class FastWeightTables(MegatronModule):
 
     def wrote_only_finite(self) -> bool:
         """Whether everything written since the innermost `preserve_fast_weights` began is finite; waits for a GPU."""
-        rows = self._preserving[-1].touched.nonzero().squeeze(1)
-        return bool(torch.isfinite(self.values[rows]).all() & torch.isfinite(self.sub_keys).all())
+        written = self.values[self._preserving[-1].slots()]
+        return bool(torch.isfinite(written).all() & torch.isfinite(self.sub_keys).all())
 
     def coverage(self) -> float:
         """Share of the slots that differ from the initial memory because they were written."""
@@ -151,20 +150,27 @@ class FastWeightTables(MegatronModule):
 
     def _record(self, log: UndoLog) -> None:
         """Remember what one call of the memory overwrote."""
-        for rows in log.rows:
-            self._touched[rows] = True
+        self._mark_touched(log)
         if self._journal is not None:
             self._journal.record(log)
         if self._preserving:
             self._preserving[-1].record(log)
 
+    def _mark_touched(self, log: UndoLog) -> None:
+        """Count the slots that one call overwrote as touched."""
+        if log.rows:
+            self._touched.index_fill_(0, torch.cat(log.rows), True)
+
+    def _new_journal(self) -> ResetJournal:
+        """A journal with room for what a step can touch."""
+        return ResetJournal(self.values.shape[0], self.values.device, room=self.config.journal_rows)
+
     def _mark_untouched(self) -> None:
         """Begin anew: the tables are the initial ones."""
-        num_slots, device = self.values.shape[0], self.values.device
-        self._touched = torch.zeros(num_slots, dtype=torch.bool, device=device)
+        self._touched = torch.zeros(self.values.shape[0], dtype=torch.bool, device=self.values.device)
         # Old values cost as much as the rows they belong to. A memory that is never reset would end up stored twice,
         # so there a reset draws the whole initial memory again.
-        self._journal = None if self.config.fwpkm.reset == "never" else ResetJournal(num_slots, device)
+        self._journal = None if self.config.fwpkm.reset == "never" else self._new_journal()
 
     def _find_touched(self) -> None:
         """Compare the tables with the initial ones, where their history is not known."""
@@ -179,7 +185,7 @@ class FastWeightTables(MegatronModule):
     def _record_everything(self) -> None:
         if self._preserving:
             rows = torch.arange(self.values.shape[0], device=self.values.device)
-            self._preserving[-1].record_rows(rows, self.values.clone())
+            self._preserving[-1].record_rows(rows, self.values)
             self._preserving[-1].record_sub_keys(self.sub_keys)
 
     def _initial_tables(self) -> tuple[Tensor, Tensor]:

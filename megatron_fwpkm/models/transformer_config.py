@@ -13,6 +13,7 @@ from ..config import FwMLPConfig, FwPKMConfig, LinearAttentionConfig, PKMConfig,
 from ..config.derived import ffn_hidden_size, kv_channels, num_query_groups
 from ..config.layer_kinds import LayerParts, layer_plan
 from ..config.layer_pattern import layer_windows
+from ..config.undo_log_bytes import touchable_slots
 from ..distributed.megatron_versions import no_cuda_graphs
 from ..libraries.choices import (
     attention_of_layers,
@@ -39,6 +40,7 @@ class FwPKMTransformerConfig(TransformerConfig):
         engine_attention: per layer of the whole model whether Transformer Engine computes its attention.
         init_seed: seed of slow weights and initial fast weights.
         yarn_rotary_scaling_factor: Megatron's name for how much YaRN stretches positions; its attention reads it.
+        journal_rows: slots of a memory that a step can touch.
         offloaded_layers: layers of a model chunk, from its first, whose activations wait in host memory.
     """
 
@@ -51,6 +53,7 @@ class FwPKMTransformerConfig(TransformerConfig):
     layer_windows: tuple[int | None, ...] = ()
     engine_attention: tuple[bool, ...] = ()
     init_seed: int = 1234
+    journal_rows: int = 0
     offloaded_layers: int = 0
     yarn_rotary_scaling_factor: float = 1.0
 
@@ -72,6 +75,7 @@ def transformer_config(config: PretrainConfig) -> FwPKMTransformerConfig:
         transformer_impl=choose_layers(config, found).name,
         init_seed=training.seed,
         yarn_rotary_scaling_factor=model.rotary_scaling_factor,
+        journal_rows=touchable_slots(config, parallel_state.get_data_parallel_world_size()),
         # Not megatron's cpu_offloading_num_layers, which asks for Transformer Engine.
         offloaded_layers=training.cpu_offloading_num_layers,
         num_layers=model.num_layers,

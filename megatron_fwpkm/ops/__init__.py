@@ -6,9 +6,10 @@ from .fast_weight_memory.rounding import make_rounding
 from .fast_weight_mlp import fast_weight_mlp, flush_pending_mlp
 from .fast_weight_mlp.mlp_options import FastMLPOptions
 from .fast_weight_mlp.mlp_state import FastMLPOutput, FastMLPState, FastMLPWeights
+from .reset_journal import ResetJournal
 from .sharding import TableSharding
 from .state import FastWeightOutput, FastWeightState, PendingTokens
-from .undo_log import ResetJournal, UndoLog
+from .undo_log import UndoLog
 
 __all__ = [
     "FastMLPOptions",

@@ -20,7 +20,7 @@ from ..config.derived import (
 )
 from ..config.layer_kind import LAYER_KINDS
 from ..config.layer_kinds import LayerParts, count_parts
-from ..config.memories import fast_weight_bytes, memories_of, memory_kinds
+from ..config.memories import fast_weight_bytes, is_reset, memories_of, memory_kinds
 from ..config.parameter_counts import stage_parameters
 
 PROCESS_BYTES = 420 * 2**20
@@ -114,8 +114,11 @@ def _temporary_bytes(config: PretrainConfig, vocab_size: int, stage: int, activa
     return max(beginning, 2 * 4 * largest - activations)
 
 
-def check_tables_fit(config: PretrainConfig, room: int) -> None:
-    """Raise ValueError if the tables of a stage's memories alone need more than the `room` bytes of a device."""
+def check_tables_fit(config: PretrainConfig, room: int, replicas: int = 1) -> None:
+    """Raise ValueError if the tables of a stage's memories need more than the `room` bytes of a device.
+
+    So too where that is true of the tables and of what puts them back together.
+    """
     ranks = config.parallel.tensor_model_parallel_size * config.parallel.context_parallel_size
     stages = [stage_layers(config, stage) for stage in range(config.parallel.pipeline_model_parallel_size)]
     wanted = max(fast_weight_bytes(config, layers, ranks) for layers in stages)
@@ -125,6 +128,13 @@ def check_tables_fit(config: PretrainConfig, room: int) -> None:
             f"the fast-weight tables need {format_bytes(wanted)} on each rank, but the device has only "
             f"{format_bytes(room)}: reduce {made}, or shard the tables over more ranks with "
             "--tensor-model-parallel-size; --dry-run shows the memory per rank"
+        )
+    journals = [sum(m.beside_bytes(config, replicas) for m in memories_of(config, layers)) for layers in stages]
+    if (config.faults.on_nan == "skip" or is_reset(config, "step")) and wanted + max(journals) > room:
+        raise ValueError(
+            f"the fast-weight tables need {format_bytes(wanted)} on each rank and what --fwpkm-reset step and --on-nan "
+            f"skip put back {format_bytes(max(journals))} more, but the device has only {format_bytes(room)}: choose "
+            "another --fwpkm-reset or --on-nan, or reduce --global-batch-size; --dry-run shows the memory per rank"
         )
 
 

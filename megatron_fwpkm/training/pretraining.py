@@ -67,7 +67,7 @@ def _train(resolved: Resolved, world: World, manager: CheckpointManager | None, 
     """Train with the --save folder to itself."""
     config = resolved.config
     global_batch = global_batch_size(config, data_parallel_size(config, world.size))
-    check_tables_fit(config, memory_bytes(world.device))
+    check_tables_fit(config, memory_bytes(world.device), data_parallel_size(config, world.size))
     tokenizer = build_tokenizer(config.data)
     check_step_fits(config, tokenizer.vocab_size, world.size)
     datasets = build_datasets(config, tokenizer, global_batch_size=global_batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,13 +10,21 @@ import torch
 from megatron.core.transformer.module import Float16Module
 
 from megatron_fwpkm.config import FwPKMConfig
+from megatron_fwpkm.layers import fast_weight_tables
 from megatron_fwpkm.layers.fast_weight_memory import FastWeightMemoryLayer
 from megatron_fwpkm.models.transformer_config import transformer_config
-from megatron_fwpkm.ops import FastWeightState
+from megatron_fwpkm.ops import FastWeightState, ResetJournal
 from megatron_fwpkm.ops.initialization import initial_sub_keys, initial_values
 from tests.layers.megatron import tiny
 
 _RESETS = ["never", "step"]
+
+
+@pytest.fixture(params=["counted", "as on a GPU"])
+def journal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journals that count their rows, as on a CPU, or that never look."""
+    kind = partial(ResetJournal, counts=request.param == "counted")
+    monkeypatch.setattr(fast_weight_tables, "ResetJournal", kind)
 
 
 def memory(**options: Any) -> FastWeightMemoryLayer:
@@ -121,7 +130,7 @@ def test_tables_are_outside_state_dict_and_parameters() -> None:
 
 @pytest.mark.parametrize("boundary", ["drop", "carry"])
 @pytest.mark.parametrize("reset", _RESETS)
-def test_reset_puts_the_initial_memory_back(reset: str, boundary: str) -> None:
+def test_reset_puts_the_initial_memory_back(journal: None, reset: str, boundary: str) -> None:
     block = memory(reset=reset, boundary=boundary)
     initial = snapshot(block)
     for seed in (1, 2):
@@ -135,7 +144,7 @@ def test_reset_puts_the_initial_memory_back(reset: str, boundary: str) -> None:
 
 
 @pytest.mark.parametrize("reset", _RESETS)
-def test_preserved_memory_is_bit_for_bit_as_before(reset: str) -> None:
+def test_preserved_memory_is_bit_for_bit_as_before(journal: None, reset: str) -> None:
     block = memory(reset=reset)
     initial = snapshot(block)
     block(hidden(1))
@@ -164,7 +173,7 @@ def test_preserved_memory_is_bit_for_bit_as_before(reset: str) -> None:
 
 @pytest.mark.parametrize("table_dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("reset", _RESETS)
-def test_loaded_memory_knows_what_differs_from_the_initial_one(reset: str, table_dtype: str) -> None:
+def test_loaded_memory_knows_what_differs_from_the_initial_one(journal: None, reset: str, table_dtype: str) -> None:
     trained, fresh = (memory(reset=reset, table_dtype=table_dtype) for _ in range(2))
     initial = snapshot(fresh)
     trained(hidden(1))

@@ -155,13 +155,14 @@ def test_undo_restores_negative_zero_and_nan(implementation: str) -> None:
     assert torch.equal(state.values.view(torch.int64), before)
 
 
+@pytest.mark.parametrize("counts", [True, False])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_journal_restores_the_initial_memory(implementation: str) -> None:
+def test_journal_restores_the_initial_memory(implementation: str, counts: bool) -> None:
     cases = [make_case(seed, num_subkeys=9, topk=2, tokens=8) for seed in range(3)]
     state = copy_of(cases[0].state)
     initial = copy_of(state)
-    journal = ResetJournal(81)
-    assert journal.rows_and_values() is None and journal.old_sub_keys is None
+    journal = ResetJournal(81, counts=counts)
+    assert journal.slots_and_values() is None and journal.old_sub_keys is None
     for _ in range(2):  # A journal starts anew after a reset.
         read = []
         for case in cases:
@@ -170,13 +171,15 @@ def test_journal_restores_the_initial_memory(implementation: str) -> None:
             assert output.undo_log is not None
             journal.record(output.undo_log)
         touched = torch.zeros(81, dtype=torch.bool).index_fill_(0, torch.cat(read), True)
-        assert torch.equal(journal.touched, touched) and 0 < journal.num_touched == int(touched.sum()) < 81
-        found = journal.rows_and_values()
+        assert torch.equal(journal.touched, touched) and 0 < touched.sum() < 81
+        found = journal.slots_and_values()
         assert found is not None and torch.equal(found[1], initial.values[found[0]])
+        assert torch.equal(journal.slots(), found[0])
+        assert torch.equal(found[0].unique(), touched.nonzero().flatten())
         assert journal.old_sub_keys is not None and torch.equal(journal.old_sub_keys, initial.sub_keys)
         journal.restore_(state.values, state.sub_keys)
         assert torch.equal(state.values, initial.values) and torch.equal(state.sub_keys, initial.sub_keys)
-        assert journal.num_touched == 0 and not journal.touched.any() and journal.old_sub_keys is None
+        assert not journal.slots().numel() and not journal.touched.any() and journal.old_sub_keys is None
 
 
 def test_journal_can_leave_the_sub_keys_alone() -> None:

@@ -168,11 +168,12 @@ def _first_values(table: Tensor, options: ValueOptions, log: UndoLog | None) -> 
     slots = _adjoint_plan(options, table.shape[0]).slots
     in_use = slots < table.shape[0]
     # Rows that are not in use repeat the first one, which is.
-    slots = torch.where(in_use, slots, slots[0])
+    sources = torch.where(in_use, torch.arange(slots.shape[0], device=slots.device), 0)
+    slots = slots[sources]
     # With `out` given, index_select is five times faster on CPU than without.
     first = torch.index_select(table, 0, slots, out=table.new_empty(slots.shape[0], table.shape[1]))
     if log is not None and not options.frozen and any(piece.written for piece in options.pieces):
-        log.add(slots, first, None if options.steps.counts_rows else in_use)
+        log.add(slots, first, None if options.steps.counts_rows else sources)
     return first
 
 

@@ -149,9 +149,9 @@ class TritonForward(_Pass):
                 self.launch(kernels.finish_write_kernel, piece, triton.cdiv(pairs, TILE))
 
     def overwritten(self, piece: ValuePiece) -> tuple[Tensor, Tensor, Tensor]:
-        """Slots and rows at all positions of the piece; those of first pairs are in use."""
+        """Slots and rows at all positions of the piece; those at the first position of a slot are in use."""
         pairs = slice(piece.start * self.width, piece.stop * self.width)
-        return self.slots[pairs], self.old_rows[0][pairs], self.plan.is_head[pairs]
+        return self.slots[pairs], self.old_rows[0][pairs], self.plan.heads[pairs]
 
     def squared_errors(self) -> Tensor:
         """[E]: sums over D of write weight * error^2."""
