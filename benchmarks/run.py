@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks import checkpoint, memory, memory_estimate, model, preprocess, stages
+from benchmarks import checkpoint, launches, memory, memory_estimate, model, preprocess, stages
 from benchmarks.report import Report
 
 
@@ -26,6 +26,9 @@ BENCHMARKS = {
     ),
     "stages": Benchmark(
         "where one call of the memory spends its time, kernel by kernel", stages.add_arguments, stages.run
+    ),
+    "launches": Benchmark(
+        "launches, host waits and bytes of the memory, counted without a GPU", launches.add_arguments, launches.run
     ),
     "layer": Benchmark("one memory layer, forward and backward", model.add_layer_arguments, model.run_layer),
     "model": Benchmark("a training step with memories and without", model.add_model_arguments, model.run_model),
@@ -59,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(report.markdown())
+    if getattr(arguments, "check", False):
+        return 0
     for path in report.write(arguments.output):
         print(f"wrote {path.name}", file=sys.stderr)
     return 0
