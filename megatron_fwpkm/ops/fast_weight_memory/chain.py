@@ -38,5 +38,5 @@ def mean_over_columns(squared_sums: Tensor, num_columns: int, sharding: TableSha
     if sharding is None:
         return squared_sums / num_columns
     # One collective for the sums and for the number of columns they run over.
-    sums = sharding.sum_shards(torch.cat([squared_sums.flatten(), squared_sums.new_tensor([num_columns])]))
+    sums = sharding.sum_shards(torch.cat([squared_sums.flatten(), squared_sums.new_full((1,), num_columns)]))
     return (sums[:-1] / sums[-1]).view_as(squared_sums)
