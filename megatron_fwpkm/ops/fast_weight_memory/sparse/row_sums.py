@@ -9,12 +9,29 @@ import torch
 from torch import Tensor
 
 _SUM = 0
+_WIDE = torch.complex128
+"""The widest numbers that torch copies."""
 
 
 def gather_rows(table: Tensor, rows: Tensor) -> Tensor:
     """Rows [U] of a table [N, D] as a new tensor [U, D], bit for bit."""
     # With `out` given, index_select is five times faster on CPU than without.
     return torch.index_select(table, 0, rows, out=table.new_empty(rows.shape[0], table.shape[1]))
+
+
+def _holds_wide(x: Tensor) -> bool:
+    """Whether a matrix can be seen as one of wide numbers."""
+    sizes = x.shape[1], int(x.storage_offset())
+    return x.is_contiguous() and all(size * x.element_size() % _WIDE.itemsize == 0 for size in sizes)
+
+
+def put_rows(table: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Write `values` [U, D] to distinct rows [U] of a table [N, D], bit for bit."""
+    if _holds_wide(table) and _holds_wide(values):
+        # torch copies number by number: three times faster in numbers of 16 bytes.
+        table.view(_WIDE).index_put_((rows,), values.view(_WIDE))
+    else:
+        table.index_copy_(0, rows, values)
 
 
 def sum_rows(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:

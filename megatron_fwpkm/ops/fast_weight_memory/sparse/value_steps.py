@@ -15,7 +15,7 @@ from ...named_ranges import named_range
 from ..rounding import round_rows
 from ..value_chain import ValueInputs, ValueSteps
 from ..write_plan import AdjointPlan, ValuePiece, WritePlan
-from .row_sums import gather_rows, paired_dots, sum_rows
+from .row_sums import gather_rows, paired_dots, put_rows, sum_rows
 
 
 class Segments(NamedTuple):
@@ -134,7 +134,7 @@ class SparseForward(_Pass):
         torch.sub(rows, change, out=change)
         if self.options.rounding is not None:
             change = round_rows(change, self.slots[segments], self.options.rounding, piece.write)
-        self.table.index_copy_(0, self.rows[segments], change)
+        put_rows(self.table, self.rows[segments], change)
 
     def overwritten(self, piece: ValuePiece) -> tuple[Tensor, Tensor]:
         """An entry of the undo log: slots and old rows of the piece that was just written."""
