@@ -70,6 +70,36 @@ def test_blocks_of_tokens_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(slots_of(case.queries, case.state.sub_keys, 4, "idw"), expected)
 
 
+@pytest.mark.parametrize("levels", [1, 1000])
+def test_directions_are_those_of_the_kept_sub_keys(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ties, which are ranked a second time, and without; in one block of tokens and in several."""
+    generator = torch.Generator().manual_seed(levels)
+    queries, sub_keys = (torch.randint(-levels, levels + 1, (4, m, 3), generator=generator).float() for m in (20, 48))
+    for block in (selection._BLOCK_ELEMENTS, 4 * 48 * 7):
+        monkeypatch.setattr(selection, "_BLOCK_ELEMENTS", block)
+        kept = select_sub_keys(queries, sub_keys, 5, "idw", with_directions=True)
+        expected = queries.unsqueeze(2) - selection.gather_sub_keys(sub_keys, kept.indices)
+        assert kept.directions is not None and torch.equal(kept.directions, expected)
+        assert torch.equal(kept.costs, expected.square().sum(-1))
+        without = select_sub_keys(queries, sub_keys, 5, "idw")
+        assert without.directions is None and torch.equal(without.indices, kept.indices)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("score", ["idw", "dot_product"])
+def test_tokens_without_a_finite_score_take_sub_keys_that_exist(number: float, score: str) -> None:
+    """40 sub-keys of which one is kept: fewer than torch's heap is used for, so something is added to them."""
+    case = make_case(5, batch=1, tokens=6, heads=1, num_subkeys=40, key_dim=8, topk=1, dtype=torch.float32)
+    queries = case.queries.flatten(0, 2).view(1, 6, 8)[..., :4].repeat(2, 1, 1)
+    sub_keys = case.state.sub_keys.flatten(0, 1)
+    expected = select_sub_keys(queries, sub_keys, 1, score).indices
+    queries[:, 2] = number
+    kept = select_sub_keys(queries, sub_keys, 1, score, with_directions=score == "idw")
+    assert bool((kept.indices >= 0).all()) and bool((kept.indices < 40).all())
+    others = [0, 1, 3, 4, 5]
+    assert torch.equal(kept.indices[:, others], expected[:, others])
+
+
 @pytest.mark.parametrize("topk", [1, 2, 7, 8, 32])
 def test_candidates_always_contain_the_best_pairs(topk: int) -> None:
     """Against all topk * topk pairs, with halves of very different spread."""

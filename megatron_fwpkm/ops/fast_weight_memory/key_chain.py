@@ -207,7 +207,7 @@ def _address(
                 assert choice.probabilities is not None
                 counted = choice.probabilities[:, part].contiguous(), kept.indices[:, part].contiguous()
                 means.append(steps.mean_probability(*counted, part.stop - part.start))
-        saved.append(SavedPiece(before, *kept, choice.positions, *movement))
+        saved.append(SavedPiece(before, kept.indices, kept.costs, choice.positions, *movement))
     return _Addressed(scores, slots, sub_keys, means, saved)
 
 

@@ -4,8 +4,9 @@ Shapes: G = heads * 2 groups (one list of n sub-keys each), M tokens, k = topk, 
 
 A matrix product ranks all sub-keys, but its rounding depends on the shape of the batch, and near a key the expanded
 square loses all digits (DESIGN 2.1). So it only proposes: the kept k are scored again by differences, and a token
-whose k-th and next candidate are closer than rounding can tell is ranked by differences over all n sub-keys. The
-result does not depend on how tokens are batched, and equal scores go to the lowest index.
+whose k-th and next candidate are closer than rounding can tell, or whose kept ones are not in order, is ranked by
+differences over all candidates that rounding leaves. The result does not depend on how tokens are batched, and equal
+scores go to the lowest index.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .epsilons import IDW_EPSILON
@@ -28,10 +30,12 @@ class KeptSubKeys(NamedTuple):
     Attributes:
         indices: [G, M, k] int64.
         costs: [G, M, k], what is minimised: the squared distance, or minus the dot product.
+        directions: [G, M, k, h], queries less their kept sub-keys; None if not asked for.
     """
 
     indices: Tensor
     costs: Tensor
+    directions: Tensor | None = None
 
 
 class SlotChoice(NamedTuple):
@@ -56,7 +60,9 @@ def gather_sub_keys(sub_keys: Tensor, indices: Tensor) -> Tensor:
     """Rows `indices` [G, M, k] of every group's list `sub_keys` [G, n, h], as [G, M, k, h]."""
     groups, num_subkeys, half_dim = sub_keys.shape
     offsets = torch.arange(groups, device=indices.device).view(-1, 1, 1) * num_subkeys
-    rows = sub_keys.reshape(-1, half_dim).index_select(0, (indices + offsets).flatten())
+    flat = (indices + offsets).flatten()
+    # With `out` given, index_select is faster on CPU than without, if its memory is new.
+    rows = torch.index_select(sub_keys.reshape(-1, half_dim), 0, flat, out=sub_keys.new_empty(len(flat), half_dim))
     return rows.view(*indices.shape, half_dim)
 
 
@@ -72,44 +78,90 @@ def scores_of(costs: Tensor, score: str) -> Tensor:
     return -costs if score == "dot_product" else -torch.log(costs + IDW_EPSILON)
 
 
-def _select_all(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> tuple[Tensor, Tensor]:
-    """Rank all sub-keys [F, n, h] of F queries [F, h] by exact costs; equal costs: lowest index first."""
-    costs = exact_costs(queries, sub_keys, score)
-    costs, order = costs.sort(dim=-1, stable=True)
-    return order[:, :topk], costs[:, :topk]
+def _propose(queries: Tensor, sub_keys: Tensor, key_squares: Tensor, score: str) -> Tensor:
+    """Approximate costs [G, M, n] of all sub-keys, for `idw` without the square of the query.
 
-
-def _select_block(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> KeptSubKeys:
-    groups, tokens, half_dim = queries.shape
-    transposed = sub_keys.transpose(1, 2)
-    key_squares = sub_keys.square().sum(-1).unsqueeze(1)
-    query_squares = queries.square().sum(-1, keepdim=True)
+    That is the same for all sub-keys and does not change their order.
+    """
     if score == "dot_product":
-        proposals = torch.bmm(queries, transposed).neg_()
-    else:
-        # The square of the query is the same for all sub-keys and does not change their order.
-        proposals = torch.baddbmm(key_squares, queries, transposed, alpha=-2)
-    kept, indices = proposals.topk(topk, dim=-1, largest=False)
+        return torch.bmm(queries, sub_keys.transpose(1, 2)).neg_()
+    return torch.baddbmm(key_squares.unsqueeze(1), queries, sub_keys.transpose(1, 2), alpha=-2)
+
+
+def _smallest(proposals: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+    """The `topk` smallest proposals of every token, best first, and their indices."""
+    num_subkeys, heap = proposals.shape[-1], 64 * topk
+    if proposals.device.type != "cpu" or not heap // 2 <= num_subkeys < heap:
+        return proposals.topk(topk, dim=-1, largest=False)
+    # From this width on, torch keeps the best in a heap, which is faster although there is more to look at. A NaN comes
+    # after all numbers, and equal ones do not leave the heap for later ones: what is added is never taken.
+    return F.pad(proposals, (0, heap - num_subkeys), value=torch.nan).topk(topk, dim=-1, largest=False)
+
+
+def _rank_candidates(
+    queries: Tensor, sub_keys: Tensor, group: Tensor, proposals: Tensor, most: Tensor, topk: int, score: str
+) -> tuple[Tensor, Tensor]:
+    """Rank by exact costs all sub-keys that rounding leaves in question; equal costs: lowest index first.
+
+    Args:
+        queries: [F, h].
+        sub_keys: [G, n, h].
+        group: [F], of every query.
+        proposals: [F, n], approximate costs.
+        most: [F, 1], the largest of them that a kept sub-key may have.
+        topk: k.
+        score: `idw` or `dot_product`.
+
+    Returns:
+        Indices and costs [F, k], best first.
+    """
+    width = max(topk, int(torch.count_nonzero(proposals <= most, dim=-1).amax()))
+    candidates = proposals.topk(width, dim=-1, largest=False).indices.sort(dim=-1).values
+    costs = exact_costs(queries, sub_keys[group.unsqueeze(1), candidates], score)
+    costs, order = costs.sort(dim=-1, stable=True)
+    return candidates.gather(-1, order[:, :topk]), costs[:, :topk]
+
+
+def _select_block(queries: Tensor, sub_keys: Tensor, topk: int, score: str, with_directions: bool) -> KeptSubKeys:
+    key_squares = sub_keys.square().sum(-1)
+    query_squares = queries.square().sum(-1, keepdim=True)
+    proposals = _propose(queries, sub_keys, key_squares, score)
+    best, indices = _smallest(proposals, topk)
     # What both ways of computing a cost can be off by, with room to spare.
-    norms = (query_squares * key_squares.amax(-1, keepdim=True)).sqrt_()
-    doubt = norms * half_dim**0.5
+    norms = (query_squares * key_squares.amax(-1).view(-1, 1, 1)).sqrt_()
+    doubt = norms * queries.shape[2] ** 0.5
     if score != "dot_product":
-        doubt += (kept[..., -1:] + query_squares).abs_()
-    doubt *= 4 * torch.finfo(queries.dtype).eps
-    close = proposals <= kept[..., -1:] + doubt
-    costs, order = exact_costs(queries, gather_sub_keys(sub_keys, indices), score).sort(-1)
-    indices = indices.gather(-1, order)
-    tied = costs[..., 1:] == costs[..., :-1]
-    if int(torch.count_nonzero(close) + torch.count_nonzero(tied)) > groups * tokens * topk:
-        doubtful = (close.sum(-1) > topk) | tied.any(-1)
-        group, token = doubtful.nonzero(as_tuple=True)
-        step = max(1, _BLOCK_ELEMENTS // (sub_keys.shape[1] * half_dim))
+        doubt += (best[..., -1:] + query_squares).abs_()
+    most = best[..., -1:] + doubt.mul_(4 * torch.finfo(queries.dtype).eps)
+    rows, directions = gather_sub_keys(sub_keys, indices), None
+    if with_directions:
+        directions = torch.sub(queries.unsqueeze(-2), rows, out=rows)
+        kept = KeptSubKeys(indices, directions.square().sum(-1), directions)
+    else:
+        kept = KeptSubKeys(indices, exact_costs(queries, rows, score))
+    # Whether the best of those that are not kept might have been.
+    close = proposals.scatter_(-1, indices, torch.inf).amin(-1) <= most.squeeze(-1)
+    doubtful = (kept.costs[..., 1:] <= kept.costs[..., :-1]).any(-1).logical_or_(close)
+    group, token = doubtful.nonzero(as_tuple=True)
+    if group.numel():
+        proposals.scatter_(-1, indices, best)
+        step = max(1, _BLOCK_ELEMENTS // (sub_keys.shape[1] * sub_keys.shape[2]))
         for g, t in zip(group.split(step), token.split(step), strict=True):
-            indices[g, t], costs[g, t] = _select_all(queries[g, t], sub_keys[g], topk, score)
-    return KeptSubKeys(indices, costs)
+            ranked = _rank_candidates(queries[g, t], sub_keys, g, proposals[g, t], most[g, t], topk, score)
+            kept.indices[g, t], kept.costs[g, t] = ranked
+            if kept.directions is not None:
+                kept.directions[g, t] = queries[g, t].unsqueeze(1) - sub_keys[g.unsqueeze(1), ranked[0]]
+    return kept
 
 
-def select_sub_keys(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> KeptSubKeys:
+def _join_directions(blocks: list[KeptSubKeys]) -> Tensor | None:
+    directions = [block.directions for block in blocks if block.directions is not None]
+    return torch.cat(directions, 1) if directions else None
+
+
+def select_sub_keys(
+    queries: Tensor, sub_keys: Tensor, topk: int, score: str, with_directions: bool = False
+) -> KeptSubKeys:
     """The `topk` best sub-keys of each list for every token; equal scores: lowest index first. No gradient.
 
     Args:
@@ -117,16 +169,19 @@ def select_sub_keys(queries: Tensor, sub_keys: Tensor, topk: int, score: str) ->
         sub_keys: [G, n, h].
         topk: at most n.
         score: `idw` or `dot_product`.
+        with_directions: queries less their kept sub-keys are asked for; `idw` only, which computes them anyway.
 
     Returns:
         Indices and costs, best first.
     """
     with torch.no_grad():
         step = max(1, _BLOCK_ELEMENTS // (sub_keys.shape[0] * sub_keys.shape[1]))
-        blocks = [_select_block(block, sub_keys, topk, score) for block in queries.split(step, dim=1)]
+        parts = queries.split(step, dim=1)
+        blocks = [_select_block(part, sub_keys, topk, score, with_directions) for part in parts]
         if len(blocks) == 1:
             return blocks[0]
-        return KeptSubKeys(torch.cat([b.indices for b in blocks], 1), torch.cat([b.costs for b in blocks], 1))
+        indices, costs = torch.cat([b.indices for b in blocks], 1), torch.cat([b.costs for b in blocks], 1)
+        return KeptSubKeys(indices, costs, _join_directions(blocks))
 
 
 @cache

@@ -53,10 +53,13 @@ class SparseKeySteps:
 
     def __init__(self, queries: Tensor, options: KeyOptions) -> None:
         self.options, self.rows = options, options.rows
+        # Those that `move` takes. Other processes' proposals come without.
+        self.with_directions = options.moves and options.score == "idw" and self.rows.count == self.rows.num_subkeys
 
     def propose(self, queries: Tensor, sub_keys: Tensor) -> KeptSubKeys:
         """The best of the sub-keys here for queries [G, M, h]; indices, int64, count over whole lists."""
-        kept = select_sub_keys(queries, sub_keys, min(self.options.topk, self.rows.count), self.options.score)
+        topk = min(self.options.topk, self.rows.count)
+        kept = select_sub_keys(queries, sub_keys, topk, self.options.score, self.with_directions)
         return kept._replace(indices=kept.indices + self.rows.first) if self.rows.first else kept
 
     def choose_slots(self, kept: KeptSubKeys, moving: int) -> SlotChoice:
@@ -94,8 +97,10 @@ class SparseKeySteps:
 
     def move(self, queries: Tensor, sub_keys: Tensor, kept: KeptSubKeys, strengths: Tensor, readers: Readers) -> Tensor:
         """The sub-keys [G, n', h] less the sum of c * direction over their readers."""
-        rows = gather_sub_keys(sub_keys, self.rows.local(kept.indices)[0])
-        directions = _directions(queries, rows, self.options.score)
+        directions = kept.directions
+        if directions is None:
+            rows = gather_sub_keys(sub_keys, self.rows.local(kept.indices)[0])
+            directions = _directions(queries, rows, self.options.score)
         return sub_keys - _sum_per_sub_key(strengths, directions, readers, self.rows)
 
     def backward(
