@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import os
 import platform
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 from benchmarks import hardware
 from benchmarks.report import ROOT
@@ -20,7 +23,7 @@ QUICK_TESTS = tuple(
 """The memory against the dense oracle, the reference vectors and itself cut into calls, on the CPU."""
 
 GPU_TESTS = ("tests/gpu", "tests/ops/triton")
-
+"""The kernels, compiled, on the device."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which tests, and how long they may take. There is no flag to measure without."""
@@ -44,29 +47,58 @@ def require_green(arguments: argparse.Namespace, device: str) -> str:
     """
     paths = arguments.tests or [*QUICK_TESTS, *(GPU_TESTS if device.startswith("cuda") else ())]
     for path in paths:
-        if not path.startswith(("tests/ops", "tests/gpu")) or ".." in path or not (ROOT / path).exists():
+        known = path.startswith(("tests/ops", "tests/gpu")) and ".." not in path
+        if not known or not (ROOT / path.partition("::")[0]).exists():
             raise RuntimeError(f"--tests {path} is no test of the memory: name files below tests/ops or tests/gpu")
     stamp = ROOT / ".pytest_cache" / "green" / _digest(paths, device)
     if stamp.is_file():
         return stamp.read_text()
     print(f"tests first: {' '.join(paths)} ...", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *paths]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    try:
-        run = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=arguments.tests_limit
-        )
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(
-            f"nothing is measured: the tests did not end within {arguments.tests_limit:g} s; --tests-limit gives more"
-        ) from None
-    passed = re.search(r"(\d+) passed", run.stdout)
-    if run.returncode or not passed:
-        raise RuntimeError(f"nothing is measured: the tests are not green.\n{run.stdout[-3000:]}{run.stderr[-1000:]}")
-    text = f"{passed[1]} passed: {' '.join(paths)}"
+    on_gpu = [path for path in paths if device.startswith("cuda") and path.startswith(GPU_TESTS)]
+    groups = [group for group in ([path for path in paths if path not in on_gpu], on_gpu) if group]
+    # At the same time: the ones keep a core busy, the others the device and the compiler.
+    with ThreadPoolExecutor(len(groups)) as pool:
+        devices = ["cuda" if group is on_gpu else "cpu" for group in groups]
+        runs = list(pool.map(_run_tests, groups, devices, repeat(arguments.tests_limit)))
+    red = "".join(text for passed, text in runs if not passed)
+    if red:
+        raise RuntimeError(f"nothing is measured: the tests are not green.\n{red}")
+    text = f"{sum(passed for passed, _ in runs)} passed: {' '.join(paths)}"
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(text)
     return text
+
+
+def _run_tests(paths: Sequence[str], device: str, limit: float) -> tuple[int, str]:
+    """How many tests passed, or 0 where one failed, and the end of what pytest said.
+
+    Args:
+        paths: of the tests.
+        device: cpu: in a process that sees no GPU, up to the first that fails. cuda: all of them, by several
+            processes if pytest-xdist is there, for compiling takes longest.
+        limit: seconds.
+
+    Raises:
+        RuntimeError: they take longer.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *paths]
+    # What is inherited would choose for both kinds of tests; tests/conftest.py chooses by TEST_DEVICE.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "TEST_DEVICE": device}
+    if device == "cpu":
+        command.append("-x")
+    elif importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(8, max(2, (os.cpu_count() or 2) // 2)))]
+    try:
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired as error:
+        said = (error.stdout or b"").decode(errors="replace")
+        raise RuntimeError(
+            f"nothing is measured: the tests did not end within {limit:g} s; --tests-limit gives more\n{said[-3000:]}"
+        ) from None
+    passed = re.search(r"(\d+) passed", run.stdout)
+    said = f"{run.stdout[-6000:]}{run.stderr[-1000:]}"
+    return (int(passed[1]) if passed and not run.returncode else 0), said
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import platform
@@ -113,6 +114,11 @@ class Report:
     figure: Figure | None = None
     goals: Sequence[Goal] = ()
 
+    @property
+    def picture(self) -> Figure | None:
+        """The figure, where matplotlib can draw it: a machine with a GPU and no network may lack it."""
+        return self.figure if importlib.util.find_spec("matplotlib") else None
+
     def markdown(self) -> str:
         """The report as Markdown."""
         lines = [f"# {self.title}", ""]
@@ -122,7 +128,7 @@ class Report:
         if self.goals:
             lines += [_line(["goal", "measured", "wanted", "met"]), _line(["---"] * 4)]
             lines += [_line([g.what, g.measured, g.wanted, VERDICTS[g.met]]) for g in self.goals] + [""]
-        if self.figure:
+        if self.picture:
             lines += [f"![{self.title}]({self.name}.png)", ""]
         lines += [f"- {key}: {value}" for key, value in asdict(self.provenance).items()]
         return "\n".join(lines) + "\n"
@@ -135,9 +141,9 @@ class Report:
         content = {"name": self.name, "provenance": asdict(self.provenance), "goals": goals, "data": self.data}
         files[0].write_text(json.dumps(content, indent=1) + "\n")
         files[1].write_text(self.markdown())
-        if self.figure:
+        if self.picture:
             files.append(folder / f"{self.name}.png")
-            self.figure.write(files[-1])
+            self.picture.write(files[-1])
         return files
 
 

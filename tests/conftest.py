@@ -20,6 +20,13 @@ os.environ.setdefault(
     "PYTHONWARNINGS", "ignore:Transformer Engine and Apex:UserWarning,ignore:Apex is not installed:UserWarning"
 )
 
+# A test's device is chosen, not found: without TEST_DEVICE=cuda no GPU is visible, here and in what tests start.
+DEVICE = os.environ.setdefault("TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Triton asks once, when it is imported, whether its kernels are to be compiled or run by its interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
@@ -32,9 +39,6 @@ torch.set_num_threads(1)
 # A shell that runs pytest in the background has it ignore Ctrl-C, and the programs that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-# Triton asks once, when it is imported, whether its kernels are to be compiled or run by its interpreter on the CPU.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # `make test` must give one answer for one commit; `make test-all` looks for new examples, and prints how to repeat one.
 settings.register_profile("fixed", deadline=None, derandomize=True)
@@ -81,12 +85,20 @@ def cpu_compat() -> None:
     megatron_on_cpu.install()
 
 
+def pytest_configure() -> None:
+    """Refuse a device that is not there: every GPU test would be skipped, and the session green."""
+    if DEVICE not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"TEST_DEVICE={DEVICE} is not known; choose one of: cpu, cuda")
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("TEST_DEVICE=cuda, but torch sees no CUDA device: unset it to test on the CPU")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give the Megatron rooms the CPU layer, and skip GPU tests where there is no GPU."""
-    no_gpu = pytest.mark.skip(reason="needs a CUDA device")
+    """Give the Megatron rooms the CPU layer, and run a GPU's tests on a GPU, all others on the CPU."""
+    others = pytest.mark.skip(reason="needs a GPU: TEST_DEVICE=cuda" if DEVICE == "cpu" else "runs on the CPU only")
     for item in items:
         room = item.path.relative_to(ROOT / "tests").parts[0]
         if room in MEGATRON_ROOMS and isinstance(item, pytest.Function):
             item.fixturenames.insert(0, "cpu_compat")
-        if "gpu" in item.keywords and not torch.cuda.is_available():
-            item.add_marker(no_gpu)
+        if ("gpu" in item.keywords) != (DEVICE == "cuda"):
+            item.add_marker(others)

@@ -6,26 +6,29 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.model import SIZES
+from benchmarks.run import main
 from megatron_fwpkm.config.loading import parse_pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def suite(out: Path, limit: float, **environment: str) -> subprocess.CompletedProcess[str]:
+def suite(
+    out: Path, limit: float, environment: Mapping[str, str] = os.environ, **changes: str
+) -> subprocess.CompletedProcess[str]:
     """The suite with this Python."""
     return subprocess.run(
         ["bash", "benchmarks/gpu_suite.sh", str(out)], cwd=ROOT, capture_output=True, text=True, timeout=limit,
-        env={**os.environ, "PYTHON": sys.executable, **environment},
+        env={**environment, "PYTHON": sys.executable, **changes},
     )  # fmt: skip
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_it_says_what_to_do(tmp_path):
     run = suite(tmp_path / "out", 100)
     assert run.returncode == 1 and "sees no CUDA device; DEVICE=cpu rehearses" in run.stderr
@@ -39,26 +42,102 @@ def test_sizes_are_configurations():
     assert parse_pretrain(SIZES["tiny"]).config.fwpkm.layer_numbers == (2, 3)
 
 
+STEPS = (
+    *("machine", "tests", "repeats", "stages", "layer", "model", "te_numerics", "memory", "inference"),
+    *("memcheck", "racecheck", "tokenizer", "dataset", "training"),
+)
+"""Of the suite, in their order."""
+RECORDER = """#!/bin/sh
+case "$1" in
+  -c) exit 0 ;;
+  -) cat >/dev/null; exit 0 ;;
+esac
+echo "$@" >>"$COMMANDS"
+case "$*" in *repeated_launches*) echo "NOT EQUAL"; exit 1 ;; *layer_numerics*) exit 3 ;; esac
+"""
+"""Stands for a Python: notes what it is given; two of the steps do not succeed."""
+
+
+def packed(out: Path) -> dict[str, str]:
+    """Text of every file in the archive by its name, which begins with the name of the archive."""
+    with tarfile.open(out / "gpu_suite.tar.gz") as archive:
+        files = [member for member in archive.getmembers() if member.isfile()]
+        return {file.name: archive.extractfile(file).read().decode(errors="replace") for file in files}  # type: ignore[union-attr]
+
+
+def statuses(summary: str) -> dict[str, str]:
+    """Step -> status."""
+    lines = summary.split("\n\n")[0].splitlines()
+    return {line[:12].strip(): line[12:-7].strip() for line in lines}
+
+
+def test_every_step_runs_whatever_the_others_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "python").write_text(RECORDER)
+    (tmp_path / "compute-sanitizer").write_text('#!/bin/sh\necho "sanitizer $1 $2" >>"$COMMANDS"\n')
+    for name in ("python", "compute-sanitizer"):
+        (tmp_path / name).chmod(0o755)
+    commands, path = tmp_path / "commands", f"{tmp_path}:{os.environ['PATH']}"
+    run = suite(tmp_path / "out", 60, PYTHON=str(tmp_path / "python"), COMMANDS=str(commands), PATH=path)
+    assert run.returncode == 1, run.stderr
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["gpu_suite.tar.gz", "summary.txt"]
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    bad = {"repeats": "failed: 1", "te_numerics": "skipped"}
+    assert statuses(summary) == {step: bad.get(step, "ok") for step in STEPS}
+    files = packed(tmp_path / "out")
+    assert files["gpu_suite/repeats.log"] == "NOT EQUAL\n" and files["gpu_suite/summary.txt"] == summary
+    done = commands.read_text().splitlines()
+    assert "sanitizer --tool memcheck" in done and "sanitizer --tool racecheck" in done
+    for flags in (line.split()[2:] for line in done if line.startswith("-m benchmarks.run ")):
+        with pytest.raises(SystemExit):
+            main([*flags, "--repeats", "0"])
+        assert "--repeats 0 must be at least 1" in capsys.readouterr().err, f"{flags} are not understood"
+
+
+def test_the_wheels_are_pinned_and_listed() -> None:
+    run = subprocess.run(["bash", "benchmarks/gpu_suite.sh", "--wheels"], cwd=ROOT, capture_output=True, text=True)
+    pins = (ROOT / "constraints.txt").read_text().splitlines()
+    listed = run.stdout.splitlines()
+    assert run.returncode == 0 and set(listed) <= set(pins)
+    assert {line.split("==")[0] for line in listed} >= {"megatron-core", "pytest", "hypothesis", "sentencepiece"}
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    """A Python that finds neither hypothesis nor sentencepiece."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as util\nfind = util.find_spec\n"
+        "util.find_spec = lambda name: None if name in ('hypothesis', 'sentencepiece') else find(name)\n"
+    )
+    run = suite(tmp_path / "out", 100, DEVICE="cpu", PYTHONPATH=str(tmp_path))
+    assert run.returncode == 1
+    assert "lacks: hypothesis sentencepiece; bash benchmarks/gpu_suite.sh --wheels lists packages" in run.stderr
+
+
 @pytest.mark.slow
-def test_the_cpu_rehearses_it(tmp_path):
-    run = suite(tmp_path, 280, DEVICE="cpu")
-    lines = (tmp_path / "summary.txt").read_text().splitlines()
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_it_is_rehearsed(tmp_path: Path, device: str) -> None:
+    """On the CPU as it is, and as a CUDA device that is pretended."""
+    pretended = {"PYTHONPATH": str(ROOT / "tests" / "pretended_cuda"), "REHEARSAL": "1", "SECONDS_IN_ALL": "800"}
+    tests = {"TESTS": "tests/ops/test_goldens.py tests/gpu/test_ops_on_gpu.py::test_auto_is_triton"}
+    hidden = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "TEST_DEVICE")}
+    extra = {"DEVICE": "cpu"} if device == "cpu" else {**pretended, **tests}
+    run = suite(tmp_path, 850, environment=hidden, **extra)
+    summary = (tmp_path / "summary.txt").read_text()
     assert run.returncode == 0, run.stdout + run.stderr
-    done = [line.split()[:2] for line in lines[: lines.index("")]]
-    names = "machine tests stages te_numerics layer model memory inference tokenizer dataset training".split()
-    assert done == [[name, "skipped" if name == "te_numerics" else "ok"] for name in names]
-    assert (tmp_path / "te_numerics.log").read_text() == "skipped: Transformer Engine is not installed\n"
-    assert not list(tmp_path.glob("layer_numerics*")), "no result is claimed for what did not run"
-    goals = "\n".join(lines[lines.index("") :])
-    assert "one layer, forward and backward, 2 sequences of 64 tokens" in goals and "not judged here" in goals
-    assert "model with 2 memories over without" in goals
-    model = json.loads((tmp_path / "model_tiny.json").read_text())["data"]["results"]
+    skipped = ("te_numerics", "memcheck", "racecheck")
+    assert statuses(summary) == {step: "skipped" if step in skipped else "ok" for step in STEPS}
+    files = packed(tmp_path)
+    assert files["gpu_suite/te_numerics.log"] == "skipped: Transformer Engine is not installed\n"
+    assert not [name for name in files if "layer_numerics" in name], "no result is claimed for what did not run"
+    assert "one layer, forward and backward, 2 sequences of 64 tokens" in summary and "not judged here" in summary
+    assert "model with 2 memories over without" in summary
+    model = json.loads(files["gpu_suite/model_tiny.json"])["data"]["results"]
     assert [one["what"] for one in model] == ["without memory", "with memory"]
     assert model[1]["parameters"] > model[0]["parameters"]
 
 
 @pytest.mark.slow
-def test_a_step_that_fails_is_named_and_the_rest_goes_on(tmp_path):
+def test_a_step_that_fails_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     run = suite(tmp_path, 100, DEVICE="cpu", SECONDS_IN_ALL="20")
     summary = (tmp_path / "summary.txt").read_text()
     assert run.returncode == 1 and "failed: no time left" in summary and summary.startswith("machine      ok")

@@ -63,6 +63,24 @@ def test_tests_have_a_limit(project):
         require("tests/ops/test_op.py", limit=0.5)
 
 
+def test_on_a_gpu_other_tests_run_without_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those on the GPU all run, compiled; a failure of one hides no other."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(green.importlib.util, "find_spec", lambda name: None)  # workers take time to start
+    (project / "tests/ops/test_op.py").write_text(
+        "import os\ndef test_cpu():\n    assert os.environ['TEST_DEVICE'] == 'cpu'\n"
+    )
+    (project / "tests/gpu/test_gpu.py").write_text(
+        "import os\ndef test_gpu():\n    assert os.environ['TEST_DEVICE'] == 'cuda'\n"
+        "    assert 'TRITON_INTERPRET' not in os.environ\n"
+    )
+    arguments = argparse.Namespace(tests=["tests/ops/test_op.py", "tests/gpu/test_gpu.py"], tests_limit=100)
+    assert green.require_green(arguments, "cuda") == "2 passed: tests/ops/test_op.py tests/gpu/test_gpu.py"
+    (project / "tests/gpu/test_gpu.py").write_text("def test_one():\n    assert 0\ndef test_two():\n    assert 0\n")
+    with pytest.raises(RuntimeError, match=r"the tests are not green[\s\S]*test_one[\s\S]*test_two"):
+        green.require_green(arguments, "cuda")
+
+
 def test_the_default_tests_are_there():
     assert all((green.ROOT / path).exists() for path in (*green.QUICK_TESTS, *green.GPU_TESTS))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks import green, hardware, memory
 from benchmarks.memory import Case, check_agreement, measure
@@ -152,7 +151,6 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code.value.code == 2 and "--repeats 0 must be at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", "--device", "cuda", "--output", str(tmp_path)]) == 1
     assert "--device cuda is not there; --device cpu" in capsys.readouterr().err

@@ -127,6 +127,15 @@ def test_a_graph_holds_forward_and_backward_of_the_values():
     assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
 
 
+def test_the_current_device_does_not_matter():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    (expected, gradients), (actual, others) = (run(device, "triton", torch.float32) for device in ("cuda:0", "cuda:1"))
+    assert torch.cuda.current_device() == 0 and actual.retrieved.get_device() == 1
+    assert torch.equal(actual.retrieved.cpu(), expected.retrieved.cpu())
+    assert all(torch.equal(one.cpu(), other.cpu()) for one, other in zip(gradients, others, strict=True))
+
+
 class Training:
     """Forward and backward of one memory in place, as a layer does it, on tables that can be put back."""
 

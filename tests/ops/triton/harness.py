@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ import pytest
 import torch
 from torch.utils import deterministic as fillings
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = os.environ["TEST_DEVICE"]
+"""The device under test, which tests/conftest.py has chosen."""
 
 
 @contextmanager
