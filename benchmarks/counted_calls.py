@@ -118,8 +118,8 @@ def world(ranks: int) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def count_op(subject: Subject, shape: Shape) -> dict[str, Counted]:
-    """Forward and backward of one call of the memory.
+def op_call(subject: Subject, shape: Shape, device: str) -> tuple[Callable[[], Tensor], list[Tensor]]:
+    """A call of the memory, and what its result is differentiated by.
 
     Tokens come first in memory, as the layer has them.
     """
@@ -129,24 +129,30 @@ def count_op(subject: Subject, shape: Shape) -> dict[str, Counted]:
 
     def tokens(*sizes: int) -> Tensor:
         """[B, T, ...], a leaf of autograd."""
-        return torch.empty(s.tokens, s.batch, *sizes, device="meta").transpose(0, 1).requires_grad_()
+        drawn = torch.zeros(s.tokens, s.batch, *sizes, device=device).uniform_()
+        return drawn.transpose(0, 1).requires_grad_()
 
     state = FastWeightState(
-        torch.empty(s.heads, 2, s.num_subkeys // ranks, s.key_dim // 2, device="meta"),
-        torch.empty(s.num_subkeys**2, s.value_dim // ranks, device="meta"),
+        torch.zeros(s.heads, 2, s.num_subkeys // ranks, s.key_dim // 2, device=device).uniform_(),
+        torch.zeros(s.num_subkeys**2, s.value_dim // ranks, device=device).uniform_(),
     )
-    inputs = tokens(s.heads, s.key_dim), tokens(s.value_dim // ranks), tokens()
+    inputs = [tokens(s.heads, s.key_dim), tokens(s.value_dim // ranks), tokens()]
     sharding = StandInSharding() if ranks > 1 else None
 
     def forward() -> Tensor:
-        """One call."""
+        """What it reads."""
         output = fast_weight_memory_(
             *inputs, state, topk=s.topk, chunk_size=s.chunk_size, implementation=subject.implementation,
             sharding=sharding,
         )  # fmt: skip
         return output.retrieved
 
-    return _count_both(subject, forward, list(inputs), None)
+    return forward, inputs
+
+
+def count_op(subject: Subject, shape: Shape) -> dict[str, Counted]:
+    """Forward and backward of one call of the memory."""
+    return _count_both(subject, *op_call(subject, shape, "meta"), None)
 
 
 def _count_both(
@@ -167,7 +173,8 @@ def layer_config(subject: Subject, shape: Shape) -> Any:
 
     flags = (
         f"--config examples/paper/base_112m.yaml --seq-length {shape.tokens} --micro-batch-size {shape.batch} "
-        f"--global-batch-size {shape.batch} --fwpkm-reset {subject.reset} "
+        f"--global-batch-size {shape.batch} --fwpkm-reset {subject.reset} --fwpkm-num-subkeys {shape.num_subkeys} "
+        f"--fwpkm-key-dim {shape.key_dim} --fwpkm-value-dim {shape.value_dim} --fwpkm-chunk-size {shape.chunk_size} "
         f"--fwpkm-implementation {subject.implementation} --tensor-model-parallel-size {subject.ranks} "
         f"--{'' if subject.dtype == 'bf16' else 'no-'}bf16"
     )

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.counted_calls import Subject, count_op, op_call, paper_shape
 from benchmarks.counting import Counted, counting
-from benchmarks.launches import FIGURES, differences
+from benchmarks.host_time import measure
+from benchmarks.launches import FIGURES, RECORD, differences
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: no kernels to count")
 
 
 def counted(function) -> Counted:
@@ -28,15 +36,15 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
+@needs_triton
 def test_nothing_is_higher_than_recorded():
     """In a process of its own: the layer stands in a world of two ranks."""
-    if find_spec("triton") is None:
-        pytest.skip("triton is not installed: its kernels cannot be counted")
     command = [sys.executable, "-m", "benchmarks.run", "launches", "--check", "--quick"]
     run = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
 
 
+@needs_triton
 @pytest.mark.slow
 def test_nothing_at_all_is_higher_than_recorded():
     command = [sys.executable, "-m", "benchmarks.run", "launches", "--check"]
@@ -50,6 +58,10 @@ def test_differences_go_both_ways():
     more, less = differences(before, after)
     assert more == ["a, forward: waits 10 -> 11"] and less == ["a, forward: bytes 10 -> 9"]
     assert differences(before, after | {"torch": "2.14.0"}) == (more, [])
+    before["subjects"]["a"]["forward"]["bytes"] = after["subjects"]["a"]["forward"]["bytes"] = 10_000
+    for moved, expected in ((10_100, 1), (10_101, 2), (9_901, 1)):
+        after["subjects"]["a"]["forward"]["bytes"] = moved
+        assert len(differences(before, after)[0]) == expected, "a percent is no news"
     new = {"torch": "2.13.0", "subjects": {"b": {}}}
     assert differences(before, new)[0] == ["b is not recorded"]
 
@@ -92,3 +104,45 @@ def test_tensors_without_data_are_on_cuda():
     with counting(triton=False):
         assert empty(1).is_cuda and not torch.ones(1).is_cuda
     assert not empty(1).is_cuda
+
+
+SMALL = {"batch": 1, "tokens": 48, "num_subkeys": 16, "key_dim": 16, "value_dim": 16, "topk": 4, "chunk_size": 16}
+
+
+@needs_triton
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_counts_do_not_depend_on_sizes(ranks: int) -> None:
+    subject, shape = Subject("op", "triton", ranks=ranks), paper_shape(3)
+    small, paper = count_op(subject, replace(shape, **SMALL)), count_op(subject, shape)
+    for phase in ("forward", "backward"):
+        assert small[phase].kernels == paper[phase].kernels and small[phase].operators == paper[phase].operators
+
+
+@needs_triton
+@pytest.mark.slow
+def test_counts_do_not_depend_on_data() -> None:
+    """Small tensors with data, whose kernels run in Triton's interpreter, against the paper's shape without data."""
+    subject, shape = Subject("op", "triton"), paper_shape(3)
+    call, inputs = op_call(subject, replace(shape, **SMALL), "cpu")
+    with counting(triton=True, run=True) as forward:
+        output = call()
+    direction = torch.ones_like(output)
+    with counting(triton=True, run=True) as backward:
+        torch.autograd.grad(output, inputs, direction)
+    without = count_op(subject, shape)
+    for phase, found in {"forward": forward, "backward": backward}.items():
+        assert found.kernels == without[phase].kernels and not found.waits and not without[phase].waits
+        # On a CPU a number is assigned by `fill_`, without data by a copy.
+        numbers = found.operators["fill_"]
+        assert found.operators + Counter(copy_=numbers) - Counter(fill_=numbers) == without[phase].operators
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["op", "layer"])
+def test_the_host_s_time_sees_every_launch(what: str) -> None:
+    recorded = json.loads(RECORD.read_text())["data"]["subjects"]
+    found = measure(what, "triton", 1)
+    name = "op triton TP1" if what == "op" else "layer triton bf16 reset=never TP1"
+    assert found["kernels"] == sum(phase["kernels"] for phase in recorded[name].values())
+    assert found["forward"] > 0 and found["backward"] > 0
