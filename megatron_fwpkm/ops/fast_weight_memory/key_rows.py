@@ -74,7 +74,8 @@ class KeyRows:
         """
         if self._sharding is None:
             return proposals
-        indices, costs = (torch.cat(tensors, 1) for tensors in zip(*proposals, strict=True))
+        indices = torch.cat([proposal.indices for proposal in proposals], 1)
+        costs = torch.cat([proposal.costs for proposal in proposals], 1)
         bits = _BITS[costs.element_size()]
         gathered = self._sharding.gather(torch.stack([indices.to(bits), costs.view(bits)]))
         # [size, 2, G, M, kept] -> [2, G, M, size * kept]: rows ascend with the process, so a stable sort breaks ties.
