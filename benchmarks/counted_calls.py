@@ -136,18 +136,18 @@ def op_call(subject: Subject, shape: Shape, device: str) -> tuple[Callable[[], T
         torch.zeros(s.heads, 2, s.num_subkeys // ranks, s.key_dim // 2, device=device).uniform_(),
         torch.zeros(s.num_subkeys**2, s.value_dim // ranks, device=device).uniform_(),
     )
-    inputs = [tokens(s.heads, s.key_dim), tokens(s.value_dim // ranks), tokens()]
+    queries, targets, gates = tokens(s.heads, s.key_dim), tokens(s.value_dim // ranks), tokens()
     sharding = StandInSharding() if ranks > 1 else None
 
     def forward() -> Tensor:
         """What it reads."""
         output = fast_weight_memory_(
-            *inputs, state, topk=s.topk, chunk_size=s.chunk_size, implementation=subject.implementation,
+            queries, targets, gates, state, topk=s.topk, chunk_size=s.chunk_size, implementation=subject.implementation,
             sharding=sharding,
         )  # fmt: skip
         return output.retrieved
 
-    return forward, inputs
+    return forward, [queries, targets, gates]
 
 
 def count_op(subject: Subject, shape: Shape) -> dict[str, Counted]:
