@@ -13,11 +13,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
+from ..ops.memory_block.block_steps import BlockSteps, block_steps
+from ..ops.memory_block.block_types import NormWeights, StandardValues
 from ..ops.named_ranges import named_range
 from .documents import document_lengths
 from .memory_projections import MemoryProjections
-from .norm import MegatronRMSNorm, rms_normalize
-from .table_sharding import ColumnSharding, ContextSharding, rms_normalize_columns, standardize
+from .norm import MegatronRMSNorm
+from .table_sharding import ColumnSharding, ContextSharding
 
 # Which dimension of a parameter is spread over tensor-parallel ranks; all others are replicated.
 _SHARDED_DIMENSIONS = {"value_proj.weight": 0, "value_proj.bias": 0, "output_norm.weight": 0, "output_proj.weight": 1}
@@ -140,25 +142,36 @@ class MemoryBlock(MegatronModule):
         """
         sharding, sequence_parallel = self.sharding, self.config.sequence_parallel
         x = sharding.gather_sequence(hidden_states) if sequence_parallel else hidden_states
-        normalized = rms_normalize(x, self.query_norm.eps)  # shared: the norms differ in their weights only
-        queries, _ = self.query_proj(self.query_norm.scale(normalized).to(x.dtype))
-        values, _ = self.value_proj(self.value_norm.scale(normalized).to(x.dtype))
-        values = values.to(self.table_dtype)
-        if self.block_options.normalize_targets:
-            values = standardize(values, sharding)
-        gates = None
-        if self.block_options.gate:
-            logits = self.gate_proj(self.gate_norm.scale(normalized).to(x.dtype))
-            gates = logits.to(self.table_dtype).sigmoid()
+        steps = block_steps(self._implementation(), x.shape[-1], self.output_norm.weight.shape[0])
+        inputs = steps.normalize_hidden(x, self._norm_weights(), self.query_norm.eps, self.table_dtype)
+        queries, _ = self.query_proj(inputs.queries)
+        projected_values, _ = self.value_proj(inputs.values)
+        values = self._standard_values(projected_values, steps)
         with named_range(f"memory of layer {self.layer_number}"):
-            output = self._remember(queries, values, gates, write_mask)
-        if gates is None:
-            output = output + values
-        else:
-            output = torch.lerp(values, output, sharding.copy_to_shards(gates))
-        output = self.output_norm.scale(rms_normalize_columns(output, self.output_norm.eps, sharding)).to(x.dtype)
+            reads = self._remember(queries, values.targets, inputs.gates, write_mask)
+        gates = None if inputs.gates is None else sharding.copy_to_shards(inputs.gates)
+        norm = self.output_norm
+        output = steps.mix_reads(reads, values.mixed, gates, norm.weight, norm.eps, x.dtype, sharding)
         projected, bias = self.output_proj(output)
-        return hidden_states + projected + bias
+        return (hidden_states if sequence_parallel else inputs.residual) + projected + bias
+
+    def _norm_weights(self) -> NormWeights:
+        """The weights that are applied to the hidden state before anything is projected."""
+        query, value = self.query_norm.weight, self.value_norm.weight
+        if not self.block_options.gate:
+            return NormWeights(query, value)
+        return NormWeights(query, value, self.gate_norm.weight, self.gate_proj.weight, self.gate_proj.bias)
+
+    def _standard_values(self, projected: Tensor, steps: BlockSteps) -> StandardValues:
+        """The values in the dtype of the memory, standardised unless the options say otherwise."""
+        if self.block_options.normalize_targets:
+            return steps.standardize_values(projected, self.table_dtype, self.sharding)
+        values = projected.to(self.table_dtype)
+        return StandardValues(values, values)
+
+    def _implementation(self) -> str:
+        """The implementation of the memory, by its name, which is that of the steps around it."""
+        return "torch"
 
     @abstractmethod
     def _remember(self, queries: Tensor, values: Tensor, gates: Tensor | None, mask: Tensor | None) -> Tensor:

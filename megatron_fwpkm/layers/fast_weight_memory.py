@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from ..ops import FastWeightOutput, FastWeightState, MemoryOptions, fast_weight_memory_, flush_pending_
+from ..ops.fast_weight_memory.implementation_choice import choose_implementation
 from .block_around_memory import MemoryBlock, memory_groups
 from .fast_weight_tables import FastWeightTables
 from .memory_projections import LOCAL_PROJECTIONS, MemoryProjections
@@ -54,6 +55,9 @@ class FastWeightMemoryLayer(MemoryBlock, FastWeightTables):
     def table_dtype(self) -> torch.dtype:  # type: ignore[override]
         """What the memory computes in."""
         return self.sub_keys.dtype
+
+    def _implementation(self) -> str:
+        return choose_implementation(self.fast_weights(), self.options)
 
     def _remember(self, queries: Tensor, values: Tensor, gates: Tensor | None, mask: Tensor | None) -> Tensor:
         """What the memory returns for `queries` [s, b, heads * key_dim], in [s, b, columns]; its tables move on.

@@ -6,11 +6,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-
-def rms_normalize(x: Tensor, eps: float) -> Tensor:
-    """Return `x * rsqrt(mean(x^2) + eps)` over the last dimension, in float32 (float64 for float64)."""
-    x = x if x.dtype == torch.float64 else x.float()
-    return nn.functional.rms_norm(x, x.shape[-1:], eps=eps)
+from ..ops.rms_norm import rms_normalize, scale_normalized
 
 
 class MegatronRMSNorm(nn.Module):
@@ -35,8 +31,4 @@ class MegatronRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of `x` [..., hidden_size]; the result has the dtype of `x`."""
-        return self.scale(rms_normalize(x, self.eps)).to(x.dtype)
-
-    def scale(self, normalized: Tensor) -> Tensor:
-        """Multiply what `rms_normalize` returned by `1 + weight`, for norms that share one input."""
-        return normalized * (1 + self.weight.to(normalized.dtype))
+        return scale_normalized(rms_normalize(x, self.eps), self.weight).to(x.dtype)

@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from ..ops.initialization import derived_seed, draw_columns, sub_key_bound, value_deviation
 from ..ops.product_key_memory.read import choose_slots, sum_rows
+from ..ops.rms_norm import rms_normalize, scale_normalized
 from .memory_projections import LOCAL_PROJECTIONS, MemoryProjections
-from .norm import MegatronRMSNorm, rms_normalize
+from .norm import MegatronRMSNorm
 from .table_sharding import ColumnSharding
 
 VALUES_MARK = "is_product_key_values"
@@ -108,7 +109,7 @@ class ProductKeyMLP(MegatronModule):
         sharding = self.sharding
         x = sharding.gather_sequence(hidden_states) if self.config.sequence_parallel else hidden_states
         projected, _ = self.query_proj(x)
-        queries = self.query_norm.scale(rms_normalize(projected, self.query_norm.eps))
+        queries = scale_normalized(rms_normalize(projected, self.query_norm.eps), self.query_norm.weight)
         per_head = queries.flatten(0, 1).unflatten(-1, (self.num_heads, -1))
         slots, weights = choose_slots(per_head, self.sub_keys.to(queries.dtype), self.topk)
         read = sum_rows(self.values, slots, sharding.copy_to_shards(weights), self._gradient_sink)

@@ -212,6 +212,8 @@ class MemorySharding(RankSharding):
 class ColumnSharding:
     """Columns spread over tensor-parallel ranks, and the sums that cross ranks.
 
+    Implements `megatron_fwpkm.ops.sharding.ColumnSums`.
+
     Args:
         group: the ranks, each of which has as many columns.
         num_columns: columns of all ranks together.
@@ -231,6 +233,10 @@ class ColumnSharding:
         if self.size == 1:
             return x
         return _CopyToShards.apply(_SumOfShards.apply(x, self.group), self.group)
+
+    def sum_shards(self, x: Tensor) -> Tensor:
+        """Return the sum of `x` over the ranks, without gradient."""
+        return _sum(x, self.group) if self.size > 1 else x
 
     def gather_columns(self, x: Tensor) -> Tensor:
         """All-gather columns [..., w/tp] to [..., w]; backward cuts the gradient, complete on all ranks."""
@@ -253,29 +259,3 @@ class ColumnSharding:
         if sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(x, self.group)
         return _SumOfShards.apply(x, self.group)
-
-
-def standardize(x: Tensor, sharding: ColumnSharding) -> Tensor:
-    """z-score over all columns with the unbiased standard deviation plus 1e-6 (DESIGN section 2).
-
-    Args:
-        x: [..., this rank's columns].
-        sharding: how the columns are spread; one sum of two numbers per token crosses ranks.
-
-    Returns:
-        Like `x`, differentiable.
-    """
-    if sharding.size == 1:
-        std, mean = torch.std_mean(x, dim=-1, keepdim=True)
-        return (x - mean) / (std + 1e-6)
-    n = sharding.num_columns
-    sums = sharding.total(torch.stack([x.sum(-1), x.square().sum(-1)], dim=-1))
-    mean = sums[..., :1] / n
-    variance = (sums[..., 1:] - n * mean.square()) / (n - 1)
-    return (x - mean) / (variance.clamp(min=0).sqrt() + 1e-6)
-
-
-def rms_normalize_columns(x: Tensor, eps: float, sharding: ColumnSharding) -> Tensor:
-    """`x * rsqrt(mean(x^2) + eps)` with the mean over all columns; one sum of a number per token crosses ranks."""
-    mean_square = sharding.total(x.square().sum(-1, keepdim=True)) / sharding.num_columns
-    return x * torch.rsqrt(mean_square + eps)

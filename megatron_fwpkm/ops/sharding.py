@@ -1,4 +1,4 @@
-"""The only things the memory asks of tables that are spread over processes."""
+"""The only things the memory asks of tables, and its block of columns, that are spread over processes."""
 
 from __future__ import annotations
 
@@ -37,4 +37,24 @@ class TableSharding(Protocol):
 
     def gather(self, x: Tensor) -> Tensor:
         """Return every process's `x` [...] as [size, ...], by rank and bit for bit; no gradient."""
+        ...
+
+
+class ColumnSums(Protocol):
+    """Sums over processes that hold columns of the same rows.
+
+    Attributes:
+        size: number of processes.
+        num_columns: columns of all processes together.
+    """
+
+    size: int
+    num_columns: int
+
+    def total(self, x: Tensor) -> Tensor:
+        """Return the sum of `x` over the processes; in backward, sum the gradients of all its users, too."""
+        ...
+
+    def sum_shards(self, x: Tensor) -> Tensor:
+        """Return the sum of `x` over the processes, the same bits on all of them; no gradient."""
         ...

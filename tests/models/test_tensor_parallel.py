@@ -48,3 +48,15 @@ def test_ten_steps(ranks: int) -> None:
     options = {"model": {"num_query_groups": 4}, "num_heads": 2}
     by_rank = run_distributed(train_all, ranks, [(options, 10, 1)], timeout=200)
     assert_same_training([results[0] for results in by_rank], train(0, 1, options, steps=10))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("context_parallel", "sequence_parallel"), [(1, False), (1, True), (2, False)])
+def test_two_ranks_in_kernels(context_parallel: int, sequence_parallel: bool) -> None:
+    """The memory and the block around it run in Triton's interpreter, on one rank and on two."""
+    options = {"implementation": "triton", "sequence_parallel": sequence_parallel}
+    by_rank = run_distributed(train_all, 2, [(options, 1, context_parallel)], timeout=300)
+    expected = train(0, 1, {"implementation": "triton"}, steps=1)
+    assert_same_training([results[0] for results in by_rank], expected, context_parallel)
+    torch_alone = train(0, 1, {}, steps=1)
+    assert expected["losses"] == pytest.approx(torch_alone["losses"], rel=1e-12)

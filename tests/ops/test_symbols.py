@@ -12,9 +12,10 @@ OPS = Path(__file__).resolve().parents[2] / "megatron_fwpkm" / "ops"
 KERNELS = sorted(OPS.rglob("*_kernels.py"))
 
 
-def table() -> dict[str, str]:
-    """Symbols and meanings of the README."""
-    section = (OPS / "fast_weight_memory" / "README.md").read_text().partition("## Symbols\n")[2].partition("\n## ")[0]
+def table(path: Path) -> dict[str, str]:
+    """Symbols and meanings of the README of a kernel file's operation; product keys have those of the memory."""
+    operation = path.relative_to(OPS).parts[0].replace("product_key", "fast_weight_memory")
+    section = (OPS / operation / "README.md").read_text().partition("## Symbols\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (\S+) \| (.+) \|$", section, flags=re.MULTILINE)
     return {symbol: meaning for symbol, meaning in rows if symbol not in ("symbol", "---")}
 
@@ -27,12 +28,13 @@ def symbols(path: Path) -> dict[str, str]:
 
 
 def test_kernel_files_are_found() -> None:
-    assert {path.name for path in KERNELS} == {"key_kernels.py", "select_kernels.py", "value_kernels.py"}
+    names = {path.name.removesuffix("_kernels.py") for path in KERNELS}
+    assert names == {"block", "key", "mixture", "select", "value"}
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
 def test_the_head_of_a_kernel_file_is_the_readmes(path: Path) -> None:
-    known = table()
+    known = table(path)
     found = symbols(path)
     assert found == {symbol: known.get(symbol) for symbol in found}
     assert list(found) == [symbol for symbol in known if symbol in found], "in the order of the table"

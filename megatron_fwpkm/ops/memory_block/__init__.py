@@ -1,0 +1,1 @@
+"""What stands around a memory in its layer: norms, gate, z-score and mixture. The README has the maths."""

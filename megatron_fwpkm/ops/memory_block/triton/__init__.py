@@ -1,0 +1,1 @@
+"""The steps of the block around a memory in kernels, each of which reads its inputs once."""
