@@ -52,7 +52,7 @@ class Counted:
         collectives: calls of collectives by name.
         waits: how often the host would wait for the device, by reason.
         bytes: that torch's operators move outside the op (in a count of the op alone, all), matrix products apart, by
-            operator.
+            operator; and in a layer kernels outside the op, each of their tensors once.
         matmuls: (operator, floating-point operations, bytes) of every matrix product.
         arguments: what each kernel was launched with: (name, grid, arguments by name).
     """
@@ -248,8 +248,8 @@ _AUTOCAST = torch.autocast
 
 
 @contextmanager
-def noted_kernels(counted: Counted, *, run: bool) -> Iterator[None]:
-    """Inside, every launch of a kernel is noted, and run only where asked for.
+def noted_kernels(counted: Counted, *, run: bool, op: OpCalls | None = None) -> Iterator[None]:
+    """Inside, every launch of a kernel is noted, and run only where asked for; of those outside the op the bytes, too.
 
     A launch that does not go through `KernelForm` is noted, too, for it must go through Triton.
     """
@@ -266,6 +266,8 @@ def noted_kernels(counted: Counted, *, run: bool) -> Iterator[None]:
         if not inside[0]:
             counted.kernels[name] += 1
             counted.arguments.append((name, tuple(grid), arguments))
+            if op is not None and not op.is_inside():
+                counted.bytes[name] += sum(map(size_of, tensors_of(arguments)))
         if run:
             before, inside[0] = inside[0], True
             try:
@@ -316,7 +318,7 @@ def counting(*, triton: bool, run: bool = False, op: OpCalls | None = None) -> I
             stack.enter_context(mock.patch.object(torch.cuda, name, nothing))
         stack.enter_context(mock.patch.object(torch, "autocast", _autocast))
         if triton:
-            stack.enter_context(noted_kernels(counted, run=run))
+            stack.enter_context(noted_kernels(counted, run=run, op=op))
         stack.enter_context(_Functions(counted))
         stack.enter_context(_Operators(counted, op))
         yield counted

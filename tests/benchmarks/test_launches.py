@@ -10,12 +10,13 @@ from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks.counted_calls import Subject, count_op, op_call, paper_shape
-from benchmarks.counting import Counted, counting
+from benchmarks.counting import Counted, OpCalls, counting
 from benchmarks.host_time import measure
 from benchmarks.launches import FIGURES, RECORD, differences
 
@@ -81,6 +82,21 @@ def test_views_launch_nothing_and_bytes_are_those_moved():
     assert found.bytes["index_copy_"] == 5 * 8 + 2 * 4 * 50
     found = counted(lambda: empty(3, 4) @ empty(4, 5))
     assert found.bytes == {} and found.matmuls == [("mm", 2 * 3 * 4 * 5, 4 * (12 + 20 + 15))]
+
+
+def test_of_kernels_only_those_outside_the_op_count_bytes():
+    block = pytest.importorskip("megatron_fwpkm.ops.memory_block.triton.block_functions")
+    op, columns = OpCalls(), SimpleNamespace(size=1, num_columns=16)
+
+    def run() -> None:
+        block.TRITON_STEPS.standardize_values(empty(10, 16, dtype=torch.bfloat16), torch.float32, columns)
+
+    with counting(triton=True, op=op) as found:
+        run()
+    assert found.bytes == {"standardize_kernel": 160 * (2 + 4)}
+    with counting(triton=True, op=op) as found:
+        op.wrap(run)()
+    assert found.kernels == {"standardize_kernel": 1} and not found.bytes
 
 
 def test_every_kind_of_wait_is_seen():
