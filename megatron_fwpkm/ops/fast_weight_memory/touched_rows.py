@@ -20,7 +20,7 @@ from .memory_call import Call, ChainResult
 from .sparse.key_steps import SparseKeySteps
 from .sparse.value_steps import VALUE_STEPS
 from .value_chain import ValueChain, ValueOptions, ValueSteps
-from .write_plan import ValuePiece, make_write_plan
+from .write_plan import ValuePiece
 
 if TYPE_CHECKING:
     from .key_chain import KeySteps
@@ -69,7 +69,7 @@ def run_chains(
     writes = any(piece.written for piece in value_pieces)
     table = values.detach() if in_place or not writes or not options.inner_lr else values.detach().clone()
     if writes or torch.is_grad_enabled():
-        plan = make_write_plan(slots, value_pieces, values.shape[0])
+        plan = value_steps.plan_writes(slots, value_pieces, values.shape[0])
         scales, shift = write_scales(stream, pieces, options), options.lookahead * batch
         frozen = not options.inner_lr
         reads, squared_errors = ValueChain.apply(

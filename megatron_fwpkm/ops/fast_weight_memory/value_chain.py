@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from ..named_ranges import named_range
 from ..precision import full_precision
 from ..undo_log import UndoLog
-from .write_plan import AdjointPlan, ValuePiece, WritePlan, make_adjoint_plan
+from .write_plan import ValuePiece, WritePlan, make_adjoint_plan
 
 if TYPE_CHECKING:
     from .sparse.value_steps import SparseBackward, SparseForward
@@ -75,20 +75,22 @@ class ValueSteps(NamedTuple):
     """What one implementation adds to the driver; `sparse/value_steps.py` says what each step is for.
 
     Attributes:
+        plan_writes: as `make_write_plan`.
+        plan_adjoint: as `make_adjoint_plan`, though its rows may be numbered otherwise.
         lay_out: (plan, pieces, scales) -> what the steps need of the plan in a form of their own.
         forward: begins a pass over a table, (inputs, table, slots, keep): `slots` [P] names the slot at every position
             of the plan, whose own slots are rows of the table; with `keep` old rows are asked for.
-        backward: begins a backward pass, (inputs, adjoint plan, old rows and errors as forward has left them, gradient
-            of the reads, whether the gradient of the table itself is asked for).
+        backward: begins a backward pass, (inputs, what `plan_adjoint` or `make_adjoint_plan` gave, old rows and errors
+            as forward has left them, gradient of the reads, whether the gradient of the table itself is asked for).
         read_rows: (table [n * n, D], slots [T, J], slot_weights [T, J]) -> reads [T, D], without gradient.
         counts_rows: buffers have as many rows as are used, which the host asks for; otherwise as many as there may be.
     """
 
+    plan_writes: Callable[[Tensor, list[ValuePiece], int], WritePlan]
+    plan_adjoint: Callable[[WritePlan, int], Any]
     lay_out: Callable[[WritePlan, list[ValuePiece], Tensor], Any]
     forward: Callable[[ValueInputs, Tensor, Tensor, bool], SparseForward | TritonForward]
-    backward: Callable[
-        [ValueInputs, AdjointPlan, list[Tensor], list[Tensor], Tensor, bool], SparseBackward | TritonBackward
-    ]
+    backward: Callable[[ValueInputs, Any, list[Tensor], list[Tensor], Tensor, bool], SparseBackward | TritonBackward]
     read_rows: Callable[[Tensor, Tensor, Tensor], Tensor]
     counts_rows: bool
 
@@ -165,7 +167,7 @@ def _run(
 
 def _first_values(table: Tensor, options: ValueOptions, log: UndoLog | None) -> Tensor:
     """The rows of all slots of a call before its first write, in the order of the adjoint; they undo all its writes."""
-    slots = _adjoint_plan(options, table.shape[0]).slots
+    slots = make_adjoint_plan(options.plan, table.shape[0], options.steps.counts_rows).slots
     in_use = slots < table.shape[0]
     # Rows that are not in use repeat the first one, which is.
     sources = torch.where(in_use, torch.arange(slots.shape[0], device=slots.device), 0)
@@ -177,29 +179,21 @@ def _first_values(table: Tensor, options: ValueOptions, log: UndoLog | None) -> 
     return first
 
 
-def _adjoint_plan(options: ValueOptions, num_slots: int) -> AdjointPlan:
-    """The distinct slots of a call; only those that are in use, if the steps count them."""
-    adjoint_plan = make_adjoint_plan(options.plan, num_slots)
-    if options.steps.counts_rows:
-        slots = adjoint_plan.slots
-        return adjoint_plan._replace(slots=slots[: int((slots < num_slots).sum())])
-    return adjoint_plan
-
-
 def _gradients(ctx: Any, grad_reads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
     """Gradients of values, slot weights, write weights and targets."""
     slot_weights, write_weights, *saved = ctx.saved_tensors
     wants_values: bool = ctx.needs_input_grad[0]
     inputs: ValueInputs = ctx.inputs._replace(slot_weights=slot_weights, write_weights=write_weights)
     options = inputs.options
-    adjoint_plan = _adjoint_plan(options, ctx.num_slots)
     if options.undo_log == "recompute":
         targets, first = saved
+        adjoint_plan: Any = make_adjoint_plan(options.plan, ctx.num_slots, options.steps.counts_rows)
         # The same sums of the same rows as in forward, on a table that has no others: the same bits.
         on_rows = options._replace(plan=adjoint_plan.on_rows(options.plan))
         forward = _run(inputs._replace(targets=targets, options=on_rows), first.clone(), options.plan.slots, True, None)
         old_rows, errors = forward.old_rows, forward.errors
     else:
+        adjoint_plan = options.steps.plan_adjoint(options.plan, ctx.num_slots)
         old_rows, errors = saved[: ctx.num_old_rows], saved[ctx.num_old_rows :]
     steps = options.steps.backward(inputs, adjoint_plan, old_rows, errors, grad_reads, wants_values)
     for piece in reversed(options.pieces):

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from megatron_fwpkm.ops.fast_weight_memory.sparse.value_steps import find_segments
-from megatron_fwpkm.ops.fast_weight_memory.write_plan import make_adjoint_plan, make_write_plan
+from megatron_fwpkm.ops.fast_weight_memory.triton import plans
+from megatron_fwpkm.ops.fast_weight_memory.triton.plans import plan_adjoint, plan_writes
+from megatron_fwpkm.ops.fast_weight_memory.write_plan import (
+    _scanned_bounds,
+    _searched_bounds,
+    make_adjoint_plan,
+    make_write_plan,
+)
+from tests.ops.triton.harness import poisoned, shuffled
 from tests.ops.triton.values import DEVICE, drop_pieces, numbered, random_slots
 
 PIECES = numbered((0, 9, 0, 7, 0, 9, 0), (9, 14, 9, 13, 11, 14, 9), (14, 17, 14, 14, 14, 14, 14))
 
 
-@pytest.mark.parametrize(("num_slots", "width"), [(5, 3), (1, 1), (300, 2)])
-def test_pairs_are_sorted_by_piece_and_slot(num_slots: int, width: int) -> None:
+@pytest.mark.parametrize("make", [make_write_plan, plan_writes])
+@pytest.mark.parametrize(("num_slots", "width"), [(5, 3), (1, 1), (300, 2), (2**30, 2)])
+def test_pairs_are_sorted_by_piece_and_slot(num_slots: int, width: int, make: Any) -> None:
+    """Of the last shape keys have more than 32 bits."""
     slots = random_slots(17, width, num_slots).to(DEVICE)
-    plan = make_write_plan(slots, PIECES, num_slots)
+    with poisoned():
+        plan = make(slots, PIECES, num_slots)
     segments = find_segments(plan, PIECES, torch.ones(len(PIECES), device=DEVICE))
     expected: list[list[int]] = []
     position = 0
@@ -40,23 +53,49 @@ def test_pairs_are_sorted_by_piece_and_slot(num_slots: int, width: int) -> None:
     assert segments.bounds[-1] == len(expected) == len(segments.starts)
 
 
+@pytest.mark.parametrize("make", [make_adjoint_plan, plan_adjoint])
 @pytest.mark.parametrize("wants_table", [False, True])
-def test_adjoint_rows_are_the_distinct_slots_of_a_call(wants_table: bool) -> None:
-    slots = random_slots(17, 3, 20).to(DEVICE)
-    plan = make_write_plan(slots, PIECES, 20)
-    adjoint = make_adjoint_plan(plan, 20)
-    sources, sinks = adjoint.links(plan, PIECES, wants_table)
-    distinct = slots.unique()
-    assert torch.equal(adjoint.slots[: distinct.numel()], distinct)
-    assert (adjoint.slots[distinct.numel() :] == 20).all() and adjoint.slots.shape == (20,)
+@pytest.mark.parametrize("num_slots", [20, 90])
+def test_adjoint_rows_are_the_distinct_slots_of_a_call(num_slots: int, wants_table: bool, make: Any) -> None:
+    """With fewer slots than pairs, and with more."""
+    slots = random_slots(17, 3, num_slots).to(DEVICE)
+    plan = make_write_plan(slots, PIECES, num_slots)
+    with poisoned():
+        adjoint = make(plan, num_slots)
+    sources, sinks = adjoint.links(plan, wants_table)
+    in_use = adjoint.slots[adjoint.slots < num_slots]
+    assert torch.equal(in_use.sort().values, slots.unique())
+    assert (adjoint.slots <= num_slots).all() and adjoint.slots.shape == (min(51, num_slots),)
+    if make is make_adjoint_plan:
+        assert torch.equal(adjoint.slots.sort().values, adjoint.slots)
+        counted = make_adjoint_plan(plan, num_slots, counted=True)
+        assert torch.equal(counted.slots, in_use) and torch.equal(counted.rows, adjoint.rows)
     touched = [set(slots[piece.start : piece.stop].flatten().tolist()) for piece in PIECES]
     for pair, slot in enumerate(slots.flatten().tolist()):
         number = next(n for n, piece in enumerate(PIECES) if pair // 3 < piece.stop)
-        row = distinct.tolist().index(slot)
+        row = adjoint.rows[pair].item()
         later, earlier = (any(slot in other for other in some) for some in (touched[number + 1 :], touched[:number]))
-        assert adjoint.rows[pair].item() == row
+        assert adjoint.slots[row].item() == slot
         assert sources[pair].item() == (row if later else -1)
         assert sinks[pair].item() == (row if earlier or wants_table else -1)
+
+
+def test_the_order_of_programs_changes_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "_BLOCK", 8)
+    slots = random_slots(17, 3, 20).to(DEVICE)
+    expected = plan_writes(slots, PIECES, 20)
+    with shuffled(1), poisoned():
+        plan = plan_writes(slots, PIECES, 20)
+        adjoint = plan_adjoint(plan, 20)
+    assert all(torch.equal(a, b) for a, b in zip(plan, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(adjoint, plan_adjoint(plan, 20), strict=True))
+
+
+def test_bounds_are_found_by_search_as_by_scan() -> None:
+    ordered = random_slots(200, 1, 30).flatten().sort().values
+    is_head = torch.cat([torch.ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
+    for searched, scanned in zip(_searched_bounds(ordered, is_head), _scanned_bounds(ordered, is_head), strict=True):
+        assert torch.equal(searched, scanned)
 
 
 def test_nothing_waits_for_a_number() -> None:
@@ -68,6 +107,6 @@ def test_nothing_waits_for_a_number() -> None:
         with pytest.raises(DataDependentOutputException, match="_local_scalar_dense"):
             find_segments(plan, pieces, torch.ones(8))
         adjoint = make_adjoint_plan(plan, 512 * 512)
-        sources, _ = adjoint.links(plan, pieces, False)
+        sources, _ = adjoint.links(plan, False)
     assert plan.order.shape == plan.counts.shape == sources.shape == (8 * 4096 * 8,)
     assert adjoint.slots.shape == (min(8 * 4096 * 8, 512 * 512),)

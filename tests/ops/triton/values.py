@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_fwpkm.ops import UndoLog
 from megatron_fwpkm.ops.fast_weight_memory.triton.value_steps import VALUE_STEPS
 from megatron_fwpkm.ops.fast_weight_memory.value_chain import ValueChain, ValueOptions
-from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece, make_write_plan
+from megatron_fwpkm.ops.fast_weight_memory.write_plan import ValuePiece
 from tests.ops.triton.harness import DEVICE
 
 LEAVES = ("values", "slot_weights", "write_weights", "targets")
@@ -140,7 +140,7 @@ def run_triton(call: Values, needs: tuple[str, ...] = LEAVES) -> tuple[dict[str,
 
 def apply_triton(call: Values, leaves: dict[str, Tensor], table: Tensor, log: UndoLog) -> tuple[Tensor, Tensor]:
     """Run the chain on `table` in place."""
-    plan = make_write_plan(call.slots, call.pieces, table.shape[0])
+    plan = VALUE_STEPS.plan_writes(call.slots, call.pieces, table.shape[0])
     options = ValueOptions(VALUE_STEPS, call.pieces, plan, call.scales, call.shift, call.frozen, call.undo_log)
     return ValueChain.apply(*leaves.values(), table, options, log)
 

@@ -6,6 +6,7 @@ rows.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from ...named_ranges import named_range
 from ..rounding import round_rows
 from ..value_chain import ValueInputs, ValueSteps
-from ..write_plan import AdjointPlan, ValuePiece, WritePlan
+from ..write_plan import AdjointPlan, ValuePiece, WritePlan, make_adjoint_plan, make_write_plan
 from .row_sums import gather_rows, paired_dots, put_rows, sum_rows
 
 
@@ -233,5 +234,13 @@ def _read_rows(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
     return sum_rows(rows, torch.arange(slots.numel(), device=slots.device), starts, slot_weights.flatten())
 
 
-VALUE_STEPS = ValueSteps(find_segments, SparseForward, SparseBackward, _read_rows, counts_rows=True)
+VALUE_STEPS = ValueSteps(
+    make_write_plan,
+    partial(make_adjoint_plan, counted=True),
+    find_segments,
+    SparseForward,
+    SparseBackward,
+    _read_rows,
+    counts_rows=True,
+)
 """What `implementation="sparse"` adds to the driver of the values."""

@@ -16,6 +16,7 @@ from ...kernel_forms import KernelVariant, variant_of
 from ...product_key.triton.select import select_form, slots_form
 from . import key_kernels, value_kernels
 from .key_steps import KeyForms
+from .plans import adjoint_plan_form, write_plan_form
 from .value_steps import ValueForms
 
 _INDICES = (
@@ -76,7 +77,20 @@ def _of_float_table(shape: tuple[int, int]) -> tuple[KernelVariant, ...]:
     )
 
 
+def _of_plans() -> tuple[KernelVariant, ...]:
+    """The kernels of the plans; keys of the write plan have 32 bits where they fit."""
+    sorted_keys, positions = {"ORDERED": "*i32"}, {"ORDER", "BY_SLOT", "SLOTS", "HEADS", "LENGTHS", "PLACES", "ROWS"}
+    types = dict.fromkeys(positions | {"SOURCES", "SINKS"}, "*i64") | {"IS_HEAD": "*i1"}
+    return (
+        variant_of("write plan", write_plan_form(), types | sorted_keys),
+        variant_of("write plan, wide keys", write_plan_form(), types | {"ORDERED": "*i64"}),
+        variant_of("adjoint plan", adjoint_plan_form(False), types | sorted_keys),
+        variant_of("adjoint plan, a row for every slot", adjoint_plan_form(True), types | sorted_keys),
+    )
+
+
 KERNEL_VARIANTS = (
+    *_of_plans(),
     *_of_keys(8, "idw", 512, 256, heads=1),
     *_of_keys(32, "idw", 1024, 128, heads=4),
     *(replace(variant, slow=True) for variant in _of_keys(8, "idw", 4096, 256, heads=1)[:1]),

@@ -19,6 +19,7 @@ from ...named_ranges import named_range
 from ..value_chain import ValueInputs, ValueSteps
 from ..write_plan import AdjointPlan, ValuePiece, WritePlan
 from . import value_kernels as kernels
+from .plans import KernelAdjointPlan, plan_adjoint, plan_writes
 from .value_kernels import TILE
 
 _PAIRS_AT_ONCE = 8
@@ -164,7 +165,7 @@ class TritonBackward(_Pass):
     def __init__(
         self,
         inputs: ValueInputs,
-        adjoint_plan: AdjointPlan,
+        adjoint_plan: AdjointPlan | KernelAdjointPlan,
         old_rows: list[Tensor],
         errors: list[Tensor],
         grad_reads: Tensor,
@@ -178,7 +179,7 @@ class TritonBackward(_Pass):
         self.grad_slot_weights = grad_reads.new_zeros(rows, 2 * blocks, width)
         self.grad_write_weights = grad_reads.new_zeros(stream_rows, blocks)
         self.grad_targets = grad_reads.new_zeros(stream_rows, columns)
-        sources, sinks = adjoint_plan.links(self.plan, self.options.pieces, wants_table)
+        sources, sinks = adjoint_plan.links(self.plan, wants_table)
         self.tensors |= {
             "ADJOINT": self.adjoint,
             "LOG": _bits(old_rows[0]),
@@ -222,5 +223,7 @@ def _nothing(plan: WritePlan, pieces: list[ValuePiece], scales: Tensor) -> None:
     """The kernels take the plan as it is."""
 
 
-VALUE_STEPS = ValueSteps(_nothing, TritonForward, TritonBackward, read_rows, counts_rows=False)
+VALUE_STEPS = ValueSteps(
+    plan_writes, plan_adjoint, _nothing, TritonForward, TritonBackward, read_rows, counts_rows=False
+)
 """What `implementation="triton"` adds to the driver of the values."""
