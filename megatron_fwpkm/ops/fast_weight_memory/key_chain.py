@@ -29,7 +29,6 @@ from torch.autograd.function import once_differentiable
 from ..kernel_forms import aligned
 from ..named_ranges import named_range
 from ..precision import full_precision
-from ..product_key.epsilons import ENTROPY_EPSILON
 from ..product_key.selection import KeptSubKeys
 from .key_rows import KeyRows, Readers, sort_readers
 
@@ -116,10 +115,7 @@ class KeyChain(torch.autograd.Function):
         stretches = [_span(options.pieces)] if joined else [_alone(piece) for piece in options.pieces]
         with named_range("memory addressing"):
             addressed = _address(queries, sub_keys, stretches, steps, options)
-        losses = queries.new_zeros(0)
-        if addressed.means:
-            means = torch.stack(addressed.means)
-            losses = (means * torch.log(means + ENTROPY_EPSILON)).sum((1, 2))
+        losses = steps.losses(addressed.means) if addressed.means else queries.new_zeros(0)
         scores, slots = _join(addressed.scores), _join(addressed.slots)
         if joined:
             scores, slots = _rows_of_pieces(scores, options.pieces), _rows_of_pieces(slots, options.pieces)
@@ -180,28 +176,26 @@ class _Addressed(NamedTuple):
 def _address(
     queries: Tensor, sub_keys: Tensor, stretches: list[_Stretch], steps: KeySteps, options: KeyOptions
 ) -> _Addressed:
-    rows, moves, none = options.rows, options.moves, queries.new_zeros(0)
+    rows, moves, none = options.rows, options.moves, queries.new_empty(0)
     scores, slots, means, saved = [], [], [], []
     blocks = [queries[:, stretch.piece.start : stretch.piece.stop] for stretch in stretches]
     chosen: list[KeptSubKeys] = []
-    if not moves:
+    if rows.shared and not moves:
         # With sub-keys that stand still, processes that share them meet once per call and not once per piece.
         chosen = rows.choose([steps.propose(block, sub_keys) for block in blocks], options.topk)
     for number, ((piece, parts), block) in enumerate(zip(stretches, blocks, strict=True)):
-        if moves:
-            chosen += rows.choose([steps.propose(block, sub_keys)], options.topk)
-        kept, moving = chosen[number], piece.moving - piece.start
-        choice = steps.choose_slots(kept, moving)
+        moving = piece.moving - piece.start
+        kept, choice = steps.address(block, sub_keys, moving, chosen[number] if chosen else None)
         scores.append(choice.scores.flatten(1))
         slots.append(choice.slots.flatten(1))
         before, movement = sub_keys, [none] * 5
         if moves and moving:
             assert choice.probabilities is not None
-            readers = sort_readers(kept.indices, rows.num_subkeys)
+            readers = steps.sort_readers(kept.indices)
             means.append(steps.mean_probability(choice.probabilities, kept.indices, moving, readers))
             strengths = steps.strengths(kept, choice.probabilities, means[-1], moving)
             sub_keys = steps.move(block, sub_keys, kept, strengths, readers)
-            movement = [choice.probabilities, strengths, means[-1], *readers]
+            movement = [choice.probabilities, strengths, means[-1], readers.order, readers.starts]
         else:
             for part in parts:
                 assert choice.probabilities is not None

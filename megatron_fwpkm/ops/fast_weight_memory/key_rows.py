@@ -23,10 +23,12 @@ class Readers(NamedTuple):
     Attributes:
         order: [G * M * k] pairs sorted by group and sub-key, tokens ascending.
         starts: [G * n + 1] where each sub-key's readers begin.
+        unsearched: [G * M * k] list * n + sub-key of the sorted pairs, if the starts are not written yet.
     """
 
     order: Tensor
     starts: Tensor
+    unsearched: Tensor | None = None
 
 
 def sort_readers(indices: Tensor, num_subkeys: int) -> Readers:
@@ -61,6 +63,11 @@ class KeyRows:
         self.count = count
         self.first = 0 if sharding is None else sharding.rank * count
         self.num_subkeys = count if sharding is None else sharding.size * count
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes have rows, too."""
+        return self._sharding is not None
 
     def choose(self, proposals: list[KeptSubKeys], topk: int) -> list[KeptSubKeys]:
         """The `topk` best among the proposals of all processes, equal costs: lowest index first.

@@ -109,14 +109,20 @@ def test_rounding_of_the_proposals_changes_nothing(score: str, monkeypatch: pyte
     """Proposals off by four roundings, in an unlucky direction; without the search for doubts the choice differs."""
     queries, sub_keys = near_pairs()
     expected = product_key.select_sub_keys(queries, sub_keys, 7, score)
-    propose = product_key.propose_costs
+    propose = product_key.propose
 
-    def propose_worse(queries: Tensor, sub_keys: Tensor, *rest: object) -> Tensor:
+    def propose_worse(queries: Tensor, sub_keys: Tensor) -> Tensor:
         size = queries.norm(dim=-1, keepdim=True) * sub_keys.norm(dim=-1).unsqueeze(1) * sub_keys.shape[2] ** 0.5
-        noise = 4 * torch.finfo(torch.float32).eps * size * draw(9, *size.shape, dtype=torch.float32).sign()
-        return propose(queries, sub_keys, *rest) + noise
+        # A cost holds twice the product, or once.
+        noise = (
+            (2 if score == "idw" else 4)
+            * torch.finfo(torch.float32).eps
+            * size
+            * draw(9, *size.shape, dtype=torch.float32).sign()
+        )
+        return propose(queries, sub_keys) + noise
 
-    monkeypatch.setattr(product_key, "propose_costs", propose_worse)
+    monkeypatch.setattr(product_key, "propose", propose_worse)
     kept = product_key.select_sub_keys(queries, sub_keys, 7, score)
     assert torch.equal(kept.indices, expected.indices) and torch.equal(kept.costs, expected.costs)
     monkeypatch.setattr(product_key, "_ROUNDING", 0)

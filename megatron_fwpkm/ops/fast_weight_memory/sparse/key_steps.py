@@ -18,7 +18,7 @@ from ...product_key.selection import (
     select_sub_keys,
 )
 from ..key_chain import KeyOptions, KeyPiece, SavedPiece
-from ..key_rows import KeyRows, Readers, only_owned
+from ..key_rows import KeyRows, Readers, only_owned, sort_readers
 from .row_sums import sum_rows
 
 
@@ -62,9 +62,32 @@ class SparseKeySteps:
         kept = select_sub_keys(queries, sub_keys, topk, self.options.score, self.with_directions)
         return kept._replace(indices=kept.indices + self.rows.first) if self.rows.first else kept
 
-    def choose_slots(self, kept: KeptSubKeys, moving: int) -> SlotChoice:
-        """The topk best slots, and the probabilities of the first `moving` tokens only, if there are any."""
-        return select_slots(kept, self.rows.num_subkeys, self.options.score, moving)
+    def address(
+        self, queries: Tensor, sub_keys: Tensor, moving: int, chosen: KeptSubKeys | None = None
+    ) -> tuple[KeptSubKeys, SlotChoice]:
+        """What the queries of a piece read.
+
+        Args:
+            queries: [G, M, h].
+            sub_keys: [G, n', h].
+            moving: the first tokens, which move the sub-keys: only of these are there probabilities.
+            chosen: the best sub-keys of all processes, if they are known already.
+
+        Returns:
+            The topk best sub-keys of every list, and the topk best slots.
+        """
+        if chosen is None:
+            (chosen,) = self.rows.choose([self.propose(queries, sub_keys)], self.options.topk)
+        return chosen, select_slots(chosen, self.rows.num_subkeys, self.options.score, moving)
+
+    def sort_readers(self, indices: Tensor) -> Readers:
+        """The pairs of a piece [G, M, k] by sub-key."""
+        return sort_readers(indices, self.rows.num_subkeys)
+
+    def losses(self, means: list[Tensor]) -> Tensor:
+        """Addressing loss of every piece with these mean probabilities [2, n]: minus their entropy."""
+        stacked = torch.stack(means)
+        return (stacked * torch.log(stacked + ENTROPY_EPSILON)).sum((1, 2))
 
     def mean_probability(
         self, probabilities: Tensor, indices: Tensor, moving: int, readers: Readers | None = None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ...kernel_forms import KernelVariant, variant_of
-from ...product_key.triton.select import select_form, slots_form
+from ...product_key.triton.select import address_form, select_form, slots_form
 from . import key_kernels, value_kernels
 from .key_steps import KeyForms
 from .plans import adjoint_plan_form, write_plan_form
@@ -23,7 +23,13 @@ _INDICES = (
     *("SLOTS", "ORDER", "STARTS", "PAIR_SLOTS", "NAMES", "HEADS", "LENGTHS", "COUNTS", "PLACES", "SOURCES", "SINKS"),
     "ROUNDING",
 )
-_TYPES = {"INDICES": "*i32", "POSITIONS": "*i32", **dict.fromkeys(_INDICES, "*i64")}
+_TYPES = {
+    "INDICES": "*i32",
+    "POSITIONS": "*i32",
+    "SORT_KEYS": "*i16",
+    "SORTED_KEYS": "*i16",
+    **dict.fromkeys(_INDICES, "*i64"),
+}
 
 
 def _of_keys(topk: int, score: str, num_subkeys: int, half_dim: int, heads: int) -> tuple[KernelVariant, ...]:
@@ -32,14 +38,17 @@ def _of_keys(topk: int, score: str, num_subkeys: int, half_dim: int, heads: int)
     named = {
         "select": select_form(num_subkeys, half_dim, topk, score, torch.float32),
         "slots": slots_form(num_subkeys, topk, score, True),
-        "reader mean": forms.reader_mean(),
+        "address": address_form(num_subkeys, half_dim, topk, score, torch.float32, True),
+        "reader mean": forms.reader_mean(FIND=True, LOSS=True),
+        "reader mean of a gradient": forms.reader_mean(FIND=False, LOSS=False),
         "strength": forms.per_token(key_kernels.strength_kernel),
         "slope gradient": forms.per_token(key_kernels.slope_gradient_kernel),
         "tiles of a move": forms.per_sub_key(key_kernels.tile_kernel, TOTALS=False),
         "tiles of a gradient": forms.per_sub_key(key_kernels.tile_kernel, TOTALS=True),
-        "end of a move": forms.per_sub_key(key_kernels.finish_kernel, ADDED=True, TOTALS=False),
-        "end of a gradient": forms.per_sub_key(key_kernels.finish_kernel, ADDED=True, TOTALS=True),
-        "strength gradient": forms.per_row(key_kernels.strength_gradient_kernel),
+        "end of a move": forms.per_sub_key(key_kernels.finish_kernel, ADDED=True, TOTALS=False, MEASURED=True),
+        "end of a gradient": forms.per_sub_key(key_kernels.finish_kernel, ADDED=True, TOTALS=True, MEASURED=False),
+        "strength gradient": forms.per_row(key_kernels.strength_gradient_kernel, SLOPES=True),
+        "strength gradient of a part": forms.per_row(key_kernels.strength_gradient_kernel, SLOPES=False),
         "token backward": forms.per_row(key_kernels.token_backward_kernel, MOVED=True),
         "token backward, unmoved": forms.per_row(key_kernels.token_backward_kernel, MOVED=False),
     }

@@ -18,35 +18,54 @@ import triton
 import triton.language as tl
 
 from .key_formulas import density_of, kept_score_gradient, second_derivative, slope_of
+from .plan_kernels import count_below
 
 
-@triton.jit(do_not_specialize=["readers"])
+@triton.jit(do_not_specialize=["readers", "row", "total", "steps"])
 def reader_mean_kernel(
     WEIGHTS,  # [G, M, k], one number per pair
     ORDER,
-    STARTS,
+    SORTED_KEYS,  # [G * M * k] list * n + sub-key at every place of ORDER; unused without FIND
+    STARTS,  # in, or out with FIND
     MEANS,  # [2, n] out: sum over the readers of a sub-key, heads pooled, divided by R
+    LOSSES,  # [pieces, 2, n] out: mean * log(mean), of row `row`; unused without LOSS
     readers,  # R
+    row,
+    total,  # G * M * k
+    steps,  # 2 ** steps is more
+    ENTROPY_EPSILON: tl.constexpr,
     HEADS: tl.constexpr,
     N: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    FIND: tl.constexpr,
+    LOSS: tl.constexpr,
 ):
     """The mean weight of every sub-key of both halves over all readers. Grid: (blocks of ROWS sub-keys, 2)."""
     sub_key = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     half = tl.program_id(1)
     lanes = tl.arange(0, BLOCK)[None, :]
-    total = tl.full([ROWS, BLOCK], 0, WEIGHTS.dtype.element_ty)
+    added = tl.full([ROWS, BLOCK], 0, WEIGHTS.dtype.element_ty)
     for head in range(HEADS):
         segment = (2 * head + half) * N + sub_key
-        start = tl.load(STARTS + segment, mask=sub_key < N, other=0)
-        stop = tl.load(STARTS + segment + 1, mask=sub_key < N, other=0)
+        if FIND:
+            start = count_below(SORTED_KEYS, segment, total, steps)
+            stop = count_below(SORTED_KEYS, segment + 1, total, steps)
+            tl.store(STARTS + segment, start, mask=sub_key < N)
+            tl.store(STARTS + segment + 1, stop, mask=(sub_key < N) & (segment == 2 * HEADS * N - 1))
+        else:
+            start = tl.load(STARTS + segment, mask=sub_key < N, other=0)
+            stop = tl.load(STARTS + segment + 1, mask=sub_key < N, other=0)
+        stop = tl.where(sub_key < N, stop, start)
         for begin in range(0, tl.max(stop - start, 0), BLOCK):
             positions = start[:, None] + begin + lanes
             inside = positions < stop[:, None]
             pair = tl.load(ORDER + positions, mask=inside, other=0)
-            total += tl.load(WEIGHTS + pair, mask=inside, other=0.0)
-    tl.store(MEANS + half * N + sub_key, tl.sum(total, 1) / readers, mask=sub_key < N)
+            added += tl.load(WEIGHTS + pair, mask=inside, other=0.0)
+    mean = tl.sum(added, 1) / readers
+    tl.store(MEANS + half * N + sub_key, mean, mask=sub_key < N)
+    if LOSS:
+        tl.store(LOSSES + (2 * row + half) * N + sub_key, mean * tl.log(mean + ENTROPY_EPSILON), mask=sub_key < N)
 
 
 @triton.jit(do_not_specialize=["tokens", "readers"])
@@ -161,6 +180,7 @@ def finish_kernel(
     PARTIALS,  # [tiles, h]
     PARTIAL_TOTALS,  # [tiles]
     OUT,  # [G, n', h] out
+    LENGTHS,  # [G, n'] out: of OUT; unused without MEASURED, for which a program has all of h
     first_key,
     COUNT: tl.constexpr,
     N: tl.constexpr,
@@ -172,6 +192,7 @@ def finish_kernel(
     LOADS: tl.constexpr,
     ADDED: tl.constexpr,
     TOTALS: tl.constexpr,
+    MEASURED: tl.constexpr,
 ):
     """base * (1 + total) - sum, from the sums of sub-keys' tiles. Grid: (blocks of ROWS sub-keys, blocks of h)."""
     segment = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -203,19 +224,39 @@ def finish_kernel(
             base += base * tl.sum(totals, 1)[:, None]
         out += base
     tl.store(OUT + address, out, mask=exists)
+    if MEASURED:
+        tl.store(LENGTHS + segment, tl.sqrt(tl.sum(out * out, 1)), mask=real)
 
 
-@triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key"])
+@triton.jit
+def slope_gradient(weighted, share, cost, EPSILON: tl.constexpr, IDW: tl.constexpr):
+    """What every pair adds to R times the gradient of its sub-key's u; `weighted` is beta / R * gamma.
+
+    With v = beta / R * gradient of y it is (v - sum v P) * P; the gradient of y is gamma, for idw times 2 rho.
+    """
+    if IDW:
+        weighted *= 2 * density_of(cost, EPSILON, IDW)
+    balance = -tl.sum(weighted * share, 1)
+    return (weighted + balance[:, None]) * share
+
+
+@triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key", "readers"])
 def strength_gradient_kernel(
     QUERIES,
     SUB_KEYS,  # [G, n', h]
     GRAD_MOVED,  # [G, n', h]: gradient of the sub-keys after the piece
     INDICES,  # [G, M, k] int32
     GRAD_STRENGTHS,  # [G, M, k] out: gamma, 0 for sub-keys that are not here
+    COSTS,  # this and the next three as for `slope_gradient_kernel`; unused without SLOPES
+    PROBABILITIES,
+    STEP,
+    SLOPE_GRADIENTS,
     tokens,  # M
     group_rows,
     token_rows,
     first_key,
+    readers,  # R
+    EPSILON: tl.constexpr,
     COUNT: tl.constexpr,
     H: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -223,6 +264,7 @@ def strength_gradient_kernel(
     K_PADDED: tl.constexpr,
     ROWS: tl.constexpr,
     IDW: tl.constexpr,
+    SLOPES: tl.constexpr,
 ):
     """gamma = -<q - K, gradient of the moved K>, for dot products -<q, gradient>. Grid: (blocks of ROWS tokens, G)."""
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -245,6 +287,11 @@ def strength_gradient_kernel(
         gradient = tl.load(GRAD_MOVED + row + dims[None, None, :], mask=real, other=0.0)
         total -= tl.sum(direction * gradient, 2)
     tl.store(GRAD_STRENGTHS + pairs, total, mask=inside)
+    if SLOPES:
+        share = tl.load(PROBABILITIES + pairs, mask=inside, other=0.0)
+        cost = tl.load(COSTS + pairs, mask=inside, other=0.0)
+        weighted = tl.where(inside, total, 0.0) * (tl.load(STEP) / readers)
+        tl.store(SLOPE_GRADIENTS + pairs, slope_gradient(weighted, share, cost, EPSILON, IDW), mask=inside)
 
 
 @triton.jit(do_not_specialize=["tokens", "readers"])
@@ -262,21 +309,16 @@ def slope_gradient_kernel(
     ROWS: tl.constexpr,
     IDW: tl.constexpr,
 ):
-    """What every pair adds to R times the gradient of its sub-key's u. Grid: (blocks of ROWS tokens, G).
-
-    With v = beta / R * gradient of y it is (v - sum v P) * P; the gradient of y is gamma, for idw times 2 rho.
-    """
+    """What every pair adds to R times the gradient of its sub-key's u. Grid: (blocks of ROWS tokens, G)."""
     group = tl.program_id(1).to(tl.int64)
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     places = tl.arange(0, K_PADDED)
     pairs = (group * tokens + token[:, None]) * K + places[None, :]
     inside = (token[:, None] < tokens) & (places[None, :] < K)
     share = tl.load(PROBABILITIES + pairs, mask=inside, other=0.0)
+    cost = tl.load(COSTS + pairs, mask=inside, other=0.0)
     weighted = tl.load(GRAD_STRENGTHS + pairs, mask=inside, other=0.0) * (tl.load(STEP) / readers)
-    if IDW:
-        weighted *= 2 * density_of(tl.load(COSTS + pairs, mask=inside, other=0.0), EPSILON, IDW)
-    balance = -tl.sum(weighted * share, 1)
-    tl.store(SLOPE_GRADIENTS + pairs, (weighted + balance[:, None]) * share, mask=inside)
+    tl.store(SLOPE_GRADIENTS + pairs, slope_gradient(weighted, share, cost, EPSILON, IDW), mask=inside)
 
 
 @triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key", "grad_rows", "readers"])

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...kernel_forms import KernelForm
 from ...product_key.epsilons import ENTROPY_EPSILON, IDW_EPSILON
 from ...product_key.selection import KeptSubKeys, SlotChoice
-from ...product_key.triton.select import rows_of, select_slots, select_sub_keys
+from ...product_key.triton.select import address, rows_of, select_slots, select_sub_keys
 from ..key_chain import KeyOptions, KeyPiece, SavedPiece
 from ..key_rows import Readers, sort_readers
 from . import key_kernels as kernels
@@ -32,6 +32,10 @@ _READERS = 512
 _POINTERS = {
     "TOTALS": ("STRENGTHS", "PARTIAL_TOTALS"),
     "ADDED": ("BASE",),
+    "FIND": ("SORTED_KEYS",),
+    "LOSS": ("LOSSES",),
+    "MEASURED": ("LENGTHS",),
+    "SLOPES": ("COSTS", "PROBABILITIES", "STEP", "SLOPE_GRADIENTS"),
     "MOVED": ("PROBABILITIES", "STRENGTHS", "GRAD_STRENGTHS", "MEANS", "GRAD_SLOPES", "STEP", "GRAD_MOVED"),
 }
 """What a kernel is not given where the flag of this name is False."""
@@ -61,9 +65,14 @@ class KeyForms:
         """Room for the tiles of all sub-keys here, whatever their readers."""
         return pairs // TILE + self.groups * self.count
 
-    def reader_mean(self) -> KernelForm:
+    @property
+    def measures(self) -> bool:
+        """Whether a program that moves a sub-key has all its numbers, and so knows its length."""
+        return triton.next_power_of_2(self.half_dim) <= _NUMBERS // _LOADS
+
+    def reader_mean(self, **flags: bool) -> KernelForm:
         """The mean over the readers of every sub-key."""
-        return self._form(kernels.reader_mean_kernel, 4, ROWS=_NUMBERS // _READERS, BLOCK=_READERS)
+        return self._form(kernels.reader_mean_kernel, 4, ROWS=_NUMBERS // _READERS, BLOCK=_READERS, **flags)
 
     def per_token(self, kernel: Any) -> KernelForm:
         """A kernel that holds a token's k numbers, for a block of tokens."""
@@ -112,28 +121,81 @@ class TritonKeySteps:
         self.forms = KeyForms(options.topk, options.score, *shape)
         # On the device, so that another step size needs no other kernel and no other CUDA graph.
         self.step = queries.new_full((1,), options.key_lr)
+        nothing = queries.new_empty(0)
+        self._sort_keys: tuple[Tensor, Tensor | None] = nothing, None
+        self._moved: tuple[Tensor, Tensor | None] = nothing, None
+        self._losses: Tensor | None = None
+        self._measured_pieces = 0
 
     def propose(self, queries: Tensor, sub_keys: Tensor) -> KeptSubKeys:
         """The best of the sub-keys here; indices are int32."""
         topk = min(self.options.topk, self.rows.count)
-        return select_sub_keys(queries, sub_keys, topk, self.options.score, self.rows.first)
+        return select_sub_keys(queries, sub_keys, topk, self.options.score, self.rows.first, self._lengths(sub_keys))
 
-    def choose_slots(self, kept: KeptSubKeys, moving: int) -> SlotChoice:
-        """The best slots, and probabilities of all tokens, 0 for those that do not move."""
-        return select_slots(kept, self.rows.num_subkeys, self.options.score, moving)
+    def address(
+        self, queries: Tensor, sub_keys: Tensor, moving: int, chosen: KeptSubKeys | None = None
+    ) -> tuple[KeptSubKeys, SlotChoice]:
+        """The best sub-keys and slots, and probabilities of all tokens, 0 for those that do not move."""
+        if self.rows.shared:
+            if chosen is None:
+                (chosen,) = self.rows.choose([self.propose(queries, sub_keys)], self.options.topk)
+            return chosen, select_slots(chosen, self.rows.num_subkeys, self.options.score, moving)
+        lengths = self._lengths(sub_keys)
+        addressing = address(queries, sub_keys, self.options.topk, self.options.score, moving, lengths)
+        self._sort_keys = addressing.kept.indices, addressing.sort_keys
+        return addressing.kept, addressing.choice
+
+    def _lengths(self, sub_keys: Tensor) -> Tensor | None:
+        """What `move` has found of the sub-keys that it made."""
+        return self._moved[1] if self._moved[0] is sub_keys else None
+
+    def sort_readers(self, indices: Tensor) -> Readers:
+        """Sorted; where they begin is found by the first mean over them, unless processes share the sub-keys."""
+        keys = self._sort_keys[1] if self._sort_keys[0] is indices else None
+        if keys is None:
+            return sort_readers(indices, self.rows.num_subkeys)
+        sorted_keys, order = keys.flatten().sort(stable=True)
+        return Readers(order, order.new_empty(indices.shape[0] * self.rows.num_subkeys + 1), sorted_keys)
 
     def mean_probability(
         self, probabilities: Tensor, indices: Tensor, moving: int, readers: Readers | None = None
     ) -> Tensor:
         """Added in the order of the sorted pairs."""
-        return self.mean_over_readers(probabilities, readers or sort_readers(indices, self.rows.num_subkeys), moving)
+        readers = readers or sort_readers(indices, self.rows.num_subkeys)
+        if self._losses is None:
+            pieces = sum(piece.moving > piece.start for piece in self.options.pieces)
+            self._losses = probabilities.new_empty(pieces, 2, self.rows.num_subkeys)
+        self._measured_pieces += 1
+        return self.mean_over_readers(probabilities, readers, moving, self._losses)
 
-    def mean_over_readers(self, weights: Tensor, readers: Readers, moving: int) -> Tensor:
-        """[2, n]: sum of the numbers [G, M, k] of a sub-key's pairs, heads pooled, over the number of readers."""
-        form, num_subkeys = self.forms.reader_mean(), self.rows.num_subkeys
+    def losses(self, means: list[Tensor]) -> Tensor:
+        """Of what the means have left."""
+        assert self._losses is not None and len(means) == self._losses.shape[0]
+        return self._losses.sum((1, 2))
+
+    def mean_over_readers(self, weights: Tensor, readers: Readers, moving: int, losses: Tensor | None = None) -> Tensor:
+        """[2, n]: sum of the numbers [G, M, k] of a sub-key's pairs, heads pooled, over the number of readers.
+
+        Args:
+            weights: the numbers.
+            readers: the pairs by sub-key; where they begin is written if it is not known.
+            moving: tokens that move the sub-keys.
+            losses: [pieces, 2, n], of which the row of the piece at hand is written.
+        """
+        form = self.forms.reader_mean(FIND=readers.unsearched is not None, LOSS=losses is not None)
+        num_subkeys, total = self.rows.num_subkeys, readers.order.shape[0]
         means = weights.new_empty(2, num_subkeys)
-        record = {"WEIGHTS": weights, "MEANS": means, "readers": self.heads * moving, **_by_name(readers)}
-        form.launch((triton.cdiv(num_subkeys, form.constants["ROWS"]), 2), record)
+        record = {
+            "WEIGHTS": weights,
+            "MEANS": means,
+            "SORTED_KEYS": readers.unsearched,
+            "LOSSES": losses,
+            "readers": self.heads * moving,
+            "row": self._measured_pieces - 1,
+            "total": total,
+            "steps": total.bit_length(),
+        }
+        form.launch((triton.cdiv(num_subkeys, form.constants["ROWS"]), 2), record, _by_name(readers))
         return means
 
     def strengths(self, kept: KeptSubKeys, probabilities: Tensor, means: Tensor, moving: int) -> Tensor:
@@ -155,7 +217,10 @@ class TritonKeySteps:
     def move(self, queries: Tensor, sub_keys: Tensor, kept: KeptSubKeys, strengths: Tensor, readers: Readers) -> Tensor:
         """The sub-keys less the sum of c * direction."""
         record = self.queries_record(queries) | {"WEIGHTS": strengths, "SUB_KEYS": sub_keys, "BASE": sub_keys}
-        return _sum_per_sub_key(self.forms, record, readers)
+        lengths = sub_keys.new_empty(sub_keys.shape[:2]) if self.forms.measures else None
+        moved = _sum_per_sub_key(self.forms, record | {"LENGTHS": lengths}, readers)
+        self._moved = moved, lengths
+        return moved
 
     def backward(
         self, queries: Tensor, piece: KeyPiece, saved: SavedPiece, grad_moved: Tensor | None
@@ -183,6 +248,7 @@ class TritonPieceBackward:
     ) -> None:
         self.steps, self.forms, self.saved = steps, steps.forms, saved
         self.moving, self.moved = piece.moving - piece.start, False
+        self.slopes: Tensor | None = None
         self.record = steps.queries_record(queries) | {
             "SUB_KEYS": saved.sub_keys,
             "INDICES": saved.indices,
@@ -200,8 +266,10 @@ class TritonPieceBackward:
     def strength_gradients(self) -> Tensor:
         """gamma, the gradient of c."""
         gradients = torch.empty_like(self.saved.costs)
-        form = self.forms.per_row(kernels.strength_gradient_kernel)
-        _launch_on_tokens(form, self.record | {"GRAD_STRENGTHS": gradients})
+        if not self.steps.rows.shared:
+            self.slopes = torch.empty_like(gradients)
+        form = self.forms.per_row(kernels.strength_gradient_kernel, SLOPES=self.slopes is not None)
+        _launch_on_tokens(form, self.record | {"GRAD_STRENGTHS": gradients, "SLOPE_GRADIENTS": self.slopes})
         return gradients
 
     def token_gradients(self, grad_scores: Tensor, grad_queries: Tensor, grad_strengths: Tensor | None) -> Tensor:
@@ -215,11 +283,13 @@ class TritonPieceBackward:
         }
         self.moved = grad_strengths is not None
         if self.moved:
-            gradients = torch.empty_like(self.saved.costs)
-            record |= {"GRAD_STRENGTHS": grad_strengths, "SLOPE_GRADIENTS": gradients}
-            _launch_on_tokens(self.forms.per_token(kernels.slope_gradient_kernel), record)
+            record["GRAD_STRENGTHS"] = grad_strengths
+            if self.slopes is None:
+                # Known only now that processes have added up what they know of the strengths.
+                self.slopes = record["SLOPE_GRADIENTS"] = torch.empty_like(self.saved.costs)
+                _launch_on_tokens(self.forms.per_token(kernels.slope_gradient_kernel), record)
             readers = Readers(self.saved.order, self.saved.starts)
-            record["GRAD_SLOPES"] = self.steps.mean_over_readers(gradients, readers, self.moving)
+            record["GRAD_SLOPES"] = self.steps.mean_over_readers(self.slopes, readers, self.moving)
         _launch_on_tokens(self.forms.per_row(kernels.token_backward_kernel, MOVED=self.moved), record)
         return weights
 
@@ -254,7 +324,8 @@ def _sum_per_sub_key(forms: KeyForms, record: dict[str, Any], readers: Readers) 
     if totals:
         record["PARTIAL_TOTALS"] = sub_keys.new_empty(num_tiles)
     tiles = forms.per_sub_key(kernels.tile_kernel, TOTALS=totals)
-    finish = forms.per_sub_key(kernels.finish_kernel, ADDED=record["BASE"] is not None, TOTALS=totals)
+    flags = {"ADDED": record["BASE"] is not None, "TOTALS": totals, "MEASURED": record.get("LENGTHS") is not None}
+    finish = forms.per_sub_key(kernels.finish_kernel, **flags)
     blocks = triton.cdiv(half_dim, tiles.constants["BLOCK"])
     tiles.launch((triton.cdiv(num_tiles, tiles.constants["ROWS"]), blocks), record)
     finish.launch((triton.cdiv(segments, finish.constants["ROWS"]), blocks), record)

@@ -8,6 +8,8 @@ result for a token does not depend on the tokens it is batched with, bit for bit
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch import Tensor
 from ...kernel_forms import KernelForm
 from ..epsilons import IDW_EPSILON
 from ..selection import KeptSubKeys, SlotChoice
-from .select_kernels import select_kernel, slots_kernel
+from .select_kernels import address_kernel, select_kernel, slots_kernel
 
 _BLOCK_ELEMENTS = 1 << 25
 """Largest number of proposals that exist at once; longer inputs are done in blocks of tokens."""
@@ -41,20 +43,23 @@ def rows_of(queries: Tensor) -> tuple[Tensor, int, int]:
     return queries, group_stride // half_dim, token_stride // half_dim
 
 
-def propose_costs(queries: Tensor, sub_keys: Tensor, key_squares: Tensor, score: str) -> Tensor:
-    """Approximate costs [G, M, n] of all sub-keys, for `idw` without the square of the query, by a matrix product.
+class Addressing(NamedTuple):
+    """What tokens read.
 
-    Args:
-        queries: [G, M, h].
-        sub_keys: [G, n, h].
-        key_squares: [G, n].
-        score: `idw` or `dot_product`.
+    Attributes:
+        kept: the best sub-keys of every list.
+        choice: the best slots.
+        sort_keys: [G, M, k] list * n + index of what is kept, or None where nothing moves; 16-bit where they fit.
     """
-    transposed = sub_keys.transpose(1, 2)
-    if score == "dot_product":
-        # beta = 0: the first argument is not read.
-        return torch.baddbmm(key_squares.unsqueeze(1), queries, transposed, beta=0, alpha=-1)
-    return torch.baddbmm(key_squares.unsqueeze(1), queries, transposed, alpha=-2)
+
+    kept: KeptSubKeys
+    choice: SlotChoice
+    sort_keys: Tensor | None
+
+
+def propose(queries: Tensor, sub_keys: Tensor) -> Tensor:
+    """Products [G, M, n] of queries [G, M, h] and sub-keys [G, n, h], from which kernels propose costs."""
+    return torch.bmm(queries, sub_keys.transpose(1, 2))
 
 
 def select_form(num_subkeys: int, half_dim: int, topk: int, score: str, dtype: torch.dtype) -> KernelForm:
@@ -74,6 +79,17 @@ def select_form(num_subkeys: int, half_dim: int, topk: int, score: str, dtype: t
     return KernelForm(select_kernel, constants, num_warps=1)
 
 
+def address_form(
+    num_subkeys: int, half_dim: int, topk: int, score: str, dtype: torch.dtype, statistics: bool
+) -> KernelForm:
+    """How both are done at once."""
+    select = select_form(num_subkeys, half_dim, topk, score, dtype).constants
+    slots = slots_form(num_subkeys, topk, score, statistics).constants
+    absent = {} if statistics else {"SORT_KEYS": None}
+    constants = {**select, **slots, **absent, "ROWS": min(select["ROWS"], slots["ROWS"])}
+    return KernelForm(address_kernel, constants, num_warps=1)
+
+
 def slots_form(num_subkeys: int, topk: int, score: str, statistics: bool) -> KernelForm:
     """How slots are selected; with `statistics` the probabilities are asked for."""
     pairs = triton.next_power_of_2(sum(topk // (i + 1) for i in range(topk)))
@@ -90,7 +106,9 @@ def slots_form(num_subkeys: int, topk: int, score: str, statistics: bool) -> Ker
     return KernelForm(slots_kernel, constants if statistics else constants | {"PROBABILITIES": None}, num_warps=1)
 
 
-def select_sub_keys(queries: Tensor, sub_keys: Tensor, topk: int, score: str, first_key: int = 0) -> KeptSubKeys:
+def select_sub_keys(
+    queries: Tensor, sub_keys: Tensor, topk: int, score: str, first_key: int = 0, lengths: Tensor | None = None
+) -> KeptSubKeys:
     """The `topk` best sub-keys of each list for every token; equal costs: lowest index first. No gradient.
 
     Args:
@@ -99,43 +117,110 @@ def select_sub_keys(queries: Tensor, sub_keys: Tensor, topk: int, score: str, fi
         topk: at most n and 32, so that there is one for each thread of a warp.
         score: `idw` or `dot_product`.
         first_key: number of the first of these sub-keys, where they are part of longer lists.
+        lengths: [G, n] of the sub-keys, if they are known.
 
     Returns:
         Indices (int32) and exact costs, best first.
     """
-    sub_keys = sub_keys.contiguous()
-    key_squares = sub_keys.square().sum(-1)
-    step = max(1, _BLOCK_ELEMENTS // key_squares.numel())
-    blocks = [
-        _select_block(block, sub_keys, key_squares, topk, score, first_key) for block in queries.split(step, dim=1)
-    ]
-    if len(blocks) == 1:
-        return blocks[0]
-    return KeptSubKeys(torch.cat([b.indices for b in blocks], 1), torch.cat([b.costs for b in blocks], 1))
-
-
-def _select_block(
-    queries: Tensor, sub_keys: Tensor, key_squares: Tensor, topk: int, score: str, first_key: int
-) -> KeptSubKeys:
-    groups, tokens, half_dim = queries.shape
-    queries, group_rows, token_rows = rows_of(queries)
-    indices = torch.empty(groups, tokens, topk, dtype=torch.int32, device=queries.device)
-    costs = queries.new_empty(groups, tokens, topk)
+    groups, _, half_dim = queries.shape
     form = select_form(sub_keys.shape[1], half_dim, topk, score, queries.dtype)
-    arguments = {
-        "PROPOSALS": propose_costs(queries, sub_keys, key_squares, score),
-        "QUERIES": queries,
+    kept = _room_for_sub_keys(queries, topk)
+    record = {"INDICES": kept.indices, "COSTS": kept.costs, "first_key": first_key}
+    _launch_in_blocks(form, queries, sub_keys, lengths, groups, record)
+    return kept
+
+
+def address(
+    queries: Tensor, sub_keys: Tensor, topk: int, score: str, moving: int = 0, lengths: Tensor | None = None
+) -> Addressing:
+    """Sub-keys and slots at once, of lists that are whole on this process.
+
+    Args:
+        queries: see `select_sub_keys`.
+        sub_keys: see there.
+        topk: see there.
+        score: see there.
+        moving: see `select_slots`.
+        lengths: see `select_sub_keys`.
+    """
+    groups, _, half_dim = queries.shape
+    num_subkeys = sub_keys.shape[1]
+    form = address_form(num_subkeys, half_dim, topk, score, queries.dtype, moving > 0)
+    kept = _room_for_sub_keys(queries, topk)
+    choice = _room_for_slots(kept, moving)
+    sort_keys = None
+    if moving:
+        sort_keys = torch.empty_like(kept.indices, dtype=sort_key_dtype(groups * num_subkeys))
+    record = {
+        "INDICES": kept.indices,
+        "COSTS": kept.costs,
+        "SORT_KEYS": sort_keys,
+        "moving": moving,
+        **_by_name(choice),
+    }
+    _launch_in_blocks(form, queries, sub_keys, lengths, groups // 2, record)
+    return Addressing(kept, choice, sort_keys)
+
+
+def sort_key_dtype(segments: int) -> torch.dtype:
+    """Whole numbers that hold `segments` and are sorted fast: a radix sort's time is that of its digits."""
+    return torch.int16 if segments < torch.iinfo(torch.int16).max else torch.int32
+
+
+def _launch_in_blocks(
+    form: KernelForm,
+    queries: Tensor,
+    sub_keys: Tensor,
+    lengths: Tensor | None,
+    columns: int,
+    record: dict[str, Any],
+) -> None:
+    """Propose and select for all tokens, so many at a time that their proposals do not become too large."""
+    sub_keys = sub_keys.contiguous()
+    if lengths is None:
+        lengths = torch.linalg.vector_norm(sub_keys, dim=-1)
+    rows, group_rows, token_rows = rows_of(queries)
+    tokens = queries.shape[1]
+    step = max(1, _BLOCK_ELEMENTS // lengths.numel())
+    record |= {
+        "QUERIES": rows,
         "SUB_KEYS": sub_keys,
-        "LARGEST": key_squares.amax(-1),
-        "INDICES": indices,
-        "COSTS": costs,
-        "tokens": tokens,
+        "LENGTHS": lengths,
+        "stride": tokens,
         "group_rows": group_rows,
         "token_rows": token_rows,
-        "first_key": first_key,
     }
-    form.launch((triton.cdiv(tokens, form.constants["ROWS"]), groups), arguments)
-    return KeptSubKeys(indices, costs)
+    for first in range(0, tokens, step):
+        count = min(step, tokens - first)
+        block = queries if count == tokens else queries[:, first : first + count]
+        part = {"PRODUCTS": propose(block, sub_keys), "first_token": first, "tokens": count}
+        form.launch((triton.cdiv(count, form.constants["ROWS"]), columns), record, part)
+
+
+def _room_for_sub_keys(queries: Tensor, topk: int) -> KeptSubKeys:
+    groups, tokens, _ = queries.shape
+    indices = torch.empty(groups, tokens, topk, dtype=torch.int32, device=queries.device)
+    return KeptSubKeys(indices, queries.new_empty(groups, tokens, topk))
+
+
+def _room_for_slots(kept: KeptSubKeys, moving: int) -> SlotChoice:
+    groups, tokens, topk = kept.costs.shape
+    shape = tokens, groups // 2, topk
+    return SlotChoice(
+        kept.costs.new_empty(shape),
+        kept.indices.new_empty(shape, dtype=torch.int64),
+        kept.indices.new_empty(2, *shape),
+        torch.empty_like(kept.costs) if moving else None,
+    )
+
+
+def _by_name(choice: SlotChoice) -> dict[str, Tensor | None]:
+    return {
+        "SCORES": choice.scores,
+        "SLOTS": choice.slots,
+        "POSITIONS": choice.positions,
+        "PROBABILITIES": choice.probabilities,
+    }
 
 
 def select_slots(kept: KeptSubKeys, num_subkeys: int, score: str, moving: int = 0) -> SlotChoice:
@@ -148,22 +233,8 @@ def select_slots(kept: KeptSubKeys, num_subkeys: int, score: str, moving: int = 
         moving: the first tokens, which move the sub-keys; without any, probabilities are None.
     """
     groups, tokens, topk = kept.costs.shape
-    heads = groups // 2
-    device = kept.costs.device
-    scores = kept.costs.new_empty(tokens, heads, topk)
-    slots = torch.empty(tokens, heads, topk, dtype=torch.int64, device=device)
-    positions = torch.empty(2, tokens, heads, topk, dtype=torch.int32, device=device)
-    probabilities = torch.empty_like(kept.costs) if moving else None
+    choice = _room_for_slots(kept, moving)
     form = slots_form(num_subkeys, topk, score, moving > 0)
-    arguments = {
-        "INDICES": kept.indices,
-        "COSTS": kept.costs,
-        "SCORES": scores,
-        "SLOTS": slots,
-        "POSITIONS": positions,
-        "PROBABILITIES": probabilities,
-        "tokens": tokens,
-        "moving": moving,
-    }
-    form.launch((triton.cdiv(tokens, form.constants["ROWS"]), heads), arguments)
-    return SlotChoice(scores, slots, positions, probabilities)
+    record = {"INDICES": kept.indices, "COSTS": kept.costs, "tokens": tokens, "moving": moving}
+    form.launch((triton.cdiv(tokens, form.constants["ROWS"]), groups // 2), record, _by_name(choice))
+    return choice

@@ -34,19 +34,32 @@ def _last_doubtful(candidate, norms, square, ROUNDING: tl.constexpr, COLUMN_BITS
     return _ordered((last + doubt).to(tl.float32).to(tl.int32, bitcast=True)) | COLUMN_BITS
 
 
-@triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key"])
-def select_kernel(
-    PROPOSALS,  # [G, M, n] approximate costs; idw: without the square of the query
-    QUERIES,  # rows of h numbers; the row of a token is group * group_rows + token * token_rows
-    SUB_KEYS,  # [G, n, h]
-    LARGEST,  # [G] largest square of a sub-key
-    INDICES,  # [G, M, k] out, int32, best first
-    COSTS,  # [G, M, k] out, exact
-    tokens,  # M
+@triton.jit
+def _in_order(costs, indices, order, places, K: tl.constexpr):
+    """Costs and indices [ROWS, K_PADDED], lowest cost first, equal costs: lowest `order` first; 0 in places from k on.
+
+    A place's rank is the number of better ones. A query that is not a number has found none: any index will do.
+    """
+    mine, other = costs[:, :, None], costs[:, None, :]
+    ahead = (other < mine) | ((other == mine) & (order[:, None, :] < order[:, :, None]))
+    rank = tl.sum((ahead & (places < K)[:, None, :]).to(tl.int32), 2)
+    goes = (rank[:, :, None] == places[:, None, :]) & (places < K)[:, :, None]
+    return tl.sum(tl.where(goes, costs[:, :, None], 0.0), 1), tl.sum(tl.where(goes, indices[:, :, None], 0), 1)
+
+
+@triton.jit
+def _best_sub_keys(
+    PRODUCTS,
+    QUERIES,
+    SUB_KEYS,
+    LENGTHS,
+    group,
+    token,
+    first_token,
+    tokens,
     group_rows,
     token_rows,
-    first_key,  # number of the first sub-key of SUB_KEYS in the whole list
-    ROUNDING: tl.constexpr,  # what a proposal can be off by, in units of the sizes it was made of
+    ROUNDING: tl.constexpr,
     N: tl.constexpr,
     N_PADDED: tl.constexpr,
     H: tl.constexpr,
@@ -56,7 +69,7 @@ def select_kernel(
     ROWS: tl.constexpr,
     IDW: tl.constexpr,
 ):
-    """The k sub-keys of lowest exact cost, equal costs: lowest index first. Grid: (blocks of ROWS tokens, G).
+    """Costs and numbers [ROWS, K_PADDED] of the k sub-keys of lowest exact cost, best first; 0 in places from k on.
 
     Candidates come in the order of their proposals. Each is scored exactly and replaces the worst of the k best so far
     if it is better. After k of them, the loop goes on as long as rounding may have put a candidate behind its place.
@@ -64,8 +77,6 @@ def select_kernel(
     A proposal becomes one whole number: its float32 bits, made monotone, with the lowest log2(N_PADDED) of them
     replaced by its column. The minimum of these is found with one instruction per number, and tells the column.
     """
-    group = tl.program_id(1).to(tl.int64)
-    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     real = (token < tokens)[:, None]
     columns = tl.arange(0, N_PADDED)[None, :]
     dims = tl.arange(0, H_PADDED)[None, :]
@@ -74,17 +85,23 @@ def select_kernel(
     column_bits: tl.constexpr = N_PADDED - 1
 
     exists = real & (columns < N)
-    proposals = tl.load(PROPOSALS + (group * tokens + token)[:, None] * N + columns, mask=exists, other=0.0)
-    proposals = proposals.to(tl.float32)
+    products = tl.load(PRODUCTS + (group * tokens + token)[:, None] * N + columns, mask=exists, other=0.0)
+    lengths = tl.load(LENGTHS + group * N + columns, mask=columns < N, other=0.0)
+    if IDW:
+        # Without the square of the query, which does not change an order.
+        proposals = (lengths * lengths - 2 * products).to(tl.float32)
+    else:
+        proposals = (-products).to(tl.float32)
     # What is not a number comes last.
     proposals = tl.where(proposals == proposals, proposals, float("inf"))
     candidates = (_ordered(proposals.to(tl.int32, bitcast=True)) & ~column_bits) | columns
     candidates = tl.where(exists, candidates, taken)
 
-    query_row = (group * group_rows + token * token_rows)[:, None] * H
+    query_row = (group * group_rows + (first_token + token) * token_rows)[:, None] * H
     query = tl.load(QUERIES + query_row + dims, mask=real & (dims < H), other=0.0)
     square = tl.sum(query * query, 1)
-    norms = tl.sqrt(square * tl.load(LARGEST + group) * H)
+    longest = tl.max(lengths, 1)
+    norms = tl.sqrt(square * (longest * longest) * H)
 
     # Places that do not exist hold what is never the worst; the others what every candidate beats.
     costs = tl.full([ROWS, K_PADDED], 0, query.dtype) + tl.where(places < K, float("inf"), float("-inf"))
@@ -112,13 +129,123 @@ def select_kernel(
             limit = tl.minimum(_last_doubtful(candidate, norms, square, ROUNDING, column_bits, IDW), taken - 1)
         candidate = tl.min(candidates, 1)
 
-    # A place's rank is the number of better ones. A query that is not a number has found none: any index will do.
-    mine, other = costs[:, :, None], costs[:, None, :]
-    ahead = (other < mine) | ((other == mine) & (chosen[:, None, :] < chosen[:, :, None]))
-    rank = tl.sum((ahead & (places < K)[:, None, :]).to(tl.int32), 2)
-    out = (group * tokens + token)[:, None] * K + rank
-    tl.store(INDICES + out, tl.where(chosen < N, chosen, places) + first_key, mask=real & (places < K))
-    tl.store(COSTS + out, costs, mask=real & (places < K))
+    return _in_order(costs, tl.where(chosen < N, chosen, places), chosen, places, K)
+
+
+@triton.jit
+def _choose_slots(
+    SCORES,
+    SLOTS,
+    POSITIONS,
+    cost1,  # [ROWS, K_PADDED], best first
+    index1,
+    cost2,
+    index2,
+    row,
+    real,
+    tokens,
+    EPSILON: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    PAIRS_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    IDW: tl.constexpr,
+):
+    """Store the k best pairs of both halves, equal sums: lowest slot first; `row` is token * heads + head.
+
+    In two sorted lists only pairs (i, j) with (i + 1) * (j + 1) <= k can be among the k best.
+    """
+    pairs = tl.arange(0, PAIRS_PADDED)[None, :]
+    # Pair number -> (i, j): row i of the staircase has k // (i + 1) pairs.
+    i = tl.full([ROWS, PAIRS_PADDED], 0, tl.int32)
+    j = i + pairs
+    total = K
+    for step in tl.static_range(1, K):
+        i = tl.where(pairs >= total, step, i)
+        j = tl.where(pairs >= total, pairs - total, j)
+        total += K // (step + 1)
+    valid = real & (pairs < total)
+    i = tl.where(valid, i, 0)
+    j = tl.where(valid, j, 0)
+
+    cost1 = tl.gather(cost1, i, 1)
+    cost2 = tl.gather(cost2, j, 1)
+    if IDW:
+        scores = -tl.log(cost1 + EPSILON) - tl.log(cost2 + EPSILON)
+    else:
+        scores = -cost1 - cost2
+    slots = tl.gather(index1, i, 1) * N + tl.gather(index2, j, 1)
+
+    nothing: tl.constexpr = 0x7FFFFFFF
+    # What is not a number comes last.
+    remaining = tl.where(scores == scores, scores, float("-inf"))
+    waiting = tl.where(valid, slots, nothing)
+    rank = tl.full([ROWS, PAIRS_PADDED], K, tl.int32)
+    for place in range(K):
+        best = tl.max(tl.where(waiting < nothing, remaining, float("-inf")), 1)[:, None]
+        slot = tl.min(tl.where(remaining == best, waiting, nothing), 1)[:, None]
+        hit = waiting == slot
+        rank = tl.where(hit & (rank == K), place, rank)
+        waiting = tl.where(hit, nothing, waiting)
+
+    out = row[:, None] * K + rank
+    kept = valid & (rank < K)
+    tl.store(SCORES + out, scores, mask=kept)
+    tl.store(SLOTS + out, slots.to(tl.int64), mask=kept)
+    tl.store(POSITIONS + out, i, mask=kept)
+    tl.store(POSITIONS + tokens.to(tl.int64) * tl.num_programs(1) * K + out, j, mask=kept)
+
+
+@triton.jit
+def _shares(cost, inside, moves, EPSILON: tl.constexpr, IDW: tl.constexpr):
+    """Softmax of the kept scores of every token, 0 for those that do not move the sub-keys."""
+    cost = tl.where(inside, cost, float("inf"))
+    lowest = tl.min(cost, 1)[:, None]
+    if IDW:
+        # exp(-log x) is 1 / x. Seen from the best, so that nothing overflows or vanishes.
+        share = (lowest + EPSILON) / (cost + EPSILON)
+    else:
+        share = tl.exp(lowest - cost)
+    share = share / tl.sum(share, 1)[:, None]
+    return tl.where(moves[:, None], share, 0.0)
+
+
+@triton.jit(do_not_specialize=["first_token", "tokens", "stride", "group_rows", "token_rows", "first_key"])
+def select_kernel(
+    PRODUCTS,  # [G, M, n] products of queries and sub-keys, roughly
+    QUERIES,  # rows of h numbers; the row of a token is group * group_rows + token * token_rows
+    SUB_KEYS,  # [G, n, h]
+    LENGTHS,  # [G, n] of the sub-keys, roughly
+    INDICES,  # [G, tokens of all launches, k] out, int32, best first
+    COSTS,  # [G, tokens of all launches, k] out, exact
+    first_token,  # of this launch, which has M of them
+    tokens,  # M
+    stride,  # tokens of all launches
+    group_rows,
+    token_rows,
+    first_key,  # number of the first sub-key of SUB_KEYS in the whole list
+    ROUNDING: tl.constexpr,  # what a proposal can be off by, in units of the sizes it was made of
+    N: tl.constexpr,
+    N_PADDED: tl.constexpr,
+    H: tl.constexpr,
+    H_PADDED: tl.constexpr,
+    K: tl.constexpr,
+    K_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    IDW: tl.constexpr,
+):
+    """The k sub-keys of lowest exact cost, equal costs: lowest index first. Grid: (blocks of ROWS tokens, G)."""
+    group = tl.program_id(1).to(tl.int64)
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    places = tl.arange(0, K_PADDED)[None, :]
+    cost, index = _best_sub_keys(
+        PRODUCTS, QUERIES, SUB_KEYS, LENGTHS, group, token, first_token, tokens, group_rows, token_rows,
+        ROUNDING, N, N_PADDED, H, H_PADDED, K, K_PADDED, ROWS, IDW,
+    )  # fmt: skip
+    out = (group * stride + first_token + token)[:, None] * K + places
+    inside = (token < tokens)[:, None] & (places < K)
+    tl.store(INDICES + out, index + first_key, mask=inside)
+    tl.store(COSTS + out, cost, mask=inside)
 
 
 @triton.jit(do_not_specialize=["tokens", "moving"])
@@ -140,64 +267,90 @@ def slots_kernel(
     IDW: tl.constexpr,
     STATISTICS: tl.constexpr,
 ):
-    """The k best pairs of both halves, equal sums: lowest slot first. Grid: (blocks of ROWS tokens, heads).
-
-    In two sorted lists only pairs (i, j) with (i + 1) * (j + 1) <= k can be among the k best.
-    """
+    """The k best pairs of both halves, equal sums: lowest slot first. Grid: (blocks of ROWS tokens, heads)."""
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    real = (token < tokens)[:, None]
     head = tl.program_id(1).to(tl.int64)
-    heads = tl.num_programs(1)
-    pairs = tl.arange(0, PAIRS_PADDED)[None, :]
-    # Pair number -> (i, j): row i of the staircase has k // (i + 1) pairs.
-    i = tl.full([1, PAIRS_PADDED], 0, tl.int32)
-    j = pairs
-    total = K
-    for row in tl.static_range(1, K):
-        i = tl.where(pairs >= total, row, i)
-        j = tl.where(pairs >= total, pairs - total, j)
-        total += K // (row + 1)
-    valid = real & (pairs < total)
-
-    first = (2 * head * tokens + token)[:, None] * K
-    second = ((2 * head + 1) * tokens + token)[:, None] * K
-    cost1 = tl.load(COSTS + first + i, mask=valid, other=0.0)
-    cost2 = tl.load(COSTS + second + j, mask=valid, other=0.0)
-    if IDW:
-        scores = -tl.log(cost1 + EPSILON) - tl.log(cost2 + EPSILON)
-    else:
-        scores = -cost1 - cost2
-    slots = tl.load(INDICES + first + i, mask=valid, other=0) * N + tl.load(INDICES + second + j, mask=valid, other=0)
-
-    nothing: tl.constexpr = 0x7FFFFFFF
-    # What is not a number comes last.
-    remaining = tl.where(scores == scores, scores, float("-inf"))
-    waiting = tl.where(valid, slots, nothing)
-    rank = tl.full([ROWS, PAIRS_PADDED], K, tl.int32)
-    for place in range(K):
-        best = tl.max(tl.where(waiting < nothing, remaining, float("-inf")), 1)[:, None]
-        slot = tl.min(tl.where(remaining == best, waiting, nothing), 1)[:, None]
-        hit = waiting == slot
-        rank = tl.where(hit & (rank == K), place, rank)
-        waiting = tl.where(hit, nothing, waiting)
-
-    out = (token * heads + head)[:, None] * K + rank
-    kept = valid & (rank < K)
-    tl.store(SCORES + out, scores, mask=kept)
-    tl.store(SLOTS + out, slots.to(tl.int64), mask=kept)
-    tl.store(POSITIONS + out, i, mask=kept)
-    tl.store(POSITIONS + tokens.to(tl.int64) * heads * K + out, j, mask=kept)
+    places = tl.arange(0, K_PADDED)[None, :]
+    real = (token < tokens)[:, None]
+    inside = real & (places < K)
+    first = (2 * head * tokens + token)[:, None] * K + places
+    second = ((2 * head + 1) * tokens + token)[:, None] * K + places
+    cost1 = tl.load(COSTS + first, mask=inside, other=0.0)
+    cost2 = tl.load(COSTS + second, mask=inside, other=0.0)
+    index1 = tl.load(INDICES + first, mask=inside, other=0)
+    index2 = tl.load(INDICES + second, mask=inside, other=0)
+    row = token * tl.num_programs(1) + head
+    _choose_slots(
+        SCORES, SLOTS, POSITIONS, cost1, index1, cost2, index2, row, real, tokens,
+        EPSILON, N, K, PAIRS_PADDED, ROWS, IDW,
+    )  # fmt: skip
     if STATISTICS:
-        places = tl.arange(0, K_PADDED)[None, :]
-        inside = real & (places < K)
-        for half in tl.static_range(2):
-            source = ((2 * head + half) * tokens + token)[:, None] * K + places
-            cost = tl.where(places < K, tl.load(COSTS + source, mask=inside, other=0.0), float("inf"))
-            lowest = tl.min(cost, 1)[:, None]
-            if IDW:
-                # exp(-log x) is 1 / x. Seen from the best, so that nothing overflows or vanishes.
-                share = (lowest + EPSILON) / (cost + EPSILON)
-            else:
-                share = tl.exp(lowest - cost)
-            share = share / tl.sum(share, 1)[:, None]
-            tl.store(PROBABILITIES + source, tl.where((token < moving)[:, None], share, 0.0), mask=inside)
+        moves = token < moving
+        tl.store(PROBABILITIES + first, _shares(cost1, places < K, moves, EPSILON, IDW), mask=inside)
+        tl.store(PROBABILITIES + second, _shares(cost2, places < K, moves, EPSILON, IDW), mask=inside)
+
+
+@triton.jit(do_not_specialize=["first_token", "tokens", "stride", "moving", "group_rows", "token_rows"])
+def address_kernel(
+    PRODUCTS,  # [G, M, n] as for `select_kernel`, as the next three
+    QUERIES,
+    SUB_KEYS,
+    LENGTHS,
+    INDICES,  # [G, tokens of all launches, k] out, int32, best first
+    COSTS,  # [G, tokens of all launches, k] out, exact
+    SORT_KEYS,  # [G, tokens of all launches, k] out: list * n + index
+    SCORES,  # [tokens of all launches, heads, k] out, as for `slots_kernel`, as the next three
+    SLOTS,
+    POSITIONS,
+    PROBABILITIES,
+    first_token,
+    tokens,  # M
+    stride,
+    moving,
+    group_rows,
+    token_rows,
+    ROUNDING: tl.constexpr,
+    EPSILON: tl.constexpr,
+    N: tl.constexpr,
+    N_PADDED: tl.constexpr,
+    H: tl.constexpr,
+    H_PADDED: tl.constexpr,
+    K: tl.constexpr,
+    K_PADDED: tl.constexpr,
+    PAIRS_PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+    IDW: tl.constexpr,
+    STATISTICS: tl.constexpr,
+):
+    """Both kernels in one, for lists that are whole on this process. Grid: (blocks of ROWS tokens, heads)."""
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    head = tl.program_id(1).to(tl.int64)
+    places = tl.arange(0, K_PADDED)[None, :]
+    real = (token < tokens)[:, None]
+    inside = real & (places < K)
+    cost1, index1 = _best_sub_keys(
+        PRODUCTS, QUERIES, SUB_KEYS, LENGTHS, 2 * head, token, first_token, tokens, group_rows, token_rows,
+        ROUNDING, N, N_PADDED, H, H_PADDED, K, K_PADDED, ROWS, IDW,
+    )  # fmt: skip
+    cost2, index2 = _best_sub_keys(
+        PRODUCTS, QUERIES, SUB_KEYS, LENGTHS, 2 * head + 1, token, first_token, tokens, group_rows, token_rows,
+        ROUNDING, N, N_PADDED, H, H_PADDED, K, K_PADDED, ROWS, IDW,
+    )  # fmt: skip
+    token += first_token
+    first = (2 * head * stride + token)[:, None] * K + places
+    second = ((2 * head + 1) * stride + token)[:, None] * K + places
+    tl.store(INDICES + first, index1, mask=inside)
+    tl.store(INDICES + second, index2, mask=inside)
+    tl.store(COSTS + first, cost1, mask=inside)
+    tl.store(COSTS + second, cost2, mask=inside)
+    row = token * tl.num_programs(1) + head
+    _choose_slots(
+        SCORES, SLOTS, POSITIONS, cost1, index1, cost2, index2, row, real, stride,
+        EPSILON, N, K, PAIRS_PADDED, ROWS, IDW,
+    )  # fmt: skip
+    if STATISTICS:
+        moves = token < moving
+        tl.store(PROBABILITIES + first, _shares(cost1, places < K, moves, EPSILON, IDW), mask=inside)
+        tl.store(PROBABILITIES + second, _shares(cost2, places < K, moves, EPSILON, IDW), mask=inside)
+        tl.store(SORT_KEYS + first, (2 * head * N + index1).to(SORT_KEYS.dtype.element_ty), mask=inside)
+        tl.store(SORT_KEYS + second, (2 * head * N + N + index2).to(SORT_KEYS.dtype.element_ty), mask=inside)
