@@ -210,6 +210,27 @@ def test_probabilities_are_the_softmax_of_the_kept_scores(topk: int, score: str)
     assert choice.probabilities is not None and distance(choice.probabilities, expected) <= 1e-13
 
 
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("lengths_known", [False, True])
+def test_sub_keys_and_slots_are_chosen_at_once_with_the_same_bits(
+    score: str, lengths_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two heads, in blocks of three tokens."""
+    queries, sub_keys = draw(16, 4, 7, 6, dtype=torch.float32), draw(17, 4, 12, 6, dtype=torch.float32)
+    kept = product_key.select_sub_keys(queries, sub_keys, 5, score)
+    choice = product_key.select_slots(kept, 12, score, moving=4)
+    monkeypatch.setattr(product_key, "_BLOCK_ELEMENTS", 4 * 12 * 3)
+    lengths = sub_keys.norm(dim=-1) if lengths_known else None
+    both = product_key.address(queries, sub_keys, 5, score, 4, lengths)
+    assert torch.equal(both.kept.indices, kept.indices) and torch.equal(both.kept.costs, kept.costs)
+    for found, expected in zip(both.choice, choice, strict=True):
+        assert found is not None and expected is not None and torch.equal(found, expected)
+    lists = torch.arange(4, device=DEVICE).view(-1, 1, 1) * 12
+    assert both.sort_keys is not None and both.sort_keys.dtype == torch.int16
+    assert torch.equal(both.sort_keys.long(), kept.indices + lists)
+    assert product_key.address(queries, sub_keys, 5, score).sort_keys is None
+
+
 def test_the_order_of_programs_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, sub_keys = near_pairs()
     monkeypatch.setattr(product_key, "_NUMBERS", 64)
@@ -218,7 +239,8 @@ def test_the_order_of_programs_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -
         kept = product_key.select_sub_keys(queries[:, :4], sub_keys, 7, "idw")
         choice = product_key.select_slots(kept, 48, "idw", moving=3)
         assert choice.probabilities is not None
-        return [*kept, *choice]
+        both = product_key.address(queries[:, :4], sub_keys, 7, "idw", moving=3)
+        return [kept.indices, kept.costs, *choice, *both.kept[:2], both.choice.slots]
 
     expected = choose()
     for seed in (1, 2):
