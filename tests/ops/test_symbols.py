@@ -29,7 +29,7 @@ def symbols(path: Path) -> dict[str, str]:
 
 def test_kernel_files_are_found() -> None:
     names = {path.name.removesuffix("_kernels.py") for path in KERNELS}
-    assert names == {"block", "key", "mixture", "plan", "select", "value"}
+    assert names == {"block", "key", "mixture", "plan", "reader", "select", "value"}
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)

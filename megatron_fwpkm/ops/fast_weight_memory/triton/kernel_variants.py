@@ -14,7 +14,7 @@ import torch
 
 from ...kernel_forms import KernelVariant, variant_of
 from ...product_key.triton.select import address_form, select_form, slots_form
-from . import key_kernels, value_kernels
+from . import key_kernels, reader_kernels, value_kernels
 from .key_steps import KeyForms
 from .plans import adjoint_plan_form, write_plan_form
 from .value_steps import ValueForms
@@ -43,10 +43,10 @@ def _of_keys(topk: int, score: str, num_subkeys: int, half_dim: int, heads: int)
         "reader mean of a gradient": forms.reader_mean(FIND=False, LOSS=False),
         "strength": forms.per_token(key_kernels.strength_kernel),
         "slope gradient": forms.per_token(key_kernels.slope_gradient_kernel),
-        "tiles of a move": forms.per_sub_key(key_kernels.tile_kernel, TOTALS=False),
-        "tiles of a gradient": forms.per_sub_key(key_kernels.tile_kernel, TOTALS=True),
-        "end of a move": forms.per_sub_key(key_kernels.finish_kernel, ADDED=True, TOTALS=False, MEASURED=True),
-        "end of a gradient": forms.per_sub_key(key_kernels.finish_kernel, ADDED=True, TOTALS=True, MEASURED=False),
+        "tiles of a move": forms.per_sub_key(reader_kernels.tile_kernel, TOTALS=False),
+        "tiles of a gradient": forms.per_sub_key(reader_kernels.tile_kernel, TOTALS=True),
+        "end of a move": forms.per_sub_key(reader_kernels.finish_kernel, ADDED=True, TOTALS=False, MEASURED=True),
+        "end of a gradient": forms.per_sub_key(reader_kernels.finish_kernel, ADDED=True, TOTALS=True, MEASURED=False),
         "strength gradient": forms.per_row(key_kernels.strength_gradient_kernel, SLOPES=True),
         "strength gradient of a part": forms.per_row(key_kernels.strength_gradient_kernel, SLOPES=False),
         "token backward": forms.per_row(key_kernels.token_backward_kernel, MOVED=True),

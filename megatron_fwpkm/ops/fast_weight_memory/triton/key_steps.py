@@ -20,6 +20,7 @@ from ...product_key.triton.select import address, rows_of, select_slots, select_
 from ..key_chain import KeyOptions, KeyPiece, SavedPiece
 from ..key_rows import Readers, sort_readers
 from . import key_kernels as kernels
+from . import reader_kernels
 
 TILE = 64
 """Most readers of a sub-key that one program sums."""
@@ -72,7 +73,7 @@ class KeyForms:
 
     def reader_mean(self, **flags: bool) -> KernelForm:
         """The mean over the readers of every sub-key."""
-        return self._form(kernels.reader_mean_kernel, 4, ROWS=_NUMBERS // _READERS, BLOCK=_READERS, **flags)
+        return self._form(reader_kernels.reader_mean_kernel, 4, ROWS=_NUMBERS // _READERS, BLOCK=_READERS, **flags)
 
     def per_token(self, kernel: Any) -> KernelForm:
         """A kernel that holds a token's k numbers, for a block of tokens."""
@@ -323,9 +324,9 @@ def _sum_per_sub_key(forms: KeyForms, record: dict[str, Any], readers: Readers) 
     record = record | _by_name(readers) | {"PARTIALS": sub_keys.new_empty(num_tiles, half_dim), "OUT": out}
     if totals:
         record["PARTIAL_TOTALS"] = sub_keys.new_empty(num_tiles)
-    tiles = forms.per_sub_key(kernels.tile_kernel, TOTALS=totals)
+    tiles = forms.per_sub_key(reader_kernels.tile_kernel, TOTALS=totals)
     flags = {"ADDED": record["BASE"] is not None, "TOTALS": totals, "MEASURED": record.get("LENGTHS") is not None}
-    finish = forms.per_sub_key(kernels.finish_kernel, **flags)
+    finish = forms.per_sub_key(reader_kernels.finish_kernel, **flags)
     blocks = triton.cdiv(half_dim, tiles.constants["BLOCK"])
     tiles.launch((triton.cdiv(num_tiles, tiles.constants["ROWS"]), blocks), record)
     finish.launch((triton.cdiv(segments, finish.constants["ROWS"]), blocks), record)
