@@ -58,11 +58,16 @@ def test_float64_on_cuda_equals_the_oracle(implementation, boundary, score):
         torch.testing.assert_close(gradient.cpu(), wanted, rtol=1e-11, atol=1e-11)
 
 
-def test_tf32_around_it_changes_no_digit():
+@pytest.mark.parametrize("switches", ["old", "new"])
+def test_tf32_around_it_changes_no_digit(switches):
     exact, _ = run("cuda", "sparse", torch.float32)
-    torch.set_float32_matmul_precision("high")
+    if switches == "old":
+        torch.set_float32_matmul_precision("high")
+    else:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
         allowed, _ = run("cuda", "sparse", torch.float32)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
         torch.set_float32_matmul_precision("highest")
     assert torch.equal(exact.retrieved, allowed.retrieved)

@@ -87,17 +87,18 @@ def _pretend(torch: Any) -> None:
         "is_bf16_supported": lambda *_, **__: True,
         "is_current_stream_capturing": lambda: False,
         "Event": Event, "Stream": Stream, "CUDAGraph": no_graph,
-        "current_stream": Stream, "default_stream": Stream,
-        "stream": _context, "device": _context, "device_of": _context,
+        "current_stream": lambda *_: Stream(), "default_stream": lambda *_: Stream(),
+        "stream": _context, "device": lambda *_: _context(), "device_of": lambda *_: _context(),
     }  # fmt: skip
     numbers = ("current_device", "max_memory_allocated", "memory_allocated", "max_memory_reserved", "memory_reserved")
     nothing = (
         *("synchronize", "empty_cache", "reset_peak_memory_stats", "set_device", "manual_seed", "manual_seed_all"),
         *("set_sync_debug_mode", "init", "_lazy_init"),
     )
-    for name, answer in (
-        answers | dict.fromkeys(numbers, lambda *_: 0) | dict.fromkeys(nothing, lambda *_, **__: None)
-    ).items():
+    # One function for each name: torch's compiler lists them with a rule for each.
+    answers |= {name: lambda *_, number=0: number for name in numbers}
+    answers |= {name: lambda *_, nothing=None, **__: nothing for name in nothing}
+    for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
     torch.Tensor.is_cuda = property(lambda tensor: visible())
     torch.Tensor.pin_memory = lambda tensor, *_: tensor
