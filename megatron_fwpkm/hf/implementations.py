@@ -5,6 +5,8 @@ Ships inside exports, which carry `plain` and run without the package.
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..ops.fast_weight_memory.memory_call import Call
+from ..ops.fast_weight_memory.opaque_call import OpaqueCall
 from ..ops.fast_weight_memory.options import MemoryOptions
 from ..ops.fast_weight_memory.plain import read_tables, run_plain
 from ..ops.precision import full_precision
@@ -48,6 +51,9 @@ def read_and_write(
     Raises:
         ValueError: the implementation cannot be used here, or does not take these sizes.
     """
+    if torch.compiler.is_compiling():
+        run = _OPERATOR.in_place if in_place else _OPERATOR
+        return run(queries, targets, gates, mask, state, options)
     ops, implementation = implementation_for(options.implementation, state.values.device)
     if ops is None:
         return Call.of_tokens(queries, targets, gates, mask, state, options).run(_run_plain, in_place=in_place)
@@ -58,6 +64,9 @@ def read_and_write(
 
 def write_pending(state: FastWeightState, options: MemoryOptions, *, in_place: bool) -> FastWeightOutput:
     """Write the waiting tokens whose targets are known, as one smaller chunk; arguments as in `read_and_write`."""
+    if torch.compiler.is_compiling():
+        run = _OPERATOR.in_place if in_place else _OPERATOR
+        return run(None, None, None, None, state, options)
     ops, implementation = implementation_for(options.implementation, state.values.device)
     if ops is None:
         return Call.of_pending(state, options).run(_run_plain, in_place=in_place)
@@ -74,16 +83,36 @@ def read_only(queries: Tensor, targets: Tensor, tables: FastWeightState, options
         tables: the fast weights; tokens that wait are left alone.
         options: the memory's.
     """
+    # A chunk that these tokens do not fill, so that nothing is written.
+    longer: dict[str, Any] = {"boundary": "carry", "write_scale": "consistent", "chunk_size": queries.shape[1] + 1}
+    tables = FastWeightState(tables.sub_keys, tables.values)
+    if torch.compiler.is_compiling():
+        return _OPERATOR(queries, targets, None, None, tables, replace(options, **longer)).retrieved
     ops, implementation = implementation_for(options.implementation, tables.values.device)
     if ops is None:
         with full_precision(tables.values.device):
             return read_tables(queries, tables.sub_keys, tables.values, options).retrieved
-    # A chunk that these tokens do not fill, so that nothing is written.
-    longer = {"boundary": "carry", "write_scale": "consistent", "chunk_size": queries.shape[1] + 1}
     keywords = vars(options) | {"implementation": implementation} | longer
-    tables = FastWeightState(tables.sub_keys, tables.values)
     retrieved: Tensor = ops.fast_weight_memory(queries, targets, None, tables, **keywords).retrieved
     return retrieved
+
+
+def _out_of_place(
+    queries: Tensor | None,
+    targets: Tensor | None,
+    gates: Tensor | None,
+    mask: Tensor | None,
+    state: FastWeightState,
+    options: MemoryOptions,
+) -> FastWeightOutput:
+    """What the operator of `torch.compile` does."""
+    if queries is None or targets is None:
+        return write_pending(state, options, in_place=False)
+    return read_and_write(queries, targets, gates, mask, state, options, in_place=False)
+
+
+# Every export has one of its own: their code may differ.
+_OPERATOR = OpaqueCall(f"{re.sub(r'[^a-zA-Z0-9]', '_', __name__)}::fast_weight_memory", _out_of_place)
 
 
 def implementation_for(name: str, device: torch.device) -> tuple[Any, str]:

@@ -9,12 +9,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..sharding import TableSharding
 from ..state import FastWeightOutput, FastWeightState
 from .implementation_choice import choose_implementation
 from .memory_call import Call
+from .opaque_call import OpaqueCall
 from .options import MemoryOptions
 from .plain import run_plain
 from .reference import run_reference
@@ -58,7 +60,10 @@ def fast_weight_memory(
             tables or the pending tokens; `drop` would lose pending tokens; or `triton` cannot run the call. The
             message says what to do.
     """
-    call = Call.of_tokens(queries, targets, gates, mask, state, _options(options, keywords))
+    options = _options(options, keywords)
+    if torch.compiler.is_compiling():
+        return _OPERATOR(queries, targets, gates, mask, state, options)
+    call = Call.of_tokens(queries, targets, gates, mask, state, options)
     return _run(call, None, in_place=False)
 
 
@@ -90,9 +95,11 @@ def fast_weight_memory_(
     Raises:
         ValueError: as `fast_weight_memory`, or a table requires gradients.
     """
-    processes = 1 if sharding is None else sharding.size
-    call = Call.of_tokens(queries, targets, gates, mask, state, _options(options, keywords), processes)
+    processes, options = 1 if sharding is None else sharding.size, _options(options, keywords)
     _check_writable(state, "fast_weight_memory")
+    if torch.compiler.is_compiling() and sharding is None:
+        return _OPERATOR.in_place(queries, targets, gates, mask, state, options)
+    call = Call.of_tokens(queries, targets, gates, mask, state, options, processes)
     return _run(call, sharding, in_place=True)
 
 
@@ -114,8 +121,10 @@ def flush_pending(state: FastWeightState, options: MemoryOptions | None = None, 
         ValueError: an option is out of its range or does not go with another, the tables do not fit each other, or
             `triton` cannot run the call.
     """
-    call = Call.of_pending(state, _options(options, {**keywords, "boundary": "carry"}))
-    return _run(call, None, in_place=False)
+    options = _options(options, {**keywords, "boundary": "carry"})
+    if torch.compiler.is_compiling():
+        return _OPERATOR(None, None, None, None, state, options)
+    return _run(Call.of_pending(state, options), None, in_place=False)
 
 
 def flush_pending_(
@@ -139,10 +148,28 @@ def flush_pending_(
     Raises:
         ValueError: as `flush_pending`, or a table requires gradients.
     """
-    processes = 1 if sharding is None else sharding.size
-    call = Call.of_pending(state, _options(options, {**keywords, "boundary": "carry"}), processes)
+    processes, options = 1 if sharding is None else sharding.size, _options(options, {**keywords, "boundary": "carry"})
     _check_writable(state, "flush_pending")
-    return _run(call, sharding, in_place=True)
+    if torch.compiler.is_compiling() and sharding is None:
+        return _OPERATOR.in_place(None, None, None, None, state, options)
+    return _run(Call.of_pending(state, options, processes), sharding, in_place=True)
+
+
+def _out_of_place(
+    queries: Tensor | None,
+    targets: Tensor | None,
+    gates: Tensor | None,
+    mask: Tensor | None,
+    state: FastWeightState,
+    options: MemoryOptions,
+) -> FastWeightOutput:
+    """What the operator of `torch.compile` does."""
+    if queries is None or targets is None:
+        return flush_pending(state, options)
+    return fast_weight_memory(queries, targets, gates, state, options, mask=mask)
+
+
+_OPERATOR = OpaqueCall("megatron_fwpkm::fast_weight_memory", _out_of_place)
 
 
 def _options(options: MemoryOptions | None, keywords: dict[str, Any]) -> MemoryOptions:
