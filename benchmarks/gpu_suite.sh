@@ -52,13 +52,13 @@ memory=(--grid gpu --implementations sparse triton)
 stages=()
 size=paper
 launches=paper
-steps=200
+training=(--train-iters 200 --save-interval 200)
 if [ -n "$rehearsal" ]; then
   memory=(--grid rehearsal)
   stages=(--grid rehearsal)
   size=tiny
   launches=rehearsal
-  steps=6
+  training=(--train-iters 2 --save-interval 2 --seq-length 128 --needle-facts 2 --global-batch-size 1 --micro-batch-size 1)
 fi
 [ ${#tests[@]} -eq 0 ] || tests=(--tests "${tests[@]}")
 results=$scratch/gpu_suite
@@ -86,7 +86,8 @@ step() { # step NAME LIMIT_SECONDS COMMAND...: runs the command, keeps its log, 
   if [ "$limit" -lt 5 ]; then
     status="no time left"
   else
-    timeout "$limit" "$@" >"$results/$name.log" 2>&1 || status=$?
+    # What does not stop when it is asked to is ended.
+    timeout --kill-after 10 "$limit" "$@" >"$results/$name.log" 2>&1 || status=$?
     tail -n 25 "$results/$name.log"
   fi
   case $status in
@@ -136,7 +137,7 @@ step dataset 60 "$python" tools/preprocess_data.py --input "${corpus[@]}" --txt-
   --tokenizer-type SentencePieceTokenizer --tokenizer-model "$scratch/tokenizer.model" --output-prefix "$scratch/text"
 step training 120 "$python" pretrain.py --config examples/quickstart/quickstart.yaml --data-path "$scratch/text_text_document" \
   --tokenizer-model "$scratch/tokenizer.model" --save "$scratch/checkpoints" --log-dir "$results/training" \
-  --train-iters "$steps" --lr-warmup-iters 4 --eval-iters 0 --save-interval "$steps"
+  --lr-warmup-iters 1 --eval-iters 0 "${training[@]}"
 
 {
   echo

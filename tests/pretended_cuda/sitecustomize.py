@@ -62,6 +62,14 @@ class Stream:
         """Everything has been done already."""
 
 
+class PretendedCuda(types.ModuleType):
+    """`torch.cuda`, which keeps its stream when megatron_on_cpu takes it away: checkpoints are copied on it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "current_stream" or "current_stream" not in vars(self) or value(None) is not None:
+            super().__setattr__(name, value)
+
+
 def no_graph(*_: Any, **__: Any) -> None:
     """Skip a test that needs a graph."""
     raise unittest.SkipTest("a graph that is replayed cannot be pretended")
@@ -98,10 +106,13 @@ def _pretend(torch: Any) -> None:
     # One function for each name: torch's compiler lists them with a rule for each.
     answers |= {name: lambda *_, number=0: number for name in numbers}
     answers |= {name: lambda *_, nothing=None, **__: nothing for name in nothing}
+    torch.cuda.__class__ = PretendedCuda
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
     torch.Tensor.is_cuda = property(lambda tensor: visible())
     torch.Tensor.pin_memory = lambda tensor, *_: tensor
+    profile, cpu = torch.profiler.profile, torch.profiler.ProfilerActivity.CPU
+    torch.profiler.profile = lambda **options: profile(**options | {"activities": [cpu]})
     begin = torch.distributed.init_process_group
     torch.distributed.init_process_group = lambda *backend, **options: begin(
         *("gloo" if name == "nccl" else name for name in backend),
