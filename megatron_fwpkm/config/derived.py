@@ -83,6 +83,21 @@ def global_batch_size(config: PretrainConfig, data_parallel: int) -> int:
     return config.training.global_batch_size
 
 
+def micro_batches(config: PretrainConfig, replicas: int) -> int:
+    """Micro-batches per step on every replica."""
+    return max(1, global_batch_size(config, replicas) // (config.training.micro_batch_size * replicas))
+
+
+def micro_batches_in_flight(config: PretrainConfig, replicas: int, stage: int) -> float:
+    """Micro-batches whose activations a stage keeps at once; in an interleaved schedule counted per model chunk."""
+    parallel = config.parallel
+    stages, chunks = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank
+    total = micro_batches(config, replicas)
+    if chunks == 1:
+        return min(stages - stage, total)
+    return min(2 * (stages - stage - 1) + (chunks - 1) * stages + 1, total * chunks) / chunks
+
+
 def table_elements(config: PretrainConfig, ranks: int = 1) -> int:
     """Fast weights of one memory on each of `ranks` that share it: columns of the values and rows of the sub-keys."""
     fwpkm = config.fwpkm

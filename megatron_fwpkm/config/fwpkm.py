@@ -78,3 +78,7 @@ class FwPKMConfig:
     """Implementation of the memory: dense autograd (reference), torch operations on the touched values only (sparse),
     or Triton kernels for the GPU (triton). auto selects triton on CUDA where the kernels support these sizes, and
     sparse elsewhere."""
+    cuda_graph: Annotated[Literal["auto", "on", "off"], NOT_COMPARED, TRAINING_ONLY] = "off"
+    """Run forward and backward of the memory layers in training as CUDA graphs, which costs memory for every
+    micro-batch in flight and saves the host's time: where possible (auto), always, or the run is refused (on), or never
+    (off)."""

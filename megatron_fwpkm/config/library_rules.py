@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .cuda_graph_rules import cuda_graph_problems
 from .pretrain import PretrainConfig
 
 
@@ -12,6 +13,7 @@ def library_problems(config: PretrainConfig) -> Iterator[str]:
     obstacle = why_no_gradient_fusion(config)
     if config.training.gradient_accumulation_fusion == "on" and obstacle is not None:
         yield f"--gradient-accumulation-fusion on: {obstacle}; use auto or off"
+    yield from cuda_graph_problems(config)
 
 
 def why_no_gradient_fusion(config: PretrainConfig) -> str | None:

@@ -30,6 +30,7 @@ from .losses import summed_loss, weighted_loss
 from .megatron_model import MegatronModelEngine
 from .megatron_optimizer import build_optimizer
 from .megatron_replicas import keep_replicas_together
+from .memory_graphs import capture_memories
 
 
 class MegatronEngine(MegatronModelEngine):
@@ -42,6 +43,7 @@ class MegatronEngine(MegatronModelEngine):
         """
         self.chunks = build_chunks(config, padded_vocab_size, device)
         super().__init__(config, device, list(self.chunks))
+        capture_memories(config, self.memories, self.layout.data_parallel, self.pipeline_stage)
         self.optimizer = build_optimizer(config, self.chunks)
         self.scheduler = build_scheduler(
             self.optimizer,

@@ -11,9 +11,10 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from ..ops import FastWeightOutput, FastWeightState, MemoryOptions, fast_weight_memory_, flush_pending_
+from ..ops import FastWeightOutput, FastWeightState, MemoryOptions, UndoLog, fast_weight_memory_, flush_pending_
 from ..ops.fast_weight_memory.implementation_choice import choose_implementation
 from .block_around_memory import MemoryBlock, memory_groups
+from .cuda_graphs import GraphedForwards
 from .fast_weight_tables import FastWeightTables
 from .memory_projections import LOCAL_PROJECTIONS, MemoryProjections
 from .memory_statistics import ForwardRecord, MemoryStatistics, hash_bits
@@ -49,6 +50,8 @@ class FastWeightMemoryLayer(MemoryBlock, FastWeightTables):
         self.table_sharding = sharding
         self.options = MemoryOptions.of(fwpkm)
         self._last: ForwardRecord | None = None
+        self._graphs: GraphedForwards | None = None
+        self._unrecorded: list[UndoLog] | None = None
         self._build_block(config, fwpkm, fwpkm.num_heads * fwpkm.key_dim, groups, submodules)
 
     @property
@@ -58,6 +61,45 @@ class FastWeightMemoryLayer(MemoryBlock, FastWeightTables):
 
     def _implementation(self) -> str:
         return choose_implementation(self.fast_weights(), self.options)
+
+    def capture(self, number: int, sample: Tensor) -> None:
+        """Run training from now on in CUDA graphs, with room for `number` micro-batches in flight.
+
+        Args:
+            number: at least 1; a forward beyond them runs without a graph.
+            sample: hidden states as those of training, [s, b, h]. The memory stays as it is.
+        """
+        last = self._last
+        self._graphs = GraphedForwards(self, number, sample)
+        self._last = last
+
+    def forward(self, hidden_states: Tensor, write_mask: Tensor | None = None) -> Tensor:
+        """Read, write, and add the result to the residual stream; see `MemoryBlock.forward`."""
+        slot = None
+        if self._graphs is not None and write_mask is None:
+            slot = self._graphs.free_slot(self, hidden_states)
+        if slot is None:
+            return super().forward(hidden_states, write_mask)
+        output = slot.run(hidden_states)
+        for log in slot.region.logs:
+            self._record(log)
+        self._last = slot.region.record
+        return output
+
+    def forward_unrecorded(self, hidden_states: Tensor) -> tuple[Tensor, list[UndoLog], ForwardRecord | None]:
+        """Forward with the undo logs that are still to be recorded, and what statistics are made of."""
+        logs: list[UndoLog] = []
+        self._unrecorded = logs
+        try:
+            return super().forward(hidden_states), logs, self._last
+        finally:
+            self._unrecorded = None
+
+    def _record(self, log: UndoLog) -> None:
+        if self._unrecorded is None:
+            super()._record(log)
+        else:
+            self._unrecorded.append(log)
 
     def _remember(self, queries: Tensor, values: Tensor, gates: Tensor | None, mask: Tensor | None) -> Tensor:
         """What the memory returns for `queries` [s, b, heads * key_dim], in [s, b, columns]; its tables move on.

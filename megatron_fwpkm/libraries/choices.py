@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..config import PretrainConfig
+from ..config.cuda_graph_rules import why_no_cuda_graphs
 from ..config.deepspeed_options import zero_stage
 from ..config.implementation_rules import why_no_engine_attention
 from ..config.layer_kinds import LAYER_KINDS, kinds_in_use
@@ -59,6 +60,7 @@ def choose_libraries(config: PretrainConfig, found: Findings) -> list[Choice]:
         *linear,
         choose_rope(config, found),
         choose_gradient_fusion(config, found),
+        *([choose_cuda_graphs(config, found)] if _speaks_of_cuda_graphs(config, found) else []),
         choose_adam(config, found),
     ]
 
@@ -207,6 +209,29 @@ def choose_gradient_fusion(config: PretrainConfig, found: Findings) -> Choice:
     if wanted == "auto":
         return off(missing)
     return off(missing, f"--gradient-accumulation-fusion on: {missing}; {_HOW_TO_GET[GRADIENT_KERNEL]}, or use auto")
+
+
+def choose_cuda_graphs(config: PretrainConfig, found: Findings) -> Choice:
+    """Whether the memory layers are trained in CUDA graphs, as far as it is known before they are built."""
+    wanted = config.fwpkm.cuda_graph
+    choice = partial(Choice, "CUDA graphs")
+    off = partial(choice, "off", "off")
+    if wanted == "off":
+        return off("--fwpkm-cuda-graph off")
+    obstacle = why_no_cuda_graphs(config)
+    if obstacle is not None:  # with `on` the configuration has been refused
+        return off(obstacle)
+    obstacle = None if found["CUDA"].ok else "CUDA is not available"
+    if choose_gradient_fusion(config, found).name == "on":
+        obstacle = "gradient accumulation fusion adds gradients within backward"
+    if obstacle is None:
+        return choice("on", "on, of the memories", f"--fwpkm-cuda-graph {wanted}")
+    return off(obstacle, f"--fwpkm-cuda-graph on: {obstacle}; use auto or off" if wanted == "on" else None)
+
+
+def _speaks_of_cuda_graphs(config: PretrainConfig, found: Findings) -> bool:
+    """`auto` is silent where there is no GPU."""
+    return config.fwpkm.cuda_graph == "on" or (config.fwpkm.cuda_graph == "auto" and found["CUDA"].ok)
 
 
 def choose_adam(config: PretrainConfig, found: Findings) -> Choice:

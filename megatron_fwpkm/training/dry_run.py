@@ -23,6 +23,7 @@ from ..config.derived import (
     data_parallel_size,
     embedding_rows,
     global_batch_size,
+    micro_batches,
     replica_size,
     stage_layers,
 )
@@ -41,7 +42,6 @@ from .memory_estimate import (
     check_step_fits,
     estimate_memory,
     format_bytes,
-    micro_batches,
 )
 
 _PLAIN_WIDTH = 120
@@ -200,6 +200,8 @@ def memory_table(config: PretrainConfig, vocab_size: int, world_size: int) -> Ta
         "activations (estimate)": [one.activations for one in found],
         "temporaries of the fullest moment (estimate)": [one.temporaries for one in found],
     }
+    if any(one.graphs for one in found):
+        rows["CUDA graphs of the memories, beyond these (estimate)"] = [one.graphs for one in found]
     for name, values in rows.items():
         table.add_row(name, *(format_bytes(value) for value in values))
     table.add_row("total (estimate)", *(format_bytes(one.total) for one in found), style="bold")

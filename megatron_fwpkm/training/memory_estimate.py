@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import PretrainConfig
+from ..config.cuda_graph_rules import cuda_graph_bytes
 from ..config.deepspeed_options import sharding_stage
 from ..config.derived import (
     chunk_layers,
     data_parallel_size,
     embedding_rows,
-    global_batch_size,
+    micro_batches_in_flight,
     stage_layers,
 )
 from ..config.layer_kind import LAYER_KINDS
@@ -48,6 +49,8 @@ class MemoryEstimate:
     """About: what autograd keeps for the micro-batches in flight."""
     temporaries: int
     """About: what operations need beyond that at the fullest moment of a step (`_temporary_bytes`)."""
+    graphs: int
+    """About: what the CUDA graphs of the memories keep beyond their undo logs and activations."""
     offloaded: int
     """About: activations that wait in host memory instead; not part of the total."""
 
@@ -55,7 +58,7 @@ class MemoryEstimate:
     def total(self) -> int:
         """Everything on the device together, without the process."""
         stored = self.weights + self.gradients + self.optimizer + self.tables
-        return stored + self.undo_log + self.activations + self.temporaries
+        return stored + self.undo_log + self.activations + self.temporaries + self.graphs
 
     @property
     def resident(self) -> int:
@@ -80,7 +83,7 @@ def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, st
         return -(-count // (replicas * context)) if stage_of_zero >= least else count
 
     memories = memories_of(config, stage_layers(config, stage))
-    in_flight = _in_flight(config, replicas, stage)
+    in_flight = micro_batches_in_flight(config, replicas, stage)
     undo_log = sum(round(in_flight * m.kept_bytes(config)) + m.beside_bytes(config, replicas) for m in memories)
     activations = round(in_flight * activation_bytes(config, vocab_size, stage)) + _passing_bytes(config, stage)
     return MemoryEstimate(
@@ -91,6 +94,7 @@ def estimate_memory(config: PretrainConfig, vocab_size: int, world_size: int, st
         undo_log=undo_log + max((memory.passing_bytes(config) for memory in memories), default=0),
         activations=activations,
         temporaries=_temporary_bytes(config, vocab_size, stage, activations),
+        graphs=cuda_graph_bytes(config, replicas, stage) * len(memories),
         offloaded=round(in_flight * offloaded_bytes(config, stage)),
     )
 
@@ -160,21 +164,6 @@ def format_bytes(count: int) -> str:
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]
     return f"{count} B" if units[0] == "B" else f"{value:,.1f} {units[0]}"
-
-
-def _in_flight(config: PretrainConfig, replicas: int, stage: int) -> float:
-    """Micro-batches whose activations a stage keeps at once; in an interleaved schedule counted per model chunk."""
-    parallel = config.parallel
-    stages, chunks = parallel.pipeline_model_parallel_size, parallel.num_virtual_stages_per_pipeline_rank
-    total = micro_batches(config, replicas)
-    if chunks == 1:
-        return min(stages - stage, total)
-    return min(2 * (stages - stage - 1) + (chunks - 1) * stages + 1, total * chunks) / chunks
-
-
-def micro_batches(config: PretrainConfig, replicas: int) -> int:
-    """Micro-batches per step on every replica."""
-    return max(1, global_batch_size(config, replicas) // (config.training.micro_batch_size * replicas))
 
 
 def activation_bytes(config: PretrainConfig, vocab_size: int, stage: int) -> int:
