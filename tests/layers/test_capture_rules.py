@@ -39,7 +39,9 @@ def run(seed: int, **options: Any) -> CaptureRules:
     return rules
 
 
-@pytest.mark.parametrize("reset", [pytest.param("never", marks=pytest.mark.slow), "step", "document"])
+@pytest.mark.parametrize(
+    "reset", ["step", *(pytest.param(reset, marks=pytest.mark.slow) for reset in ("never", "document"))]
+)
 def test_a_layer_keeps_the_rules(reset: str) -> None:
     run(1, implementation="triton", reset=reset).assert_replays(run(5, implementation="triton", reset=reset))
 

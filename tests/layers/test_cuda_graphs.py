@@ -91,6 +91,7 @@ def test_a_forward_without_a_free_slot_runs_without_a_graph() -> None:
         assert [graph.replays for graph in graphs] == [3, 1]
 
 
+@pytest.mark.slow
 def test_what_was_not_captured_runs_without_a_graph() -> None:
     block = small()
     with pretended_graphs() as graphs:
