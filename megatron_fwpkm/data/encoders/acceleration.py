@@ -1,9 +1,9 @@
 """Faster ways to the very tokens that the plain tokenizer gives. Free of torch.
 
-Two ways, both for SentencePiece BPE: the package gigatoken (an optional extra, one version), and a cache of segments
-between which no piece reaches. Whatever is chosen is compared with the plain tokenizer on every run: on texts meant to
-break it, on the first documents of every process, and on one document of every block after that, as long as this is
-a small part of all text: whole books are compared now and then only.
+Two ways: the package gigatoken (an optional extra, one version), for SentencePiece BPE and byte-level BPE, and a cache
+of segments between which no piece reaches, for SentencePiece BPE. Whatever is chosen is compared with the plain
+tokenizer on every run: on texts meant to break it, on the first documents of every process, and on one document of
+every block after that, as long as this is a small part of all text: whole books are compared now and then only.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from functools import partial
 import numpy as np
 
 from ..indexed.indexed_format import token_dtype
-from ..tokenizers import SentencePieceTokenizer, Tokenizer
+from ..tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, TikTokenizer, Tokenizer
 from . import Accelerator
+from .byte_level_encoder import ByteLevelEncoder
 from .gigatoken_encoder import GigatokenEncoder
 from .segments import SegmentEncoder
 
@@ -32,6 +33,9 @@ PROBES = (
 _CHECKED_AT_FIRST, _CHARACTERS_AT_FIRST = 100, 1 << 20
 _CHECKED_SHARE = 1 / 64
 """Of the characters behind those: the plain tokenizer takes as long for them as gigatoken for a tenth of the text."""
+
+_ALWAYS_PLAIN = ("NullTokenizer", "ByteLevelTokenizer")
+"""Kinds of tokenizers for which there is nothing to say."""
 
 
 class AcceleratorMismatch(ValueError):
@@ -52,7 +56,8 @@ def choose_accelerator(tokenizer: Tokenizer, wanted: Accelerator) -> tuple[Accel
             used: Accelerator = "gigatoken" if name == "gigatoken" else "segments"
             notice = "" if wanted in ("auto", name) else f"{'; '.join(reasons)}; using {name} instead"
             return used, _checked(encode, tokenizer), notice
-    notice = "" if wanted in ("auto", "none") else f"{'; '.join(reasons)}; using the plain tokenizer"
+    silent = wanted == "none" or (wanted == "auto" and tokenizer.kind in _ALWAYS_PLAIN)
+    notice = "" if silent else f"{'; '.join(reasons)}; using the plain tokenizer"
     return "none", build_encoder(tokenizer, "none"), notice
 
 
@@ -109,19 +114,24 @@ def _checked(encode: DocumentsEncoder, tokenizer: Tokenizer) -> DocumentsEncoder
     return checked
 
 
-def _sentencepiece_only(
-    encoder: Callable[[SentencePieceTokenizer], DocumentsEncoder], tokenizer: Tokenizer
-) -> DocumentsEncoder:
-    """Raises ValueError for other tokenizers, and what `encoder` raises."""
+def _gigatoken(tokenizer: Tokenizer) -> DocumentsEncoder:
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return GigatokenEncoder(tokenizer)
+    if isinstance(tokenizer, HuggingFaceTokenizer | TikTokenizer):
+        return ByteLevelEncoder(tokenizer)
+    raise ValueError(f"{tokenizer.kind} is not supported")
+
+
+def _segments(tokenizer: Tokenizer) -> DocumentsEncoder:
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise ValueError("only SentencePieceTokenizer is supported")
-    return encoder(tokenizer)
+    return SegmentEncoder(tokenizer)
 
 
 _CANDIDATES: dict[Accelerator, tuple[str, ...]] = {
     "auto": ("gigatoken", "segments"), "gigatoken": ("gigatoken", "segments"), "segments": ("segments",), "none": ()
 }  # fmt: skip
 _BUILDERS: dict[str, Callable[[Tokenizer], DocumentsEncoder]] = {
-    "gigatoken": partial(_sentencepiece_only, GigatokenEncoder),
-    "segments": partial(_sentencepiece_only, SegmentEncoder),
+    "gigatoken": _gigatoken,
+    "segments": _segments,
 }

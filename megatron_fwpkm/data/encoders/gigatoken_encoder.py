@@ -8,9 +8,7 @@ places with five of those signs, and there are 40 percent fewer words to remembe
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import resource
 from collections import Counter
 from functools import partial
 from operator import itemgetter
@@ -18,19 +16,16 @@ from typing import Any
 
 from ..indexed.indexed_format import token_dtype
 from ..tokenizers import SentencePieceTokenizer
+from .gigatoken_library import BoundedGigatoken, check_gigatoken, gigatoken_loading
 from .sentencepiece_model import NORMAL, UNUSED, USER_DEFINED, check_keeps_text, piece_kinds, split_model
 
-GIGATOKEN_VERSION = "0.10.0"
 EXCHANGED = str.maketrans('\n(_/-";:!?', '";:!?\n(_/-')
 """Characters that change places, in pairs."""
 _EXCHANGED_BYTES = bytes(EXCHANGED.get(byte, byte) for byte in range(256))
 _PIECE = b"\n\x03\n\x01x"
 """A piece as a SentencePiece model has it."""
-_TEXT_PER_LOAD = 100_000_000
-"""Bytes after which gigatoken, whose cache has no bounds, is loaded anew: 0.04 s."""
-_CACHE_BYTES, _LEAST_TEXT_PER_LOAD = 140_000_000, 4_000_000
-"""Growth of this process after which that comes sooner, but not before so many bytes: text of ever new words fills 10
-bytes a character."""
+_CACHE_BYTES, _TEXT_PER_LOAD = 140_000_000, 100_000_000
+"""What of memory and text comes before the library is loaded anew: 0.04 s."""
 
 
 class GigatokenEncoder:
@@ -38,46 +33,20 @@ class GigatokenEncoder:
 
     def __init__(self, tokenizer: SentencePieceTokenizer) -> None:
         """Raises ValueError when the package is not there in the right version or cannot take the tokenizer."""
-        assert tokenizer.path is not None
         check_model(tokenizer)
-        try:
-            found = importlib.metadata.version("gigatoken")
-        except importlib.metadata.PackageNotFoundError as error:
-            raise ValueError(f"not installed (pip install gigatoken=={GIGATOKEN_VERSION})") from error
-        if found != GIGATOKEN_VERSION:
-            raise ValueError(f"version {found} is installed, but only {GIGATOKEN_VERSION} is supported")
+        check_gigatoken()
         from gigatoken.gigatoken_rs import load_hf_json
 
-        try:
+        with gigatoken_loading():
             description = json.dumps(exchanged_description(tokenizer), ensure_ascii=False)
-            self._load = partial(load_hf_json, description)
-            self._encode = self._load().encode
-        except Exception as error:  # a young library: whatever it says, the tokens come the plain way
-            raise ValueError(f"cannot load {tokenizer.path}: {error}") from error
+        load = partial(load_hf_json, description)
+        self._encode = BoundedGigatoken(load, cache_bytes=_CACHE_BYTES, text_per_load=_TEXT_PER_LOAD)
         self._dtype = token_dtype(tokenizer.vocab_size)
-        self._since, self._bytes_at_first = 0, _resident_bytes()
 
     def __call__(self, texts: list[str]) -> list[bytes]:
         """Tokens of each text."""
-        # A text at a time: the library keeps what it has met, which encode_batch would look for anew in every call.
-        # It never forgets, so it is loaded again now and then.
-        grown = self._since > _LEAST_TEXT_PER_LOAD and _resident_bytes() - self._bytes_at_first > _CACHE_BYTES
-        if grown or self._since > _TEXT_PER_LOAD:
-            del self._encode  # before there is another
-            self._encode, self._since = self._load().encode, 0
         data = [text.encode().translate(_EXCHANGED_BYTES) for text in texts]
-        self._since += sum(map(len, data))
-        encode, dtype = self._encode, self._dtype
-        return [encode(text).astype(dtype).tobytes() for text in data]
-
-
-def _resident_bytes() -> int:
-    """Memory of this process; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm") as stream:
-            return int(stream.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return 0
+        return [ids.astype(self._dtype).tobytes() for ids in self._encode(data)]
 
 
 def check_model(tokenizer: SentencePieceTokenizer) -> None:

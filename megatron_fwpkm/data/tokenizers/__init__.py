@@ -2,6 +2,8 @@
 
 from .base import Tokenizer
 from .build import build_tokenizer
+from .byte_tokenizers import TikTokenizer
+from .hugging_face_tokenizer import HuggingFaceTokenizer
 from .sentencepiece_tokenizer import SentencePieceTokenizer
 
-__all__ = ["SentencePieceTokenizer", "Tokenizer", "build_tokenizer"]
+__all__ = ["HuggingFaceTokenizer", "SentencePieceTokenizer", "TikTokenizer", "Tokenizer", "build_tokenizer"]

@@ -13,6 +13,8 @@ from .base import Tokenizer, is_plain_word, unencodable
 class TikTokenizer(Tokenizer):
     """Ranks for the package tiktoken, in the layout of ids that Megatron-LM's tokenizer of this name has: special
     tokens first, named ones and then `<SPECIAL_n>`, and the ranks behind them.
+
+    `pieces` are the ranks' bytes, and `pattern` is the --tiktoken-pattern.
     """
 
     def __init__(self, path: Path, data: DataConfig) -> None:
@@ -25,7 +27,8 @@ class TikTokenizer(Tokenizer):
                 "tiktoken"
             ) from error
         vocabulary = read_tiktoken_file(path, data)
-        self._control, self._pieces = vocabulary.special_ids(), vocabulary.pieces
+        self._control, self.pieces = vocabulary.special_ids(), vocabulary.pieces
+        self.pattern = data.tiktoken_pattern
         self._encoding = tiktoken.Encoding(
             path.stem,
             pat_str=vocabulary.pattern,
@@ -34,7 +37,7 @@ class TikTokenizer(Tokenizer):
         )
         parts = [
             path.read_bytes(), data.tiktoken_pattern.encode(), *(name.encode() for name in self._control),
-            str(len(self._pieces)).encode(),
+            str(len(self.pieces)).encode(),
         ]  # fmt: skip
         eod, bos = self._control["</s>"], self._control.get("<s>")
         super().__init__("TikTokenizer", path, vocabulary.size, eod, bos, parts)
@@ -51,7 +54,7 @@ class TikTokenizer(Tokenizer):
         """Text of `ids`; bytes that are no text become U+FFFD."""
         self._check_range(ids)
         first = len(self._control)
-        return b"".join(self._pieces[token - first] for token in ids if token >= first).decode("utf-8", "replace")
+        return b"".join(self.pieces[token - first] for token in ids if token >= first).decode("utf-8", "replace")
 
     def control_tokens(self) -> dict[str, int]:
         """Names and ids of the control tokens."""
@@ -59,7 +62,7 @@ class TikTokenizer(Tokenizer):
 
     def whole_words(self) -> list[str]:
         """Words that are one piece after a space, in the order of their ids."""
-        words = [piece[1:].decode("utf-8", "replace") for piece in self._pieces if piece[:1] == b" "]
+        words = [piece[1:].decode("utf-8", "replace") for piece in self.pieces if piece[:1] == b" "]
         before = len(self.encode("a"))
         return [word for word in words if is_plain_word(word) and len(self.encode(f"a {word}")) == before + 1]
 

@@ -10,7 +10,10 @@ from .base import Tokenizer, is_plain_word, unencodable
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A `tokenizer.json` (or the folder that holds it); the end-of-document token is the folder's `eos_token`."""
+    """A `tokenizer.json` (or the folder that holds it); the end-of-document token is the folder's `eos_token`.
+
+    `file` is the tokenizer.json.
+    """
 
     def __init__(self, path: Path) -> None:
         import tokenizers
@@ -22,6 +25,7 @@ class HuggingFaceTokenizer(Tokenizer):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises a bare Exception
             raise ValueError(f"{file} is not a Hugging Face tokenizer: {error}") from error
+        self.file = file
         self._tokenizer.encode_special_tokens = True  # a literal </s> in text stays text
         eod = self._special_id(file.parent, "eos_token")
         if eod is None:
@@ -58,6 +62,11 @@ class HuggingFaceTokenizer(Tokenizer):
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError) as error:
             raise unencodable(text, error) from error
+
+    def normalized(self, text: str) -> str:
+        """What is cut into words in place of `text`."""
+        normalizer = self._tokenizer.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens give no text."""

@@ -19,9 +19,10 @@ from sentencepiece import SentencePieceTrainer
 from sentencepiece import sentencepiece_model_pb2 as schema
 
 from megatron_fwpkm.config import DataConfig
-from megatron_fwpkm.data.encoders import acceleration, gigatoken_encoder, segment_store, segments
+from megatron_fwpkm.data.encoders import acceleration, gigatoken_encoder, gigatoken_library, segment_store, segments
 from megatron_fwpkm.data.encoders.acceleration import PROBES, AcceleratorMismatch, build_encoder, choose_accelerator
-from megatron_fwpkm.data.encoders.gigatoken_encoder import EXCHANGED, GIGATOKEN_VERSION, gigatoken_description
+from megatron_fwpkm.data.encoders.gigatoken_encoder import EXCHANGED, gigatoken_description
+from megatron_fwpkm.data.encoders.gigatoken_library import GIGATOKEN_VERSION
 from megatron_fwpkm.data.encoders.segments import SegmentEncoder, edge_classes
 from megatron_fwpkm.data.encoders.sentencepiece_model import NORMAL, UNUSED, USER_DEFINED, piece_kinds, split_model
 from megatron_fwpkm.data.tokenizers import SentencePieceTokenizer, Tokenizer, build_tokenizer
@@ -207,7 +208,7 @@ def test_what_cannot_be_cut_is_refused(
     assert (chosen, told) == ("none", "")
     chosen, _, told = choose_accelerator(odd._tokenizer, "gigatoken")
     assert chosen == "segments" and told.startswith("gigatoken: the model has user-defined pieces")
-    monkeypatch.setattr(gigatoken_encoder, "GIGATOKEN_VERSION", "0.0")
+    monkeypatch.setattr(gigatoken_library, "GIGATOKEN_VERSION", "0.0")
     chosen, _, told = choose_accelerator(separable, "gigatoken")
     assert chosen == "segments" and told.startswith("gigatoken: ") and told.endswith("using segments instead")
 
@@ -296,8 +297,8 @@ def test_gigatoken_is_loaded_anew_when_the_process_has_grown(
     rust = pytest.importorskip("gigatoken.gigatoken_rs")
     loads, load, sizes = [], rust.load_hf_json, [0]
     monkeypatch.setattr(rust, "load_hf_json", lambda text: loads.append(1) or load(text))
-    monkeypatch.setattr(gigatoken_encoder, "_resident_bytes", lambda: sizes[0])
-    monkeypatch.setattr(gigatoken_encoder, "_LEAST_TEXT_PER_LOAD", 9)
+    monkeypatch.setattr(gigatoken_library, "_resident_bytes", lambda: sizes[0])
+    monkeypatch.setattr(gigatoken_library, "_LEAST_TEXT_PER_LOAD", 9)
     encode, texts = acceleration._BUILDERS["gigatoken"](separable), ["Sir Walter", "of Kellynch"]
     expected = build_encoder(separable, "none")(texts)
     for size_after, loaded in ((0, 1), (140_000_001, 1), (0, 2), (0, 2)):

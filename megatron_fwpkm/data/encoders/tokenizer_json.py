@@ -1,0 +1,124 @@
+"""What a Hugging Face `tokenizer.json` must be so that gigatoken gives its tokens. Free of torch.
+
+Gigatoken ignores much of what it does not know, so everything that decides tokens is looked at here; what is not on
+these lists is refused by its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+)
+_SIGNS, _SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_SIGNS_AND_SLASHES = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+
+SPLITS = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "llama3": "|".join((_CONTRACTIONS, _LETTERS, r"\p{N}{1,3}", _SIGNS, _SPACES)),
+    "qwen2": "|".join((_CONTRACTIONS, _LETTERS, r"\p{N}", _SIGNS, _SPACES)),
+    "o200k": "|".join((*(f"{cased}{_CONTRACTIONS}?" for cased in _CASED), r"\p{N}{1,3}", _SIGNS_AND_SLASHES, _SPACES)),
+    "nemotron": "|".join((*_CASED, r"\p{N}", _SIGNS_AND_SLASHES, _SPACES)),
+}
+"""The regular expressions whose words gigatoken cuts as Hugging Face does, by the models that they are known from."""
+_BYTE_CHARACTERS = {chr(byte) for byte in (*range(33, 127), *range(161, 173), *range(174, 256))} | {
+    chr(256 + number) for number in range(256 - 188)
+}
+"""The characters by which a vocabulary spells the 256 bytes."""
+NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+_EVERYTHING = (("Isolated", False), ("Removed", True))
+"""Behavior and invert of a split that keeps every match as a word; the regular expressions above match all text."""
+
+
+def check_tokenizer_json(description: dict[str, Any]) -> None:
+    """Raises ValueError for what gigatoken would not encode as Hugging Face's library does, by its name."""
+    for name in ("truncation", "padding"):
+        if description.get(name):
+            raise ValueError(f"the tokenizer has {name}, which is not supported")
+    normal_form(description)
+    _check_pre_tokenizer(description.get("pre_tokenizer"))
+    _check_post_processor(description.get("post_processor"))
+    _check_model(description["model"])
+
+
+def normal_form(description: dict[str, Any]) -> str | None:
+    """The Unicode normal form that texts are brought to, None without. Raises ValueError for other normalizers."""
+    normalizer = description.get("normalizer")
+    if normalizer is None or (normalizer["type"] == "Sequence" and not normalizer["normalizers"]):
+        return None
+    if normalizer["type"] == "Sequence" and len(normalizer["normalizers"]) == 1:
+        normalizer = normalizer["normalizers"][0]
+    if normalizer["type"] not in NORMAL_FORMS:
+        raise ValueError(f"normalizer {normalizer['type']} is not supported")
+    return str(normalizer["type"])
+
+
+def text_tokens(description: dict[str, Any]) -> list[str]:
+    """Added tokens that are found in a text, as control tokens are not. Raises ValueError where most texts have one."""
+    found = [str(token["content"]) for token in description.get("added_tokens") or () if not token.get("special")]
+    if common := [content for content in found if not content.strip() or len(content) < 3]:
+        raise ValueError(f"added token {common[0]!r} is not supported: most texts have it")
+    return found
+
+
+def gigatoken_json(description: dict[str, Any]) -> dict[str, Any]:
+    """The description for texts that are normalized and have no added token."""
+    model = description["model"]
+    vocab = model["vocab"]
+    if not _BYTE_CHARACTERS.issuperset("".join(vocab)):  # it would take them for the bytes of a text
+        vocab = {piece: number for piece, number in vocab.items() if _BYTE_CHARACTERS.issuperset(piece)}
+    steps = _steps(description["pre_tokenizer"], "pretokenizers")
+    return {
+        "pre_tokenizer": steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
+        "model": {
+            "type": "BPE", "vocab": vocab, "merges": model["merges"], "ignore_merges": bool(model.get("ignore_merges"))
+        },
+    }  # fmt: skip
+
+
+def _check_pre_tokenizer(pre_tokenizer: dict[str, Any] | None) -> None:
+    steps = _steps(pre_tokenizer, "pretokenizers")
+    if unknown := [step["type"] for step in steps if step["type"] not in ("Split", "ByteLevel")]:
+        raise ValueError(f"pre-tokenizer {unknown[0]} is not supported")
+    if [step["type"] for step in steps] not in (["ByteLevel"], ["Split", "ByteLevel"]):
+        raise ValueError("the pre-tokenizer is not byte-level, with at most one split before it")
+    byte_level = steps[-1]
+    if byte_level.get("add_prefix_space", True):
+        raise ValueError("pre-tokenizer ByteLevel with add_prefix_space is not supported")
+    if byte_level.get("use_regex", True) != (len(steps) == 1):
+        raise ValueError("pre-tokenizer ByteLevel must split by its regular expression when it is alone, and only then")
+    for split in steps[:-1]:
+        if (split.get("behavior"), bool(split.get("invert"))) not in _EVERYTHING:
+            raise ValueError(f"pre-tokenizer Split with behavior {split.get('behavior')} is not supported")
+        if split.get("pattern", {}).get("Regex") not in SPLITS.values():
+            raise ValueError(f"the pre-tokenizer's regular expression is not supported: {split.get('pattern')}")
+
+
+def _check_post_processor(post_processor: dict[str, Any] | None) -> None:
+    known = ("ByteLevel", "TemplateProcessing", "BertProcessing", "RobertaProcessing")
+    for step in _steps(post_processor, "processors"):
+        if step["type"] not in known:
+            raise ValueError(f"post-processor {step['type']} is not supported")
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    if model.get("type", "BPE") != "BPE":
+        raise ValueError(f"the model is {model['type']}, not BPE")
+    for name in ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise ValueError(f"the model has {name}, which is not supported")
+    if not _BYTE_CHARACTERS.issubset(model["vocab"]):
+        missing = len(_BYTE_CHARACTERS.difference(model["vocab"]))
+        raise ValueError(f"the vocabulary has no piece for {missing} of the 256 bytes")
+
+
+def _steps(component: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    if component is None:
+        return []
+    if component["type"] != "Sequence":
+        return [component]
+    return [step for part in component[name] for step in _steps(part, name)]
