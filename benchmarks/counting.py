@@ -53,7 +53,8 @@ class Counted:
         waits: how often the host would wait for the device, by reason.
         bytes: that torch's operators move outside the op (in a count of the op alone, all), matrix products apart, by
             operator; and in a layer kernels outside the op, each of their tensors once.
-        matmuls: (operator, floating-point operations, bytes) of every matrix product.
+        moved: (operator, bytes, bytes of a number) of every launch of torch's, matrix products apart.
+        matmuls: (operator, floating-point operations, bytes, bytes of a number) of every matrix product.
         arguments: what each kernel was launched with: (name, grid, arguments by name).
     """
 
@@ -62,7 +63,8 @@ class Counted:
     collectives: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
-    matmuls: list[tuple[str, int, int]] = field(default_factory=list)
+    moved: list[tuple[str, int, int]] = field(default_factory=list)
+    matmuls: list[tuple[str, int, int, int]] = field(default_factory=list)
     arguments: list[tuple[str, tuple[int, ...], dict[str, Any]]] = field(default_factory=list)
 
     @property
@@ -188,8 +190,11 @@ class _Operators(TorchDispatchMode):
         self.counted.operators[name] += 1
         moved = bytes_moved(name, overload, arguments, results)
         if name in MATMULS:
-            self.counted.matmuls.append((name, _flops(arguments, results[0]), moved))
-        elif self.op is None or not self.op.is_inside():
+            product = name, _flops(arguments, results[0]), moved, results[0].element_size()
+            self.counted.matmuls.append(product)
+            return
+        self.counted.moved.append((name, moved, arguments[0].element_size() if arguments else 0))
+        if self.op is None or not self.op.is_inside():
             self.counted.bytes[name] += moved
 
 

@@ -12,13 +12,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernel_traffic import evenly_read, moved_bytes
 from benchmarks.report import RESULTS, Goal, Report, add_output_argument, provenance
+from benchmarks.shapes import PAPER
 
 CHUNKS = 8
 RECORD = RESULTS / "launches.json"
-FIGURES = ("kernels", "operators", "collectives", "waits", "bytes")
+FIGURES = ("kernels", "operators", "collectives", "waits", "bytes", "kernel_bytes")
 """What is recorded of every subject and phase; none may grow."""
-SLACK = {"bytes": 1.01}
+SLACK = {"bytes": 1.01, "kernel_bytes": 1.01}
 """By which factor a figure may grow all the same: bookkeeping of a few bytes is no news."""
 
 RENEW = "python -m benchmarks.run launches"
@@ -111,12 +113,14 @@ def count_all(implementations: list[str], *, quick: bool = False) -> dict[str, A
 
 def _figures(counted: Any, with_bytes: bool) -> dict[str, Any]:
     """What is recorded of one phase, and the kernels by name."""
+    launched = counted.arguments
     return {
         "kernels": sum(counted.kernels.values()),
         "operators": sum(counted.operators.values()),
         "collectives": sum(counted.collectives.values()),
         "waits": sum(counted.waits.values()),
         "bytes": sum(counted.bytes.values()) if with_bytes else 0,
+        "kernel_bytes": round(sum(moved_bytes(evenly_read(one, PAPER.num_subkeys**2, CHUNKS)) for one in launched)),
         "by_kernel": dict(sorted(counted.kernels.items())),
         "by_wait": dict(sorted(counted.waits.items())),
     }
@@ -129,7 +133,7 @@ def differences(recorded: dict[str, Any], found: dict[str, Any]) -> tuple[list[s
     its functions in another way.
     """
     same = recorded["torch"].partition("+")[0] == found["torch"].partition("+")[0]
-    compared = FIGURES if same else ("kernels", "collectives", "waits")
+    compared = FIGURES if same else ("kernels", "collectives", "waits", "kernel_bytes")
     more, less = [], []
     for name, phases in found["subjects"].items():
         if name not in recorded["subjects"]:
@@ -168,23 +172,24 @@ def _report(found: dict[str, Any], command: str) -> Report:
                 name, phase, str(launches), str(one["kernels"]), str(one["operators"]),
                 "" if per_chunk is None else str(per_chunk), outside, str(one["collectives"]), str(one["waits"]),
                 f"{one['bytes'] / 1e9:.2f}" if one["bytes"] else "",
+                f"{one['kernel_bytes'] / 1e9:.2f}" if one["kernel_bytes"] else "",
                 f"{host[name][phase]:.2f}" if name in host else "",
             ])  # fmt: skip
     notes = [
         f"Counted at the paper's shape, 8 sequences of {CHUNKS} chunks of 512 tokens, on tensors without data, which "
         "say that they are on CUDA: nothing is run, and no GPU was used (benchmarks/counting.py). Launches are those "
         "of our Triton kernels and of torch's operators, each of which counts as one (a sort launches more). A chunk's "
-        f"are the difference to {CHUNKS + 1} chunks. A wait is an operator whose result the host needs. GB are what "
-        "torch's "
-        "operators move, each tensor in or out once, matrix products apart: of an op all, of a layer those outside the "
-        "op, and there those of our kernels, too. Of `sparse`, whose sizes depend on data, the bytes within the op are "
-        "not known. Rows that a mask picks "
-        "are counted as if it picked all of them. TP2 is one of two ranks.",
+        f"are the difference to {CHUNKS + 1} chunks. A wait is an operator whose result the host needs. TP2 is one of "
+        "two ranks.",
+        "GB are what torch's operators move, each tensor in or out once, matrix products apart: of an op all, of a "
+        "layer those outside the op, and there those of our kernels, too. Of `sparse`, whose sizes depend on data, the "
+        "bytes within the op are not known. Rows that a mask picks are counted as if it picked all of them. What all "
+        "kernels move is computed, for slots that are read evenly (benchmarks/kernel_traffic.py).",
         "The host's time is the shortest CPU time of one thread on tiny tensors, with a driver of Triton that launches "
         "nothing (benchmarks/host_time.py); it is shown, and never compared with the record.",
     ]
-    counts = ["launches", "kernels", "operators", "a chunk", "outside", "collectives", "waits", "GB", "host ms"]
-    header = ["what", "phase", *counts]
+    counts = ["launches", "kernels", "operators", "a chunk", "outside", "collectives", "waits"]
+    header = ["what", "phase", *counts, "GB", "kernels' GB", "host ms"]
     title = "Launches, waits and bytes without a GPU"
     goals = _goals(found["subjects"], host)
     return Report("launches", title, notes, header, rows, found, provenance(command), goals=goals)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks import checkpoint, launches, memory, memory_estimate, model, preprocess, stages
+from benchmarks import checkpoint, launches, memory, memory_estimate, model, preprocess, roofline, stages
 from benchmarks.report import Report
 
 
@@ -29,6 +29,9 @@ BENCHMARKS = {
     ),
     "launches": Benchmark(
         "launches, host waits and bytes of the memory, counted without a GPU", launches.add_arguments, launches.run
+    ),
+    "roofline": Benchmark(
+        "predicted times of kernels, layer and model on GPUs, each with its bound", roofline.add_arguments, roofline.run
     ),
     "layer": Benchmark("one memory layer, forward and backward", model.add_layer_arguments, model.run_layer),
     "model": Benchmark("a training step with memories and without", model.add_model_arguments, model.run_model),

@@ -81,7 +81,7 @@ def test_views_launch_nothing_and_bytes_are_those_moved():
     found = counted(lambda: x.index_copy_(0, rows, empty(5, 10)))
     assert found.bytes["index_copy_"] == 5 * 8 + 2 * 4 * 50
     found = counted(lambda: empty(3, 4) @ empty(4, 5))
-    assert found.bytes == {} and found.matmuls == [("mm", 2 * 3 * 4 * 5, 4 * (12 + 20 + 15))]
+    assert found.bytes == {} and found.matmuls == [("mm", 2 * 3 * 4 * 5, 4 * (12 + 20 + 15), 4)]
 
 
 def test_of_kernels_only_those_outside_the_op_count_bytes():

@@ -1,0 +1,90 @@
+"""The cost model: what bounds a launch, what a layer and a model take, and where the GPU suite finds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import roofline
+from benchmarks.roofline import GPUS, GRAPH_SECONDS, KERNEL_SECONDS, LAUNCH_SECONDS, Gpu, Work, predict, work_of
+
+ROOT = Path(__file__).resolve().parents[2]
+BOUNDS = {"memory", "compute", "latency", "host"}
+UNIT = Gpu(bandwidth=1e9 / roofline.STREAM_SHARE, float32=1e9 / roofline.FLOAT32_SHARE,
+           bfloat16=1e10 / roofline.BFLOAT16_SHARE, source="a test")  # fmt: skip
+"""Streams a byte in a nanosecond and does an operation in one, ten on its tensor cores."""
+
+
+def test_a_launch_takes_as_long_as_its_slowest_part():
+    assert Work("copy", 1e6).seconds(UNIT, KERNEL_SECONDS) == pytest.approx(1e-3)
+    assert Work("copy", 10).seconds(UNIT, KERNEL_SECONDS) == KERNEL_SECONDS
+    assert Work("copy", 10).seconds(UNIT, GRAPH_SECONDS) == GRAPH_SECONDS < KERNEL_SECONDS
+    assert Work("mm", 1e6, flops=1e7).seconds(UNIT, KERNEL_SECONDS) == pytest.approx(1e-2)
+    assert Work("mm", 1e6, flops=1e7, tensor_cores=True).seconds(UNIT, KERNEL_SECONDS) == pytest.approx(1e-3)
+    assert Work("sort", 10, launches=10).seconds(UNIT, KERNEL_SECONDS) == pytest.approx(10 * KERNEL_SECONDS)
+    assert Work("scan", 10, serial=1.0).seconds(UNIT, KERNEL_SECONDS) == 1.0
+    rows = Work("read_rows_kernel", 1e6).seconds(UNIT, KERNEL_SECONDS)
+    assert rows == pytest.approx(1e-3 * roofline.STREAM_SHARE / roofline.ROWS_SHARE), "rows reach less than streams"
+
+
+def test_a_layer_takes_the_longer_of_gpu_and_host():
+    work = [Work("copy", 1e6)] * 3
+    launched = 3 * LAUNCH_SECONDS
+    fast = predict(UNIT, work, 1e-3, 0, 0.03, 2)
+    assert fast.device["eager"] == pytest.approx(3) and fast.layer["eager"] == pytest.approx(3)
+    assert fast.ratio["eager"] == pytest.approx(1.2) == fast.ratio["host"] == fast.ratio["graph"]
+    slow = predict(UNIT, work, 1e-2 - launched, 0, 0.03, 2)
+    assert slow.host == slow.layer["eager"] == pytest.approx(10) and slow.layer["graph"] == pytest.approx(3)
+    assert slow.ratio["eager"] == pytest.approx(1.2) and slow.ratio["host"] == pytest.approx(1 + 2 / 3)
+    waiting = predict(UNIT, work, 1e-3 - launched, 5, 0.03, 2)
+    assert waiting.layer["eager"] == pytest.approx(3 + 1 + 5e3 * roofline.WAIT_SECONDS)
+    assert waiting.ratio["eager"] == waiting.ratio["host"] > 1.2
+
+
+def test_what_bounds_a_kernel():
+    kernels = predict(UNIT, [Work("big", 1e6), Work("small", 10), Work("small", 30)], 0.0, 0, 1.0, 1).kernels
+    assert list(kernels) == ["big", "small"] and kernels["big"]["bound"] == "memory"
+    assert kernels["small"] == {
+        "launches": 2, "bytes": 40.0, "microseconds": pytest.approx(2e6 * KERNEL_SECONDS), "bound": "host"
+    }  # fmt: skip
+    slow_start = Work("sort", 10, launches=1, serial=1e-3)
+    assert predict(UNIT, [slow_start], 0.0, 0, 1.0, 1).kernels["sort"]["bound"] == "latency"
+
+
+def test_operators_become_work():
+    products, moved = [("mm", 100, 10, 2), ("bmm", 50, 10, 4)], [("sort", 16, 4), ("cummax", 24_000, 8), ("add", 5, 1)]
+    counted = SimpleNamespace(arguments=[], matmuls=products, moved=moved)
+    matmul, exact, sort, scan, add = work_of(counted, 16)
+    assert (matmul.tensor_cores, exact.tensor_cores) == (True, False) and matmul.flops == 100
+    assert sort.launches == 4 + 2 and sort.bytes == 4 * 16, "a pass for each byte"
+    assert scan.serial == pytest.approx(1000 * 1.8e-9) and add == Work("torch.add", 5)
+
+
+def test_constants_have_a_source():
+    assert set(GPUS) == {"A100", "H100", "H200", "B200"} and all(gpu.source for gpu in GPUS.values())
+
+
+def test_the_suite_finds_its_gpu(tmp_path: Path) -> None:
+    predictions = {"data": {"predictions": {"H100": {"host": 1.0}, "H200": {"host": 2.0}}}}
+    (tmp_path / "roofline.json").write_text(json.dumps(predictions))
+    assert roofline.predicted("NVIDIA H200", tmp_path) == {"host": 2.0}
+    assert roofline.predicted("NVIDIA GeForce RTX 5090", tmp_path) is None
+    assert roofline.predicted("NVIDIA B200") is not None, "of the recorded ones"
+
+
+@pytest.mark.slow
+def test_the_report_says_what_bounds_every_kernel(tmp_path: Path) -> None:
+    """In a process of its own: the layer stands in a world of ranks that do not exist."""
+    command = [sys.executable, "-m", "benchmarks.run", "roofline", "--output", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=240, check=True)
+    found = roofline.predicted("NVIDIA H200", tmp_path)
+    assert found is not None and {entry["bound"] for entry in found["kernels"].values()} <= BOUNDS
+    assert found["layer"]["graph"] <= found["layer"]["eager"] and found["ratio"]["graph"] > 1
+    text = (tmp_path / "roofline.md").read_text()
+    assert "| **layer with CUDA graphs, ms** |" in text and "| write_rows_kernel | 8 |" in text
