@@ -119,6 +119,7 @@ class KeyChain(torch.autograd.Function):
         scores, slots = _join(addressed.scores), _join(addressed.slots)
         if joined:
             scores, slots = _rows_of_pieces(scores, options.pieces), _rows_of_pieces(slots, options.pieces)
+        steps.forget_forward()
         ctx.options, ctx.steps, ctx.joined = options, steps, joined
         ctx.pieces = [stretch.piece for stretch in stretches]
         saved = addressed.saved if any(ctx.needs_input_grad) else []

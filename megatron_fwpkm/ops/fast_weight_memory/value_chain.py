@@ -12,7 +12,7 @@ S stream rows, E rows written by all pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -133,10 +133,12 @@ class ValueChain(torch.autograd.Function):
             rounded = options.undo_log == "bf16"
             saved += [*(rows.bfloat16() for rows in steps.old_rows)] if rounded else steps.old_rows
             saved += steps.errors
+        # Tensors that are not saved so would escape whoever moves saved tensors to the host.
+        (plan, of_plan), (layout, of_layout) = _taken_apart(options.plan), _taken_apart(layout)
         nothing = slot_weights.new_empty(0)
-        ctx.inputs, ctx.num_old_rows = ValueInputs(nothing, nothing, nothing, options, layout), len(steps.old_rows)
-        ctx.num_slots, ctx.table_dtype = table.shape[0], values.dtype
-        ctx.save_for_backward(*saved)
+        ctx.inputs = ValueInputs(nothing, nothing, nothing, options._replace(plan=plan), layout)
+        ctx.num_old_rows, ctx.num_slots, ctx.table_dtype = len(steps.old_rows), table.shape[0], values.dtype
+        ctx.save_for_backward(*of_plan, *of_layout, *saved)
         ctx.mark_non_differentiable(squared_errors)
         ctx.set_materialize_grads(False)
         return steps.reads, squared_errors
@@ -149,6 +151,19 @@ class ValueChain(torch.autograd.Function):
             return (None,) * 7
         with full_precision(grad_reads.device), named_range("memory backward"):
             return *_gradients(ctx, grad_reads.contiguous()), None, None, None
+
+
+def _taken_apart(record: Any) -> tuple[Any, list[Tensor]]:
+    """A named tuple with None in the place of its tensors, and these; None has none."""
+    tensors = {} if record is None else {key: x for key, x in record._asdict().items() if isinstance(x, Tensor)}
+    return record if record is None else record._replace(**dict.fromkeys(tensors)), list(tensors.values())
+
+
+def _put_together(record: Any, tensors: Iterator[Tensor]) -> Any:
+    """The named tuple with its tensors, which are the next ones."""
+    if record is None:
+        return None
+    return record._replace(**{name: next(tensors) for name, field in record._asdict().items() if field is None})
 
 
 def _run(
@@ -181,10 +196,12 @@ def _first_values(table: Tensor, options: ValueOptions, log: UndoLog | None) -> 
 
 def _gradients(ctx: Any, grad_reads: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
     """Gradients of values, slot weights, write weights and targets."""
-    slot_weights, write_weights, *saved = ctx.saved_tensors
+    tensors = iter(ctx.saved_tensors)
+    options = ctx.inputs.options._replace(plan=_put_together(ctx.inputs.options.plan, tensors))
+    layout = _put_together(ctx.inputs.layout, tensors)
+    slot_weights, write_weights, *saved = tensors
     wants_values: bool = ctx.needs_input_grad[0]
-    inputs: ValueInputs = ctx.inputs._replace(slot_weights=slot_weights, write_weights=write_weights)
-    options = inputs.options
+    inputs = ValueInputs(slot_weights, write_weights, ctx.inputs.targets, options, layout)
     if options.undo_log == "recompute":
         targets, first = saved
         adjoint_plan: Any = make_adjoint_plan(options.plan, ctx.num_slots, options.steps.counts_rows)

@@ -56,6 +56,9 @@ class SparseKeySteps:
         # Those that `move` takes. Other processes' proposals come without.
         self.with_directions = options.moves and options.score == "idw" and self.rows.count == self.rows.num_subkeys
 
+    def forget_forward(self) -> None:
+        """Let go of what the pieces of a forward pass have left for each other: here nothing."""
+
     def propose(self, queries: Tensor, sub_keys: Tensor) -> KeptSubKeys:
         """The best of the sub-keys here for queries [G, M, h]; indices, int64, count over whole lists."""
         topk = min(self.options.topk, self.rows.count)

@@ -122,9 +122,12 @@ class TritonKeySteps:
         self.forms = KeyForms(options.topk, options.score, *shape)
         # On the device, so that another step size needs no other kernel and no other CUDA graph.
         self.step = queries.new_full((1,), options.key_lr)
-        nothing = queries.new_empty(0)
-        self._sort_keys: tuple[Tensor, Tensor | None] = nothing, None
-        self._moved: tuple[Tensor, Tensor | None] = nothing, None
+        self.forget_forward()
+
+    def forget_forward(self) -> None:
+        """Let go of what the pieces of a forward pass have left for each other."""
+        self._sort_keys: tuple[Tensor | None, Tensor | None] = None, None
+        self._moved: tuple[Tensor | None, Tensor | None] = None, None
         self._losses: Tensor | None = None
         self._measured_pieces = 0
 
