@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="leave out what takes longest to count")
     parser.add_argument("--record", type=Path, default=RECORD, help="what --check compares with")
     parser.add_argument("--implementations", nargs="+", choices=["triton", "sparse"], help="default: all there are")
-    parser.add_argument("--repeats", type=int, default=20, help="timed calls of the host's time (default: 20)")
+    parser.add_argument("--repeats", type=int, default=60, help="timed calls of the host's time (default: 60)")
     add_output_argument(parser)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import green, hardware
 from benchmarks.hardware import GIB
 from benchmarks.report import Goal, Report, add_output_argument, provenance
+from benchmarks.roofline import prediction_note
 
 if TYPE_CHECKING:
     import torch
@@ -108,6 +109,8 @@ def _run(
         f"{text} On {hardware.title(device)}, size `{size}`. Time is the median of {arguments.repeats} steps "
         + ("on the device's clock." if device == "cuda" else "in CPU time."),
     ]
+    if device == "cuda" and size == "paper" and (predicted := prediction_note(name, hardware.title(device))):
+        notes.append(predicted)
     header = ["what", "ms", "tokens/s", "peak GiB"]
     title = {"layer": "One memory layer, forward and backward", "model": "A training step"}[name]
     results = {"size": size, "results": data}

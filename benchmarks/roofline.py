@@ -272,6 +272,27 @@ def predicted(gpu_name: str, folder: Path = RESULTS) -> dict[str, Any] | None:
     return next((found for name, found in recorded.items() if name in gpu_name), None)
 
 
+def prediction_note(what: str, gpu_name: str, folder: Path = RESULTS) -> str | None:
+    """A sentence to stand beside a measurement, or None where there is no prediction for the GPU.
+
+    Args:
+        what: `layer` or `model`.
+        gpu_name: by its driver.
+        folder: as for `predicted`.
+    """
+    found = predicted(gpu_name, folder)
+    if found is None:
+        return None
+    if what == "layer":
+        layer, alone = found["layer"], found["device"]["eager"]
+        text = f"{layer['eager']:.2f} ms, {layer['graph']:.2f} with CUDA graphs; the GPU's work alone {alone:.2f}"
+    else:
+        ratio = found["ratio"]
+        text = f"{ratio['eager']:.2f} to {ratio['host']:.2f} times the model without memories, {ratio['graph']:.2f} "
+        text += "with CUDA graphs"
+    return f"Predicted (benchmarks/results/roofline.md): {text}."
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--repeats", type=int, default=1, help="without effect: nothing is measured")

@@ -78,6 +78,16 @@ def test_the_suite_finds_its_gpu(tmp_path: Path) -> None:
     assert roofline.predicted("NVIDIA B200") is not None, "of the recorded ones"
 
 
+def test_a_prediction_stands_beside_a_measurement(tmp_path: Path) -> None:
+    one = {"layer": {"eager": 7.0, "graph": 3.0}, "device": {"eager": 3.5}}
+    one["ratio"] = {"eager": 1.15, "host": 1.4, "graph": 1.1}
+    (tmp_path / "roofline.json").write_text(json.dumps({"data": {"predictions": {"H200": one}}}))
+    layer, model = (roofline.prediction_note(what, "NVIDIA H200", tmp_path) for what in ("layer", "model"))
+    assert layer is not None and "7.00 ms, 3.00 with CUDA graphs; the GPU's work alone 3.50." in layer
+    assert model is not None and "1.15 to 1.40 times the model without memories, 1.10 with CUDA graphs." in model
+    assert roofline.prediction_note("layer", "NVIDIA L4", tmp_path) is None
+
+
 @pytest.mark.slow
 def test_the_report_says_what_bounds_every_kernel(tmp_path: Path) -> None:
     """In a process of its own: the layer stands in a world of ranks that do not exist."""
