@@ -13,7 +13,8 @@ from benchmarks.report import Goal, Report, add_output_argument, provenance
 from benchmarks.traffic import backward_stages, forward_stages
 
 KERNELS = {
-    "selection": ("select_kernel", "slots_kernel", "gemm"),
+    "selection": ("select_kernel", "slots_kernel", "address_kernel", "gemm"),
+    "plan": ("write_plan_kernel", "adjoint_plan_kernel"),
     "read": ("read_rows_kernel",),
     "write": ("write_rows_kernel", "finish_write_kernel"),
     "backward_token": ("backward_rows_kernel",),
@@ -21,6 +22,11 @@ KERNELS = {
     "key update and its backward": (
         "reader_mean_kernel", "strength_kernel", "tile_kernel", "finish_kernel", "strength_gradient_kernel",
         "slope_gradient_kernel", "token_backward_kernel",
+    ),
+    "block around the memory": (
+        "normalize_hidden_kernel", "normalize_hidden_backward_kernel", "finish_hidden_kernel", "moments_kernel",
+        "standardize_kernel", "standard_moments_kernel", "standardize_backward_kernel", "mixture_square_kernel",
+        "mix_reads_kernel", "mixture_product_kernel", "mix_reads_backward_kernel", "finish_mixture_kernel",
     ),
 }  # fmt: skip
 """Stage -> kernels by name; `gemm` stands for every matrix product of the vendor's library. The rest is `other`."""
