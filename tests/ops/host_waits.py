@@ -21,13 +21,13 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__.lstrip("_")
-        if name.startswith(WAITING):
+        if name.startswith(WAITING) and name != "nonzero_static":  # which is told the shape
             self.found[name] += 1
         return func(*args, **(kwargs or {}))
 
 
 class _Lists(TorchFunctionMode):
-    """On a CPU `tolist` calls no operator."""
+    """On a CPU `tolist` calls no operator; within a backward it is not seen."""
 
     def __init__(self, found: Counter[str]) -> None:
         super().__init__()

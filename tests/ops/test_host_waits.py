@@ -1,4 +1,4 @@
-"""How often the host waits for a device: never in Triton; in torch for doubts of the selection and twice for a plan."""
+"""How often the host waits for a device: never in Triton; in torch for doubts of the selection and for plans."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ PIECES = 3
 
 @pytest.mark.parametrize("options", [{}, {"addressing_weight": 0.0}, {"inner_lr": 0.0}], ids=str)
 @pytest.mark.parametrize("undo_log", ["fp32", "bf16", "recompute"])
-def test_sparse_waits_for_its_selection_and_twice_more(options: dict[str, Any], undo_log: str) -> None:
+def test_sparse_waits_for_its_selection_and_for_its_plans(options: dict[str, Any], undo_log: str) -> None:
     """Of two checks of a selection, the second is left out on a GPU (see below)."""
     case = make_case(3, tokens=8 * PIECES, masked=True, dtype=torch.float32, undo_log=undo_log, **options)
     with host_waits() as found:
         gradients(case, implementation="sparse")
-    # Once for the slots of every piece, once for those of a call, and with `recompute` in forward for those, too.
+    # Once for the slots of every piece, once for those of a call, and with `recompute` in forward for those, too. The
+    # list of backward, of what several pieces read, is not seen.
     assert found.pop("tolist") == 1
     expected = 2 * PIECES + 1 + (undo_log == "recompute")
     assert found == {"local_scalar_dense": expected}, "and nothing whose shape depends on data"

@@ -142,8 +142,8 @@ def _select_block(queries: Tensor, sub_keys: Tensor, topk: int, score: str, with
     # Whether the best of those that are not kept might have been.
     close = proposals.scatter_(-1, indices, torch.inf).amin(-1) <= most.squeeze(-1)
     doubtful = (kept.costs[..., 1:] <= kept.costs[..., :-1]).any(-1).logical_or_(close)
-    group, token = doubtful.nonzero(as_tuple=True)
-    if group.numel():
+    if bool(doubtful.any()):
+        group, token = doubtful.nonzero(as_tuple=True)
         proposals.scatter_(-1, indices, best)
         step = max(1, _BLOCK_ELEMENTS // (sub_keys.shape[1] * sub_keys.shape[2]))
         for g, t in zip(group.split(step), token.split(step), strict=True):

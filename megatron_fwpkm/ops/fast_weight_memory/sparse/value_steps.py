@@ -16,6 +16,7 @@ from ...named_ranges import named_range
 from ..rounding import round_rows
 from ..value_chain import ValueInputs, ValueSteps
 from ..write_plan import AdjointPlan, ValuePiece, WritePlan, make_adjoint_plan, make_write_plan
+from .adjoint_links import AdjointLinks
 from .row_sums import gather_rows, paired_dots, put_rows, sum_rows
 
 
@@ -150,7 +151,8 @@ class SparseBackward(_Pass):
     """One backward pass, last piece first.
 
     Attributes:
-        adjoint: [rows of the adjoint plan, D], gradient of the touched rows of the table after the piece at hand.
+        adjoint: gradient of rows of the table after the piece at hand: of those that several pieces read, or, if the
+            gradient of the table is asked for, of all rows of the adjoint plan.
     """
 
     def __init__(
@@ -165,13 +167,12 @@ class SparseBackward(_Pass):
         super().__init__(inputs)
         self.old_rows, self.errors, self.grad_reads = old_rows, errors, grad_reads
         columns, stream_rows = grad_reads.shape[1], inputs.write_weights.shape[0]
-        self.adjoint_rows = adjoint_plan.rows[self.plan.order[self.segments.starts]]
-        self.adjoint = grad_reads.new_zeros(adjoint_plan.slots.shape[0], columns)
+        links = AdjointLinks(self.plan, adjoint_plan, self.options.pieces, self.segments.starts, wants_table)
+        self.sources, self.sinks = links.sources, links.sinks
+        self.adjoint = grad_reads.new_zeros(links.num_rows, columns)
         self.grad_slot_weights = torch.empty_like(self.slot_weights)
         self.grad_write_weights = torch.zeros_like(inputs.write_weights)
         self.grad_targets = grad_reads.new_zeros(stream_rows, columns)
-        self.sorted_weights = self.slot_weights[self.plan.order]
-        self.sorted_owners = self.plan.order // self.width
         pairs = self.row_starts.shape[0] * self.width
         self.owners = torch.arange(pairs, device=grad_reads.device) // self.width
 
@@ -180,36 +181,48 @@ class SparseBackward(_Pass):
 
         With `written` later pieces read what it has written; with `wanted` earlier ones need the table's gradient.
         """
-        segments, pairs = self.ranges(piece)
-        rows = piece.rows
+        pairs, rows = self.ranges(piece)[1], piece.rows
         grad_read = self.grad_reads[piece.first_read :][: rows - piece.first_kept]
         if piece.first_kept:
             unreturned = grad_read.new_zeros(piece.first_kept, grad_read.shape[1])
             grad_read = torch.cat([unreturned, grad_read])
+        through_write = None
         if written:
-            grad_read = self._through_write(piece, grad_read)
-            self.grad_slot_weights[piece.write_stop * self.width : pairs.stop] = 0
+            grad_read, *through_write = self._through_write(piece, grad_read)
         places, starts, owners = self.segments.places[pairs], self.row_starts[:rows], self.owners[: rows * self.width]
         old = self.old_rows[piece.number].to(grad_read.dtype)
-        dots, grad_weights = paired_dots(grad_read, old, places, starts, owners), self.grad_slot_weights[pairs]
-        if written:
-            grad_weights += dots
-        else:
-            grad_weights.copy_(dots)
+        dots = paired_dots(grad_read, old, places, starts, owners)
+        if through_write is not None:
+            dots.index_add_(0, *through_write)
+        self.grad_slot_weights[pairs] = dots
         if wanted:
-            sorted_rows = self.sorted_owners[pairs] - piece.start
-            starts = self.segments.starts[segments] - pairs.start
-            change = sum_rows(grad_read, sorted_rows, starts, self.sorted_weights[pairs])
-            self.adjoint.index_add_(0, self.adjoint_rows[segments], change)
+            self._leave(piece, grad_read)
 
-    def _through_write(self, piece: ValuePiece, grad_read: Tensor) -> Tensor:
-        """Gradients of what a piece writes, and of its reads through what it writes."""
-        written = piece.written
-        error = self.errors[piece.write]
-        pushed = self.adjoint.index_select(0, self.adjoint_rows[self.ranges(piece)[0]])
-        head = slice(piece.start * self.width, piece.write_stop * self.width)
-        places, starts = self.segments.places[head], self.row_starts[:written]
-        grad_written = sum_rows(pushed, places, starts, self.segments.steps[head] * self.slot_weights[head])
+    def _leave(self, piece: ValuePiece, grad_read: Tensor) -> None:
+        """Add the gradients of the rows a piece reads, for the pieces before it."""
+        first, stop = self.sinks.bounds[piece.number : piece.number + 2]
+        if first == stop:
+            return
+        pairs = slice(*self.sinks.pair_bounds[piece.number : piece.number + 2])
+        numbers, starts = self.sinks.pairs[pairs], self.sinks.starts[first:stop] - pairs.start
+        tokens = torch.div(numbers, self.width, rounding_mode="floor") - piece.start
+        change = sum_rows(grad_read, tokens, starts, self.slot_weights[numbers])
+        self.adjoint.index_add_(0, self.sinks.rows[first:stop], change)
+
+    def _through_write(self, piece: ValuePiece, grad_read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of what a piece writes.
+
+        Returns:
+            Gradient of its reads, also through what it writes; pairs, counted from the piece's first, that later
+            pieces have to do with, and the gradients of their slot weights through the write.
+        """
+        sources, written, error = self.sources, piece.written, self.errors[piece.write]
+        pushed = self.adjoint.index_select(0, sources.rows[slice(*sources.bounds[piece.number : piece.number + 2])])
+        pairs = slice(*sources.pair_bounds[piece.number : piece.number + 2])
+        numbers, places = sources.pairs[pairs], sources.places[pairs]
+        starts = sources.starts[piece.start : piece.write_stop] - pairs.start
+        steps = self.segments.steps[numbers]
+        grad_written = sum_rows(pushed, places, starts, steps * self.slot_weights[numbers])
         tokens = slice(piece.token, piece.token + written)
         weights = self.inputs.write_weights[tokens].unsqueeze(1)
         self.grad_write_weights[tokens] = -(grad_written * error).sum(-1)
@@ -217,9 +230,9 @@ class SparseBackward(_Pass):
         self.grad_targets[piece.token + self.options.shift :][:written] = grad_written
         grad_read = grad_read.clone()
         grad_read[:written] -= grad_written
-        dots = paired_dots(error * weights, pushed, places, starts, self.owners[: written * self.width])
-        torch.mul(dots, -self.segments.steps[head], out=self.grad_slot_weights[head])
-        return grad_read
+        owners = torch.div(numbers, self.width, rounding_mode="floor") - piece.start
+        dots = paired_dots(error * weights, pushed, places, starts, owners)
+        return grad_read, numbers - piece.start * self.width, dots.mul_(steps.neg_())
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of slot weights [T, J], write weights [S] and targets [S, D]."""
