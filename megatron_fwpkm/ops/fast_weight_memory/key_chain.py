@@ -233,6 +233,7 @@ def _differentiate(
             if not readers.order.numel():
                 readers = sort_readers(saved[number].indices, rows.num_subkeys)
             grad_keys = backward.sub_key_gradients(weights, readers)
+        del backward  # and what it holds, which is large, before the next one begins
         stop = start
     return grad_queries, grad_keys
 

@@ -23,6 +23,9 @@ from .epsilons import IDW_EPSILON
 _BLOCK_ELEMENTS = 1 << 24
 """Largest number of scores that exist at once; longer inputs are done in blocks of tokens."""
 
+BLOCK_NUMBERS = 1 << 18
+"""Numbers of a temporary tensor that is made for a block of tokens at a time: they stay in a core's cache."""
+
 
 class KeptSubKeys(NamedTuple):
     """The topk best sub-keys of every token and group, best first.
@@ -64,6 +67,13 @@ def gather_sub_keys(sub_keys: Tensor, indices: Tensor) -> Tensor:
     # With `out` given, index_select is faster on CPU than without, if its memory is new.
     rows = torch.index_select(sub_keys.reshape(-1, half_dim), 0, flat, out=sub_keys.new_empty(len(flat), half_dim))
     return rows.view(*indices.shape, half_dim)
+
+
+def dot_products(x: Tensor, y: Tensor) -> Tensor:
+    """Dot products [G, M, k] of rows [G, M, k, h]; the numbers to add exist for a block of tokens at a time."""
+    step = max(1, BLOCK_NUMBERS // (x.shape[0] * x.shape[2] * x.shape[3]))
+    parts = [(a * b).sum(-1) for a, b in zip(x.split(step, 1), y.split(step, 1), strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def exact_costs(queries: Tensor, rows: Tensor, score: str) -> Tensor:
@@ -136,7 +146,7 @@ def _select_block(queries: Tensor, sub_keys: Tensor, topk: int, score: str, with
     rows, directions = gather_sub_keys(sub_keys, indices), None
     if with_directions:
         directions = torch.sub(queries.unsqueeze(-2), rows, out=rows)
-        kept = KeptSubKeys(indices, directions.square().sum(-1), directions)
+        kept = KeptSubKeys(indices, dot_products(directions, directions), directions)
     else:
         kept = KeptSubKeys(indices, exact_costs(queries, rows, score))
     # Whether the best of those that are not kept might have been.

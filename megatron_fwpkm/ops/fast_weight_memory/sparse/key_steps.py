@@ -6,11 +6,14 @@ h = key_dim / 2.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ...product_key.epsilons import ENTROPY_EPSILON, IDW_EPSILON
 from ...product_key.selection import (
+    BLOCK_NUMBERS,
     KeptSubKeys,
     SlotChoice,
     gather_sub_keys,
@@ -34,8 +37,10 @@ def _slope(mean: Tensor) -> Tensor:
 
 
 def _directions(queries: Tensor, rows: Tensor, score: str) -> Tensor:
-    """[G, M, k, h]: what a pair moves its sub-key along: q - K, or q."""
-    return queries.unsqueeze(2).expand_as(rows) if score == "dot_product" else queries.unsqueeze(2) - rows
+    """[G, M, k, h]: what a pair moves its sub-key along: q - K, in the place of the rows K, or q."""
+    if score == "dot_product":
+        return queries.unsqueeze(2).expand_as(rows)
+    return torch.sub(queries.unsqueeze(2), rows, out=rows)
 
 
 def _sum_per_sub_key(weights: Tensor, directions: Tensor, readers: Readers, rows: KeyRows) -> Tensor:
@@ -142,16 +147,29 @@ class SparsePieceBackward:
     def __init__(self, options: KeyOptions, queries: Tensor, saved: SavedPiece, grad_moved: Tensor | None) -> None:
         self.options, self.saved, self.grad_moved = options, saved, grad_moved
         self.positions, self.foreign = options.rows.local(saved.indices)
-        self.sub_keys = gather_sub_keys(saved.sub_keys, self.positions)
-        self.directions = _directions(queries, self.sub_keys, options.score)
+        rows = gather_sub_keys(saved.sub_keys, self.positions)
+        self.directions = _directions(queries, rows, options.score)
+        self.along = rows  # what a score falls along: q - K in the place of K, or K
         self.density = 1 / (saved.costs + IDW_EPSILON) if options.score != "dot_product" else None
-        self.grad_rows: Tensor | None = None
 
     def strength_gradients(self) -> Tensor:
         """gamma [G, M, k], the gradient of c, for the sub-keys that are here; 0 for others."""
+        gradients = torch.empty_like(self.saved.costs)
+        for block, rows in self._grad_rows():
+            torch.sum(rows.mul_(self.directions[:, block]), -1, out=gradients[:, block])
+        return only_owned(gradients.neg_(), self.foreign)
+
+    def _grad_rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of tokens, and the gradients of the moved sub-keys that they have kept [G, block, k, h].
+
+        Together they would be as large as the directions.
+        """
         assert self.grad_moved is not None
-        self.grad_rows = gather_sub_keys(self.grad_moved, self.positions)
-        return only_owned(-(self.directions * self.grad_rows).sum(-1), self.foreign)
+        tokens = self.positions.shape[1]
+        step = max(1, BLOCK_NUMBERS * tokens // self.directions.numel())
+        for start in range(0, tokens, step):
+            block = slice(start, start + step)
+            yield block, gather_sub_keys(self.grad_moved, self.positions[:, block])
 
     def token_gradients(self, grad_scores: Tensor, grad_queries: Tensor, grad_strengths: Tensor | None) -> Tensor:
         """Add the gradients of the queries, the part from the sub-keys here, to `grad_queries`.
@@ -180,23 +198,23 @@ class SparsePieceBackward:
             of_scores = -density * grad_kept
             weights = 2 * (of_scores if grad_costs is None else of_scores + grad_costs)
         weights = only_owned(weights, self.foreign)
-        along = self.sub_keys if density is None else self.directions
-        gradients = (weights.unsqueeze(-2) @ along).squeeze(-2)
+        gradients = (weights.unsqueeze(-2) @ self.along).squeeze(-2)
         if density is None:
             gradients.neg_()
         if grad_strengths is not None:
-            assert self.grad_rows is not None
-            gradients -= (self._owned_strengths().unsqueeze(-2) @ self.grad_rows).squeeze(-2)
+            strengths = self._owned_strengths().unsqueeze(-2)
+            for block, rows in self._grad_rows():
+                gradients[:, block] -= (strengths[:, block] @ rows).squeeze(-2)
         grad_queries += gradients
         return weights
 
     def sub_key_gradients(self, weights: Tensor, readers: Readers) -> Tensor:
         """Gradient of the sub-keys before the piece [G, n', h]."""
         gradients = _sum_per_sub_key(weights, self.directions, readers, self.options.rows).neg()
-        if self.grad_moved is not None:
-            gradients += self.grad_moved
-        if self.grad_rows is not None and self.density is not None:
-            assert self.grad_moved is not None
+        if self.grad_moved is None:
+            return gradients
+        gradients += self.grad_moved
+        if self.density is not None and self.saved.strengths.numel():
             # K' = K - c (q - K) contains K twice.
             total = torch.zeros_like(self.saved.sub_keys[..., 0])
             total.scatter_add_(1, self.positions.flatten(1), self._owned_strengths().flatten(1))
