@@ -85,6 +85,30 @@ def test_directions_are_those_of_the_kept_sub_keys(levels: int, monkeypatch: pyt
         assert without.directions is None and torch.equal(without.indices, kept.indices)
 
 
+@pytest.mark.parametrize("score", ["idw", "dot_product"])
+def test_proposals_by_another_library_change_nothing(score: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large products are oneDNN's, which rounds otherwise; what is selected depends on exact costs alone."""
+    case = make_case(6, batch=1, tokens=70, heads=1, num_subkeys=48, key_dim=34, topk=5, dtype=torch.float32)
+    halves = case.queries.unflatten(-1, (2, -1)).permute(2, 3, 0, 1, 4).flatten(2, 3).flatten(0, 1)
+    sub_keys = case.state.sub_keys.flatten(0, 1)
+    sub_keys[:, 24:] = sub_keys[:, :24] * (1 + 1e-7)
+    expected = select_sub_keys(halves, sub_keys, 5, score)
+    added = torch.arange(96.0).view(2, 48)
+    products = torch.baddbmm(added.unsqueeze(1), halves, sub_keys.transpose(1, 2))
+    monkeypatch.setattr(selection, "_LARGE_PRODUCT", 0)
+    assert torch.allclose(selection._products(halves, sub_keys, added), products, rtol=1e-5, atol=1e-5)
+    kept = select_sub_keys(halves, sub_keys, 5, score)
+    assert torch.equal(kept.indices, expected.indices) and torch.equal(kept.costs, expected.costs)
+
+
+@pytest.mark.parametrize("variable", ["ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"])
+def test_onednn_is_not_asked_where_the_environment_allows_it_less(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "BF16")
+    assert not selection._has_onednn.__wrapped__()
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("score", ["idw", "dot_product"])
 def test_tokens_without_a_finite_score_take_sub_keys_that_exist(number: float, score: str) -> None:

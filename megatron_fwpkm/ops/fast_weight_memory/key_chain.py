@@ -203,6 +203,7 @@ def _address(
                 counted = choice.probabilities[:, part].contiguous(), kept.indices[:, part].contiguous()
                 means.append(steps.mean_probability(*counted, part.stop - part.start))
         saved.append(SavedPiece(before, kept.indices, kept.costs, choice.positions, *movement))
+        del kept  # and its directions, which are large, before the next piece has its own
     return _Addressed(scores, slots, sub_keys, means, saved)
 
 

@@ -11,8 +11,9 @@ scores go to the lowest index.
 
 from __future__ import annotations
 
+import os
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,11 @@ from .epsilons import IDW_EPSILON
 _BLOCK_ELEMENTS = 1 << 24
 """Largest number of scores that exist at once; longer inputs are done in blocks of tokens."""
 
-BLOCK_NUMBERS = 1 << 18
+BLOCK_NUMBERS = 1 << 17
 """Numbers of a temporary tensor that is made for a block of tokens at a time: they stay in a core's cache."""
+
+_LARGE_PRODUCT = 1 << 25
+"""Multiplications from which on oneDNN's own layouts pay: MKL uses half of the width of an AMD processor."""
 
 
 class KeptSubKeys(NamedTuple):
@@ -69,11 +73,22 @@ def gather_sub_keys(sub_keys: Tensor, indices: Tensor) -> Tensor:
     return rows.view(*indices.shape, half_dim)
 
 
-def dot_products(x: Tensor, y: Tensor) -> Tensor:
-    """Dot products [G, M, k] of rows [G, M, k, h]; the numbers to add exist for a block of tokens at a time."""
-    step = max(1, BLOCK_NUMBERS // (x.shape[0] * x.shape[2] * x.shape[3]))
-    parts = [(a * b).sum(-1) for a, b in zip(x.split(step, 1), y.split(step, 1), strict=True)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+def _directions(queries: Tensor, sub_keys: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [G, M, h] less their sub-keys `indices` [G, M, k], and the squares of these [G, M, k].
+
+    Block by block, so that a core's cache holds what is gathered, subtracted, squared and added.
+    """
+    tokens, topk, half_dim = *indices.shape[1:], queries.shape[2]
+    directions, costs = queries.new_empty(*indices.shape, half_dim), queries.new_empty(indices.shape)
+    step = max(1, BLOCK_NUMBERS // (topk * half_dim))
+    for group, rows in enumerate(sub_keys.contiguous()):
+        for start in range(0, tokens, step):
+            block = slice(start, start + step)
+            part = directions[group, block]
+            torch.index_select(rows, 0, indices[group, block].reshape(-1), out=part.view(-1, half_dim))
+            torch.sub(queries[group, block].unsqueeze(1), part, out=part)
+            torch.sum(part.square(), -1, out=costs[group, block])
+    return directions, costs
 
 
 def exact_costs(queries: Tensor, rows: Tensor, score: str) -> Tensor:
@@ -94,8 +109,24 @@ def _propose(queries: Tensor, sub_keys: Tensor, key_squares: Tensor, score: str)
     That is the same for all sub-keys and does not change their order.
     """
     if score == "dot_product":
-        return torch.bmm(queries, sub_keys.transpose(1, 2)).neg_()
-    return torch.baddbmm(key_squares.unsqueeze(1), queries, sub_keys.transpose(1, 2), alpha=-2)
+        return _products(queries, sub_keys.neg(), torch.zeros_like(key_squares))
+    return _products(queries, sub_keys * -2, key_squares)
+
+
+def _products(queries: Tensor, sub_keys: Tensor, added: Tensor) -> Tensor:
+    """<q, K> of all pairs [G, M, n], and what is added for a sub-key [G, n]."""
+    work = queries.shape[1] * sub_keys[0].numel()
+    if queries.device.type != "cpu" or queries.dtype != torch.float32 or work < _LARGE_PRODUCT or not _has_onednn():
+        return torch.baddbmm(added.unsqueeze(1), queries, sub_keys.transpose(1, 2))
+    lists = zip(queries, sub_keys, added, strict=True)
+    return torch.stack([F.linear(*(x.to_mkldnn() for x in tensors)).to_dense() for tensors in lists])
+
+
+@cache
+def _has_onednn() -> bool:
+    """Whether torch can multiply by oneDNN, in full float32: no environment variable allows it less."""
+    less = any(f"{name}_DEFAULT_FPMATH_MODE" in os.environ for name in ("ONEDNN", "DNNL"))
+    return torch.backends.mkldnn.is_available() and not less
 
 
 def _smallest(proposals: Tensor, topk: int) -> tuple[Tensor, Tensor]:
@@ -143,12 +174,11 @@ def _select_block(queries: Tensor, sub_keys: Tensor, topk: int, score: str, with
     if score != "dot_product":
         doubt += (best[..., -1:] + query_squares).abs_()
     most = best[..., -1:] + doubt.mul_(4 * torch.finfo(queries.dtype).eps)
-    rows, directions = gather_sub_keys(sub_keys, indices), None
     if with_directions:
-        directions = torch.sub(queries.unsqueeze(-2), rows, out=rows)
-        kept = KeptSubKeys(indices, dot_products(directions, directions), directions)
+        directions, costs = _directions(queries, sub_keys, indices)
+        kept = KeptSubKeys(indices, costs, directions)
     else:
-        kept = KeptSubKeys(indices, exact_costs(queries, rows, score))
+        kept = KeptSubKeys(indices, exact_costs(queries, gather_sub_keys(sub_keys, indices), score))
     # Whether the best of those that are not kept might have been.
     close = proposals.scatter_(-1, indices, torch.inf).amin(-1) <= most.squeeze(-1)
     doubtful = (kept.costs[..., 1:] <= kept.costs[..., :-1]).any(-1).logical_or_(close)
@@ -224,14 +254,16 @@ def select_slots(kept: KeptSubKeys, num_subkeys: int, score: str, moving: int = 
     candidates = _pair_candidates(topk, scores.device)
     sums = first_scores.index_select(-1, candidates[0]) + second_scores.index_select(-1, candidates[1])
     best, chosen = sums.topk(min(topk + 1, sums.shape[-1]), dim=-1)
+    tied = (best[..., 1:] == best[..., :-1]).any(-1)
+    best, chosen = best[..., :topk].contiguous(), chosen[..., :topk].contiguous()
     # Elsewhere than on a CPU, a look makes the host wait, which costs more than settling ties that are not there.
-    if sums.device.type != "cpu" or bool((best[..., 1:] == best[..., :-1]).any()):
-        slots = first_keys.index_select(-1, candidates[0]) * num_subkeys
-        slots += second_keys.index_select(-1, candidates[1])
+    if sums.device.type != "cpu" or bool(tied.any()):
+        those: Any = tied.nonzero(as_tuple=True) if sums.device.type == "cpu" else ...
+        slots = first_keys[those].index_select(-1, candidates[0]) * num_subkeys
+        slots += second_keys[those].index_select(-1, candidates[1])
         ascending = slots.argsort(-1)
-        best, order = sums.gather(-1, ascending).sort(dim=-1, descending=True, stable=True)
-        chosen = ascending.gather(-1, order)
-    chosen, best = chosen[..., :topk].contiguous(), best[..., :topk].contiguous()
+        ranked, order = sums[those].gather(-1, ascending).sort(dim=-1, descending=True, stable=True)
+        best[those], chosen[those] = ranked[..., :topk], ascending.gather(-1, order[..., :topk])
     positions = candidates[:, chosen]
     slots = first_keys.gather(-1, positions[0]) * num_subkeys + second_keys.gather(-1, positions[1])
     probabilities = scores[:, :moving].softmax(-1) if moving else None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...named_ranges import named_range
+from ...product_key.selection import BLOCK_NUMBERS
 from ..rounding import round_rows
 from ..value_chain import ValueInputs, ValueSteps
 from ..write_plan import AdjointPlan, ValuePiece, WritePlan, make_adjoint_plan, make_write_plan
@@ -132,11 +133,21 @@ class SparseForward(_Pass):
         segments, pairs = self.ranges(piece)
         # Rows that are read but not written have weight zero; the clamp only keeps their address legal.
         tokens = (self.token_of_pair[pairs] - piece.start).clamp_(max=piece.written - 1)
-        change = sum_rows(error, tokens, self.segments.starts[segments] - pairs.start, self.changes[pairs])
-        torch.sub(rows, change, out=change)
-        if self.options.rounding is not None:
-            change = round_rows(change, self.slots[segments], self.options.rounding, piece.write)
-        put_rows(self.table, self.rows[segments], change)
+        weights, starts = self.changes[pairs], self.segments.starts[segments] - pairs.start
+        # In blocks that a core's cache holds. A sum does not depend on those beside it.
+        step = max(1, BLOCK_NUMBERS // rows.shape[1])
+        edges = [*starts[step::step].tolist(), len(tokens)]
+        first = 0
+        for number, stop in enumerate(edges):
+            block = slice(number * step, (number + 1) * step)
+            summed = slice(first, stop)
+            change = sum_rows(error, tokens[summed], starts[block] - first, weights[summed])
+            torch.sub(rows[block], change, out=change)
+            numbers = slice(segments.start + block.start, min(segments.stop, segments.start + block.stop))
+            if self.options.rounding is not None:
+                change = round_rows(change, self.slots[numbers], self.options.rounding, piece.write)
+            put_rows(self.table, self.rows[numbers], change)
+            first = stop
 
     def overwritten(self, piece: ValuePiece) -> tuple[Tensor, Tensor]:
         """An entry of the undo log: slots and old rows of the piece that was just written."""
