@@ -135,8 +135,8 @@ class SparseForward(_Pass):
         tokens = (self.token_of_pair[pairs] - piece.start).clamp_(max=piece.written - 1)
         weights, starts = self.changes[pairs], self.segments.starts[segments] - pairs.start
         # In blocks that a core's cache holds. A sum does not depend on those beside it.
-        step = max(1, BLOCK_NUMBERS // rows.shape[1])
-        edges = [*starts[step::step].tolist(), len(tokens)]
+        step = max(1, BLOCK_NUMBERS // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
+        edges = [*starts[step::step].tolist(), len(tokens)] if len(rows) > step else [len(tokens)]
         first = 0
         for number, stop in enumerate(edges):
             block = slice(number * step, (number + 1) * step)
