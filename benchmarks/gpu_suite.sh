@@ -6,6 +6,7 @@
 #                                                            them, one a line, as pip download -r /dev/stdin --no-deps takes them
 # Variables: PYTHON=python3   WHEELS=FOLDER with those packages, for a machine without network   SECONDS_IN_ALL=570
 # DEVICE=cpu rehearses every step without a GPU, REHEARSAL=1 on whatever device is there, at small sizes
+# PATIENCE=N multiplies the limit of every step, for rehearsals on a busy machine
 # TESTS="PATHS" runs these tests of the memory instead of all that it has for the device
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
@@ -79,7 +80,7 @@ pack() { # what there is so far: a suite that is stopped leaves what it has foun
 }
 
 step() { # step NAME LIMIT_SECONDS COMMAND...: runs the command, keeps its log, adds a line to the summary, goes on
-  local name=$1 limit=$2 begin=$SECONDS status=0
+  local name=$1 limit=$(($2 * ${PATIENCE:-1})) begin=$SECONDS status=0
   shift 2
   [ "$limit" -le $((whole - SECONDS)) ] || limit=$((whole - SECONDS))
   echo "== $name"
@@ -121,7 +122,7 @@ corpus=(examples/quickstart/corpus/{emma,persuasion}.txt.gz)
 
 # What matters most comes first: time may end. Every limit has room for compiling what the step launches.
 step machine 60 "$python" tools/doctor.py
-step tests 260 "$python" -m benchmarks.green --device "$device" --tests-limit 250 "${tests[@]}"
+step tests 260 "$python" -m benchmarks.green --device "$device" --tests-limit $((250 * ${PATIENCE:-1})) "${tests[@]}"
 step repeats 120 "$python" -m benchmarks.repeated_launches --device "$device" --size "$launches" --output "$results"
 bench stages 100 stages --device "$device" "${stages[@]}"
 bench layer 90 layer --size "$size"
