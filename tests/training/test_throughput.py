@@ -92,8 +92,8 @@ class Moved(TorchDispatchMode):
             self.bytes["reads"] += found.nbytes
             self.kept.append(found)  # an address is not given again while its tensor lives
             self.log.add(found.data_ptr())
-        elif name == "index_copy_" and args[0].data_ptr() == self.table:
-            self.bytes["writes"] += args[3].shape[0] * args[0][0].nbytes
+        elif name in ("index_copy_", "index_put_") and args[0].data_ptr() == self.table:
+            self.bytes["writes"] += args[3 if name == "index_copy_" else 2].nbytes
         elif self.backward and name in ("_embedding_bag_per_sample_weights_backward", "_to_copy"):
             rows = args[name.startswith("_embedding")]
             self.bytes["out of the log"] += rows.nbytes * (rows.data_ptr() in self.log)
