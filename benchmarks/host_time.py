@@ -8,6 +8,7 @@ what a GPU would wait for: binding arguments, choosing kernels, torch's dispatch
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -68,18 +70,18 @@ class NoDriver:
 @contextmanager
 def no_gpu() -> Iterator[NoDriver]:
     """Inside, tensors on the CPU are taken for tensors on CUDA, and launches do nothing."""
-    import contextlib
-
     import torch
-    import triton
-    from triton.runtime.driver import driver
 
     stub = NoDriver()
-    driver.set_active(stub)
     zeros: dict[Any, str] = {torch: "empty", torch.Tensor: "new_empty"}
     with contextlib.ExitStack() as stack:
         patch: Callable[..., Any] = lambda *what: stack.enter_context(mock.patch.object(*what))  # noqa: E731
-        patch(triton.compiler, "compile", stub.compile)
+        if find_spec("triton"):
+            import triton
+            from triton.runtime.driver import driver
+
+            driver.set_active(stub)
+            patch(triton.compiler, "compile", stub.compile)
         patch(torch.Tensor, "is_cuda", property(lambda _: True))
         for name in ("device", "device_of"):
             patch(torch.cuda, name, lambda *_: contextlib.nullcontext())

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from benchmarks import launches
 from benchmarks.counted_calls import Subject, count_op, op_call, paper_shape
 from benchmarks.counting import Counted, OpCalls, counting
 from benchmarks.host_time import measure
@@ -120,6 +122,20 @@ def test_tensors_without_data_are_on_cuda():
     with counting(triton=False):
         assert empty(1).is_cuda and not torch.ones(1).is_cuda
     assert not empty(1).is_cuda
+
+
+def test_without_triton_the_rest_is_counted(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path) -> None:
+    asked = []
+
+    def count_all(implementations: list[str], *, quick: bool) -> dict[str, object]:
+        asked.append(implementations)
+        return {"torch": "2.13.0", "subjects": {}}
+
+    monkeypatch.setattr(launches, "find_spec", lambda _: None)
+    monkeypatch.setattr(launches, "count_all", count_all)
+    arguments = Namespace(implementations=None, quick=True, check=True, record=RECORD, repeats=1, output=tmp_path)
+    launches.run(arguments, "a test")
+    assert asked == [["sparse"]] and "triton is not installed" in capsys.readouterr().err
 
 
 SMALL = {"batch": 1, "tokens": 48, "num_subkeys": 16, "key_dim": 16, "value_dim": 16, "topk": 4, "chunk_size": 16}
