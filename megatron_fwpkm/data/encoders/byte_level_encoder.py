@@ -7,13 +7,10 @@ alike, is encoded by the plain tokenizer.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
-import tempfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unicodedata import is_normalized
 
@@ -21,8 +18,8 @@ import numpy as np
 
 from ..indexed.indexed_format import token_dtype
 from ..tokenizers import HuggingFaceTokenizer, TikTokenizer, Tokenizer
-from .gigatoken_library import BoundedGigatoken, check_gigatoken, gigatoken_loading, release_memory
-from .tokenizer_json import check_tokenizer_json, gigatoken_json, normal_form, text_tokens
+from .gigatoken_library import BoundedGigatoken, check_gigatoken, release_memory
+from .tokenizer_json import SPLITS, check_tokenizer_json, gigatoken_json, normal_form, ranks_json, text_tokens
 
 try:
     import orjson
@@ -32,7 +29,7 @@ except ImportError:
 Prepare = Callable[[str], bytes | None]
 """A text to what the library encodes; None for one that the plain tokenizer must encode."""
 
-_CACHE_BYTES, _TEXT_PER_LOAD = 40_000_000, 1 << 62
+_CACHE_BYTES, _TEXT_PER_LOAD = 32_000_000, 1 << 62
 """Growth of this process after which the library is loaded anew (half a second); most text never gets there."""
 _RARE_LETTERS = re.compile(b"\xf0[\x90-\x9c\x9e]")
 """Letters beyond the first 65,536 characters but for mathematical ones and ideographs, in UTF-8: of the new ones among
@@ -54,10 +51,13 @@ class ByteLevelEncoder:
         self._first = 0
         """Id of the library's first token."""
         if isinstance(tokenizer, TikTokenizer):
-            self._prepare, load = _of_ranks(tokenizer)
+            self._prepare, description = _of_ranks(tokenizer)
             self._first = len(tokenizer.control_tokens())
         else:
-            self._prepare, load = _of_json(tokenizer)
+            self._prepare, description = _of_json(tokenizer)
+        from gigatoken.gigatoken_rs import load_hf_json
+
+        load = partial(load_hf_json, description)
         self._encode = BoundedGigatoken(load, cache_bytes=_CACHE_BYTES, text_per_load=_TEXT_PER_LOAD)
 
     def __call__(self, texts: list[str]) -> list[bytes]:
@@ -78,18 +78,13 @@ class ByteLevelEncoder:
         return np.array(self._tokenizer.encode(text), self._dtype).tobytes()
 
 
-def _of_json(tokenizer: HuggingFaceTokenizer) -> tuple[Prepare, Callable[[], Any]]:
-    from gigatoken.gigatoken_rs import load_hf_json
-
+def _of_json(tokenizer: HuggingFaceTokenizer) -> tuple[Prepare, bytes]:
+    """How texts are prepared, and the description for the library."""
     release_memory()
     loads = json.loads if orjson is None else orjson.loads
     description = loads(tokenizer.file.read_bytes())
     check_tokenizer_json(description)
     form, added = normal_form(description), text_tokens(description)
-    with gigatoken_loading():
-        kept = gigatoken_json(description)
-        data = json.dumps(kept).encode() if orjson is None else orjson.dumps(kept)
-    del description, kept
     added += [tokenizer.normalized(token) for token in added]
 
     def prepare(text: str) -> bytes | None:
@@ -104,20 +99,14 @@ def _of_json(tokenizer: HuggingFaceTokenizer) -> tuple[Prepare, Callable[[], Any
                 return None
         return _without_rare_letters(text.encode())
 
-    return prepare, partial(load_hf_json, data)
+    return prepare, _dumped(gigatoken_json(description))
 
 
-def _without_rare_letters(data: bytes) -> bytes | None:
-    return None if _RARE_LETTERS.search(data) else data
-
-
-def _of_ranks(tokenizer: TikTokenizer) -> tuple[Prepare, Callable[[], Any]]:
+def _of_ranks(tokenizer: TikTokenizer) -> tuple[Prepare, bytes]:
     """Both patterns cut words as patterns that gigatoken knows, v1 but for contractions: it has no rule for them. There
     the apostrophe changes places with a control character, which is a sign like it without a rule."""
     exchanged = _APOSTROPHE_EXCHANGED if tokenizer.pattern == "v1" else bytes(range(256))
-    scheme = {"v1": "qwen2", "v2": "nemotron"}[tokenizer.pattern]
-    pieces = (base64.b64encode(piece.translate(exchanged)) for piece in tokenizer.pieces)
-    ranks = b"".join(b"%s %d\n" % (piece, rank) for rank, piece in enumerate(pieces))
+    split = SPLITS[{"v1": "qwen2", "v2": "nemotron"}[tokenizer.pattern]]
 
     def prepare(text: str) -> bytes | None:
         """With the apostrophe in its other place; None where that is taken, or with rare letters."""
@@ -128,13 +117,12 @@ def _of_ranks(tokenizer: TikTokenizer) -> tuple[Prepare, Callable[[], Any]]:
             data = data.translate(exchanged)
         return data if text.isascii() else _without_rare_letters(data)
 
-    return prepare, partial(_load_ranks, ranks, scheme)
+    return prepare, _dumped(ranks_json([piece.translate(exchanged) for piece in tokenizer.pieces], split))
 
 
-def _load_ranks(ranks: bytes, scheme: str) -> Any:
-    from gigatoken.gigatoken_rs import BPETokenizer
+def _dumped(description: dict[str, Any]) -> bytes:
+    return json.dumps(description).encode() if orjson is None else orjson.dumps(description)
 
-    with tempfile.TemporaryDirectory() as folder:  # the library reads files only
-        path = Path(folder) / "ranks.tiktoken"
-        path.write_bytes(ranks)
-        return BPETokenizer.from_tiktoken(path, scheme)
+
+def _without_rare_letters(data: bytes) -> bytes | None:
+    return None if _RARE_LETTERS.search(data) else data

@@ -25,10 +25,12 @@ SPLITS = {
     "nemotron": "|".join((*_CASED, r"\p{N}", _SIGNS_AND_SLASHES, _SPACES)),
 }
 """The regular expressions whose words gigatoken cuts as Hugging Face does, by the models that they are known from."""
-_BYTE_CHARACTERS = {chr(byte) for byte in (*range(33, 127), *range(161, 173), *range(174, 256))} | {
-    chr(256 + number) for number in range(256 - 188)
+_PRINTED = (*range(33, 127), *range(161, 173), *range(174, 256))
+BYTE_SPELLING = {byte: chr(byte) for byte in _PRINTED} | {
+    byte: chr(256 + number) for number, byte in enumerate(sorted(set(range(256)).difference(_PRINTED)))
 }
-"""The characters by which a vocabulary spells the 256 bytes."""
+"""The characters by which a vocabulary spells the bytes."""
+_BYTE_CHARACTERS = set(BYTE_SPELLING.values())
 NORMAL_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 _EVERYTHING = (("Isolated", False), ("Removed", True))
 """Behavior and invert of a split that keeps every match as a word; the regular expressions above match all text."""
@@ -78,6 +80,27 @@ def gigatoken_json(description: dict[str, Any]) -> dict[str, Any]:
             "type": "BPE", "vocab": vocab, "merges": model["merges"], "ignore_merges": bool(model.get("ignore_merges"))
         },
     }  # fmt: skip
+
+
+def ranks_json(pieces: list[bytes], split: str) -> dict[str, Any]:
+    """The description of tiktoken's ranks: a word that is a piece is its token, and of others any two neighbours that
+    make a piece are merged, the lowest rank first."""
+    spelled = [piece.decode("latin1").translate(BYTE_SPELLING) for piece in pieces]
+    vocab = {piece: rank for rank, piece in enumerate(spelled)}
+    merges = [
+        (piece[:at], piece[at:])
+        for piece in spelled
+        for at in range(1, len(piece))
+        if piece[:at] in vocab and piece[at:] in vocab
+    ]
+    steps = [
+        {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+    ]
+    return {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": True},
+    }
 
 
 def _check_pre_tokenizer(pre_tokenizer: dict[str, Any] | None) -> None:

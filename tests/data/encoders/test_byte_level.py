@@ -33,7 +33,7 @@ except importlib.metadata.PackageNotFoundError:
     INSTALLED = False
 needs_gigatoken = pytest.mark.skipif(not INSTALLED, reason=f"gigatoken {GIGATOKEN_VERSION} (extra `fast`) is missing")
 
-CORNERS = "a's I'LL we'Re 'sir 12345 x9 \u0663 \u4f60\u597d\u3042 \U0001f600 e\u0301 \u00c5B\u01c5 !?/\n /\r\n  \t z "
+CORNERS = "a's qvz I'LL we'Re 'sir 12345 x9 \u4f60\u597d\u3042 \U0001f600 e\u0301 \u00c5B\u01c5 !?/\n /\r\n  \t z "
 TEXT = st.one_of(
     st.text(st.sampled_from(CORNERS + "\x01\x00\u2028\u0085\u017f\u212b<think></s>\U00010400\U0001d400"), max_size=40),
     st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
@@ -71,6 +71,7 @@ def ranks(folder: Path, pattern: Any) -> Tokenizer:
     pieces = [bytes([byte]) for byte in range(256)]
     words = ("'s", "'ll", "'re", "'si", " t", "he", " the", "12", "99", " a", " w", "\n\n", "  ", "!?", "/\n", "\u4f60")
     pieces += dict.fromkeys(word.encode()[:end] for word in words for end in range(2, len(word.encode()) + 1))
+    pieces += [b" qvz", b"ough"]  # no two pieces make these
     path = folder / f"{pattern}.tiktoken"
     path.write_text("".join(f"{base64.b64encode(piece).decode()} {rank}\n" for rank, piece in enumerate(pieces)))
     return build_tokenizer(
