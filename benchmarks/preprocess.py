@@ -1,7 +1,7 @@
-"""Preparing a corpus: every way of encoding against SentencePiece alone, a document at a time, in one run.
+"""Preparing a corpus: every way of encoding against the tokenizer's library alone, a document at a time, in one run.
 
 Each side runs in a process of its own, so that CPU seconds and peak memory are its own. Run as a module it is one such
-side.
+side. Megatron-LM's tools are sides, too, where a checkout is given.
 """
 
 from __future__ import annotations
@@ -19,13 +19,23 @@ import sys
 import tempfile
 import time
 from array import array
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report import ROOT, Report, provenance
 
-SIDES = ("sentencepiece", "none", "segments", "gigatoken")
-"""The library alone, then tools/preprocess_data.py with each --accelerator."""
+SIDES = {
+    "SentencePieceTokenizer": ("library", "none", "segments", "gigatoken"),
+    "HuggingFaceTokenizer": ("library", "none", "gigatoken"),
+    "TikTokenizer": ("library", "none", "gigatoken"),
+}
+"""By --tokenizer-type: the library alone, then tools/preprocess_data.py with each --accelerator."""
+MEGATRON_SIDES = {
+    "megatron": ("tools/preprocess_data.py", "--workers", "1"),
+    "megatron-gigatoken": ("tools/preprocess_data_fast.py", "--use-gigatoken"),
+}
+"""Tools of Megatron-LM and the flags that only they have."""
 _DOCUMENT = 2500
 _SUFFIXES = (".html", ".txt", ".rst")
 _MARKUP = re.compile(r"<(script|style).*?</\1>|<[^>]+>", re.DOTALL)
@@ -55,58 +65,97 @@ def build_corpus(folder: Path, path: Path, size: int) -> tuple[int, int]:
     raise RuntimeError(f"--text {folder} holds {written:,} bytes of text, less than --megabytes asks for")
 
 
-def measure_side(side: str, corpus: str, model: str, prefix: str, workers: int) -> dict[str, Any]:
-    """Prepare the corpus one way in this process and hash the result."""
-    from megatron_fwpkm.config import DataConfig
-    from megatron_fwpkm.data.indexed.indexed_format import dataset_paths
-    from megatron_fwpkm.data.preprocess.run import PreprocessOptions, preprocess
+@dataclass(frozen=True)
+class Side:
+    """One way of preparing a corpus."""
 
+    name: str
+    corpus: str
+    tokenizer_type: str
+    tokenizer_model: str
+    prefix: str
+    workers: int = 1
+    megatron_python: str = ""
+    """Python that runs Megatron-LM's tools."""
+    megatron_lm: str = ""
+    """Checkout of Megatron-LM."""
+
+    @property
+    def output(self) -> str:
+        """Prefix of the dataset."""
+        return f"{self.prefix}_text_document"
+
+
+def measure_side(side: Side) -> dict[str, Any]:
+    """Prepare the corpus one way in this process (Megatron-LM's tools in theirs) and hash the result."""
     start = time.monotonic()
-    output = f"{prefix}_text_document"
-    if side == "sentencepiece":
-        _library_alone(corpus, model, output)
+    if side.name in MEGATRON_SIDES:
+        _megatron_tool(side)
+    elif side.name == "library":
+        _library_alone(side)
     else:
-        report = preprocess(
-            PreprocessOptions(
-                (corpus,),
-                prefix,
-                DataConfig(tokenizer_model=model),
-                append_eod=True,
-                workers=workers,
-                accelerator=side,  # type: ignore[arg-type]
-            )  # fmt: skip
-        )
-        if report.accelerator not in (side, "the plain tokenizer" if side == "none" else side):
-            raise RuntimeError(f"{side} cannot be used here: {report.accelerator} was")
+        _own_tool(side)
     wall = time.monotonic() - start
     unit = 1 if sys.platform == "darwin" else 1024
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    used = [children] if side.name in MEGATRON_SIDES else [own, children]
     hashes = {}
-    for path in dataset_paths(output)[:2]:
-        with open(path, "rb") as stream:
-            hashes[path.suffix] = hashlib.file_digest(stream, "sha256").hexdigest()
+    for suffix in (".bin", ".idx"):
+        with open(side.output + suffix, "rb") as stream:
+            hashes[suffix] = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
-        "wall_seconds": wall, "hashes": hashes, "peak_bytes": (own.ru_maxrss + children.ru_maxrss) * unit,
-        "cpu_seconds": own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime,
+        "wall_seconds": wall, "hashes": hashes, "peak_bytes": sum(each.ru_maxrss for each in used) * unit,
+        "cpu_seconds": sum(each.ru_utime + each.ru_stime for each in used),
     }  # fmt: skip
 
 
-def _library_alone(corpus: str, model: str, output: str) -> None:
+def _own_tool(side: Side) -> None:
+    from megatron_fwpkm.config import DataConfig
+    from megatron_fwpkm.data.preprocess.run import PreprocessOptions, preprocess
+
+    report = preprocess(
+        PreprocessOptions(
+            (side.corpus,),
+            side.prefix,
+            DataConfig(tokenizer_type=side.tokenizer_type, tokenizer_model=side.tokenizer_model),  # type: ignore[arg-type]
+            append_eod=True,
+            workers=side.workers,
+            accelerator=side.name,  # type: ignore[arg-type]
+        )
+    )
+    if report.accelerator not in (side.name, "the plain tokenizer" if side.name == "none" else side.name):
+        raise RuntimeError(f"{side.name} cannot be used here: {report.accelerator} was")
+
+
+def _megatron_tool(side: Side) -> None:
+    tool, *flags = MEGATRON_SIDES[side.name]
+    command = [
+        side.megatron_python, str(Path(side.megatron_lm) / tool), *flags, "--input", side.corpus,
+        "--output-prefix", side.prefix, "--tokenizer-type", side.tokenizer_type,
+        "--tokenizer-model", side.tokenizer_model, "--append-eod",
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"Megatron-LM's {tool} failed with exit code {result.returncode}:\n{result.stderr}")
+
+
+def _library_alone(side: Side) -> None:
     """What every tool must do at least: parse, encode, write."""
     import numpy as np
-    import sentencepiece
 
+    from megatron_fwpkm.config import DataConfig
     from megatron_fwpkm.data.indexed.indexed_format import token_dtype, write_index
+    from megatron_fwpkm.data.tokenizers import build_tokenizer
 
-    processor = sentencepiece.SentencePieceProcessor(model_file=model)
-    dtype, end, lengths = token_dtype(processor.get_piece_size()), processor.eos_id(), array("i")
-    with open(corpus, "rb") as lines, open(f"{output}.bin", "wb") as stream:
+    data = DataConfig(tokenizer_type=side.tokenizer_type, tokenizer_model=side.tokenizer_model)  # type: ignore[arg-type]
+    tokenizer = build_tokenizer(data)
+    dtype, lengths = token_dtype(tokenizer.vocab_size), array("i")
+    with open(side.corpus, "rb") as lines, open(f"{side.output}.bin", "wb") as stream:
         for line in lines:
-            ids = processor.encode(json.loads(line)["text"])
-            ids.append(end)
+            ids = [*tokenizer.encode(json.loads(line)["text"]), tokenizer.eod]
             stream.write(np.array(ids, dtype).tobytes())
             lengths.append(len(ids))
-    with open(f"{output}.idx", "wb") as stream:
+    with open(f"{side.output}.idx", "wb") as stream:
         write_index(stream, dtype, np.asarray(lengths))
 
 
@@ -125,30 +174,46 @@ def measure(arguments: argparse.Namespace, command: str) -> Report:
             documents, size = build_corpus(arguments.text, corpus, megabytes * 1_000_000)
             corpora.append(f"{size / 1e6:.0f} MB of JSON Lines, {documents:,} documents")
             first: dict[str, Any] | None = None
-            runs = [(side, 1) for side in SIDES]
-            if megabytes == arguments.megabytes[0]:
-                runs += [(side, workers) for workers in arguments.workers for side in SIDES[-2:]]
-            for side, workers in runs:
-                print(f"{megabytes} MB, {side}, workers {workers} ...", file=sys.stderr, flush=True)
-                prefix = Path(folder).resolve() / f"{side}-{workers}"
-                found = _in_own_process(side, corpus.resolve(), arguments.tokenizer_model.resolve(), prefix, workers)
+            for name, workers in _runs(arguments, megabytes):
+                print(f"{megabytes} MB, {name}, workers {workers} ...", file=sys.stderr, flush=True)
+                prefix = Path(folder).resolve() / f"{name}-{workers}"
+                side = Side(
+                    name, str(corpus.resolve()), arguments.tokenizer_type, str(arguments.tokenizer_model.resolve()),
+                    str(prefix), workers, str(arguments.megatron_python), str(arguments.megatron_lm),
+                )  # fmt: skip
+                found = _in_own_process(side)
                 first = first or found
-                sides[f"{megabytes} MB, {side}, {workers}"] = found
+                sides[f"{megabytes} MB, {name}, {workers}"] = found
                 if found["hashes"] != first["hashes"]:
-                    raise RuntimeError(f"no speed-up is reported: {side} wrote other bytes than sentencepiece alone")
-                rows.append(_row(megabytes, side, workers, found, first))
-                for path in Path(folder).glob(f"{side}-{workers}*"):
+                    raise RuntimeError(f"no speed-up is reported: {name} wrote other bytes than the library alone")
+                rows.append(_row(megabytes, name, workers, found, first))
+                for path in Path(folder).glob(f"{name}-{workers}*"):
                     path.unlink()
     notes = [
-        f"{'; '.join(corpora)}, of documentation. `sentencepiece` is the library alone (parse, encode a document, "
-        "write); the others are tools/preprocess_data.py with that --accelerator, all checks on. CPU seconds are of "
-        "the whole process with its workers, start-up and self-check included; wall seconds begin after the imports; "
-        "peak is that of the process plus its largest worker. Every .bin and .idx is byte-identical to that of "
-        "sentencepiece.",
+        f"{'; '.join(corpora)}, of documentation; {arguments.tokenizer_type} of {arguments.tokenizer_model.name}. "
+        "`library` is the tokenizer's library alone (parse, encode a document, write); none, segments and gigatoken "
+        "are tools/preprocess_data.py with that --accelerator, all checks on; `megatron` and `megatron-gigatoken` are "
+        "Megatron-LM's tools/preprocess_data.py and tools/preprocess_data_fast.py. CPU seconds are of the whole "
+        "process with its workers, start-up and self-check included; wall seconds begin after our imports, but "
+        "before Megatron-LM's; peak is that of the process plus its largest worker. Every .bin and .idx is "
+        "byte-identical to that of the library alone.",
     ]
     header = ["MB", "way", "workers", "CPU seconds", "wall seconds", "peak MB", "faster, CPU", "faster, wall"]
     data = {"corpora": corpora, "load": os.getloadavg(), "sides": sides}
-    return Report("preprocess", "Preparing a corpus", notes, header, rows, data, provenance(command))
+    name = "preprocess" if arguments.tokenizer_type == "SentencePieceTokenizer" else "preprocess_byte_level"
+    return Report(name, "Preparing a corpus", notes, header, rows, data, provenance(command))
+
+
+def _runs(arguments: argparse.Namespace, megabytes: int) -> list[tuple[str, int]]:
+    """Names of sides and their workers."""
+    sides = SIDES[arguments.tokenizer_type]
+    runs = [(side, 1) for side in sides]
+    if arguments.megatron_lm is not None:
+        fast = arguments.tokenizer_type == "HuggingFaceTokenizer"  # of others it writes other bytes, or nothing
+        runs += [(side, 1) for side in MEGATRON_SIDES if fast or side == "megatron"]
+    if megabytes == arguments.megabytes[0]:
+        runs += [(side, workers) for workers in arguments.workers for side in sides[2:]]
+    return runs
 
 
 def _row(megabytes: int, side: str, workers: int, found: dict[str, Any], first: dict[str, Any]) -> list[str]:
@@ -159,12 +224,12 @@ def _row(megabytes: int, side: str, workers: int, found: dict[str, Any], first: 
     ]  # fmt: skip
 
 
-def _in_own_process(*arguments: object) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.preprocess", *map(str, arguments)]
+def _in_own_process(side: Side) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.preprocess", json.dumps(asdict(side))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise RuntimeError(f"{arguments[0]} failed with exit code {result.returncode}:\n{result.stderr}")
+        raise RuntimeError(f"{side.name} failed with exit code {result.returncode}:\n{result.stderr}")
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return found
 
@@ -172,7 +237,16 @@ def _in_own_process(*arguments: object) -> dict[str, Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--text", type=Path, required=True, help="folder of text, such as unpacked documentation")
-    parser.add_argument("--tokenizer-model", type=Path, required=True, help="SentencePiece BPE model")
+    parser.add_argument("--tokenizer-model", type=Path, required=True, help="model, or folder with a tokenizer.json")
+    parser.add_argument(
+        "--tokenizer-type", choices=sorted(SIDES), default="SentencePieceTokenizer",
+        help="kind of the tokenizer (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--megatron-lm", type=Path, help="checkout of Megatron-LM, whose tools are measured, too")
+    parser.add_argument(
+        "--megatron-python", type=Path, default=Path(sys.executable),
+        help="Python of the environment that runs them (default: this one)",
+    )  # fmt: skip
     parser.add_argument(
         "--megabytes", type=int, nargs="+", default=[100], help="size of the corpus, or several (default: 100)"
     )
@@ -190,5 +264,4 @@ def run(arguments: argparse.Namespace, command: str) -> Report:
 
 
 if __name__ == "__main__":
-    _, side_name, corpus_path, model_path, output_prefix, count = sys.argv
-    print(json.dumps(measure_side(side_name, corpus_path, model_path, output_prefix, int(count))))
+    print(json.dumps(measure_side(Side(**json.loads(sys.argv[1])))))
