@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
-from ..ops.memory_block.block_steps import BlockSteps, block_steps
+from ..ops.memory_block.block_steps import TORCH_STEPS, BlockSteps, block_steps
 from ..ops.memory_block.block_types import NormWeights, StandardValues
 from ..ops.named_ranges import named_range
 from .documents import document_lengths
@@ -142,7 +142,7 @@ class MemoryBlock(MegatronModule):
         """
         sharding, sequence_parallel = self.sharding, self.config.sequence_parallel
         x = sharding.gather_sequence(hidden_states) if sequence_parallel else hidden_states
-        steps = block_steps(self._implementation(), x.shape[-1], self.output_norm.weight.shape[0])
+        steps = self._steps(x.shape[-1])
         inputs = steps.normalize_hidden(x, self._norm_weights(), self.query_norm.eps, self.table_dtype)
         queries, _ = self.query_proj(inputs.queries)
         projected_values, _ = self.value_proj(inputs.values)
@@ -153,7 +153,13 @@ class MemoryBlock(MegatronModule):
         norm = self.output_norm
         output = steps.mix_reads(reads, values.mixed, gates, norm.weight, norm.eps, x.dtype, sharding)
         projected, bias = self.output_proj(output)
-        return (hidden_states if sequence_parallel else inputs.residual) + projected + bias
+        return steps.add_output(hidden_states if sequence_parallel else inputs.residual, projected, bias)
+
+    def _steps(self, width: int) -> BlockSteps:
+        """What goes with the memory's implementation; `torch.compile` makes kernels of its own of the form in torch."""
+        if torch.compiler.is_compiling():
+            return TORCH_STEPS
+        return block_steps(self._implementation(), width, self.output_norm.weight.shape[0])
 
     def _norm_weights(self) -> NormWeights:
         """The weights that are applied to the hidden state before anything is projected."""

@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from ..ops import FastWeightOutput, FastWeightState, MemoryOptions, UndoLog, fast_weight_memory_, flush_pending_
+from ..ops.dtype_change import to_dtype
 from ..ops.fast_weight_memory.implementation_choice import choose_implementation
 from .block_around_memory import MemoryBlock, memory_groups
 from .cuda_graphs import GraphedForwards
@@ -106,7 +107,7 @@ class FastWeightMemoryLayer(MemoryBlock, FastWeightTables):
 
         With context parallelism every rank brings its tokens, and all of them go through this rank's tables.
         """
-        queries = self.context.gather_tokens(queries).to(self.sub_keys.dtype)
+        queries = to_dtype(self.context.gather_tokens(queries), self.sub_keys.dtype)
         gates = None if gates is None else self.context.gather_tokens(gates)
         per_sequence = queries.transpose(0, 1).unflatten(-1, (self.config.fwpkm.num_heads, -1))
         targets = self.context.tokens_to_columns(values).transpose(0, 1)

@@ -9,6 +9,8 @@ import torch
 
 from megatron_fwpkm.layers import block_around_memory
 from megatron_fwpkm.layers.fast_weight_memory import FastWeightMemoryLayer
+from megatron_fwpkm.ops.memory_block.block_steps import TORCH_STEPS
+from megatron_fwpkm.ops.memory_block.triton.block_functions import TRITON_STEPS
 from tests.layers.test_fast_weight_tables import hidden, memory
 from tests.training.double_precision import double_precision
 
@@ -44,3 +46,10 @@ def test_the_block_goes_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None
     outputs = [memory(implementation=name)(hidden(1, 4)) for name in ("triton", "sparse")]
     assert asked == [("triton", 32, 16), ("sparse", 32, 16)]
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-6)
+
+
+def test_torch_compile_is_given_the_form_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = memory(implementation="triton")
+    assert block._steps(32) is TRITON_STEPS
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert block._steps(32) is TORCH_STEPS

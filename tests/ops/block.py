@@ -46,6 +46,7 @@ def make_block(
     shapes: dict[str, tuple[int, ...]] = {
         "x": (*tokens, hidden), "query": (hidden,), "value": (hidden,), "gate": (hidden,), "gate_row": (1, hidden),
         "gate_bias": (1,), "values": (*tokens, columns), "reads": (*tokens, columns), "weight": (columns,),
+        "projected": (*tokens, hidden), "bias": (hidden,),
     }  # fmt: skip
     found = {}
     for name, shape in shapes.items():
@@ -63,11 +64,13 @@ def run_steps(steps: BlockSteps, leaves: dict[str, Tensor], columns: Any = None)
     dtype = leaves["reads"].dtype
     columns = AllColumns(leaves["values"].shape[-1]) if columns is None else columns
 
-    def run(x: Tensor, weights: NormWeights, values: Tensor, reads: Tensor, weight: Tensor) -> dict[str, Tensor | None]:
+    def run(x: Tensor, weights: NormWeights, **others: Tensor) -> dict[str, Tensor | None]:
         inputs = steps.normalize_hidden(x, weights, EPS, dtype)
-        standard = steps.standardize_values(values, dtype, columns)
+        standard = steps.standardize_values(others["values"], dtype, columns)
+        reads, weight = others["reads"], others["weight"]
         out = steps.mix_reads(reads, standard.mixed, inputs.gates, weight, EPS, x.dtype, columns)
-        return {**inputs._asdict(), "targets": standard.targets, "mixed": standard.mixed, "out": out}
+        end = steps.add_output(inputs.residual, others["projected"], others["bias"])
+        return {**inputs._asdict(), "targets": standard.targets, "mixed": standard.mixed, "out": out, "end": end}
 
     return _differentiate(run, leaves)
 
@@ -75,10 +78,11 @@ def run_steps(steps: BlockSteps, leaves: dict[str, Tensor], columns: Any = None)
 def run_reference(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same of the formulas, in float64."""
 
-    def run(x: Tensor, weights: NormWeights, values: Tensor, reads: Tensor, weight: Tensor) -> dict[str, Tensor | None]:
-        inputs, standard = reference_inputs(x, weights, EPS), reference_standard(values)
-        out = reference_mixture(reads, standard, inputs.gates, weight, EPS)
-        return {**inputs._asdict(), "targets": standard, "mixed": standard, "out": out}
+    def run(x: Tensor, weights: NormWeights, **others: Tensor) -> dict[str, Tensor | None]:
+        inputs, standard = reference_inputs(x, weights, EPS), reference_standard(others["values"])
+        out = reference_mixture(others["reads"], standard, inputs.gates, others["weight"], EPS)
+        end = inputs.residual + others["projected"] + others["bias"]
+        return {**inputs._asdict(), "targets": standard, "mixed": standard, "out": out, "end": end}
 
     return _differentiate(run, {name: leaf.double().cpu() for name, leaf in leaves.items()})
 
@@ -92,7 +96,7 @@ def fixed(name: str, like: Tensor) -> Tensor:
 def _differentiate(run: Callable[..., dict[str, Tensor | None]], drawn: dict[str, Tensor]) -> dict[str, Tensor]:
     leaves = {name: leaf.detach().clone().requires_grad_() for name, leaf in drawn.items()}
     weights = NormWeights(*(leaves.get(name) for name in WEIGHTS))  # type: ignore[arg-type]
-    outputs = run(leaves["x"], weights, leaves["values"], leaves["reads"], leaves["weight"])
+    outputs = run(leaves["x"], weights, **{name: leaf for name, leaf in leaves.items() if name not in ("x", *WEIGHTS)})
     made = {name: output for name, output in outputs.items() if output is not None}
     loss = sum((output.double() * fixed(name, output)).sum() for name, output in made.items())
     gradients = torch.autograd.grad(loss, list(leaves.values()))  # type: ignore[arg-type]

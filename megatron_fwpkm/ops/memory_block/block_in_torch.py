@@ -81,3 +81,8 @@ def mix_reads(
     mixed = reads + values if gates is None else torch.lerp(values, reads, gates)
     mean_square = columns.total(mixed.square().sum(-1, keepdim=True)) / columns.num_columns
     return scale_normalized(mixed * torch.rsqrt(mean_square + eps), weight).to(dtype)
+
+
+def add_output(residual: Tensor, projected: Tensor, bias: Tensor) -> Tensor:
+    """The end of the block: the hidden state plus the projected output [..., h] and its bias [h]."""
+    return residual + projected + bias

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..sharding import ColumnSums
-from .block_in_torch import mix_reads, normalize_hidden, standardize_values
+from .block_in_torch import add_output, mix_reads, normalize_hidden, standardize_values
 from .block_types import BlockInputs, NormWeights, StandardValues
 
 MAX_WIDTH = 4096
@@ -36,6 +36,10 @@ class _MixReads(Protocol):
     ) -> Tensor: ...
 
 
+class _AddOutput(Protocol):
+    def __call__(self, residual: Tensor, projected: Tensor, bias: Tensor) -> Tensor: ...
+
+
 class BlockSteps(NamedTuple):
     """One implementation of the block; the arguments are those of the functions of `block_in_torch`.
 
@@ -43,14 +47,16 @@ class BlockSteps(NamedTuple):
         normalize_hidden: from the hidden state to what the projections read, and the gates.
         standardize_values: from projected values to z-scores.
         mix_reads: from what the memory returned to what the output is projected from.
+        add_output: the hidden state plus the projected output.
     """
 
     normalize_hidden: _NormalizeHidden
     standardize_values: _StandardizeValues
     mix_reads: _MixReads
+    add_output: _AddOutput
 
 
-TORCH_STEPS = BlockSteps(normalize_hidden, standardize_values, mix_reads)
+TORCH_STEPS = BlockSteps(normalize_hidden, standardize_values, mix_reads, add_output)
 """In torch, on any device."""
 
 

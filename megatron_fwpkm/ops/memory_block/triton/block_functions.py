@@ -184,6 +184,25 @@ class _MixReads(torch.autograd.Function):
         return grad_reads, grad_reads if gates is None else grad_values, grad_gates, grad_weight, None, None, None
 
 
+class _AddOutput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, projected: Tensor, bias: Tensor) -> Tensor:
+        """The sum, rounded once."""
+        width = residual.shape[-1]
+        out = torch.empty_like(residual, memory_format=torch.contiguous_format)
+        tensors = {"RESIDUAL": aligned(residual), "PROJECTED": aligned(projected), "BIAS": bias, "OUT": out}
+        launch_rows(mixture_kernels.add_output_kernel, residual.numel() // width, width, tensors, {})
+        ctx.dtypes = projected.dtype, bias.dtype
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for residual and output."""
+        projected, bias = ctx.dtypes
+        return gradient, gradient.to(projected), gradient.flatten(0, -2).sum(0).to(bias)
+
+
 def normalize_hidden(x: Tensor, weights: NormWeights, eps: float, dtype: torch.dtype) -> BlockInputs:
     """As in `block_in_torch`, but for the gate's linear layer, whose product is not rounded to the dtype of `x`."""
     return BlockInputs(*_NormalizeHidden.apply(x, eps, dtype, *weights))
@@ -207,5 +226,10 @@ def mix_reads(
     return _MixReads.apply(reads, values, gates, weight, eps, dtype, columns)
 
 
-TRITON_STEPS = BlockSteps(normalize_hidden, standardize_values, mix_reads)
+def add_output(residual: Tensor, projected: Tensor, bias: Tensor) -> Tensor:
+    """As in `block_in_torch`."""
+    return _AddOutput.apply(residual, projected, bias)
+
+
+TRITON_STEPS = BlockSteps(normalize_hidden, standardize_values, mix_reads, add_output)
 """In kernels."""

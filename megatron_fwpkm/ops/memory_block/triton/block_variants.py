@@ -19,6 +19,7 @@ _ACTIVATIONS = (
     *("X", "GRAD_X", "GRAD_RESIDUAL", "QUERIES", "GRAD_QUERIES", "OUT", "GRAD_OUT", "VALUES", "GRAD_VALUES"),
     *(f"{grad}{name}WEIGHT" for grad in ("", "GRAD_") for name in ("", "QUERY_", "VALUE_", "GATE_")),
     *(f"{grad}GATE_{name}" for grad in ("", "GRAD_") for name in ("ROW", "BIAS")),
+    *("RESIDUAL", "PROJECTED", "BIAS"),
 )
 """Pointers in the dtype of activations and parameters; in float32 are those that a memory or a sum has."""
 _OF_MEMORY = ("READS", "GRAD_READS", "VALUES", "GRAD_VALUES")
@@ -48,6 +49,7 @@ def _whole_rows(hidden: int, columns: int, dtype: str) -> list[KernelVariant]:
         block_kernels.normalize_hidden_kernel,
         block_kernels.normalize_hidden_backward_kernel,
         block_kernels.finish_hidden_kernel,
+        mixture_kernels.add_output_kernel,
     )
     standard_kernels = (block_kernels.standardize_kernel, block_kernels.standardize_backward_kernel)
     mixture = (

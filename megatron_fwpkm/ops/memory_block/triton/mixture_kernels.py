@@ -1,7 +1,8 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Kernels of the block around a memory: gate, mixture and norm of what the memory returned.
+"""Kernels of the block around a memory: gate, mixture and norm of what the memory returned, and the sum at the end.
 
-Symbols (README.md): N tokens | D columns of the values on this process | P programs that add up rows.
+Symbols (README.md): N tokens | H columns of the hidden state | D columns of the values on this process | P programs
+that add up rows.
 
 They are built as those of `block_kernels`.
 """
@@ -153,3 +154,20 @@ def finish_mixture_kernel(
     first = tl.program_id(0) * COLUMNS
     columns = first + tl.arange(0, COLUMNS)
     tl.store(GRAD_WEIGHT + columns, add_partials(PARTIALS, 0, 1, programs, first, D, COLUMNS), mask=columns < D)
+
+
+@triton.jit
+def add_output_kernel(
+    RESIDUAL,  # [N, H] hidden state
+    PROJECTED,  # [N, H] what the output was projected to
+    BIAS,  # [H]
+    OUT,  # [N, H] out
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Their sum for one token. Grid: N."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < H
+    total = load_row(RESIDUAL, row, columns, inside, H) + load_row(PROJECTED, row, columns, inside, H)
+    tl.store(OUT + row * H + columns, total + load_row(BIAS, 0, columns, inside, H), mask=inside)
