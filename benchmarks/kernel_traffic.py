@@ -259,7 +259,7 @@ _STREAMING = (
     "write_plan_kernel", "adjoint_plan_kernel", "normalize_hidden_kernel", "normalize_hidden_backward_kernel",
     "finish_hidden_kernel", "moments_kernel", "standardize_kernel", "standard_moments_kernel",
     "standardize_backward_kernel", "mixture_square_kernel", "mix_reads_kernel", "mixture_product_kernel",
-    "mix_reads_backward_kernel", "finish_mixture_kernel",
+    "mix_reads_backward_kernel", "finish_mixture_kernel", "add_output_kernel",
 )  # fmt: skip
 """Kernels that read or write all numbers of all their tensors once."""
 
