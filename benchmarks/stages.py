@@ -27,6 +27,7 @@ KERNELS = {
         "normalize_hidden_kernel", "normalize_hidden_backward_kernel", "finish_hidden_kernel", "moments_kernel",
         "standardize_kernel", "standard_moments_kernel", "standardize_backward_kernel", "mixture_square_kernel",
         "mix_reads_kernel", "mixture_product_kernel", "mix_reads_backward_kernel", "finish_mixture_kernel",
+        "add_output_kernel",
     ),
 }  # fmt: skip
 """Stage -> kernels by name; `gemm` stands for every matrix product of the vendor's library. The rest is `other`."""
