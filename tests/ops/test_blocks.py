@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 
 import pytest
@@ -10,14 +9,12 @@ import torch
 
 from megatron_fwpkm.ops import FastWeightState, make_rounding
 from megatron_fwpkm.ops.fast_weight_memory.key_rows import sort_readers
+from megatron_fwpkm.ops.product_key import selection
 from tests.ops.cases import gradients, make_case
 
-USERS = ["product_key.selection", "fast_weight_memory.sparse.key_steps", "fast_weight_memory.sparse.value_steps"]
 
-
-@pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_blocks_change_no_bit(user: str, bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_change_no_bit(bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a single token or slot, against a whole chunk."""
     sizes = {"batch": 2, "tokens": 24, "heads": 2, "num_subkeys": 5, "topk": 3}
     case = make_case(7, dtype=torch.float32, implementation="sparse", **sizes)
@@ -25,7 +22,7 @@ def test_blocks_change_no_bit(user: str, bfloat16: bool, monkeypatch: pytest.Mon
         values = case.state.values.bfloat16()
         case = replace(case, state=FastWeightState(case.state.sub_keys, values, rounding=make_rounding(1)))
     whole, whole_gradients = gradients(case)
-    monkeypatch.setattr(importlib.import_module(f"megatron_fwpkm.ops.{user}"), "BLOCK_NUMBERS", 1)
+    monkeypatch.setattr(selection, "BLOCK_NUMBERS", 1)
     blocks, block_gradients = gradients(case)
     for name in ("sub_keys", "values"):
         assert torch.equal(getattr(blocks.state, name), getattr(whole.state, name))

@@ -73,6 +73,14 @@ def gather_sub_keys(sub_keys: Tensor, indices: Tensor) -> Tensor:
     return rows.view(*indices.shape, half_dim)
 
 
+def block_length(numbers: int, most: int, device: torch.device) -> int:
+    """Tokens (or rows) of a block, of `most`, if each has so many numbers in a temporary tensor.
+
+    Elsewhere than on a CPU all of them, for there a launch costs more than memory.
+    """
+    return max(1, BLOCK_NUMBERS // numbers) if device.type == "cpu" else max(1, most)
+
+
 def _directions(queries: Tensor, sub_keys: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Queries [G, M, h] less their sub-keys `indices` [G, M, k], and the squares of these [G, M, k].
 
@@ -80,7 +88,7 @@ def _directions(queries: Tensor, sub_keys: Tensor, indices: Tensor) -> tuple[Ten
     """
     tokens, topk, half_dim = *indices.shape[1:], queries.shape[2]
     directions, costs = queries.new_empty(*indices.shape, half_dim), queries.new_empty(indices.shape)
-    step = max(1, BLOCK_NUMBERS // (topk * half_dim))
+    step = block_length(topk * half_dim, tokens, queries.device)
     for group, rows in enumerate(sub_keys.contiguous()):
         for start in range(0, tokens, step):
             block = slice(start, start + step)

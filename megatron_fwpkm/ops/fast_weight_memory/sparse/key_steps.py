@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ...product_key.epsilons import ENTROPY_EPSILON, IDW_EPSILON
 from ...product_key.selection import (
-    BLOCK_NUMBERS,
     KeptSubKeys,
     SlotChoice,
+    block_length,
     gather_sub_keys,
     select_slots,
     select_sub_keys,
@@ -166,7 +166,7 @@ class SparsePieceBackward:
         """
         assert self.grad_moved is not None
         tokens = self.positions.shape[1]
-        step = max(1, BLOCK_NUMBERS * tokens // self.directions.numel())
+        step = block_length(self.directions[:, 0].numel(), tokens, self.directions.device)
         for start in range(0, tokens, step):
             block = slice(start, start + step)
             yield block, gather_sub_keys(self.grad_moved, self.positions[:, block])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...named_ranges import named_range
-from ...product_key.selection import BLOCK_NUMBERS
+from ...product_key.selection import block_length
 from ..rounding import round_rows
 from ..value_chain import ValueInputs, ValueSteps
 from ..write_plan import AdjointPlan, ValuePiece, WritePlan, make_adjoint_plan, make_write_plan
@@ -135,7 +135,7 @@ class SparseForward(_Pass):
         tokens = (self.token_of_pair[pairs] - piece.start).clamp_(max=piece.written - 1)
         weights, starts = self.changes[pairs], self.segments.starts[segments] - pairs.start
         # In blocks that a core's cache holds. A sum does not depend on those beside it.
-        step = max(1, BLOCK_NUMBERS // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
+        step = block_length(rows.shape[1], len(rows), rows.device)
         edges = [*starts[step::step].tolist(), len(tokens)] if len(rows) > step else [len(tokens)]
         first = 0
         for number, stop in enumerate(edges):
