@@ -39,7 +39,7 @@ def _poisoned() -> Iterator[None]:
 def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make these few tokens and sub-keys the work of many programs, each with several passes over its dimensions."""
     monkeypatch.setattr(product_key, "_NUMBERS", 8)
-    for name, value in (("TILE", 2), ("_LOADS", 2), ("_NUMBERS", 8), ("_READERS", 4)):
+    for name, value in (("TILE", 2), ("_LOADS", 2), ("_NUMBERS", 8), ("_READERS", 4), ("_WIDE", 4)):
         monkeypatch.setattr(triton_steps, name, value)
 
 
@@ -143,9 +143,14 @@ def test_gradients_are_those_of_the_function() -> None:
     assert torch.autograd.gradcheck(chain, leaves, eps=1e-6, atol=1e-7, rtol=1e-6, fast_mode=True)
 
 
+@pytest.mark.parametrize("wide", [2, 64])
 @pytest.mark.parametrize("key_lr", [0.0, 1.0])
-def test_sub_keys_that_many_read_are_summed_in_tiles(key_lr: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All queries equal, so that two of five sub-keys have all the readers, several tiles of them."""
+def test_sub_keys_that_many_read_are_summed_in_tiles(key_lr: float, wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All queries equal, so that two of five sub-keys have all the readers, several tiles of them.
+
+    The last program of a sub-key adds its tiles, or another launch does.
+    """
+    monkeypatch.setattr(triton_steps, "_WIDE", wide)
     monkeypatch.setattr(triton_steps, "TILE", 4)
     monkeypatch.setattr(triton_steps, "_READERS", 4)
     pieces = [KeyPiece(0, 18, 17), KeyPiece(18, 20, 20)]

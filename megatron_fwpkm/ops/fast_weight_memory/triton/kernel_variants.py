@@ -27,6 +27,7 @@ _TYPES = {
     "INDICES": "*i32",
     "POSITIONS": "*i32",
     "SORT_KEYS": "*i16",
+    "TICKETS": "*i32",
     "SORTED_KEYS": "*i16",
     **dict.fromkeys(_INDICES, "*i64"),
 }
@@ -35,6 +36,7 @@ _TYPES = {
 def _of_keys(topk: int, score: str, num_subkeys: int, half_dim: int, heads: int) -> tuple[KernelVariant, ...]:
     """All kernels of the sub-keys as they are launched for whole lists."""
     forms = KeyForms(topk, score, num_subkeys, num_subkeys, half_dim, 2 * heads)
+    tiles, finish = reader_kernels.tile_kernel, reader_kernels.finish_kernel
     named = {
         "select": select_form(num_subkeys, half_dim, topk, score, torch.float32),
         "slots": slots_form(num_subkeys, topk, score, True),
@@ -43,10 +45,11 @@ def _of_keys(topk: int, score: str, num_subkeys: int, half_dim: int, heads: int)
         "reader mean of a gradient": forms.reader_mean(FIND=False, LOSS=False),
         "strength": forms.per_token(key_kernels.strength_kernel),
         "slope gradient": forms.per_token(key_kernels.slope_gradient_kernel),
-        "tiles of a move": forms.per_sub_key(reader_kernels.tile_kernel, TOTALS=False),
-        "tiles of a gradient": forms.per_sub_key(reader_kernels.tile_kernel, TOTALS=True),
-        "end of a move": forms.per_sub_key(reader_kernels.finish_kernel, ADDED=True, TOTALS=False, MEASURED=True),
-        "end of a gradient": forms.per_sub_key(reader_kernels.finish_kernel, ADDED=True, TOTALS=True, MEASURED=False),
+        "move": forms.per_sub_key(tiles, ADDED=True, TOTALS=False, MEASURED=forms.measures, LAST=forms.adds_last),
+        "first gradient": forms.per_sub_key(tiles, ADDED=False, TOTALS=False, MEASURED=False, LAST=forms.adds_last),
+        "gradient": forms.per_sub_key(tiles, ADDED=True, TOTALS=True, MEASURED=False, LAST=forms.adds_last),
+        "end of a move": forms.per_sub_key(finish, ADDED=True, TOTALS=False, MEASURED=True),
+        "end of a gradient": forms.per_sub_key(finish, ADDED=True, TOTALS=True, MEASURED=False),
         "strength gradient": forms.per_row(key_kernels.strength_gradient_kernel, SLOPES=True),
         "strength gradient of a part": forms.per_row(key_kernels.strength_gradient_kernel, SLOPES=False),
         "token backward": forms.per_row(key_kernels.token_backward_kernel, MOVED=True),
@@ -70,7 +73,6 @@ def _of_tables(shape: tuple[int, int], table: str = "fp32") -> tuple[KernelVaria
     return (
         _of_values("read", value_kernels.read_rows_kernel, shape, table),
         _of_values("write", value_kernels.write_rows_kernel, shape, table, UPDATE=True, KEEP_LOG=True),
-        _of_values("end of write", value_kernels.finish_write_kernel, shape, table),
         _of_values("backward", value_kernels.backward_rows_kernel, shape, table, WRITTEN=True),
     )
 
@@ -82,7 +84,6 @@ def _of_float_table(shape: tuple[int, int]) -> tuple[KernelVariant, ...]:
         _of_values("log", value_kernels.write_rows_kernel, shape, UPDATE=False, KEEP_LOG=True),
         _of_values("backward of the last piece", value_kernels.backward_rows_kernel, shape, WRITTEN=False),
         _of_values("adjoint", value_kernels.adjoint_rows_kernel, shape),
-        _of_values("end of adjoint", value_kernels.finish_adjoint_kernel, shape),
     )
 
 

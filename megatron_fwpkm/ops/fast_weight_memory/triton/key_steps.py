@@ -28,6 +28,8 @@ _LOADS = 8
 """Rows of a tile that a program loads at once."""
 _NUMBERS = 2048
 """Numbers that the four warps of a program hold of what they sum, 16 to a thread."""
+_WIDE = 64
+"""Numbers of a sub-key from which on a program sums the readers of one, and the last of them finishes it."""
 _READERS = 512
 """Readers of a sub-key whose numbers are loaded at once."""
 _POINTERS = {
@@ -36,6 +38,7 @@ _POINTERS = {
     "FIND": ("SORTED_KEYS",),
     "LOSS": ("LOSSES",),
     "MEASURED": ("LENGTHS",),
+    "LAST": ("TICKETS", "BASE", "OUT", "LENGTHS"),
     "SLOPES": ("COSTS", "PROBABILITIES", "STEP", "SLOPE_GRADIENTS"),
     "MOVED": ("PROBABILITIES", "STRENGTHS", "GRAD_STRENGTHS", "MEANS", "GRAD_SLOPES", "STEP", "GRAD_MOVED"),
 }
@@ -69,7 +72,7 @@ class KeyForms:
     @property
     def measures(self) -> bool:
         """Whether a program that moves a sub-key has all its numbers, and so knows its length."""
-        return triton.next_power_of_2(self.half_dim) <= _NUMBERS // _LOADS
+        return self.blocks == 1
 
     def reader_mean(self, **flags: bool) -> KernelForm:
         """The mean over the readers of every sub-key."""
@@ -85,10 +88,25 @@ class KeyForms:
         block = min(triton.next_power_of_2(self.half_dim), _NUMBERS // padded)
         return self._form(kernel, 4, ROWS=_NUMBERS // (padded * block), BLOCK=block, **flags)
 
+    def _sum_block(self) -> int:
+        """Numbers of a sub-key that a program sums."""
+        return min(triton.next_power_of_2(self.half_dim), _NUMBERS // _LOADS)
+
+    @property
+    def adds_last(self) -> bool:
+        """Whether the last program of a sub-key finishes it, and not another launch."""
+        return self._sum_block() >= _WIDE
+
+    @property
+    def blocks(self) -> int:
+        """Programs that share the numbers of a sub-key."""
+        return triton.cdiv(self.half_dim, self._sum_block())
+
     def per_sub_key(self, kernel: Any, **flags: bool) -> KernelForm:
         """A kernel that sums the readers of a sub-key."""
-        block = min(triton.next_power_of_2(self.half_dim), _NUMBERS // _LOADS)
-        return self._form(kernel, 4, ROWS=_NUMBERS // (_LOADS * block), BLOCK=block, **flags)
+        block = self._sum_block()
+        rows, warps = (1, max(1, block * _LOADS // 512)) if self.adds_last else (_NUMBERS // (_LOADS * block), 4)
+        return self._form(kernel, warps, ROWS=rows, BLOCK=block, **flags)
 
     def _form(self, kernel: Any, num_warps: int, **special: Any) -> KernelForm:
         segments = self.groups * self.count
@@ -122,6 +140,10 @@ class TritonKeySteps:
         self.forms = KeyForms(options.topk, options.score, *shape)
         # On the device, so that another step size needs no other kernel and no other CUDA graph.
         self.step = queries.new_full((1,), options.key_lr)
+        self.tickets: Tensor | None = None
+        if self.forms.adds_last:
+            segments = self.forms.groups * self.forms.count
+            self.tickets = queries.new_zeros(segments * self.forms.blocks, dtype=torch.int32)
         self.forget_forward()
 
     def forget_forward(self) -> None:
@@ -222,7 +244,7 @@ class TritonKeySteps:
         """The sub-keys less the sum of c * direction."""
         record = self.queries_record(queries) | {"WEIGHTS": strengths, "SUB_KEYS": sub_keys, "BASE": sub_keys}
         lengths = sub_keys.new_empty(sub_keys.shape[:2]) if self.forms.measures else None
-        moved = _sum_per_sub_key(self.forms, record | {"LENGTHS": lengths}, readers)
+        moved = _sum_per_sub_key(self.forms, record | {"LENGTHS": lengths, "TICKETS": self.tickets}, readers)
         self._moved = moved, lengths
         return moved
 
@@ -302,6 +324,7 @@ class TritonPieceBackward:
         # K' = K - c (q - K) contains K twice.
         strengths = self.saved.strengths if self.moved and self.forms.score != "dot_product" else None
         record = {"WEIGHTS": weights, "STRENGTHS": strengths, "BASE": self.record["GRAD_MOVED"]}
+        record["TICKETS"] = self.steps.tickets
         return _sum_per_sub_key(self.forms, self.record | record, readers)
 
 
@@ -324,15 +347,16 @@ def _sum_per_sub_key(forms: KeyForms, record: dict[str, Any], readers: Readers) 
     segments, half_dim = sub_keys.shape[0] * sub_keys.shape[1], sub_keys.shape[2]
     num_tiles = forms.most_tiles(record["WEIGHTS"].numel())
     out = torch.empty_like(sub_keys, memory_format=torch.contiguous_format)
+    flags = {"ADDED": record["BASE"] is not None, "TOTALS": totals, "MEASURED": record.get("LENGTHS") is not None}
+    tiles = forms.per_sub_key(reader_kernels.tile_kernel, LAST=forms.adds_last, **flags)
+    grid = triton.cdiv(num_tiles, tiles.constants["ROWS"]), forms.blocks
     record = record | _by_name(readers) | {"PARTIALS": sub_keys.new_empty(num_tiles, half_dim), "OUT": out}
     if totals:
-        record["PARTIAL_TOTALS"] = sub_keys.new_empty(num_tiles)
-    tiles = forms.per_sub_key(reader_kernels.tile_kernel, TOTALS=totals)
-    flags = {"ADDED": record["BASE"] is not None, "TOTALS": totals, "MEASURED": record.get("LENGTHS") is not None}
-    finish = forms.per_sub_key(reader_kernels.finish_kernel, **flags)
-    blocks = triton.cdiv(half_dim, tiles.constants["BLOCK"])
-    tiles.launch((triton.cdiv(num_tiles, tiles.constants["ROWS"]), blocks), record)
-    finish.launch((triton.cdiv(segments, finish.constants["ROWS"]), blocks), record)
+        record["PARTIAL_TOTALS"] = sub_keys.new_empty(forms.blocks, grid[0] * tiles.constants["ROWS"])
+    tiles.launch(grid, record)
+    if not forms.adds_last:
+        finish = forms.per_sub_key(reader_kernels.finish_kernel, **flags)
+        finish.launch((triton.cdiv(segments, finish.constants["ROWS"]), forms.blocks), record)
     return out
 
 

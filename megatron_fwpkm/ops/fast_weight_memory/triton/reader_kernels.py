@@ -6,9 +6,9 @@ readers of a sub-key's half: tokens that move the sub-keys, times heads | h half
 sub-keys of a whole list; there are n * n slots | n' sub-keys of a list on this process.
 
 A pair is a kept sub-key of a token, numbered as in [G, M, k]. ORDER and STARTS are those of `Readers`. COUNT is n',
-from number `first_key` on. No atomics: a sub-key's readers are summed in tiles of TILE pairs, in the order of the
-tokens, and the tiles in their order: which program runs first does not matter, and a sub-key that everybody reads costs
-no more than others. Addresses are 64-bit. Arithmetic is in the dtype of the sub-keys (float32; float64 in tests).
+from number `first_key` on. A sub-key's readers are summed in tiles of TILE pairs, in the order of the tokens, and the
+tiles in their order: which program runs first does not matter, and a sub-key that everybody reads costs no more than
+others. Addresses are 64-bit. Arithmetic is in the dtype of the sub-keys (float32; float64 in tests).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .last_program import is_last, load_partials
 from .plan_kernels import count_below
 
 
@@ -66,6 +67,93 @@ def reader_mean_kernel(
         tl.store(LOSSES + (2 * row + half) * N + sub_key, mean * tl.log(mean + ENTROPY_EPSILON), mask=sub_key < N)
 
 
+@triton.jit
+def _store_sub_keys(
+    sums,  # [ROWS, BLOCK]
+    totals,  # [ROWS]
+    BASE,
+    OUT,
+    LENGTHS,
+    segment,
+    real,
+    dims,
+    H: tl.constexpr,
+    ADDED: tl.constexpr,
+    TOTALS: tl.constexpr,
+    MEASURED: tl.constexpr,
+):
+    """Store base * (1 + total) - sum of these segments, and with MEASURED how long that is."""
+    address = segment.to(tl.int64)[:, None] * H + dims[None, :]
+    exists = real[:, None] & (dims < H)[None, :]
+    out = -sums
+    if ADDED:
+        base = tl.load(BASE + address, mask=exists, other=0.0)
+        if TOTALS:
+            base += base * totals[:, None]
+        out += base
+    tl.store(OUT + address, out, mask=exists)
+    if MEASURED:
+        tl.store(LENGTHS + segment, tl.sqrt(tl.sum(out * out, 1)), mask=real)
+
+
+@triton.jit
+def _find_segment(
+    STARTS,
+    number,
+    first_key,
+    COUNT: tl.constexpr,
+    N: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    STEPS: tl.constexpr,
+    TILE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """The segments [ROWS] of the tiles of these numbers, and where their pairs begin and end."""
+    segment = tl.full([ROWS], 0, tl.int32)
+    for step in tl.static_range(STEPS):
+        later = segment + (1 << (STEPS - 1 - step))
+        start = tl.load(STARTS + later // COUNT * N + first_key + later % COUNT, mask=later < SEGMENTS, other=0)
+        segment = tl.where((later < SEGMENTS) & (start // TILE + later <= number), later, segment)
+    place = segment // COUNT * N + first_key + segment % COUNT
+    return segment, tl.load(STARTS + place), tl.load(STARTS + place + 1)
+
+
+@triton.jit
+def _store_tile(
+    PARTIALS, PARTIAL_TOTALS, own_totals, number, sums, totals, real, dims, H: tl.constexpr, TOTALS: tl.constexpr
+):
+    """Store the sums [ROWS, BLOCK] and totals [ROWS] of the tiles of these numbers that are `real`."""
+    tl.store(PARTIALS + number[:, None] * H + dims[None, :], sums, mask=real[:, None] & (dims < H)[None, :])
+    if TOTALS:
+        tl.store(PARTIAL_TOTALS + own_totals + number, totals, mask=real)
+
+
+@triton.jit
+def _sum_tiles(
+    PARTIALS,
+    PARTIAL_TOTALS,
+    own_totals,
+    first,
+    last,
+    dims,
+    zero,
+    H: tl.constexpr,
+    LOADS: tl.constexpr,
+    TOTALS: tl.constexpr,
+):
+    """Sums [ROWS, BLOCK] and totals [ROWS] of the tiles [first, last) of every segment, in their order."""
+    sums = zero[:, None, None] + tl.zeros([1, LOADS, 1], zero.dtype) + tl.zeros(dims.shape, zero.dtype)[None, None, :]
+    totals = zero[:, None] + tl.zeros([1, LOADS], zero.dtype)
+    for begin in range(0, tl.max(last - first, 0), LOADS):
+        tiles = first[:, None] + begin + tl.arange(0, LOADS)[None, :]
+        inside = tiles < last[:, None]
+        mask = inside[:, :, None] & (dims < H)[None, None, :]
+        sums += load_partials(PARTIALS + tiles[:, :, None] * H + dims[None, None, :], mask)
+        if TOTALS:
+            totals += load_partials(PARTIAL_TOTALS + own_totals + tiles, inside)
+    return tl.sum(sums, 1), tl.sum(totals, 1)
+
+
 @triton.jit(do_not_specialize=["tokens", "group_rows", "token_rows", "first_key"])
 def tile_kernel(
     WEIGHTS,  # [G, M, k]
@@ -75,7 +163,11 @@ def tile_kernel(
     ORDER,
     STARTS,
     PARTIALS,  # [tiles, h] out
-    PARTIAL_TOTALS,  # [tiles] out: sum of c; unused without TOTALS
+    PARTIAL_TOTALS,  # [blocks of h, tiles] out: sum of c; unused without TOTALS
+    TICKETS,  # [G * n', blocks of h] int32, zero before and after; this and the next three unused without LAST
+    BASE,  # [G, n', h]; unused without ADDED, too
+    OUT,  # [G, n', h] out
+    LENGTHS,  # [G, n'] out: of OUT; unused without MEASURED, for which a program has all of h
     tokens,  # M
     group_rows,
     token_rows,
@@ -92,23 +184,21 @@ def tile_kernel(
     LOADS: tl.constexpr,
     IDW: tl.constexpr,
     TOTALS: tl.constexpr,
+    ADDED: tl.constexpr,
+    MEASURED: tl.constexpr,
+    LAST: tl.constexpr,
 ):
     """Sum of weight * (q - K), for dot products weight * q, over tiles of sub-keys' readers.
 
     Segment s begins with tile number starts[s] // TILE + s. That leaves every segment room for ceil(length / TILE)
-    tiles without counting the tiles before it, and a search among the starts finds the segment of a tile.
+    tiles, and one if it is empty, without counting the tiles before it; a search among the starts finds the segment of
+    a tile. With LAST, for programs of one tile, the last of a segment's programs does what `finish_kernel` does.
     Grid: (blocks of ROWS tiles, blocks of h).
     """
     number = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    segment = tl.full([ROWS], 0, tl.int32)
-    for step in tl.static_range(STEPS):
-        later = segment + (1 << (STEPS - 1 - step))
-        start = tl.load(STARTS + later // COUNT * N + first_key + later % COUNT, mask=later < SEGMENTS, other=0)
-        segment = tl.where((later < SEGMENTS) & (start // TILE + later <= number), later, segment)
-    place = segment // COUNT * N + first_key + segment % COUNT
-    start = tl.load(STARTS + place)
+    segment, start, end = _find_segment(STARTS, number, first_key, COUNT, N, SEGMENTS, STEPS, TILE, ROWS)
     begin = start + (number - (start // TILE + segment)) * TILE
-    stop = tl.minimum(tl.load(STARTS + place + 1), begin + TILE)
+    stop = tl.minimum(end, begin + TILE)
 
     group = (segment // COUNT).to(tl.int64)
     dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -131,10 +221,29 @@ def tile_kernel(
         total += weight[:, :, None] * direction
         if TOTALS:
             strengths += tl.load(STRENGTHS + pair, mask=inside, other=0.0)
-    real = begin < stop
-    tl.store(PARTIALS + number[:, None] * H + dims[None, :], tl.sum(total, 1), mask=real[:, None] & (dims < H)[None, :])
-    if TOTALS:
-        tl.store(PARTIAL_TOTALS + number, tl.sum(strengths, 1), mask=real)
+    sums, totals = tl.sum(total, 1), tl.sum(strengths, 1)
+    # Each block of h has totals of its own: a program reads what its own group has stored.
+    own_totals = tl.program_id(1).to(tl.int64) * tl.num_programs(0) * ROWS
+    if LAST:
+        tiles = tl.maximum(tl.cdiv(end - start, TILE), 1)
+        last = tl.max(((begin - start) // TILE < tiles).to(tl.int32), 0) > 0
+        if tl.max(tiles, 0) > 1:
+            if last:
+                _store_tile(PARTIALS, PARTIAL_TOTALS, own_totals, number, sums, totals, begin < stop, dims, H, TOTALS)
+                ticket = TICKETS + tl.max(segment, 0) * tl.num_programs(1) + tl.program_id(1)
+                last = is_last(ticket, tl.max(tiles, 0).to(tl.int32))
+            if last:
+                head = start // TILE + segment
+                zero = tl.zeros([ROWS], key.dtype)
+                sums, totals = _sum_tiles(
+                    PARTIALS, PARTIAL_TOTALS, own_totals, head, head + tiles, dims, zero, H, LOADS, TOTALS
+                )
+        if last:
+            _store_sub_keys(
+                sums, totals, BASE, OUT, LENGTHS, segment, segment < SEGMENTS, dims, H, ADDED, TOTALS, MEASURED
+            )
+    else:
+        _store_tile(PARTIALS, PARTIAL_TOTALS, own_totals, number, sums, totals, begin < stop, dims, H, TOTALS)
 
 
 @triton.jit(do_not_specialize=["first_key"])
@@ -142,7 +251,7 @@ def finish_kernel(
     BASE,  # [G, n', h]; unused without ADDED
     STARTS,
     PARTIALS,  # [tiles, h]
-    PARTIAL_TOTALS,  # [tiles]
+    PARTIAL_TOTALS,  # [blocks of h, tiles]: the first block's is read
     OUT,  # [G, n', h] out
     LENGTHS,  # [G, n'] out: of OUT; unused without MEASURED, for which a program has all of h
     first_key,
@@ -167,26 +276,6 @@ def finish_kernel(
     first = start // TILE + segment
     last = first + (stop - start + TILE - 1) // TILE
     dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    sums = tl.full([ROWS, LOADS, BLOCK], 0, OUT.dtype.element_ty)
-    totals = tl.full([ROWS, LOADS], 0, OUT.dtype.element_ty)
-    for begin in range(0, tl.max(last - first, 0), LOADS):
-        tiles = first[:, None] + begin + tl.arange(0, LOADS)[None, :]
-        inside = tiles < last[:, None]
-        sums += tl.load(
-            PARTIALS + tiles[:, :, None] * H + dims[None, None, :],
-            mask=inside[:, :, None] & (dims < H)[None, None, :],
-            other=0.0,
-        )
-        if TOTALS:
-            totals += tl.load(PARTIAL_TOTALS + tiles, mask=inside, other=0.0)
-    out = -tl.sum(sums, 1)
-    address = segment.to(tl.int64)[:, None] * H + dims[None, :]
-    exists = real[:, None] & (dims < H)[None, :]
-    if ADDED:
-        base = tl.load(BASE + address, mask=exists, other=0.0)
-        if TOTALS:
-            base += base * tl.sum(totals, 1)[:, None]
-        out += base
-    tl.store(OUT + address, out, mask=exists)
-    if MEASURED:
-        tl.store(LENGTHS + segment, tl.sqrt(tl.sum(out * out, 1)), mask=real)
+    zero = tl.zeros([ROWS], OUT.dtype.element_ty)
+    sums, totals = _sum_tiles(PARTIALS, PARTIAL_TOTALS, 0, first, last, dims, zero, H, LOADS, TOTALS)
+    _store_sub_keys(sums, totals, BASE, OUT, LENGTHS, segment, real, dims, H, ADDED, TOTALS, MEASURED)

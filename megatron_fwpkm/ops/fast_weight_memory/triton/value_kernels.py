@@ -9,9 +9,9 @@ A launch handles one piece; `first_row` and `first_pair` say where its rows (tok
 `write_plan.py`; all index tensors are int64, so addresses are 64-bit.
 
 Grids are worst cases: a program that has nothing to do leaves at once. Columns are cut into blocks of BLOCK, over
-`program_id(1)`. No atomics: a segment is summed in tiles of at most TILE pairs, in the order of its rows, and the
-partial sums of a long one are added in the order of the tiles by a second kernel. The result depends neither on the
-order in which programs run nor on their number, and a slot that everybody reads costs no more than others.
+`program_id(1)`. A segment is summed in tiles of at most TILE pairs, in the order of its rows, and the partial sums of a
+long one are added in the order of the tiles by the program that finishes last (`is_last`). The result depends neither
+on the order in which programs run nor on their number, and a slot that everybody reads costs no more than others.
 Triton's interpreter cannot combine a scalar condition with a mask, so such masks compare with a width of D or 0.
 
 Arithmetic is in the dtype of the slot weights (float32; float64 in tests). A bfloat16 table and its log come as int16.
@@ -22,6 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .last_program import is_last, load_partials
 from .row_bits import float_to_row, row_to_float
 
 TILE = 32
@@ -36,6 +37,28 @@ def partial_row(position, first_pair, head, TILE: tl.constexpr):
     2 * ceil(P / TILE) rows are enough.
     """
     return (position - first_pair) // TILE * 2 + (position == head).to(tl.int64)
+
+
+@triton.jit
+def sum_of_tiles(
+    total, PARTIALS, TICKETS, position, head, length, first_pair, columns, inside, D: tl.constexpr, TILE: tl.constexpr
+):
+    """Whether this program is the last of its long segment, and the sum of all tiles in their order, if it is.
+
+    `total` is the sum of the tile that begins at `position`.
+    """
+    row = partial_row(position, first_pair, head, TILE)
+    tl.store(PARTIALS + row * D + columns, total, mask=inside)
+    ticket = TICKETS + (head - first_pair) // TILE * tl.num_programs(1) + tl.program_id(1)
+    tiles = tl.cdiv(length, TILE).to(tl.int32)
+    last = is_last(ticket, tiles)
+    if last:
+        row = partial_row(head, first_pair, head, TILE)
+        total = load_partials(PARTIALS + row * D + columns, inside)
+        for tile in tl.range(1, tiles, loop_unroll_factor=4):
+            row = partial_row(head + tile * TILE, first_pair, head, TILE)
+            total += load_partials(PARTIALS + row * D + columns, inside)
+    return last, total
 
 
 @triton.jit(
@@ -86,6 +109,7 @@ def write_rows_kernel(
     TABLE,  # [n * n, D] in and out
     LOG,  # [P, D] out: rows before the write, at the first position of their segment
     PARTIALS,  # [2 * ceil(pairs of the piece / TILE), D] scratch
+    TICKETS,  # [ceil(pairs of the piece / TILE), blocks] int32, zero before and after
     SLOTS,  # [P] row of TABLE at every position
     NAMES,  # [P] slot at every position: another number than the row when backward repeats a write on few rows
     HEADS,  # [P]
@@ -113,7 +137,7 @@ def write_rows_kernel(
 ):
     """V[s] -= scale / c_s * sum of a w e over the pairs of slot s. Grid: (pairs of the piece, blocks).
 
-    Writes segments of one tile, and leaves the sums of longer ones in PARTIALS. Without UPDATE only the log is kept.
+    Without UPDATE only the log is kept.
     """
     position = first_pair + tl.program_id(0).to(tl.int64)
     head = tl.load(HEADS + position)
@@ -134,75 +158,21 @@ def write_rows_kernel(
                 )
                 address = ERRORS + (first_error + row) * D + columns
                 total += weight * tl.load(address, mask=columns < tl.where(is_written, D, 0), other=0.0)
-        if rank == 0:
-            slot = tl.load(SLOTS + position)
-            old = tl.load(TABLE + slot * D + columns, mask=inside, other=0)
-            if KEEP_LOG:
-                tl.store(LOG + position * D + columns, old, mask=inside)
-            if UPDATE:
-                if length <= TILE:
-                    step = tl.load(SCALES + piece) / tl.load(COUNTS + position).to(SCALES.dtype.element_ty)
-                    new = row_to_float(old) - step * total
-                    new = float_to_row(new, TABLE, ROUNDING, tl.load(NAMES + position), write, BLOCK)
-                    tl.store(TABLE + slot * D + columns, new, mask=inside)
+        if rank == 0 and KEEP_LOG:
+            old = tl.load(TABLE + tl.load(SLOTS + position) * D + columns, mask=inside, other=0)
+            tl.store(LOG + position * D + columns, old, mask=inside)
         if UPDATE:
+            last = length <= TILE
             if length > TILE:
-                tile = partial_row(position, first_pair, head, TILE)
-                tl.store(PARTIALS + tile * D + columns, total, mask=inside)
-
-
-@triton.jit
-def find_long_segment(HEADS, LENGTHS, first_pair, pairs, TILE: tl.constexpr):
-    """The one position among the TILE of this program where a segment of more than TILE pairs begins, or -1."""
-    positions = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    exists = positions < pairs
-    positions += first_pair
-    is_head = tl.load(HEADS + positions, mask=exists, other=-1) == positions
-    is_long = tl.load(LENGTHS + positions, mask=exists, other=0) > TILE
-    return tl.max(tl.where(is_head & is_long, positions, -1), 0)
-
-
-@triton.jit
-def sum_partials(PARTIALS, position, length, first_pair, columns, inside, D: tl.constexpr, TILE: tl.constexpr):
-    """Sum of a long segment that begins at `position`, in the order of its tiles."""
-    total = tl.load(PARTIALS + partial_row(position, first_pair, position, TILE) * D + columns, mask=inside, other=0.0)
-    for tile in tl.range(1, tl.cdiv(length, TILE).to(tl.int32), loop_unroll_factor=4):
-        row = partial_row(position + tile * TILE, first_pair, position, TILE)
-        total += tl.load(PARTIALS + row * D + columns, mask=inside, other=0.0)
-    return total
-
-
-@triton.jit(do_not_specialize=["first_pair", "pairs", "piece", "write"])
-def finish_write_kernel(
-    TABLE,  # [n * n, D] in and out
-    PARTIALS,  # [2 * ceil(pairs of the piece / TILE), D]
-    SLOTS,  # [P]
-    NAMES,  # [P]
-    HEADS,  # [P]
-    LENGTHS,  # [P]
-    COUNTS,  # [P]
-    SCALES,  # [pieces]
-    ROUNDING,  # [3]
-    first_pair,
-    pairs,
-    piece,
-    write,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """The write of segments that have more than one tile. Grid: (ceil(pairs of the piece / TILE), blocks)."""
-    position = find_long_segment(HEADS, LENGTHS, first_pair, pairs, TILE)
-    if position >= 0:
-        columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-        inside = columns < D
-        length = tl.load(LENGTHS + position)
-        total = sum_partials(PARTIALS, position, length, first_pair, columns, inside, D, TILE)
-        slot = tl.load(SLOTS + position)
-        step = tl.load(SCALES + piece) / tl.load(COUNTS + position).to(SCALES.dtype.element_ty)
-        address = TABLE + slot * D + columns
-        new = row_to_float(tl.load(address, mask=inside, other=0)) - step * total
-        tl.store(address, float_to_row(new, TABLE, ROUNDING, tl.load(NAMES + position), write, BLOCK), mask=inside)
+                last, total = sum_of_tiles(
+                    total, PARTIALS, TICKETS, position, head, length, first_pair, columns, inside, D, TILE
+                )
+            if last:
+                address = TABLE + tl.load(SLOTS + position) * D + columns
+                step = tl.load(SCALES + piece) / tl.load(COUNTS + position).to(SCALES.dtype.element_ty)
+                new = row_to_float(tl.load(address, mask=inside, other=0)) - step * total
+                new = float_to_row(new, TABLE, ROUNDING, tl.load(NAMES + position), write, BLOCK)
+                tl.store(address, new, mask=inside)
 
 
 @triton.jit(
@@ -293,6 +263,7 @@ def backward_rows_kernel(
 def adjoint_rows_kernel(
     ADJOINT,  # [distinct slots, D] in and out
     PARTIALS,  # [2 * ceil(pairs of the piece / TILE), D] scratch
+    TICKETS,  # [ceil(pairs of the piece / TILE), blocks] int32, zero before and after
     SOURCES,  # [P]
     SINKS,  # [P] row of ADJOINT that every pair adds to, or -1 where the sum is not needed
     HEADS,  # [P]
@@ -324,42 +295,13 @@ def adjoint_rows_kernel(
                 row = pair // J - first_row
                 gradient = tl.load(GRAD_ROWS + row * D + columns, mask=inside, other=0.0)
                 total += tl.load(WEIGHTS + pair) * gradient
-            if length <= TILE:
+            last = length <= TILE
+            if length > TILE:
+                last, total = sum_of_tiles(
+                    total, PARTIALS, TICKETS, position, head, length, first_pair, columns, inside, D, TILE
+                )
+            if last:
                 address = ADJOINT + sink * D + columns
                 width = tl.where(tl.load(SOURCES + first) >= 0, D, 0)
                 total += tl.load(address, mask=columns < width, other=0.0)
                 tl.store(address, total, mask=inside)
-            else:
-                tile = partial_row(position, first_pair, head, TILE)
-                tl.store(PARTIALS + tile * D + columns, total, mask=inside)
-
-
-@triton.jit(do_not_specialize=["first_pair", "pairs"])
-def finish_adjoint_kernel(
-    ADJOINT,  # [distinct slots, D] in and out
-    PARTIALS,  # [2 * ceil(pairs of the piece / TILE), D]
-    SOURCES,  # [P]
-    SINKS,  # [P]
-    HEADS,  # [P]
-    LENGTHS,  # [P]
-    ORDER,  # [P]
-    first_pair,
-    pairs,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """The sum of segments that have more than one tile. Grid: as for the end of the write."""
-    position = find_long_segment(HEADS, LENGTHS, first_pair, pairs, TILE)
-    if position >= 0:
-        first = tl.load(ORDER + position)
-        sink = tl.load(SINKS + first)
-        if sink >= 0:
-            columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-            inside = columns < D
-            length = tl.load(LENGTHS + position)
-            total = sum_partials(PARTIALS, position, length, first_pair, columns, inside, D, TILE)
-            address = ADJOINT + sink * D + columns
-            width = tl.where(tl.load(SOURCES + first) >= 0, D, 0)
-            total += tl.load(address, mask=columns < width, other=0.0)
-            tl.store(address, total, mask=inside)

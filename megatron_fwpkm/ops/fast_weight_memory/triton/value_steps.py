@@ -1,6 +1,6 @@
 """The steps of the values' chain in Triton: one set of launches per piece.
 
-Forward launches per piece: read, write, end of the write for slots with many pairs. Backward: rows, adjoint, its end.
+Forward launches per piece: read, write. Backward: rows, adjoint.
 Nothing is decided on the host, so the host never waits and a CUDA graph can hold the whole chain.
 
 Shapes: T rows read by all pieces, J = heads * topk, P = T * J pairs, D columns, S stream rows.
@@ -23,7 +23,7 @@ from .plans import KernelAdjointPlan, plan_adjoint, plan_writes
 from .value_kernels import TILE
 
 _PAIRS_AT_ONCE = 8
-"""Rows of table and log that a backward program holds in registers."""
+"""Rows of table and log that a backward program holds in registers; half as many if it has more in several passes."""
 
 
 class ColumnBlocks(NamedTuple):
@@ -59,7 +59,7 @@ class ValueForms:
 
     def __init__(self, num_columns: int, width: int, item_size: int = 4) -> None:
         self.blocks = column_blocks(num_columns, item_size)
-        pairs = min(_PAIRS_AT_ONCE, triton.next_power_of_2(width))
+        pairs = _PAIRS_AT_ONCE // 2 if width > _PAIRS_AT_ONCE else triton.next_power_of_2(width)
         self._shape = {"D": num_columns, "J": width, "BLOCK": self.blocks.size, "TILE": TILE, "PAIRS": pairs}
 
     def form(self, kernel: Any, **flags: bool) -> KernelForm:
@@ -81,9 +81,10 @@ class _Pass:
         self.forms = ValueForms(num_columns, self.width, item_size)
         self.most_rows = max(piece.rows for piece in self.options.pieces)
         # Partial sums of long segments, of one piece after the other.
-        tiles = 2 * triton.cdiv(self.most_rows * self.width, TILE)
+        tiles = triton.cdiv(self.most_rows * self.width, TILE)
         self.tensors: dict[str, Any] = {
-            "PARTIALS": self.slot_weights.new_empty(tiles, num_columns),
+            "PARTIALS": self.slot_weights.new_empty(2 * tiles, num_columns),
+            "TICKETS": self.slot_weights.new_zeros(tiles, self.forms.blocks.number, dtype=torch.int32),
             "PAIR_SLOTS": self.plan.pair_slots,
             "SLOTS": self.plan.slots,
             "HEADS": self.plan.heads,
@@ -146,8 +147,6 @@ class TritonForward(_Pass):
         with named_range("memory write"):
             if update or keep_rows:
                 self.launch(kernels.write_rows_kernel, piece, pairs, UPDATE=update, KEEP_LOG=keep_rows)
-            if update and pairs > TILE:
-                self.launch(kernels.finish_write_kernel, piece, triton.cdiv(pairs, TILE))
 
     def overwritten(self, piece: ValuePiece) -> tuple[Tensor, Tensor, Tensor]:
         """Slots and rows at all positions of the piece; those at the first position of a slot are in use."""
@@ -199,8 +198,6 @@ class TritonBackward(_Pass):
         pairs = piece.rows * self.width
         if wanted:
             self.launch(kernels.adjoint_rows_kernel, piece, pairs)
-        if wanted and pairs > TILE:
-            self.launch(kernels.finish_adjoint_kernel, piece, triton.cdiv(pairs, TILE))
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of slot weights [T, J], write weights [S] and targets [S, D]."""
