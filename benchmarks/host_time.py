@@ -60,11 +60,13 @@ class NoDriver:
         self.launches += 1
 
     def compile(self, *arguments: Any, **options: Any) -> Any:
-        """What stands for a compiled kernel."""
-        return SimpleNamespace(
-            run=self.launch, function=0, packed_metadata=(), metadata=SimpleNamespace(shared=0),
-            launch_metadata=lambda *_: None,
-        )  # fmt: skip
+        """What stands for a compiled kernel; it is launched as Triton's own are."""
+        from triton.compiler import CompiledKernel
+
+        kernel = CompiledKernel.__new__(CompiledKernel)
+        kernel._run, kernel.function, kernel.packed_metadata = self.launch, 0, ()
+        kernel.metadata, kernel.module = SimpleNamespace(shared=0), 0
+        return kernel
 
 
 @contextmanager

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class KernelForm(NamedTuple):
-    """A kernel as it is compiled for one kind of launch.
+@dataclass(frozen=True, eq=False)
+class KernelForm:
+    """A kernel as it is compiled for one kind of launch. Those who launch often keep it: it knows what was compiled.
 
     Attributes:
         kernel: the function under `@triton.jit`.
@@ -28,6 +30,7 @@ class KernelForm(NamedTuple):
     kernel: Any
     constants: Mapping[str, Any]
     num_warps: int
+    _compiled: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, kernel: Any, constants: Mapping[str, Any], num_warps: int, absent: Iterable[str] = ()) -> KernelForm:
@@ -35,15 +38,31 @@ class KernelForm(NamedTuple):
         known = {**constants, **dict.fromkeys(absent)}
         return cls(kernel, {name: known[name] for name in kernel.arg_names if name in known}, num_warps)
 
-    @property
+    @cached_property
     def options(self) -> dict[str, Any]:
         """What is passed beside the arguments. Products are rounded before they are added, as in the interpreter."""
         return {"num_warps": self.num_warps, "enable_fp_fusion": False}
 
-    @property
+    @cached_property
     def parameters(self) -> list[str]:
         """Names of what every launch must be given."""
         return [name for name in self.kernel.arg_names if name not in self.constants]
+
+    @cached_property
+    def _places(self) -> list[int]:
+        """Where the parameters stand among all of the kernel's."""
+        return [place for place, name in enumerate(self.kernel.arg_names) if name not in self.constants]
+
+    @cached_property
+    def _by_value(self) -> list[bool]:
+        """Of which parameters a number is more than a type to Triton, which is told so by `do_not_specialize`."""
+        told = {parameter.name: parameter.do_not_specialize for parameter in getattr(self.kernel, "params", ())}
+        return [not told.get(name, False) for name in self.parameters]
+
+    @cached_property
+    def _all_arguments(self) -> list[Any]:
+        """The constants where they stand among all of the kernel's parameters."""
+        return [self.constants.get(name) for name in self.kernel.arg_names]
 
     def launch(self, grid: tuple[int, ...], *records: Mapping[str, Any]) -> None:
         """Run the kernel on the device of its tensors, which Triton would run on the current one.
@@ -53,14 +72,59 @@ class KernelForm(NamedTuple):
             records: arguments by the names of the kernel's parameters; the last record that has a name counts, and
                 what the kernel does not name is left out.
         """
-        known = {name: value for record in records for name, value in record.items()}
-        arguments = {name: known[name] for name in self.parameters}
-        index = next(value.get_device() for value in arguments.values() if isinstance(value, Tensor))
+        known: dict[str, Any] = {}
+        for record in records:
+            known.update(record)
+        arguments = [known[name] for name in self.parameters]
+        index = next(value.get_device() for value in arguments if isinstance(value, Tensor))
         if index < 0 or index == torch.cuda.current_device():  # on the CPU it is -1
-            self.kernel[grid](**arguments, **self.constants, **self.options)
+            self._run(grid, index, arguments)
             return
         with torch.cuda.device(index):
-            self.kernel[grid](**arguments, **self.constants, **self.options)
+            self._run(grid, index, arguments)
+
+    def _run(self, grid: tuple[int, ...], index: int, arguments: list[Any]) -> None:
+        """Let Triton find or compile the kernel for such arguments the first time, and launch what it gave afterwards.
+
+        Finding it takes Triton longer than launching it.
+        """
+        kind = self._kind(index, arguments)
+        compiled = self._compiled.get(kind)
+        if compiled is None:
+            named = dict(zip(self.parameters, arguments, strict=True))
+            compiled = self.kernel[grid](**named, **self.constants, **self.options)
+            if compiled is not None:  # the interpreter gives nothing
+                self._compiled[kind] = compiled
+            return
+        every = self._all_arguments.copy()
+        for place, value in zip(self._places, arguments, strict=True):
+            every[place] = value
+        compiled[(*grid, 1, 1)[:3]](*every)
+
+    def _kind(self, index: int, arguments: list[Any]) -> tuple[Any, ...]:
+        """What Triton compiles another kernel for, beside constants."""
+        kind: list[Any] = [index]
+        bits = 0
+        for value, by_value in zip(arguments, self._by_value, strict=True):
+            if isinstance(value, Tensor):
+                bits |= value.data_ptr()
+                kind.append(value.dtype)
+            elif by_value:
+                kind.append(value)
+            else:
+                kind.append(-(2**31) <= value < 2**31 if isinstance(value, int) else type(value))
+        kind.append(bits % 16 == 0 or tuple(x.data_ptr() % 16 for x in arguments if isinstance(x, Tensor)))
+        return tuple(kind)
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of 2 that is not less; Triton's own takes the host several microseconds."""
+    return 1 << (number - 1).bit_length()
+
+
+def cdiv(number: int, divisor: int) -> int:
+    """The quotient, rounded up; see `next_power_of_2`."""
+    return -(-number // divisor)
 
 
 def aligned(tensor: Tensor) -> Tensor:

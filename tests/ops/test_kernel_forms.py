@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from megatron_fwpkm.ops.kernel_forms import KernelForm, aligned
+from megatron_fwpkm.ops.kernel_forms import KernelForm, aligned, cdiv, next_power_of_2
 
 
 class OnSecond(torch.Tensor):
@@ -75,3 +76,36 @@ def test_what_is_not_aligned_is_copied(offset: int, columns: int, copied: bool) 
     found = aligned(tensor)
     assert torch.equal(found, tensor) and found.is_contiguous() and found.data_ptr() % 16 == 0
     assert (found.data_ptr() != tensor.data_ptr()) is copied
+
+
+class CompilingKernel:
+    """Stands for a function under `@triton.jit` that gives what it has compiled: notes who is asked to launch."""
+
+    arg_names = ("rows", "flag", "TABLE", "D")
+    params = tuple(SimpleNamespace(name=name, do_not_specialize=name == "rows") for name in arg_names)
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        def compile_and_launch(**arguments: Any) -> dict[tuple[int, ...], Any]:
+            self.asked.append("Triton")
+            return {(2, 1, 1): lambda *every: self.asked.append(str([x for x in every if not torch.is_tensor(x)]))}
+
+        return compile_and_launch
+
+
+def test_what_was_compiled_is_launched_again_for_arguments_of_the_same_kind() -> None:
+    kernel, table = CompilingKernel(), torch.zeros(9)
+    form = KernelForm(kernel, {"D": 4}, num_warps=1)
+    for rows, flag, given in (
+        (3, 1, table), (5, 1, table), (2**40, 1, table), (5, 2, table), (5, 1, table.double()), (5, 1, table[1:]),
+        (6, 1, table),
+    ):  # fmt: skip
+        form.launch((2,), {"rows": rows, "flag": flag, "TABLE": given})
+    assert kernel.asked == ["Triton", "[5, 1, 4]", "Triton", "Triton", "Triton", "Triton", "[6, 1, 4]"]
+
+
+@pytest.mark.parametrize(("number", "power"), [(1, 1), (2, 2), (3, 4), (512, 512), (513, 1024)])
+def test_whole_numbers(number: int, power: int) -> None:
+    assert next_power_of_2(number) == power and cdiv(number, 2) == (number + 1) // 2

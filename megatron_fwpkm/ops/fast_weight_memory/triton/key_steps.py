@@ -6,14 +6,14 @@ h = key_dim / 2, R readers (tokens that move sub-keys, times heads).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from ...kernel_forms import KernelForm
+from ...kernel_forms import KernelForm, cdiv, next_power_of_2
 from ...product_key.epsilons import ENTROPY_EPSILON, IDW_EPSILON
 from ...product_key.selection import KeptSubKeys, SlotChoice
 from ...product_key.triton.select import address, rows_of, select_slots, select_sub_keys
@@ -45,6 +45,16 @@ _POINTERS = {
 """What a kernel is not given where the flag of this name is False."""
 
 
+class Sizes(NamedTuple):
+    """How much a program does: the constants above."""
+
+    tile: int
+    loads: int
+    numbers: int
+    wide: int
+    readers: int
+
+
 @dataclass(frozen=True)
 class KeyForms:
     """The forms in which kernels are launched for one shape.
@@ -56,6 +66,7 @@ class KeyForms:
         count: n', sub-keys of a list here.
         half_dim: h.
         groups: G.
+        sizes: of programs.
     """
 
     topk: int
@@ -64,10 +75,12 @@ class KeyForms:
     count: int
     half_dim: int
     groups: int
+    sizes: Sizes = Sizes(TILE, _LOADS, _NUMBERS, _WIDE, _READERS)
+    _forms: dict[tuple[Any, ...], KernelForm] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def most_tiles(self, pairs: int) -> int:
         """Room for the tiles of all sub-keys here, whatever their readers."""
-        return pairs // TILE + self.groups * self.count
+        return pairs // self.sizes.tile + self.groups * self.count
 
     @property
     def measures(self) -> bool:
@@ -76,39 +89,49 @@ class KeyForms:
 
     def reader_mean(self, **flags: bool) -> KernelForm:
         """The mean over the readers of every sub-key."""
-        return self._form(reader_kernels.reader_mean_kernel, 4, ROWS=_NUMBERS // _READERS, BLOCK=_READERS, **flags)
+        readers = self.sizes.readers
+        return self._form(
+            reader_kernels.reader_mean_kernel, 4, ROWS=self.sizes.numbers // readers, BLOCK=readers, **flags
+        )
 
     def per_token(self, kernel: Any) -> KernelForm:
         """A kernel that holds a token's k numbers, for a block of tokens."""
-        return self._form(kernel, 1, ROWS=max(1, 256 // triton.next_power_of_2(self.topk)))
+        return self._form(kernel, 1, ROWS=max(1, 256 // next_power_of_2(self.topk)))
 
     def per_row(self, kernel: Any, **flags: bool) -> KernelForm:
         """A kernel that holds k rows of a token's sub-keys."""
-        padded = triton.next_power_of_2(self.topk)
-        block = min(triton.next_power_of_2(self.half_dim), _NUMBERS // padded)
-        return self._form(kernel, 4, ROWS=_NUMBERS // (padded * block), BLOCK=block, **flags)
+        padded = next_power_of_2(self.topk)
+        block = min(next_power_of_2(self.half_dim), self.sizes.numbers // padded)
+        return self._form(kernel, 4, ROWS=self.sizes.numbers // (padded * block), BLOCK=block, **flags)
 
     def _sum_block(self) -> int:
         """Numbers of a sub-key that a program sums."""
-        return min(triton.next_power_of_2(self.half_dim), _NUMBERS // _LOADS)
+        return min(next_power_of_2(self.half_dim), self.sizes.numbers // self.sizes.loads)
 
     @property
     def adds_last(self) -> bool:
         """Whether the last program of a sub-key finishes it, and not another launch."""
-        return self._sum_block() >= _WIDE
+        return self._sum_block() >= self.sizes.wide
 
     @property
     def blocks(self) -> int:
         """Programs that share the numbers of a sub-key."""
-        return triton.cdiv(self.half_dim, self._sum_block())
+        return cdiv(self.half_dim, self._sum_block())
 
     def per_sub_key(self, kernel: Any, **flags: bool) -> KernelForm:
         """A kernel that sums the readers of a sub-key."""
         block = self._sum_block()
-        rows, warps = (1, max(1, block * _LOADS // 512)) if self.adds_last else (_NUMBERS // (_LOADS * block), 4)
+        at_once = block * self.sizes.loads
+        rows, warps = (1, max(1, at_once // 512)) if self.adds_last else (self.sizes.numbers // at_once, 4)
         return self._form(kernel, warps, ROWS=rows, BLOCK=block, **flags)
 
     def _form(self, kernel: Any, num_warps: int, **special: Any) -> KernelForm:
+        key = id(kernel), *special.items()
+        if key not in self._forms:
+            self._forms[key] = self._make_form(kernel, num_warps, special)
+        return self._forms[key]
+
+    def _make_form(self, kernel: Any, num_warps: int, special: dict[str, Any]) -> KernelForm:
         segments = self.groups * self.count
         shape = {
             "EPSILON": IDW_EPSILON,
@@ -121,12 +144,18 @@ class KeyForms:
             "STEPS": (segments - 1).bit_length(),
             "H": self.half_dim,
             "K": self.topk,
-            "K_PADDED": triton.next_power_of_2(self.topk),
-            "TILE": TILE,
-            "LOADS": _LOADS,
+            "K_PADDED": next_power_of_2(self.topk),
+            "TILE": self.sizes.tile,
+            "LOADS": self.sizes.loads,
         }
         absent = [name for flag, names in _POINTERS.items() if special.get(flag) is False for name in names]
         return KernelForm.of(kernel, shape | special, num_warps, absent)
+
+
+@cache
+def key_forms(*shape: Any) -> KeyForms:
+    """The forms for a shape, which remember what was compiled."""
+    return KeyForms(*shape)
 
 
 class TritonKeySteps:
@@ -137,7 +166,8 @@ class TritonKeySteps:
     def __init__(self, queries: Tensor, options: KeyOptions) -> None:
         self.options, self.rows, self.heads = options, options.rows, queries.shape[0] // 2
         shape = self.rows.num_subkeys, self.rows.count, queries.shape[2], queries.shape[0]
-        self.forms = KeyForms(options.topk, options.score, *shape)
+        sizes = Sizes(TILE, _LOADS, _NUMBERS, _WIDE, _READERS)
+        self.forms = key_forms(options.topk, options.score, *shape, sizes)
         # On the device, so that another step size needs no other kernel and no other CUDA graph.
         self.step = queries.new_full((1,), options.key_lr)
         self.tickets: Tensor | None = None
@@ -221,7 +251,7 @@ class TritonKeySteps:
             "total": total,
             "steps": total.bit_length(),
         }
-        form.launch((triton.cdiv(num_subkeys, form.constants["ROWS"]), 2), record, _by_name(readers))
+        form.launch((cdiv(num_subkeys, form.constants["ROWS"]), 2), record, _by_name(readers))
         return means
 
     def strengths(self, kept: KeptSubKeys, probabilities: Tensor, means: Tensor, moving: int) -> Tensor:
@@ -331,7 +361,7 @@ class TritonPieceBackward:
 def _launch_on_tokens(form: KernelForm, record: dict[str, Any]) -> None:
     """Launch one program for each block of tokens of each group; COSTS [G, M, k] is in the record."""
     groups, tokens, _ = record["COSTS"].shape
-    form.launch((triton.cdiv(tokens, form.constants["ROWS"]), groups), record)
+    form.launch((cdiv(tokens, form.constants["ROWS"]), groups), record)
 
 
 def _sum_per_sub_key(forms: KeyForms, record: dict[str, Any], readers: Readers) -> Tensor:
@@ -349,14 +379,14 @@ def _sum_per_sub_key(forms: KeyForms, record: dict[str, Any], readers: Readers) 
     out = torch.empty_like(sub_keys, memory_format=torch.contiguous_format)
     flags = {"ADDED": record["BASE"] is not None, "TOTALS": totals, "MEASURED": record.get("LENGTHS") is not None}
     tiles = forms.per_sub_key(reader_kernels.tile_kernel, LAST=forms.adds_last, **flags)
-    grid = triton.cdiv(num_tiles, tiles.constants["ROWS"]), forms.blocks
+    grid = cdiv(num_tiles, tiles.constants["ROWS"]), forms.blocks
     record = record | _by_name(readers) | {"PARTIALS": sub_keys.new_empty(num_tiles, half_dim), "OUT": out}
     if totals:
         record["PARTIAL_TOTALS"] = sub_keys.new_empty(forms.blocks, grid[0] * tiles.constants["ROWS"])
     tiles.launch(grid, record)
     if not forms.adds_last:
         finish = forms.per_sub_key(reader_kernels.finish_kernel, **flags)
-        finish.launch((triton.cdiv(segments, finish.constants["ROWS"]), forms.blocks), record)
+        finish.launch((cdiv(segments, finish.constants["ROWS"]), forms.blocks), record)
     return out
 
 

@@ -5,13 +5,13 @@ Shapes: T rows read by all pieces, J = heads * topk, P = T * J pairs.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from ...kernel_forms import KernelForm
+from ...kernel_forms import KernelForm, cdiv
 from ..write_plan import ValuePiece, WritePlan, count_readers, sort_keys
 from . import plan_kernels as kernels
 
@@ -19,14 +19,16 @@ _BLOCK = 256
 """Positions of a program."""
 
 
-def write_plan_form() -> KernelForm:
+@cache
+def write_plan_form(block: int = _BLOCK) -> KernelForm:
     """How the kernel of the write plan is launched."""
-    return KernelForm(kernels.write_plan_kernel, {"BLOCK": _BLOCK}, 4)
+    return KernelForm(kernels.write_plan_kernel, {"BLOCK": block}, 4)
 
 
-def adjoint_plan_form(slot_is_row: bool) -> KernelForm:
+@cache
+def adjoint_plan_form(slot_is_row: bool, block: int = _BLOCK) -> KernelForm:
     """How the kernel of the adjoint's plan is launched."""
-    return KernelForm(kernels.adjoint_plan_kernel, {"SLOT_IS_ROW": slot_is_row, "BLOCK": _BLOCK}, 4)
+    return KernelForm(kernels.adjoint_plan_kernel, {"SLOT_IS_ROW": slot_is_row, "BLOCK": block}, 4)
 
 
 class KernelAdjointPlan(NamedTuple):
@@ -73,7 +75,7 @@ def plan_writes(slot_indices: Tensor, pieces: list[ValuePiece], num_slots: int) 
         "total": total,
         "steps": total.bit_length(),
     }
-    write_plan_form().launch((triton.cdiv(total, _BLOCK),), arguments)
+    write_plan_form(_BLOCK).launch((cdiv(total, _BLOCK),), arguments)
     counts = count_readers(order, heads, lengths, pieces, slot_indices.shape[1])
     return WritePlan(slot_indices, order, slots, heads, lengths, counts, places, is_head)
 
@@ -97,5 +99,5 @@ def plan_adjoint(plan: WritePlan, num_slots: int) -> KernelAdjointPlan:
         "total": total,
         "steps": total.bit_length(),
     }
-    adjoint_plan_form(total >= num_slots).launch((triton.cdiv(total, _BLOCK),), arguments)
+    adjoint_plan_form(total >= num_slots, _BLOCK).launch((cdiv(total, _BLOCK),), arguments)
     return KernelAdjointPlan(rows, slots, sources, sinks)

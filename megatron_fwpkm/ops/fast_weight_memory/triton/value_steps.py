@@ -8,13 +8,13 @@ Shapes: T rows read by all pieces, J = heads * topk, P = T * J pairs, D columns,
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from ...kernel_forms import KernelForm, aligned
+from ...kernel_forms import KernelForm, aligned, cdiv, next_power_of_2
 from ...named_ranges import named_range
 from ..value_chain import ValueInputs, ValueSteps
 from ..write_plan import AdjointPlan, ValuePiece, WritePlan
@@ -42,10 +42,10 @@ def column_blocks(num_columns: int, item_size: int = 4) -> ColumnBlocks:
         item_size: bytes of a number of the rows that are moved.
     """
     if num_columns <= 128:
-        size = triton.next_power_of_2(num_columns)
+        size = next_power_of_2(num_columns)
     else:
-        size = min((512, 256, 128), key=lambda size: (triton.cdiv(num_columns, size) * size, -size))
-    return ColumnBlocks(size, triton.cdiv(num_columns, size), max(1, size * item_size // 512))
+        size = min((512, 256, 128), key=lambda size: (cdiv(num_columns, size) * size, -size))
+    return ColumnBlocks(size, cdiv(num_columns, size), max(1, size * item_size // 512))
 
 
 class ValueForms:
@@ -59,12 +59,22 @@ class ValueForms:
 
     def __init__(self, num_columns: int, width: int, item_size: int = 4) -> None:
         self.blocks = column_blocks(num_columns, item_size)
-        pairs = _PAIRS_AT_ONCE // 2 if width > _PAIRS_AT_ONCE else triton.next_power_of_2(width)
+        pairs = _PAIRS_AT_ONCE // 2 if width > _PAIRS_AT_ONCE else next_power_of_2(width)
+        self._forms: dict[tuple[Any, ...], KernelForm] = {}
         self._shape = {"D": num_columns, "J": width, "BLOCK": self.blocks.size, "TILE": TILE, "PAIRS": pairs}
 
     def form(self, kernel: Any, **flags: bool) -> KernelForm:
         """How a kernel is launched."""
-        return KernelForm.of(kernel, self._shape | flags, self.blocks.warps)
+        key = id(kernel), *flags.items()
+        if key not in self._forms:
+            self._forms[key] = KernelForm.of(kernel, self._shape | flags, self.blocks.warps)
+        return self._forms[key]
+
+
+@cache
+def value_forms(num_columns: int, width: int, item_size: int) -> ValueForms:
+    """The forms for a shape, which remember what was compiled."""
+    return ValueForms(num_columns, width, item_size)
 
 
 def _bits(table: Tensor) -> Tensor:
@@ -78,10 +88,11 @@ class _Pass:
     def __init__(self, inputs: ValueInputs, num_columns: int, item_size: int) -> None:
         self.options, self.plan, self.slot_weights = inputs.options, inputs.options.plan, aligned(inputs.slot_weights)
         self.width, self.num_columns = inputs.slot_weights.shape[1], num_columns
-        self.forms = ValueForms(num_columns, self.width, item_size)
+        self.forms = value_forms(num_columns, self.width, item_size)
+        self.numbers: dict[int, dict[str, int]] = {}
         self.most_rows = max(piece.rows for piece in self.options.pieces)
         # Partial sums of long segments, of one piece after the other.
-        tiles = triton.cdiv(self.most_rows * self.width, TILE)
+        tiles = cdiv(self.most_rows * self.width, TILE)
         self.tensors: dict[str, Any] = {
             "PARTIALS": self.slot_weights.new_empty(2 * tiles, num_columns),
             "TICKETS": self.slot_weights.new_zeros(tiles, self.forms.blocks.number, dtype=torch.int32),
@@ -100,18 +111,20 @@ class _Pass:
 
     def launch(self, kernel: Any, piece: ValuePiece, programs: int, **flags: bool) -> None:
         """Launch for a piece, with `programs` times the blocks of columns."""
-        numbers = {
-            "piece": piece.number,
-            "write": piece.write,
-            "first_row": piece.start,
-            "first_pair": piece.start * self.width,
-            "pairs": piece.rows * self.width,
-            "first_kept": piece.first_kept,
-            "first_read": piece.first_read,
-            "first_token": piece.token,
-            "first_error": piece.first_error,
-            "written": piece.written,
-        }
+        numbers = self.numbers.get(piece.number)
+        if numbers is None:
+            numbers = self.numbers[piece.number] = {
+                "piece": piece.number,
+                "write": piece.write,
+                "first_row": piece.start,
+                "first_pair": piece.start * self.width,
+                "pairs": piece.rows * self.width,
+                "first_kept": piece.first_kept,
+                "first_read": piece.first_read,
+                "first_token": piece.token,
+                "first_error": piece.first_error,
+                "written": piece.written,
+            }
         self.forms.form(kernel, **flags).launch((programs, self.forms.blocks.number), self.tensors, numbers)
 
 
@@ -207,7 +220,7 @@ class TritonBackward(_Pass):
 def read_rows(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
     """Reads [T, D] of a call that writes nothing and keeps nothing for backward."""
     rows, width = slots.shape
-    forms = ValueForms(table.shape[1], width, table.itemsize)
+    forms = value_forms(table.shape[1], width, table.itemsize)
     reads = slot_weights.new_empty(rows, table.shape[1])
     form = forms.form(kernels.read_rows_kernel)
     unused = {name: reads if name.isupper() else 0 for name in form.parameters}

@@ -8,13 +8,13 @@ result for a token does not depend on the tokens it is batched with, bit for bit
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from ...kernel_forms import KernelForm
+from ...kernel_forms import KernelForm, cdiv, next_power_of_2
 from ..epsilons import IDW_EPSILON
 from ..selection import KeptSubKeys, SlotChoice
 from .select_kernels import address_kernel, select_kernel, slots_kernel
@@ -62,48 +62,66 @@ def propose(queries: Tensor, sub_keys: Tensor) -> Tensor:
     return torch.bmm(queries, sub_keys.transpose(1, 2))
 
 
-def select_form(num_subkeys: int, half_dim: int, topk: int, score: str, dtype: torch.dtype) -> KernelForm:
+@cache
+def select_form(
+    num_subkeys: int,
+    half_dim: int,
+    topk: int,
+    score: str,
+    dtype: torch.dtype,
+    numbers: int = _NUMBERS,
+    rounding: float = _ROUNDING,
+) -> KernelForm:
     """How sub-keys are selected from lists of n sub-keys of h numbers."""
-    padded = triton.next_power_of_2(num_subkeys)
+    padded = next_power_of_2(num_subkeys)
     constants = {
-        "ROUNDING": _ROUNDING * torch.finfo(dtype).eps,
+        "ROUNDING": rounding * torch.finfo(dtype).eps,
         "N": num_subkeys,
         "N_PADDED": padded,
         "H": half_dim,
-        "H_PADDED": triton.next_power_of_2(half_dim),
+        "H_PADDED": next_power_of_2(half_dim),
         "K": topk,
-        "K_PADDED": triton.next_power_of_2(topk),
-        "ROWS": max(1, _NUMBERS // padded),
+        "K_PADDED": next_power_of_2(topk),
+        "ROWS": max(1, numbers // padded),
         "IDW": score != "dot_product",
     }
     return KernelForm(select_kernel, constants, num_warps=1)
 
 
-def address_form(
-    num_subkeys: int, half_dim: int, topk: int, score: str, dtype: torch.dtype, statistics: bool
-) -> KernelForm:
-    """How both are done at once."""
-    select = select_form(num_subkeys, half_dim, topk, score, dtype).constants
-    slots = slots_form(num_subkeys, topk, score, statistics).constants
-    absent = {} if statistics else {"SORT_KEYS": None}
-    constants = {**select, **slots, **absent, "ROWS": min(select["ROWS"], slots["ROWS"])}
-    return KernelForm(address_kernel, constants, num_warps=1)
-
-
-def slots_form(num_subkeys: int, topk: int, score: str, statistics: bool) -> KernelForm:
+@cache
+def slots_form(num_subkeys: int, topk: int, score: str, statistics: bool, numbers: int = _NUMBERS) -> KernelForm:
     """How slots are selected; with `statistics` the probabilities are asked for."""
-    pairs = triton.next_power_of_2(sum(topk // (i + 1) for i in range(topk)))
+    pairs = next_power_of_2(sum(topk // (i + 1) for i in range(topk)))
     constants = {
         "EPSILON": IDW_EPSILON,
         "N": num_subkeys,
         "K": topk,
-        "K_PADDED": triton.next_power_of_2(topk),
+        "K_PADDED": next_power_of_2(topk),
         "PAIRS_PADDED": pairs,
-        "ROWS": max(1, _NUMBERS // pairs),
+        "ROWS": max(1, numbers // pairs),
         "IDW": score != "dot_product",
         "STATISTICS": statistics,
     }
     return KernelForm(slots_kernel, constants if statistics else constants | {"PROBABILITIES": None}, num_warps=1)
+
+
+@cache
+def address_form(
+    num_subkeys: int,
+    half_dim: int,
+    topk: int,
+    score: str,
+    dtype: torch.dtype,
+    statistics: bool,
+    numbers: int = _NUMBERS,
+    rounding: float = _ROUNDING,
+) -> KernelForm:
+    """How both are done at once."""
+    select = select_form(num_subkeys, half_dim, topk, score, dtype, numbers, rounding).constants
+    slots = slots_form(num_subkeys, topk, score, statistics, numbers).constants
+    absent = {} if statistics else {"SORT_KEYS": None}
+    constants = {**select, **slots, **absent, "ROWS": min(select["ROWS"], slots["ROWS"])}
+    return KernelForm(address_kernel, constants, num_warps=1)
 
 
 def select_sub_keys(
@@ -123,7 +141,7 @@ def select_sub_keys(
         Indices (int32) and exact costs, best first.
     """
     groups, _, half_dim = queries.shape
-    form = select_form(sub_keys.shape[1], half_dim, topk, score, queries.dtype)
+    form = select_form(sub_keys.shape[1], half_dim, topk, score, queries.dtype, _NUMBERS, _ROUNDING)
     kept = _room_for_sub_keys(queries, topk)
     record = {"INDICES": kept.indices, "COSTS": kept.costs, "first_key": first_key}
     _launch_in_blocks(form, queries, sub_keys, lengths, groups, record)
@@ -145,7 +163,7 @@ def address(
     """
     groups, _, half_dim = queries.shape
     num_subkeys = sub_keys.shape[1]
-    form = address_form(num_subkeys, half_dim, topk, score, queries.dtype, moving > 0)
+    form = address_form(num_subkeys, half_dim, topk, score, queries.dtype, moving > 0, _NUMBERS, _ROUNDING)
     kept = _room_for_sub_keys(queries, topk)
     choice = _room_for_slots(kept, moving)
     sort_keys = None
@@ -194,7 +212,7 @@ def _launch_in_blocks(
         count = min(step, tokens - first)
         block = queries if count == tokens else queries[:, first : first + count]
         part = {"PRODUCTS": propose(block, sub_keys), "first_token": first, "tokens": count}
-        form.launch((triton.cdiv(count, form.constants["ROWS"]), columns), record, part)
+        form.launch((cdiv(count, form.constants["ROWS"]), columns), record, part)
 
 
 def _room_for_sub_keys(queries: Tensor, topk: int) -> KeptSubKeys:
@@ -234,7 +252,7 @@ def select_slots(kept: KeptSubKeys, num_subkeys: int, score: str, moving: int = 
     """
     groups, tokens, topk = kept.costs.shape
     choice = _room_for_slots(kept, moving)
-    form = slots_form(num_subkeys, topk, score, moving > 0)
+    form = slots_form(num_subkeys, topk, score, moving > 0, _NUMBERS)
     record = {"INDICES": kept.indices, "COSTS": kept.costs, "tokens": tokens, "moving": moving}
-    form.launch((triton.cdiv(tokens, form.constants["ROWS"]), groups // 2), record, _by_name(choice))
+    form.launch((cdiv(tokens, form.constants["ROWS"]), groups // 2), record, _by_name(choice))
     return choice
