@@ -65,7 +65,7 @@ class NoDriver:
 
         kernel = CompiledKernel.__new__(CompiledKernel)
         kernel._run, kernel.function, kernel.packed_metadata = self.launch, 0, ()
-        kernel.metadata, kernel.module = SimpleNamespace(shared=0), 0
+        kernel.metadata, kernel.module, kernel.name, kernel.src = SimpleNamespace(shared=0), 0, "", None
         return kernel
 
 

@@ -109,8 +109,7 @@ def streams(launch: Launch) -> Elements:
 
 
 _PER_PAIR_OF_KEYS = (
-    "INDICES COSTS PROBABILITIES STRENGTHS WEIGHTS GRAD_STRENGTHS SLOPE_GRADIENTS ORDER SORT_KEYS SORTED_KEYS "
-    "POSITIONS"
+    "INDICES COSTS PROBABILITIES STRENGTHS WEIGHTS GRAD_STRENGTHS SLOPE_GRADIENTS ORDER SORT_KEYS SORTED_KEYS POSITIONS"
 ).split()
 _WHOLE = "SUB_KEYS GRAD_MOVED BASE OUT MEANS GRAD_SLOPES STARTS LENGTHS LARGEST STEP".split()
 
@@ -194,7 +193,9 @@ def _values(**special: Callable[[Launch], float]) -> Callable[[Launch], Elements
         """Of one launch."""
         written = written_rows(launch)
         elements = dict.fromkeys(_PER_PAIR, float(pairs_of_rows(launch)))
-        elements |= {"WRITE_WEIGHTS": written, "SCALES": 1.0, "ROUNDING": 0.0, "PARTIALS": 0.0}
+        elements |= {"WRITE_WEIGHTS": written, "SCALES": 1.0, "ROUNDING": 0.0}
+        # By chance there are no segments of more pairs than a tile.
+        elements |= {"PARTIALS": 0.0, "TICKETS": 0.0}
         return elements | {name: numbers(launch) for name, numbers in special.items()}
 
     return formula
@@ -246,15 +247,6 @@ def _pairs_twice(launch: Launch) -> float:
     return float((pairs_of_rows(launch) + written_rows(launch) * launch["J"]) * launch.grid[1])
 
 
-def _none(launch: Launch) -> float:
-    return 0.0
-
-
-_LONG_SEGMENTS = dict.fromkeys(
-    "TABLE ADJOINT PARTIALS SLOTS NAMES COUNTS WEIGHTS SOURCES SINKS ORDER".split(), _none
-)
-"""Of segments of more pairs than a tile there are none, by chance; where segments begin is looked at all the same."""
-
 _STREAMING = (
     "write_plan_kernel", "adjoint_plan_kernel", "normalize_hidden_kernel", "normalize_hidden_backward_kernel",
     "finish_hidden_kernel", "moments_kernel", "standardize_kernel", "standard_moments_kernel",
@@ -269,7 +261,7 @@ FORMULAS: dict[str, Callable[[Launch], Elements]] = {
     "address_kernel": _keys(PRODUCTS=_proposals, SCORES=_slots_of_tokens, SLOTS=_slots_of_tokens),
     "reader_mean_kernel": _keys(LOSSES=_pieces_means),
     "strength_kernel": _keys(),
-    "tile_kernel": _keys(PARTIALS=_partials, PARTIAL_TOTALS=_tiles),
+    "tile_kernel": _keys(PARTIALS=_partials, PARTIAL_TOTALS=_tiles, TICKETS=_tiles),
     "finish_kernel": _keys(PARTIALS=_partials, PARTIAL_TOTALS=_tiles),
     "strength_gradient_kernel": _keys(),
     "slope_gradient_kernel": _keys(),
@@ -283,7 +275,6 @@ FORMULAS: dict[str, Callable[[Launch], Elements]] = {
     "write_rows_kernel": _values(
         TABLE=_rows(lambda slots: 2 * slots.distinct), LOG=_rows(lambda slots: slots.distinct), ERRORS=_written
     ),
-    "finish_write_kernel": _values(**_LONG_SEGMENTS),
     "backward_rows_kernel": _values(
         LOG=_rows(lambda slots: slots.distinct), ADJOINT=_rows(lambda slots: slots.again), ERRORS=_written,
         GRAD_READS=_read, GRAD_ROWS=_read, GRAD_TARGETS=_written, GRAD_WRITE_WEIGHTS=_blocks_written,
@@ -294,7 +285,6 @@ FORMULAS: dict[str, Callable[[Launch], Elements]] = {
         ADJOINT=_rows(lambda slots: slots.before * (1 + slots.again / max(1.0, slots.distinct))),
         GRAD_ROWS=lambda launch: float(launch.grid[0] // launch["J"] * launch["D"]),
     ),
-    "finish_adjoint_kernel": _values(**_LONG_SEGMENTS),
     **dict.fromkeys(_STREAMING, streams),
 }  # fmt: skip
 """Kernel -> numbers of its tensors."""

@@ -16,9 +16,9 @@ KERNELS = {
     "selection": ("select_kernel", "slots_kernel", "address_kernel", "gemm"),
     "plan": ("write_plan_kernel", "adjoint_plan_kernel"),
     "read": ("read_rows_kernel",),
-    "write": ("write_rows_kernel", "finish_write_kernel"),
+    "write": ("write_rows_kernel",),
     "backward_token": ("backward_rows_kernel",),
-    "adjoint": ("adjoint_rows_kernel", "finish_adjoint_kernel"),
+    "adjoint": ("adjoint_rows_kernel",),
     "key update and its backward": (
         "reader_mean_kernel", "strength_kernel", "tile_kernel", "finish_kernel", "strength_gradient_kernel",
         "slope_gradient_kernel", "token_backward_kernel",

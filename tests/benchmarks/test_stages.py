@@ -35,10 +35,10 @@ def test_every_kernel_belongs_to_a_stage():
 
 def test_stages_are_sums_of_their_kernels():
     spent = [
-        Spent("write_rows_kernel", 3.0, 8), Spent("finish_write_kernel", 1.0, 8), Spent("sort", 0.5, 2),
+        Spent("select_kernel", 3.0, 8), Spent("slots_kernel", 1.0, 8), Spent("sort", 0.5, 2),
         Spent("read_rows_kernel", 2.0, 8),
     ]  # fmt: skip
-    assert sum_stages(spent) == {"read": 2.0, "write": 4.0, "other": 0.5}
+    assert sum_stages(spent) == {"selection": 4.0, "read": 2.0, "other": 0.5}
 
 
 def test_the_profiler_sees_a_whole_call():
@@ -50,7 +50,7 @@ def test_the_profiler_sees_a_whole_call():
 
 
 def test_rows_and_goals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    spent = [Spent("write_rows_kernel", 0.002, 3), Spent("finish_write_kernel", 0.002, 3), Spent("sort", 1.0, 1)]
+    spent = [Spent("write_rows_kernel", 0.004, 3), Spent("sort", 1.0, 1)]
     rows = [60, 50, 40]
     monkeypatch.setattr(stages, "profile", lambda _: (spent, {"distinct_rows": rows}, 0))
     monkeypatch.setattr(green, "require_green", lambda *_: "7 passed: tests/ops")
@@ -61,7 +61,7 @@ def test_rows_and_goals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     share = f"{moved / 10e9 / 4e-6:.0%}"
     text = (tmp_path / "stages_rehearsal_sparse_training.md").read_text()
     assert f"| **write** | 0.004 |  | {moved / 2**20:.0f} | {share} |" in text
-    assert "| finish_write_kernel | 0.002 | 3 |" in text and "| **other** | 1.000 |  |  |  |" in text
+    assert "| write_rows_kernel | 0.004 | 3 |" in text and "| **other** | 1.000 |  |  |  |" in text
     goals = json.loads((tmp_path / "stages_rehearsal_sparse_training.json").read_text())["goals"]
     assert goals == [
         {"what": "write: share of the copy bandwidth", "measured": share, "wanted": ">= 60%", "met": True},
