@@ -24,7 +24,7 @@ from unittest import mock
 
 from benchmarks.report import ROOT
 
-SIZES: dict[str, Any] = {"tokens": 128, "num_subkeys": 16, "key_dim": 32, "value_dim": 32, "chunk_size": 16}
+SIZES: dict[str, Any] = {"tokens": 128, "num_subkeys": 16, "key_dim": 128, "value_dim": 32, "chunk_size": 16}
 """Tiny, with as many chunks as the paper has."""
 
 
