@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -118,3 +120,9 @@ def test_the_operator_keeps_what_it_registers(name: str) -> None:
     spec = _spec(MemoryOptions(**case.options), tuple(given))
     found = torch.library.opcheck(api._OPERATOR.operator, (list(given.values()), spec, wants))
     assert set(found.values()) == {"SUCCESS"}
+
+
+def test_without_a_compiled_function_the_compiler_is_not_imported() -> None:
+    check = "import sys, megatron_fwpkm.ops; print({'torch._dynamo', 'sympy', 'triton'} & set(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=100, check=True).stdout
+    assert said == "set()\n"

@@ -8,7 +8,7 @@ exports.
 
 from __future__ import annotations
 
-import json
+import ast
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -141,24 +141,18 @@ def _by_name(
 
 
 def _spec(options: MemoryOptions, names: tuple[str, ...]) -> str:
-    """Options, and the names of the tensors, as the operator takes them."""
-    return _to_json(tuple(getattr(options, name) for name in _OPTIONS), names)
-
-
-@torch.compiler.assume_constant_result
-def _to_json(values: tuple[Any, ...], names: tuple[str, ...]) -> str:
-    """Not traced: the compiler takes the text as it is."""
-    return json.dumps({"options": dict(zip(_OPTIONS, values, strict=True)), "names": names})
+    """Options, and the names of the tensors, as the operator takes them; the compiler knows the `repr` of constants."""
+    return repr((tuple(getattr(options, name) for name in _OPTIONS), names))
 
 
 def _parse(tensors: list[Tensor], spec: str) -> tuple[dict[str, Tensor], FastWeightState, MemoryOptions]:
     """Tensors by name, the state that they make, and the options."""
-    found = json.loads(spec)
-    named = dict(zip(found["names"], tensors, strict=True))
+    values, names = ast.literal_eval(spec)
+    named = dict(zip(names, tensors, strict=True))
     waiting = [named.get(f"pending {name}") for name in _GIVEN]
     pending = None if waiting[0] is None else PendingTokens(*waiting)  # type: ignore[arg-type]
     state = FastWeightState(named["sub_keys"], named["values"], pending, named.get("rounding"))
-    return named, state, MemoryOptions(**found["options"])
+    return named, state, MemoryOptions(**dict(zip(_OPTIONS, values, strict=True)))
 
 
 def _fake_forward(tensors: list[Tensor], spec: str, wants: list[bool]) -> list[Tensor]:
