@@ -29,7 +29,7 @@ except ImportError:
 Prepare = Callable[[str], bytes | None]
 """A text to what the library encodes; None for one that the plain tokenizer must encode."""
 
-_CACHE_BYTES, _TEXT_PER_LOAD = 32_000_000, 1 << 62
+_CACHE_BYTES, _TEXT_PER_LOAD = 48_000_000, 1 << 62
 """Growth of this process after which the library is loaded anew (half a second); most text never gets there."""
 _RARE_LETTERS = re.compile(b"\xf0[\x90-\x9c\x9e]")
 """Letters beyond the first 65,536 characters but for mathematical ones and ideographs, in UTF-8: of the new ones among

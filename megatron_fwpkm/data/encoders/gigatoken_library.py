@@ -39,14 +39,13 @@ def gigatoken_loading() -> Iterator[None]:
 
 class BoundedGigatoken:
     """A tokenizer of the package, which remembers every word it meets and never forgets: it is loaded anew after
-    `text_per_load` bytes of text, or when this process has grown by `cache_bytes`, so text of ever new words, which
-    fills 10 bytes a character, does not fill the memory."""
+    `text_per_load` bytes of text, or when this process has grown by `cache_bytes` since, so text of ever new words,
+    which fills 10 bytes a character, does not fill the memory."""
 
     def __init__(self, load: Callable[[], Any], *, cache_bytes: int, text_per_load: int) -> None:
         """Load it. Raises ValueError, with what the library said, where it cannot."""
         self._load, self._cache_bytes, self._text_per_load = load, cache_bytes, text_per_load
         self._begin()
-        self._bytes_at_first = _resident_bytes()
 
     def __call__(self, texts: list[bytes]) -> Iterator[np.ndarray]:
         """Tokens of each text in UTF-8."""
@@ -64,6 +63,7 @@ class BoundedGigatoken:
         with gigatoken_loading():
             self._encode, self._since = self._load().encode, 0
         release_memory()
+        self._bytes_at_first = _resident_bytes()  # anew: what else has grown meanwhile must not bring this about again
 
 
 def release_memory() -> None:

@@ -69,7 +69,25 @@ def ranks(folder: Path, pattern: Any) -> Tokenizer:
     """Ranks of pieces that reach wherever a pattern lets them."""
     pytest.importorskip("tiktoken", reason="the extra `data` is not installed")
     pieces = [bytes([byte]) for byte in range(256)]
-    words = ("'s", "'ll", "'re", "'si", " t", "he", " the", "12", "99", " a", " w", "\n\n", "  ", "!?", "/\n", "\u4f60")
+    words = (
+        "'s",
+        "heHe",
+        "'ll",
+        "'re",
+        "'si",
+        " t",
+        "he",
+        " the",
+        "12",
+        "99",
+        " a",
+        " w",
+        "\n\n",
+        "  ",
+        "!?",
+        "/\n",
+        "\u4f60",
+    )
     pieces += dict.fromkeys(word.encode()[:end] for word in words for end in range(2, len(word.encode()) + 1))
     pieces += [b" qvz", b"ough"]  # no two pieces make these
     path = folder / f"{pattern}.tiktoken"
@@ -126,6 +144,26 @@ def test_the_library_gets_no_added_token_and_no_rare_letter(every_kind: list[Tok
     assert v1._prepare("it's") == b"it\x01s" and v1._prepare("\x01") is None and v1._prepare("\U00010400") is None
     nfkd = ByteLevelEncoder(every_kind[4])  # type: ignore[arg-type]
     assert nfkd._prepare("\uff1cthink>") is None
+
+
+@needs_gigatoken
+def test_words_that_are_pieces_and_cased_words(tmp_path: Path, every_kind: list[Tokenizer]) -> None:
+    """What only `ignore_merges` makes one token, and where v1 and v2 cut differently."""
+    v1, v2 = every_kind[-2:]
+    for tokenizer in (v1, v2):
+        assert len(tokenizer.encode(" qvz")) == 1
+        assert ByteLevelEncoder(tokenizer)([" qvz heHE thE/\n"]) == build_encoder(tokenizer, "none")(
+            [" qvz heHE thE/\n"]
+        )  # type: ignore[arg-type]
+    assert v1.encode("/\n") != v2.encode("/\n") or v1.encode("heHe") != v2.encode("heHe")
+    folder = trained(tmp_path / "llama3", "llama3")
+    description = json.loads((folder / "tokenizer.json").read_text())
+    description["model"]["merges"] = description["model"]["merges"][:50]  # the pieces behind are words or nothing
+    (folder / "tokenizer.json").write_text(json.dumps(description))
+    tokenizer = hugging_face(folder)
+    assert len(tokenizer.encode(" Walter")) == 1
+    texts = [novel(4_000), " Walter Walters"]
+    assert ByteLevelEncoder(tokenizer)(texts) == build_encoder(tokenizer, "none")(texts)  # type: ignore[arg-type]
 
 
 @needs_gigatoken

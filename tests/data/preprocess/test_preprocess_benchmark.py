@@ -46,7 +46,7 @@ def test_sides_agree_and_a_difference_is_refused(
     monkeypatch.setattr(preprocess, "_in_own_process", lambda side: sides[side.name])
     arguments = Namespace(
         scratch=tmp_path, text=tmp_path / "text", megabytes=[0], tokenizer_model=tokenizer_file, workers=[2],
-        tokenizer_type=kind, megatron_lm=None, megatron_python=None,
+        tokenizer_type=kind, megatron_lm=None, megatron_python=Path(sys.executable),
     )  # fmt: skip
     report = preprocess.measure(arguments, "command")
     assert [row[:3] for row in report.rows][-1] == ["0", "gigatoken", "2"] and len(report.rows) == 6
