@@ -76,7 +76,8 @@ class ValueSteps(NamedTuple):
 
     Attributes:
         plan_writes: as `make_write_plan`.
-        plan_adjoint: as `make_adjoint_plan`, though its rows may be numbered otherwise.
+        plan_adjoint: (plan, rows of the table, whether its gradient is asked for) -> as `make_adjoint_plan`, though
+            rows may be numbered otherwise.
         lay_out: (plan, pieces, scales) -> what the steps need of the plan in a form of their own.
         forward: begins a pass over a table, (inputs, table, slots, keep): `slots` [P] names the slot at every position
             of the plan, whose own slots are rows of the table; with `keep` old rows are asked for.
@@ -87,7 +88,7 @@ class ValueSteps(NamedTuple):
     """
 
     plan_writes: Callable[[Tensor, list[ValuePiece], int], WritePlan]
-    plan_adjoint: Callable[[WritePlan, int], Any]
+    plan_adjoint: Callable[[WritePlan, int, bool], Any]
     lay_out: Callable[[WritePlan, list[ValuePiece], Tensor], Any]
     forward: Callable[[ValueInputs, Tensor, Tensor, bool], SparseForward | TritonForward]
     backward: Callable[[ValueInputs, Any, list[Tensor], list[Tensor], Tensor, bool], SparseBackward | TritonBackward]
@@ -210,7 +211,7 @@ def _gradients(ctx: Any, grad_reads: Tensor) -> tuple[Tensor | None, Tensor, Ten
         forward = _run(inputs._replace(targets=targets, options=on_rows), first.clone(), options.plan.slots, True, None)
         old_rows, errors = forward.old_rows, forward.errors
     else:
-        adjoint_plan = options.steps.plan_adjoint(options.plan, ctx.num_slots)
+        adjoint_plan = options.steps.plan_adjoint(options.plan, ctx.num_slots, wants_values)
         old_rows, errors = saved[: ctx.num_old_rows], saved[ctx.num_old_rows :]
     steps = options.steps.backward(inputs, adjoint_plan, old_rows, errors, grad_reads, wants_values)
     for piece in reversed(options.pieces):

@@ -6,7 +6,6 @@ rows.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -258,9 +257,14 @@ def _read_rows(table: Tensor, slots: Tensor, slot_weights: Tensor) -> Tensor:
     return sum_rows(rows, torch.arange(slots.numel(), device=slots.device), starts, slot_weights.flatten())
 
 
+def _plan_adjoint(plan: WritePlan, num_slots: int, wants_table: bool) -> AdjointPlan:
+    """Only rows that are in use; they are the same whether or not the table's gradient is asked for."""
+    return make_adjoint_plan(plan, num_slots, counted=True)
+
+
 VALUE_STEPS = ValueSteps(
     make_write_plan,
-    partial(make_adjoint_plan, counted=True),
+    _plan_adjoint,
     find_segments,
     SparseForward,
     SparseBackward,

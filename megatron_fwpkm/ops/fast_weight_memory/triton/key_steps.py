@@ -173,7 +173,7 @@ class TritonKeySteps:
         self.tickets: Tensor | None = None
         if self.forms.adds_last:
             segments = self.forms.groups * self.forms.count
-            self.tickets = queries.new_zeros(segments * self.forms.blocks, dtype=torch.int32)
+            self.tickets = torch.zeros(segments * self.forms.blocks, dtype=torch.int32, device=queries.device)
         self.forget_forward()
 
     def forget_forward(self) -> None:

@@ -80,12 +80,19 @@ def plan_writes(slot_indices: Tensor, pieces: list[ValuePiece], num_slots: int) 
     return WritePlan(slot_indices, order, slots, heads, lengths, counts, places, is_head)
 
 
-def plan_adjoint(plan: WritePlan, num_slots: int) -> KernelAdjointPlan:
-    """As `make_adjoint_plan`, but for the numbers of the rows."""
+def plan_adjoint(plan: WritePlan, num_slots: int, wants_table: bool) -> KernelAdjointPlan:
+    """As `make_adjoint_plan`, but for the numbers of the rows.
+
+    Args:
+        plan: of the call.
+        num_slots: rows of its table.
+        wants_table: the slots of rows are asked for; otherwise those of rows that are not in use are not written.
+    """
     ordered, order = plan.slots.to(torch.int32).sort(stable=True)
     total = order.shape[0]
     rows, sources, sinks = _like(order, 3)
-    slots = order.new_full((min(total, num_slots),), num_slots)
+    count = min(total, num_slots)
+    slots = order.new_full((count,), num_slots) if wants_table else order.new_empty(count)
     arguments = {
         "ORDERED": ordered,
         "BY_SLOT": order,

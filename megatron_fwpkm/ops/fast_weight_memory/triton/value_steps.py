@@ -95,7 +95,7 @@ class _Pass:
         tiles = cdiv(self.most_rows * self.width, TILE)
         self.tensors: dict[str, Any] = {
             "PARTIALS": self.slot_weights.new_empty(2 * tiles, num_columns),
-            "TICKETS": self.slot_weights.new_zeros(tiles, self.forms.blocks.number, dtype=torch.int32),
+            "TICKETS": torch.zeros(tiles, self.forms.blocks.number, dtype=torch.int32, device=self.slot_weights.device),
             "PAIR_SLOTS": self.plan.pair_slots,
             "SLOTS": self.plan.slots,
             "HEADS": self.plan.heads,
