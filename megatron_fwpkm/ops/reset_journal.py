@@ -73,8 +73,7 @@ class ResetJournal:
             for number in range(len(undo_log.rows)):
                 self.record_rows(*undo_log.write(number))
         elif undo_log.rows:
-            # The first entry of a slot in a log always holds its value.
-            self._record_first(undo_log.rows, undo_log.old_values)
+            self._record_first(undo_log.rows, undo_log.old_values, undo_log.sources)
         if undo_log.old_sub_keys is not None:
             self.record_sub_keys(undo_log.old_sub_keys)
 
@@ -82,7 +81,7 @@ class ResetJournal:
     def record_rows(self, rows: Tensor, old_values: Tensor) -> None:
         """Add `rows` [U] that were just written and held `old_values` [U, value_dim] before."""
         if not self._counts:
-            self._record_first([rows], [old_values])
+            self._record_first([rows], [old_values], [])
             return
         new = (~self.touched[rows]).nonzero().squeeze(1)
         if not new.numel():
@@ -95,7 +94,7 @@ class ResetJournal:
         self.touched.index_fill_(0, kept_slots[start:stop], True)
         self._used = stop
 
-    def _record_first(self, rows: list[Tensor], old_values: list[Tensor]) -> None:
+    def _record_first(self, rows: list[Tensor], old_values: list[Tensor], sources: list[Tensor]) -> None:
         """Add the first entry of every slot that is not in the journal; shapes do not depend on which these are."""
         slots, num_slots = rows[0] if len(rows) == 1 else torch.cat(rows), self.touched.shape[0]
         if not slots.shape[0]:
@@ -107,11 +106,22 @@ class ResetJournal:
         is_new = (first[slots] == positions) > self.touched[slots]
         places = is_new.cumsum(0) + self._last
         self._last = places[-1].clone()
-        places = torch.where(is_new, places, kept_slots.shape[0] - SPARE_ROWS + positions % SPARE_ROWS)
+        places = torch.where(is_new, places, self._spare_places(positions))
         kept_slots.index_copy_(0, places, slots)
-        for part, old in zip(places.split([len(old) for old in old_values]), old_values, strict=True):
-            kept_values.index_copy_(0, part, old)
         self.touched.index_fill_(0, slots, True)
+        parts = list(places.split([part.shape[0] for part in rows]))
+        if sources and all(old is old_values[0] for old in old_values):
+            old_values, sources, parts = old_values[:1], [torch.cat(sources)], [places]
+        for number, old in enumerate(old_values):
+            part = parts[number]
+            if sources:
+                # Spare places come last: of the rows with the same old value the new one counts, if there is one.
+                entries = torch.arange(old.shape[0], device=old.device)
+                part = self._spare_places(entries).scatter_reduce_(0, sources[number], part, "amin")
+            kept_values.index_copy_(0, part, old)
+
+    def _spare_places(self, positions: Tensor) -> Tensor:
+        return positions % SPARE_ROWS + self._room
 
     def _make_room(self, wanted: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """The slots and values of the journal, with room for `wanted` of them."""

@@ -16,12 +16,12 @@ class UndoLog:
 
     Attributes:
         rows: for each write, the slots it touched, [U] int64; distinct without `sources`.
-        old_values: for each write, [U, value_dim]: what these slots held just before it, where `sources` says so.
+        old_values: for each write, what these slots held just before it, [U, value_dim]; with `sources` in another
+            order and with room to spare, maybe of all writes together.
         old_sub_keys: [heads, 2, num_subkeys, key_dim / 2] before the call, or None when the call moved no key.
-        sources: for each write, the number of the entry that holds the old value of each row, [U] int64, counted from
-            that of the first row, which has its own; empty when every row has. The Triton kernels never tell the host
-            how many slots a write touches: their log has room for the worst case, names slots several times, and holds
-            the old value at the first of them.
+        sources: for each write, which of its old values belongs to each of its rows, [U] int64; empty when they are in
+            the same order. The Triton kernels never tell the host how many slots a write touches: they name a slot once
+            for each of its readers.
     """
 
     rows: list[Tensor] = field(default_factory=list)
@@ -30,7 +30,7 @@ class UndoLog:
     sources: list[Tensor] = field(default_factory=list)
 
     def add(self, rows: Tensor, old_values: Tensor, sources: Tensor | None = None) -> None:
-        """Add one write; `sources` is None when every row has its own old value."""
+        """Add one write; `sources` is None when old values are in the order of the rows."""
         self.rows.append(rows)
         self.old_values.append(old_values)
         if sources is not None:
@@ -41,8 +41,7 @@ class UndoLog:
         rows, old_values = self.rows[number], self.old_values[number]
         if not self.sources:
             return rows, old_values
-        sources = self.sources[number]
-        return rows, old_values.index_select(0, sources - sources[:1])
+        return rows, old_values.index_select(0, self.sources[number])
 
     def undo_(self, state: FastWeightState) -> None:
         """Restore, bit for bit and in place, the tables that the call was given; no host waits for a GPU.

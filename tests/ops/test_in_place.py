@@ -182,6 +182,24 @@ def test_journal_restores_the_initial_memory(implementation: str, counts: bool) 
         assert not journal.slots().numel() and not journal.touched.any() and journal.old_sub_keys is None
 
 
+def test_journal_takes_from_a_log_of_whole_tables_what_was_read() -> None:
+    """Where a chunk has more reads than there are slots."""
+    cases = [make_case(seed, batch=1, num_subkeys=4, topk=2, tokens=12, value_dim=8) for seed in range(2)]
+    state = copy_of(cases[0].state)
+    initial, journal = copy_of(state), ResetJournal(16, counts=False)
+    read = []
+    for case in cases:
+        output = run_in_place(case, state, implementation="triton")
+        read.append(output.slot_indices.flatten())
+        assert output.undo_log is not None and len(output.undo_log.old_values[0]) == 16
+        journal.record(output.undo_log)
+    assert torch.equal(journal.touched.nonzero().flatten(), torch.cat(read).unique())
+    found = journal.slots_and_values()
+    assert found is not None and torch.equal(found[1], initial.values[found[0]])
+    journal.restore_(state.values, state.sub_keys)
+    assert torch.equal(state.values, initial.values)
+
+
 def test_journal_can_leave_the_sub_keys_alone() -> None:
     case = make_case()
     state = copy_of(case.state)

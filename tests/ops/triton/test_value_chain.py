@@ -154,6 +154,16 @@ def test_the_log_takes_every_write_back(name: str, needs: tuple[str, ...]) -> No
     assert torch.equal(state.values, call.values)
 
 
+@pytest.mark.parametrize(("name", "rows"), [("a hot slot among others", 2 * 40), ("streaming", 35 * 3)])
+def test_the_log_has_a_row_for_every_pair_or_for_every_slot(name: str, rows: int) -> None:
+    """Whichever are fewer over all pieces."""
+    call = CALLS[name]().to(torch.float32)
+    found, log = run_triton(call)
+    assert found["reads"].isfinite().all()
+    storages = {old.untyped_storage().data_ptr(): old.untyped_storage().nbytes() for old in log.old_values}
+    assert list(storages.values()) == [rows * 12 * 4]
+
+
 def test_reads_alone_are_those_of_the_chain() -> None:
     call = make_values(random_slots(11, 3), chunk=11).to(torch.float64)
     with poisoned():

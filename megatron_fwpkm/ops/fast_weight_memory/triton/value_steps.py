@@ -82,6 +82,11 @@ def _bits(table: Tensor) -> Tensor:
     return table.view(torch.int16) if table.dtype == torch.bfloat16 else table
 
 
+def _log_rows(pairs: int, pieces: int, num_rows: int) -> int:
+    """Rows of the log: one for every pair, or the whole table for every piece where that is less."""
+    return min(pairs, pieces * num_rows)
+
+
 class _Pass:
     """What both directions know: tensors and numbers by the names of the kernels' parameters, and all forms."""
 
@@ -100,8 +105,6 @@ class _Pass:
             "SLOTS": self.plan.slots,
             "HEADS": self.plan.heads,
             "LENGTHS": self.plan.lengths,
-            "COUNTS": self.plan.counts,
-            "PLACES": self.plan.places,
             "ORDER": self.plan.order,
             "WEIGHTS": self.slot_weights,
             "WRITE_WEIGHTS": aligned(inputs.write_weights),
@@ -137,13 +140,16 @@ class TritonForward(_Pass):
         written = last.first_error + last.written
         self.reads = new(last.first_read + last.rows - last.first_kept, self.num_columns)
         self.squares = new(written, self.forms.blocks.number)
-        self.old_rows = [table.new_empty(self.slot_weights.numel() if keep else 0, self.num_columns)]
+        rows = _log_rows(self.slot_weights.numel(), len(self.options.pieces), table.shape[0])
+        self.table, self.logs_tables = table, keep and rows < self.slot_weights.numel()
+        self.old_rows = [table.new_empty(rows if keep else 0, self.num_columns)]
         self.errors = [new(written, self.num_columns)]
         self.slots = slots
         self.tensors |= {
             "TABLE": _bits(table),
             "LOG": _bits(self.old_rows[0]),
             "NAMES": slots,
+            "COUNTS": self.plan.counts,
             "TARGETS": aligned(inputs.targets),
             "READS": self.reads,
             "ERRORS": self.errors[0],
@@ -158,13 +164,22 @@ class TritonForward(_Pass):
             self.launch(kernels.read_rows_kernel, piece, piece.rows)
         pairs = piece.rows * self.width
         with named_range("memory write"):
+            if keep_rows and self.logs_tables:
+                self._logged_table(piece).copy_(self.table)
+                keep_rows = False
             if update or keep_rows:
                 self.launch(kernels.write_rows_kernel, piece, pairs, UPDATE=update, KEEP_LOG=keep_rows)
 
     def overwritten(self, piece: ValuePiece) -> tuple[Tensor, Tensor, Tensor]:
-        """Slots and rows at all positions of the piece; those at the first position of a slot are in use."""
+        """Slots at all positions of the piece, old rows, and which of these belongs to each position."""
         pairs = slice(piece.start * self.width, piece.stop * self.width)
-        return self.slots[pairs], self.old_rows[0][pairs], self.plan.heads[pairs]
+        if self.logs_tables:
+            return self.slots[pairs], self._logged_table(piece), self.plan.slots[pairs]
+        return self.slots[pairs], self.old_rows[0], self.plan.heads[pairs]
+
+    def _logged_table(self, piece: ValuePiece) -> Tensor:
+        """Where the log has the whole table as it was before a piece."""
+        return self.old_rows[0].unflatten(0, (len(self.options.pieces), -1))[piece.number]
 
     def squared_errors(self) -> Tensor:
         """[E]: sums over D of write weight * error^2."""
@@ -204,6 +219,19 @@ class TritonBackward(_Pass):
             "GRAD_WRITE_WEIGHTS": self.grad_write_weights,
             "GRAD_TARGETS": self.grad_targets,
         }
+        self.tensors["PLACES"], self.tensors["COUNTS"] = self._of_log(adjoint_plan, old_rows[0].shape[0])
+
+    def _of_log(self, adjoint_plan: AdjointPlan | KernelAdjointPlan, log_rows: int) -> tuple[Tensor, Tensor]:
+        """For every pair its row of the log, and for every row of the log the readers of its slot that count."""
+        if log_rows == self.plan.places.shape[0]:
+            return self.plan.places, self.plan.counts
+        # What was repeated has a table of the rows of the adjoint.
+        rows = adjoint_plan.rows.view_as(self.plan.pair_slots) if self.options.undo_log == "recompute" else None
+        places = (self.plan.pair_slots if rows is None else rows).clone()
+        for piece in self.options.pieces[1:]:
+            places[piece.start : piece.stop] += piece.number * (log_rows // len(self.options.pieces))
+        counts = self.plan.counts.new_ones(log_rows)
+        return places, counts.scatter_(0, places.flatten()[self.plan.order], self.plan.counts)
 
     def run(self, piece: ValuePiece, written: bool, wanted: bool) -> None:
         """Gradients of a piece's rows, and of the table before it."""
