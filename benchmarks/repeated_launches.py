@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from benchmarks import hardware, memory, shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from megatron_fwpkm.ops.kernel_forms import KernelForm
 
 _PAPER = replace(shapes.PAPER, batch=2, tokens=1024)
 CALLS = {
@@ -60,35 +63,69 @@ def hash_of(tensor: Tensor) -> int:
     return int(found)
 
 
-@contextmanager
-def repeated(repeats: Repeats) -> Iterator[None]:
-    """Inside, the first launch of every form is done `repeats.count` times on equal inputs."""
-    from torch import Tensor
+@dataclass(frozen=True)
+class FirstLaunch:
+    """The first launch of a form with such types of arguments.
 
+    Attributes:
+        name: of the kernel, its constants and the types of its tensors.
+        form: how the kernel is compiled.
+        grid: number of programs in every dimension.
+        arguments: by the names of the kernel's parameters.
+        run: launches it.
+    """
+
+    name: str
+    form: KernelForm
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    run: Callable[[], None]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the arguments that are tensors."""
+        return {name: value for name, value in self.arguments.items() if hasattr(value, "dtype")}
+
+
+@contextmanager
+def first_launches(visit: Callable[[FirstLaunch], None]) -> Iterator[None]:
+    """Inside, the first launch of every form is left to `visit`, which must run it; the others are as usual."""
     from megatron_fwpkm.ops.kernel_forms import KernelForm
 
-    launch = KernelForm.launch
+    launch, seen = KernelForm.launch, set[str]()
 
-    def _launch_again(form: KernelForm, grid: tuple[int, ...], *records: Mapping[str, Any]) -> None:
+    def _launch(form: KernelForm, grid: tuple[int, ...], *records: Mapping[str, Any]) -> None:
         known = {name: value for record in records for name, value in record.items()}
-        tensors = {name: known[name] for name in form.parameters if isinstance(known[name], Tensor)}
-        types = " ".join(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+        arguments = {name: known[name] for name in form.parameters}
+        types = " ".join(str(value.dtype)[len("torch.") :] for value in arguments.values() if hasattr(value, "dtype"))
         name = f"{form.kernel.__name__} {json.dumps(dict(form.constants))} {types}"
-        if name in repeats.hashes:
+        if name in seen:
             return launch(form, grid, *records)
-        before = {name: tensor.clone() for name, tensor in tensors.items()}
-        found = repeats.hashes.setdefault(name, [])
-        for _ in range(repeats.count):
-            for parameter, tensor in tensors.items():
-                tensor.data.copy_(before[parameter])  # autograd, which saved some of them, is not to know
-            launch(form, grid, *records)
-            found.append(hash(tuple(hash_of(tensor) for tensor in tensors.values())))
+        seen.add(name)
+        visit(FirstLaunch(name, form, grid, arguments, partial(launch, form, grid, *records)))
 
-    KernelForm.launch = _launch_again  # type: ignore[method-assign, assignment]
+    KernelForm.launch = _launch  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         KernelForm.launch = launch  # type: ignore[method-assign]
+
+
+@contextmanager
+def repeated(repeats: Repeats) -> Iterator[None]:
+    """Inside, the first launch of every form is done `repeats.count` times on equal inputs."""
+
+    def _launch_again(first: FirstLaunch) -> None:
+        before = {name: tensor.clone() for name, tensor in first.tensors.items()}
+        found = repeats.hashes.setdefault(first.name, [])
+        for _ in range(repeats.count):
+            for parameter, tensor in first.tensors.items():
+                tensor.data.copy_(before[parameter])  # autograd, which saved some of them, is not to know
+            first.run()
+            found.append(hash(tuple(hash_of(tensor) for tensor in first.tensors.values())))
+
+    with first_launches(_launch_again):
+        yield
 
 
 def main(argv: Sequence[str] | None = None) -> int:
