@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 export TORCHDYNAMO_DISABLE ?= 1
 export PYTHONWARNINGS ?= ignore:Transformer Engine and Apex:UserWarning,ignore:Apex is not installed:UserWarning
 
-.PHONY: help setup quickstart test test-all test-transformers lint format bench docs clean
+.PHONY: help setup quickstart test test-all test-transformers sanitize-kernels lint format bench docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,13 @@ test-transformers: ## Run the exported model's tests with several releases of Tr
 	  echo "== test with transformers $$release"; \
 	  "$(VENV)-transformers/$$release/bin/python" -m pytest -q $(transformers_tests) $(PYTEST_ARGS); \
 	done
+
+$(VENV)-sanitizer/.ready: $(setup_inputs)
+	@PYTHON='$(PYTHON)' TRITON_VIZ=3.0 bash tools/setup.sh '$(VENV)-sanitizer' ''
+	@touch $@
+
+sanitize-kernels: $(VENV)-sanitizer/.ready ## Look for loads and stores outside tensors in the Triton kernels (an environment of its own)
+	@TRITON_INTERPRET=1 '$(VENV)-sanitizer/bin/python' -m benchmarks.sanitize_kernels
 
 lint: $(VENV)/.ready-dev ## Check style, types, the import rule, shell scripts and the Dockerfile
 	@echo '== ruff' && $(bin)/ruff check .

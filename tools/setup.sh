@@ -4,6 +4,7 @@
 # installed before the rest. TORCH_PIP_ARGS is passed to pip for torch only, e.g. --index-url of a CPU-only build.
 # TRANSFORMERS selects a release of Transformers other than the pinned one; its dependencies are then not pinned either.
 # MCORE selects a release of Megatron-Core other than the pinned one; without a wheel for this Python it is built from source.
+# TRITON_VIZ selects a release of triton-viz, which is installed last, with the Triton and NumPy that it works with.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -96,9 +97,9 @@ if [ -n "${TRANSFORMERS:-}" ]; then
   constraints=$venv/constraints-transformers.txt
 fi
 
-echo "== install the project with [$extras]${TRANSFORMERS:+ and transformers $TRANSFORMERS}${MCORE:+ and megatron-core $MCORE}"
+echo "== install the project with [$extras]${TRANSFORMERS:+ and transformers $TRANSFORMERS}${MCORE:+ and megatron-core $MCORE}${TRITON_VIZ:+ and triton-viz $TRITON_VIZ}"
 quietly "$python" -m pip install --disable-pip-version-check -c "$constraints" "setuptools>=77"
-quietly "$python" -m pip install --disable-pip-version-check -c "$constraints" --no-build-isolation -e ".[$extras]"
+quietly "$python" -m pip install --disable-pip-version-check -c "$constraints" --no-build-isolation -e ".${extras:+[$extras]}"
 if [[ ",$extras," == *,test,* ]] && [ ! -d "$venv/share/transformer-engine" ]; then
   # The Python part of Transformer Engine, for tests without a GPU; in a folder that nothing imports from.
   quietly "$python" -m pip install --disable-pip-version-check --no-deps --target "$venv/share/transformer-engine" transformer-engine==2.11.0
@@ -106,5 +107,8 @@ fi
 if [ -n "${MCORE:-}" ]; then
   # Releases from 0.17 on declare Python 3.12, but run on 3.11. Everything that they need is there.
   quietly "$python" -m pip install --disable-pip-version-check --no-deps --ignore-requires-python "megatron-core==$MCORE"
+fi
+if [ -n "${TRITON_VIZ:-}" ]; then
+  quietly "$python" -m pip install --disable-pip-version-check "triton-viz==$TRITON_VIZ" "triton==3.6.0" "numpy<2.4"
 fi
 echo "== ready: source $venv/bin/activate"

@@ -78,7 +78,22 @@ def test_another_megatron_is_installed_in_an_environment_of_its_own(tmp_path):
     assert "MCORE='' bash tools/setup.sh '.venv'" in plan()
 
 
-TARGETS = ["setup", "quickstart", "test", "test-all", "test-transformers", "lint", "bench", "docs", "clean"]
+def test_the_sanitizers_triton_is_installed_last(tmp_path):
+    """After everything that would replace it, and in an environment of its own."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    python = fake_python(tmp_path, 0).rename(tmp_path / "venv" / "bin" / "python")
+    python.write_text(f'#!/usr/bin/env bash\n[ "$1" = -m ] && echo "$*" >>{tmp_path}/calls\nexit 0\n')
+    command = ["bash", "tools/setup.sh", str(tmp_path / "venv"), ""]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "TRITON_VIZ": "3.0"}, timeout=60, check=True)
+    *_, project, last = (tmp_path / "calls").read_text().splitlines()
+    assert project.endswith(" -e .")
+    assert last.startswith("-m pip install ") and last.endswith(" triton-viz==3.0 triton==3.6.0 numpy<2.4")
+
+
+TARGETS = [
+    *("setup", "quickstart", "test", "test-all", "test-transformers", "sanitize-kernels", "lint", "bench", "docs"),
+    "clean",
+]
 
 
 @pytest.mark.parametrize("target", TARGETS)
