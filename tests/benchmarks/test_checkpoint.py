@@ -13,6 +13,7 @@ from benchmarks.run import main
 
 
 @pytest.mark.usefixtures("cpu_compat")
+@pytest.mark.slow
 @pytest.mark.parametrize("side", checkpoint.SIDES)
 def test_a_side_saves_and_loads(side: str, tmp_path: Path) -> None:
     found = checkpoint.measure_side(side, str(tmp_path), 1, 16, 1)

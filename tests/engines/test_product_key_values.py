@@ -51,6 +51,7 @@ def test_resume_is_bit_for_bit(config: PretrainConfig, tmp_path: Path) -> None:
     halves_equal_the_whole(change(config, "pkm", values_lr_mult=3.0, values_wd_mult=0.0), tmp_path / "checkpoint")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cpu_compat")
 def test_other_factors_count_after_a_resume(tmp_path: Path) -> None:
     """Equal factors, with which the group's numbers are those of the other weights, and others."""

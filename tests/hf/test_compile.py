@@ -20,7 +20,9 @@ def _compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("implementation", "length"), [("auto", 21), ("sparse", 5)])
+@pytest.mark.parametrize(
+    ("implementation", "length"), [pytest.param("auto", 21, marks=pytest.mark.slow), ("sparse", 5)]
+)
 def test_a_compiled_model_trains_as_it_is(implementation: str, length: int) -> None:
     found: list[dict[str, Any]] = []
     for compiled in (False, True):

@@ -64,6 +64,7 @@ def planted(source: str) -> set[tuple[str, str, str]]:
     return {(mutant.kind, mutant.before, mutant.after) for mutant in mutants_of(textwrap.dedent(source), "file.py")}
 
 
+@pytest.mark.slow
 def test_what_tests_pin_down_is_killed_and_what_they_do_not_survives(project: Path, tmp_path: Path) -> None:
     before, said = contents(project), list[str]()
     outcome = measure(plan(project), tmp_path / "out.jsonl", say=said.append)

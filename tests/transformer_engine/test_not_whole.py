@@ -42,6 +42,7 @@ def test_the_packages_are_what_they_are_taken_for(packages: Path) -> None:
     assert run([sys.executable, "-c", "import megatron.core.transformer.mlp"], packages).returncode == 1
 
 
+@pytest.mark.slow
 def test_a_run_trains_with_local_layers_and_says_why(dataset: str, packages: Path, tmp_path: Path) -> None:
     words = flags(dataset, train_iters=2, eval_iters=0, log_interval=1, log_dir=tmp_path)
     ended = run([sys.executable, "pretrain.py", *words], packages)
