@@ -52,6 +52,7 @@ def test_without_a_repair_a_run_does_not_resume(
         halves_equal_the_whole(SHARDED, tmp_path / "checkpoint")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_buckets")
 def test_states_are_saved_from_the_right_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     halves_equal_the_whole(BUCKETS, tmp_path / "right")

@@ -151,6 +151,7 @@ def refused(rank: int, size: int, root: str) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_what_cannot_be_converted_is_refused_with_its_reason(tmp_path: Path) -> None:
     without_sharding, other_stage, megatron = run_distributed(refused, 1, str(tmp_path), timeout=200)[0]
     assert "was written at ZeRO 0, TP 1, DP 1 and cannot be resumed at ZeRO 1, TP 1, DP 1" in without_sharding

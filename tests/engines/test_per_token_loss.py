@@ -73,6 +73,7 @@ def two_replicas(rank: int, world_size: int) -> Any:
     return [trained(configured(1, True, **more)) for more in ({}, {"use_distributed_optimizer": True})]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cpu_compat")
 def test_two_replicas_weigh_tokens_alike() -> None:
     reference = trained(configured(4, False))

@@ -145,6 +145,7 @@ def test_two_jobs_on_one_folder(dataset: str, tmp_path: Path, capfd: pytest.Capt
     assert not (tmp_path / LOCK_NAME).exists()
 
 
+@pytest.mark.slow
 def test_kill_9_of_a_rank_in_mid_save(dataset: str, tmp_path: Path) -> None:
     argv = small(dataset, tmp_path, train_iters=8, tensor_model_parallel_size=2)
     ended = ranks(argv, {"rank": 1, "when": "save", "count": 2, "signal": "SIGKILL"}, tmp_path)

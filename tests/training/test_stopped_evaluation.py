@@ -21,6 +21,7 @@ def numbers(folder: Path) -> list[tuple[str, int, float]]:
     return sorted(found)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_in_an_evaluation_ends_like_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def records_of(tmp_path: Path, size: int, slow: list[dict[str, int]], **layout: 
     return [[record for record in records if record["kind"] == "stragglers"] for records in every]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_slow_is_named(tmp_path: Path) -> None:
     forward, data, nobody = records_of(tmp_path, 2, [{"forward": 1}, {"data": 0}, {}])
     assert nobody == []
