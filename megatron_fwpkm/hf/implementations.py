@@ -97,22 +97,12 @@ def read_only(queries: Tensor, targets: Tensor, tables: FastWeightState, options
     return retrieved
 
 
-def _out_of_place(
-    queries: Tensor | None,
-    targets: Tensor | None,
-    gates: Tensor | None,
-    mask: Tensor | None,
-    state: FastWeightState,
-    options: MemoryOptions,
-) -> FastWeightOutput:
-    """What the operator of `torch.compile` does."""
-    if queries is None or targets is None:
-        return write_pending(state, options, in_place=False)
-    return read_and_write(queries, targets, gates, mask, state, options, in_place=False)
-
-
 # Every export has one of its own: their code may differ.
-_OPERATOR = OpaqueCall(f"{re.sub(r'[^a-zA-Z0-9]', '_', __name__)}::fast_weight_memory", _out_of_place)
+_OPERATOR = OpaqueCall(
+    f"{re.sub(r'[^a-zA-Z0-9]', '_', __name__)}::fast_weight_memory",
+    partial(read_and_write, in_place=False),
+    partial(write_pending, in_place=False),
+)
 
 
 def implementation_for(name: str, device: torch.device) -> tuple[Any, str]:

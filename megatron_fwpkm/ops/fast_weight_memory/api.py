@@ -155,21 +155,7 @@ def flush_pending_(
     return _run(Call.of_pending(state, options, processes), sharding, in_place=True)
 
 
-def _out_of_place(
-    queries: Tensor | None,
-    targets: Tensor | None,
-    gates: Tensor | None,
-    mask: Tensor | None,
-    state: FastWeightState,
-    options: MemoryOptions,
-) -> FastWeightOutput:
-    """What the operator of `torch.compile` does."""
-    if queries is None or targets is None:
-        return flush_pending(state, options)
-    return fast_weight_memory(queries, targets, gates, state, options, mask=mask)
-
-
-_OPERATOR = OpaqueCall("megatron_fwpkm::fast_weight_memory", _out_of_place)
+_OPERATOR = OpaqueCall("megatron_fwpkm::fast_weight_memory", fast_weight_memory, flush_pending)
 
 
 def _options(options: MemoryOptions | None, keywords: dict[str, Any]) -> MemoryOptions:

@@ -25,16 +25,21 @@ _OPTIONS = tuple(option.name for option in fields(MemoryOptions))
 
 
 class OpaqueCall:
-    """A function of the memory as an operator.
+    """Reading and writing a memory as an operator. Both functions leave the state that they are given as it is.
 
     Args:
         name: of the operator, `namespace::name`; an operator of this name is replaced.
-        function: (queries, targets, gates, mask, state, options) -> output; it leaves the state as it is. Without
-            queries it writes the pending tokens.
+        read_and_write: takes queries, targets, gates, mask, state and options by these names.
+        write_pending: takes state and options, and writes the pending tokens; for calls without queries.
     """
 
-    def __init__(self, name: str, function: Callable[..., FastWeightOutput]) -> None:
-        self._function = function
+    def __init__(
+        self,
+        name: str,
+        read_and_write: Callable[..., FastWeightOutput],
+        write_pending: Callable[..., FastWeightOutput],
+    ) -> None:
+        self._read_and_write, self._write_pending = read_and_write, write_pending
         schema = "(Tensor[] tensors, str spec, bool[] wants) -> Tensor[]"
         forward = torch.library.custom_op(name, self._forward, mutates_args=(), schema=schema)
         forward.register_fake(_fake_forward)
@@ -56,7 +61,7 @@ class OpaqueCall:
         state: FastWeightState,
         options: MemoryOptions,
     ) -> FastWeightOutput:
-        """As the function; this is what the compiler traces."""
+        """As the functions; this is what the compiler traces."""
         given = _by_name(queries, targets, gates, mask, state)
         wants = [torch.is_grad_enabled() and tensor.requires_grad for tensor in given.values()]
         found = self.operator(list(given.values()), _spec(options, tuple(given)), wants)
@@ -88,7 +93,9 @@ class OpaqueCall:
 
     def _run(self, tensors: list[Tensor], spec: str) -> FastWeightOutput:
         named, state, options = _parse(tensors, spec)
-        return self._function(*(named.get(name) for name in _GIVEN), state, options)
+        if "queries" not in named:
+            return self._write_pending(state=state, options=options)
+        return self._read_and_write(**{name: named.get(name) for name in _GIVEN}, state=state, options=options)
 
     def _forward(self, tensors: list[Tensor], spec: str, wants: list[bool]) -> list[Tensor]:
         output = self._run(tensors, spec)
