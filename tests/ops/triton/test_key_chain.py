@@ -250,6 +250,34 @@ def test_processes_may_share_the_sub_keys_by_rows(score: str, key_lr: float) -> 
     assert distance(torch.cat([found["grad sub_keys"] for found in ranks], 1), expected["grad sub_keys"]) <= 1e-12
 
 
+@pytest.mark.parametrize("wide", [1, 64], ids=["last program", "another launch"])
+def test_many_readers_of_sub_keys_that_processes_share(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles before the first sub-key of a rank, and of each of its own; tickets are 0 when all is done."""
+    monkeypatch.setattr(triton_steps, "_WIDE", wide)
+    monkeypatch.setattr(triton_steps, "TILE", 4)
+    steps: list[TritonKeySteps] = []
+
+    class Noted(TritonKeySteps):
+        def __init__(self, queries: Tensor, options: KeyOptions) -> None:
+            super().__init__(queries, options)
+            steps.append(self)
+
+    pieces = [KeyPiece(0, 18, 17), KeyPiece(18, 24, 24)]
+    queries, sub_keys, options = make(17, rows=24, pieces=pieces)
+    expected = run(TritonKeySteps, queries, sub_keys, options)
+
+    def run_rank(shards: ThreadShards) -> dict[str, Tensor]:
+        part = sub_keys.chunk(2, 1)[shards.rank].contiguous()
+        return run(Noted, queries, part, options._replace(steps=Noted, rows=KeyRows(2, shards)))
+
+    for seed in (1, 2):
+        with one_at_a_time(), shuffled(seed):
+            ranks = run_ranks(2, run_rank)
+        assert torch.equal(torch.cat([found["sub_keys"] for found in ranks], 1), expected["sub_keys"])
+        assert distance(torch.cat([found["grad sub_keys"] for found in ranks], 1), expected["grad sub_keys"]) <= 1e-12
+    assert all(step.tickets is None or not step.tickets.any() for step in steps)
+
+
 @pytest.mark.parametrize("key_lr", [0.0, 0.7])
 def test_the_host_never_waits(key_lr: float) -> None:
     inputs = make(15, key_lr=key_lr, pieces=STREAMING)

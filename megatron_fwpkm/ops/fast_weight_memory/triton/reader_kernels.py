@@ -198,7 +198,8 @@ def tile_kernel(
     number = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     segment, start, end = _find_segment(STARTS, number, first_key, COUNT, N, SEGMENTS, STEPS, TILE, ROWS)
     begin = start + (number - (start // TILE + segment)) * TILE
-    stop = tl.minimum(end, begin + TILE)
+    # Tiles before the first segment are those of other processes' sub-keys.
+    stop = tl.where(begin < start, begin, tl.minimum(end, begin + TILE))
 
     group = (segment // COUNT).to(tl.int64)
     dims = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -226,7 +227,7 @@ def tile_kernel(
     own_totals = tl.program_id(1).to(tl.int64) * tl.num_programs(0) * ROWS
     if LAST:
         tiles = tl.maximum(tl.cdiv(end - start, TILE), 1)
-        last = tl.max(((begin - start) // TILE < tiles).to(tl.int32), 0) > 0
+        last = tl.max(((begin >= start) & ((begin - start) // TILE < tiles)).to(tl.int32), 0) > 0
         if tl.max(tiles, 0) > 1:
             if last:
                 _store_tile(PARTIALS, PARTIAL_TOTALS, own_totals, number, sums, totals, begin < stop, dims, H, TOTALS)
