@@ -124,6 +124,12 @@ class FastWeightMemoryLayer(MemoryBlock, FastWeightTables):
 
     def _call(self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None) -> FastWeightOutput:
         state = self.fast_weights()
+        if torch.compiler.is_compiling() and (self.config.fwpkm.reset != "never" or self._preserving):
+            raise ValueError(
+                f"torch.compile gives the memory of layer {self.layer_number} no undo log, which "
+                f"--fwpkm-reset {self.config.fwpkm.reset} and undone steps need: leave the layer out of the compiled "
+                "part (torch.compiler.disable)"
+            )
         output = fast_weight_memory_(
             queries, targets, gates, state, self.options, mask=mask, sharding=self._table_sharding()
         )

@@ -53,3 +53,10 @@ def test_torch_compile_is_given_the_form_in_torch(monkeypatch: pytest.MonkeyPatc
     assert block._steps(32) is TRITON_STEPS
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert block._steps(32) is TORCH_STEPS
+
+
+def test_what_torch_compile_could_not_undo_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = memory(reset="step")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(ValueError, match="no undo log, which --fwpkm-reset step .*: leave the layer out"):
+        block(hidden(1, 4))
