@@ -42,7 +42,7 @@ def capture_memories(config: PretrainConfig, memories: Sequence[nn.Module], repl
                 raise ValueError(f"--fwpkm-cuda-graph on: {obstacle}; use auto or off")
             logger.info("CUDA graphs off: %s", obstacle)
             return
-    number = round(micro_batches_in_flight(config, replicas, stage))
+    number = math.ceil(micro_batches_in_flight(config, replicas, stage))
     for layer in layers:
         layer.capture(number, _hidden_states(config, layer))
 

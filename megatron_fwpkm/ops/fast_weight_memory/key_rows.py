@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..product_key.selection import KeptSubKeys
+from ..product_key.selection import KeptSubKeys, sort_key_dtype
 from ..sharding import TableSharding
 
 
@@ -35,8 +35,7 @@ class Readers(NamedTuple):
 def sort_readers(indices: Tensor, num_subkeys: int) -> Readers:
     """Sort the pairs with these sub-keys [G, M, k], counted over whole lists of n; nothing waits for a device."""
     segments = indices.shape[0] * num_subkeys
-    # A radix sort's time is that of its digits.
-    dtype = torch.int16 if segments < torch.iinfo(torch.int16).max else torch.int32
+    dtype = sort_key_dtype(segments)
     edges = torch.arange(segments + 1, device=indices.device, dtype=dtype)
     keys = (indices.to(dtype) + edges[:-1:num_subkeys].view(-1, 1, 1)).flatten()
     if keys.device.type == "cpu" and dtype == torch.int16:

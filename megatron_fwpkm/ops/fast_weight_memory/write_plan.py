@@ -137,19 +137,19 @@ def _is_head(ordered: Tensor) -> Tensor:
 def _segments(ordered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """First position and length of the segment of every position of a sorted list, and whether it is the first."""
     is_head = _is_head(ordered)
-    heads, ends = (_searched_bounds if ordered.is_cuda else _scanned_bounds)(ordered, is_head)
+    heads, ends = _searched_bounds(ordered) if ordered.is_cuda else _scanned_bounds(is_head)
     return heads, ends - heads, is_head
 
 
-def _searched_bounds(ordered: Tensor, is_head: Tensor) -> tuple[Tensor, Tensor]:
+def _searched_bounds(ordered: Tensor) -> tuple[Tensor, Tensor]:
     """First position of every segment and of the next: a search per position, where a scan is the work of one block."""
     return torch.searchsorted(ordered, ordered), torch.searchsorted(ordered, ordered, right=True)
 
 
-def _scanned_bounds(ordered: Tensor, is_head: Tensor) -> tuple[Tensor, Tensor]:
+def _scanned_bounds(is_head: Tensor) -> tuple[Tensor, Tensor]:
     """The same by running extremes: on a CPU six times as fast."""
-    total = ordered.shape[0]
-    positions = torch.arange(total, device=ordered.device)
+    total = is_head.shape[0]
+    positions = torch.arange(total, device=is_head.device)
     heads = positions.masked_fill(~is_head, 0).cummax(0).values
     # A segment ends where the next one begins: a running minimum from the right.
     is_last = is_head.roll(-1)

@@ -95,7 +95,7 @@ def test_the_order_of_programs_changes_no_plan(monkeypatch: pytest.MonkeyPatch) 
 def test_bounds_are_found_by_search_as_by_scan() -> None:
     ordered = random_slots(200, 1, 30).flatten().sort().values
     is_head = torch.cat([torch.ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
-    for searched, scanned in zip(_searched_bounds(ordered, is_head), _scanned_bounds(ordered, is_head), strict=True):
+    for searched, scanned in zip(_searched_bounds(ordered), _scanned_bounds(is_head), strict=True):
         assert torch.equal(searched, scanned)
 
 

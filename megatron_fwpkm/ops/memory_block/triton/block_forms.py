@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import triton
 from torch import Tensor
 
-from ...kernel_forms import KernelForm
+from ...kernel_forms import KernelForm, next_power_of_2
 from .block_kernels import TILE
 
 PROGRAMS = 1024
@@ -32,7 +31,7 @@ def row_form(kernel: Any, width: int, absent: frozenset[str] = frozenset(), **co
         absent: names of pointers that are not passed.
         constants: others of the kernel's, such as EPS.
     """
-    block = max(32, triton.next_power_of_2(width))
+    block = max(32, next_power_of_2(width))
     numbers = TILE.value * COLUMNS if "COLUMNS" in kernel.arg_names else block
     warps = min(_MAX_WARPS, max(1, numbers // (32 * _NUMBERS)))
     known = {"H": width, "D": width, "BLOCK": block, "COLUMNS": COLUMNS, **constants}

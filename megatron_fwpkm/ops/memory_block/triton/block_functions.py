@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...kernel_forms import aligned
+from ...kernel_forms import aligned, cdiv
 from ...sharding import ColumnSums
 from ..block_steps import BlockSteps
 from ..block_types import BlockInputs, NormWeights, StandardValues
@@ -29,8 +28,8 @@ def _sum_type(x: Tensor) -> torch.dtype:
 
 def _rows_each(rows: int) -> tuple[int, int]:
     """Rows of a program that adds them up, and the number of such programs."""
-    each = max(1, triton.cdiv(rows, PROGRAMS))
-    return each, triton.cdiv(rows, each)
+    each = max(1, cdiv(rows, PROGRAMS))
+    return each, cdiv(rows, each)
 
 
 def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -79,7 +78,7 @@ class _NormalizeHidden(torch.autograd.Function):
         found = [None if weight is None else torch.empty_like(weight) for weight in weights]
         names = ("QUERY_WEIGHT", "VALUE_WEIGHT", "GATE_WEIGHT", "GATE_ROW", "GATE_BIAS")
         tensors |= {f"GRAD_{name}": gradient for name, gradient in zip(names, found, strict=True)}
-        launch_rows(block_kernels.finish_hidden_kernel, triton.cdiv(width, COLUMNS), width, tensors, numbers)
+        launch_rows(block_kernels.finish_hidden_kernel, cdiv(width, COLUMNS), width, tensors, numbers)
         return grad_x, None, None, *found
 
 
@@ -143,7 +142,7 @@ class _MixReads(torch.autograd.Function):
     ) -> Tensor:
         """The normalised mixture."""
         reads, values = aligned(reads), aligned(values)
-        gates = None if gates is None else gates.contiguous()
+        gates = None if gates is None else aligned(gates)
         out, width = torch.empty_like(reads, dtype=dtype), reads.shape[-1]
         rows, squares = reads.numel() // width, None
         tensors = {"READS": reads, "VALUES": values, "GATES": gates, "WEIGHT": weight, "OUT": out}
@@ -151,10 +150,10 @@ class _MixReads(torch.autograd.Function):
             squares = reads.new_empty(rows)
             launch_rows(mixture_kernels.mixture_square_kernel, rows, width, tensors | {"SQUARES": squares}, {})
             squares = columns.sum_shards(squares)
-        numbers = {"TOTAL": columns.num_columns, "EPS": eps}
-        launch_rows(mixture_kernels.mix_reads_kernel, rows, width, tensors | {"SQUARES": squares}, {}, **numbers)
+        constants = {"TOTAL": columns.num_columns, "EPS": eps}
+        launch_rows(mixture_kernels.mix_reads_kernel, rows, width, tensors | {"SQUARES": squares}, {}, **constants)
         ctx.save_for_backward(reads, values, gates, weight, squares)
-        ctx.columns, ctx.numbers = columns, numbers
+        ctx.columns, ctx.constants = columns, constants
         return out
 
     @staticmethod
@@ -179,8 +178,8 @@ class _MixReads(torch.autograd.Function):
             launch_rows(kernel, numbers["rows"], width, tensors | {"PRODUCTS": products}, {})
             tensors["PRODUCTS"] = columns.sum_shards(products)
         kernel = mixture_kernels.mix_reads_backward_kernel
-        launch_rows(kernel, programs, width, tensors, numbers, **ctx.numbers)
-        launch_rows(mixture_kernels.finish_mixture_kernel, triton.cdiv(width, COLUMNS), width, tensors, numbers)
+        launch_rows(kernel, programs, width, tensors, numbers, **ctx.constants)
+        launch_rows(mixture_kernels.finish_mixture_kernel, cdiv(width, COLUMNS), width, tensors, numbers)
         return grad_reads, grad_reads if gates is None else grad_values, grad_gates, grad_weight, None, None, None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...kernel_forms import KernelForm, cdiv, next_power_of_2
 from ..epsilons import IDW_EPSILON
-from ..selection import KeptSubKeys, SlotChoice
+from ..selection import KeptSubKeys, SlotChoice, sort_key_dtype
 from .select_kernels import address_kernel, select_kernel, slots_kernel
 
 _BLOCK_ELEMENTS = 1 << 25
@@ -178,11 +178,6 @@ def address(
     }
     _launch_in_blocks(form, queries, sub_keys, lengths, groups // 2, record)
     return Addressing(kept, choice, sort_keys)
-
-
-def sort_key_dtype(segments: int) -> torch.dtype:
-    """Whole numbers that hold `segments` and are sorted fast: a radix sort's time is that of its digits."""
-    return torch.int16 if segments < torch.iinfo(torch.int16).max else torch.int32
 
 
 def _launch_in_blocks(
