@@ -89,6 +89,30 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table below the report's own.
+
+    Attributes:
+        title: one line.
+        notes: how to read it, one paragraph each.
+        header: names of the columns.
+        rows: of the table.
+    """
+
+    title: str
+    notes: list[str]
+    header: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> list[str]:
+        """Its lines."""
+        lines = [f"## {self.title}", ""]
+        for note in self.notes:
+            lines += [note, ""]
+        return [*lines, *table_lines(self.header, self.rows), ""]
+
+
+@dataclass(frozen=True)
 class Report:
     """One benchmark's result.
 
@@ -102,6 +126,7 @@ class Report:
         provenance: where it comes from.
         figure: the table as a picture, or None.
         goals: what should be reached.
+        tables: what else there is to see.
     """
 
     name: str
@@ -113,6 +138,7 @@ class Report:
     provenance: Provenance
     figure: Figure | None = None
     goals: Sequence[Goal] = ()
+    tables: Sequence[Table] = ()
 
     @property
     def picture(self) -> Figure | None:
@@ -124,10 +150,13 @@ class Report:
         lines = [f"# {self.title}", ""]
         for note in self.notes:
             lines += [note, ""]
-        lines += [_line(self.header), _line(["---"] * len(self.header)), *map(_line, self.rows), ""]
+        lines += [*table_lines(self.header, self.rows), ""]
+        for table in self.tables:
+            lines += table.markdown()
         if self.goals:
-            lines += [_line(["goal", "measured", "wanted", "met"]), _line(["---"] * 4)]
-            lines += [_line([g.what, g.measured, g.wanted, VERDICTS[g.met]]) for g in self.goals] + [""]
+            goals = [[goal.what, goal.measured, goal.wanted, VERDICTS[goal.met]] for goal in self.goals]
+            lines += ["## Goals", ""] if self.tables else []
+            lines += [*table_lines(["goal", "measured", "wanted", "met"], goals), ""]
         if self.picture:
             lines += [f"![{self.title}]({self.name}.png)", ""]
         lines += [f"- {key}: {value}" for key, value in asdict(self.provenance).items()]
@@ -159,8 +188,9 @@ def add_output_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def table_lines(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A table in Markdown."""
+    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
 
 
 def _git(*arguments: str) -> str:

@@ -11,14 +11,31 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import roofline
-from benchmarks.roofline import GPUS, GRAPH_SECONDS, KERNEL_SECONDS, LAUNCH_SECONDS, Gpu, Work, predict, work_of
+from benchmarks import cost_model, roofline
+from benchmarks.cost_model import (
+    GPUS,
+    GRAPH_SECONDS,
+    KERNEL_SECONDS,
+    LAUNCH_SECONDS,
+    UTILISATION,
+    Gpu,
+    Surroundings,
+    Work,
+    work_of,
+)
+from benchmarks.roofline import predict
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUNDS = {"memory", "compute", "latency", "host"}
-UNIT = Gpu(bandwidth=1e9 / roofline.STREAM_SHARE, float32=1e9 / roofline.FLOAT32_SHARE,
-           bfloat16=1e10 / roofline.BFLOAT16_SHARE, source="a test")  # fmt: skip
+UNIT = Gpu(bandwidth=1e9 / cost_model.STREAM_SHARE, float32=1e9 / cost_model.FLOAT32_SHARE,
+           bfloat16=1e10 / cost_model.BFLOAT16_SHARE, tfloat32=1e10 / cost_model.TFLOAT32_SHARE,
+           source="a test")  # fmt: skip
 """Streams a byte in a nanosecond and does an operation in one, ten on its tensor cores."""
+
+
+def around(host: float, launches: int, waits: int, model_seconds: float, layers: int) -> Surroundings:
+    """What a layer stands in whose host needs so many seconds without the driver."""
+    return Surroundings(host / launches, waits, model_seconds * UNIT.bfloat16 * UTILISATION, layers)
 
 
 def test_a_launch_takes_as_long_as_its_slowest_part():
@@ -26,44 +43,57 @@ def test_a_launch_takes_as_long_as_its_slowest_part():
     assert Work("copy", 10).seconds(UNIT, KERNEL_SECONDS) == KERNEL_SECONDS
     assert Work("copy", 10).seconds(UNIT, GRAPH_SECONDS) == GRAPH_SECONDS < KERNEL_SECONDS
     assert Work("mm", 1e6, flops=1e7).seconds(UNIT, KERNEL_SECONDS) == pytest.approx(1e-2)
-    assert Work("mm", 1e6, flops=1e7, tensor_cores=True).seconds(UNIT, KERNEL_SECONDS) == pytest.approx(1e-3)
+    assert Work("mm", 1e6, flops=1e7, unit="bfloat16").seconds(UNIT, KERNEL_SECONDS) == pytest.approx(1e-3)
     assert Work("sort", 10, launches=10).seconds(UNIT, KERNEL_SECONDS) == pytest.approx(10 * KERNEL_SECONDS)
     assert Work("scan", 10, serial=1.0).seconds(UNIT, KERNEL_SECONDS) == 1.0
     rows = Work("read_rows_kernel", 1e6).seconds(UNIT, KERNEL_SECONDS)
-    assert rows == pytest.approx(1e-3 * roofline.STREAM_SHARE / roofline.ROWS_SHARE), "rows reach less than streams"
+    assert rows == pytest.approx(1e-3 * cost_model.STREAM_SHARE / cost_model.ROWS_SHARE), "rows reach less than streams"
 
 
 def test_a_layer_takes_the_longer_of_gpu_and_host():
     work = [Work("copy", 1e6)] * 3
     launched = 3 * LAUNCH_SECONDS
-    fast = predict(UNIT, work, 1e-3, 0, 0.03, 2)
+    fast = predict(UNIT, work, around(1e-3, 3, 0, 0.03, 2))
     assert fast.device["eager"] == pytest.approx(3) and fast.layer["eager"] == pytest.approx(3)
     assert fast.ratio["eager"] == pytest.approx(1.2) == fast.ratio["host"] == fast.ratio["graph"]
-    slow = predict(UNIT, work, 1e-2 - launched, 0, 0.03, 2)
+    slow = predict(UNIT, work, around(1e-2 - launched, 3, 0, 0.03, 2))
     assert slow.host == slow.layer["eager"] == pytest.approx(10) and slow.layer["graph"] == pytest.approx(3)
     assert slow.ratio["eager"] == pytest.approx(1.2) and slow.ratio["host"] == pytest.approx(1 + 2 / 3)
-    waiting = predict(UNIT, work, 1e-3 - launched, 5, 0.03, 2)
-    assert waiting.layer["eager"] == pytest.approx(3 + 1 + 5e3 * roofline.WAIT_SECONDS)
+    waiting = predict(UNIT, work, around(1e-3 - launched, 3, 5, 0.03, 2))
+    assert waiting.layer["eager"] == pytest.approx(3 + 1 + 5e3 * cost_model.WAIT_SECONDS)
     assert waiting.ratio["eager"] == waiting.ratio["host"] > 1.2
 
 
 def test_what_bounds_a_kernel():
-    kernels = predict(UNIT, [Work("big", 1e6), Work("small", 10), Work("small", 30)], 0.0, 0, 1.0, 1).kernels
+    work = [Work("big", 1e6), Work("small", 10), Work("small", 30)]
+    kernels = predict(UNIT, work, around(0.0, 3, 0, 1.0, 1)).kernels
     assert list(kernels) == ["big", "small"] and kernels["big"]["bound"] == "memory"
     assert kernels["small"] == {
         "launches": 2, "bytes": 40.0, "microseconds": pytest.approx(2e6 * KERNEL_SECONDS), "bound": "host"
     }  # fmt: skip
     slow_start = Work("sort", 10, launches=1, serial=1e-3)
-    assert predict(UNIT, [slow_start], 0.0, 0, 1.0, 1).kernels["sort"]["bound"] == "latency"
+    assert predict(UNIT, [slow_start], around(0.0, 1, 0, 1.0, 1)).kernels["sort"]["bound"] == "latency"
 
 
 def test_operators_become_work():
     products, moved = [("mm", 100, 10, 2), ("bmm", 50, 10, 4)], [("sort", 16, 4), ("cummax", 24_000, 8), ("add", 5, 1)]
     counted = SimpleNamespace(arguments=[], matmuls=products, moved=moved)
-    matmul, exact, sort, scan, add = work_of(counted, 16)
-    assert (matmul.tensor_cores, exact.tensor_cores) == (True, False) and matmul.flops == 100
+    matmul, exact, sort, scan, add = work_of(counted, 16, 8)
+    assert (matmul.unit, exact.unit) == ("bfloat16", "float32") and matmul.flops == 100
     assert sort.launches == 4 + 2 and sort.bytes == 4 * 16, "a pass for each byte"
     assert scan.serial == pytest.approx(1000 * 1.8e-9) and add == Work("torch.add", 5)
+
+
+def test_a_goal_says_which_gpu_meets_it():
+    costs = {"device": {}, "host": 0.0, "model": 1.0, "kernels": {}}
+    found = {
+        "H100": roofline.Prediction(**costs, layer={"eager": 4.0, "graph": 3.5}, ratio={"host": 1.4, "graph": 1.2}),
+        "H200": roofline.Prediction(**costs, layer={"eager": 4.0, "graph": 2.5}, ratio={"host": 1.2, "graph": 1.1}),
+    }
+    goals = {goal.what: (goal.measured, goal.met) for goal in roofline._goals(found)}
+    assert goals["layer, with CUDA graphs, on an H100 or H200"] == ("H100 3.50 ms (no), H200 2.50 ms (yes)", True)
+    assert goals["layer, without CUDA graphs, on an H100 or H200"] == ("H100 4.00 ms (no), H200 4.00 ms (no)", False)
+    assert goals["model, without CUDA graphs, on an H100 or H200"] == ("H100 1.40x (no), H200 1.20x (yes)", True)
 
 
 def test_constants_have_a_source():
@@ -98,3 +128,8 @@ def test_the_report_says_what_bounds_every_kernel(tmp_path: Path) -> None:
     assert found["layer"]["graph"] <= found["layer"]["eager"] and found["ratio"]["graph"] > 1
     text = (tmp_path / "roofline.md").read_text()
     assert "| **layer with CUDA graphs, ms** |" in text and "| write_rows_kernel | 8 |" in text
+    assert "| the chains on two streams, with CUDA graphs |" in text and "| values, backward |" in text
+    changes = json.loads((tmp_path / "roofline.json").read_text())["data"]["not_built"]
+    layers = [one["layer"] for by_gpu in changes.values() for by_way in by_gpu.values() for one in by_way.values()]
+    assert layers and all(after <= before for before, after in layers)
+    assert all(by_gpu["H200"]["graph"]["layer"][0] == found["layer"]["graph"] for by_gpu in changes.values())
