@@ -154,7 +154,7 @@ class Costing(Protocol):
 
     @property
     def launches(self) -> int:
-        """Kernels."""
+        """How many kernels it consists of."""
 
     def seconds(self, gpu: Gpu, least: float) -> float:
         """What it takes, where a kernel takes `least` at least."""

@@ -64,7 +64,7 @@ class SideBySide:
 
     @property
     def launches(self) -> int:
-        """Kernels."""
+        """How many kernels it consists of."""
         return sum(one.launches for one in (*self.first, *self.second))
 
     def seconds(self, gpu: Gpu, least: float) -> float:
