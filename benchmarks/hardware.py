@@ -82,9 +82,9 @@ def reset_peak(device: str) -> None:
 
 def peak_bytes(device: str) -> int:
     """Peak allocated bytes on CUDA since `reset_peak`; elsewhere the peak of the whole process since it began."""
-    import torch
-
     if device.startswith("cuda"):
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     # Of this program alone: what getrusage tells begins with the peak of the process that started it.
     status = Path("/proc/self/status")

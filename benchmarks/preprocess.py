@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.hardware import peak_bytes
 from benchmarks.report import ROOT, Report, provenance
 
 SIDES = {
@@ -98,13 +99,15 @@ def measure_side(side: Side) -> dict[str, Any]:
     wall = time.monotonic() - start
     unit = 1 if sys.platform == "darwin" else 1024
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    used = [children] if side.name in MEGATRON_SIDES else [own, children]
+    in_children = side.name in MEGATRON_SIDES
+    used = [children] if in_children else [own, children]
+    peak = children.ru_maxrss * unit + (0 if in_children else peak_bytes("cpu"))
     hashes = {}
     for suffix in (".bin", ".idx"):
         with open(side.output + suffix, "rb") as stream:
             hashes[suffix] = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
-        "wall_seconds": wall, "hashes": hashes, "peak_bytes": sum(each.ru_maxrss for each in used) * unit,
+        "wall_seconds": wall, "hashes": hashes, "peak_bytes": peak,
         "cpu_seconds": sum(each.ru_utime + each.ru_stime for each in used),
     }  # fmt: skip
 

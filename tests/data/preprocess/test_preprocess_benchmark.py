@@ -55,6 +55,16 @@ def test_sides_agree_and_a_difference_is_refused(
         preprocess.measure(arguments, "command")
 
 
+def test_a_side_has_a_peak_of_its_own(tmp_path: Path, tokenizer_file: Path) -> None:
+    """The system's own count of a process begins with the peak of the process that started it."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(json.dumps({"text": novel(2_000)}) + "\n")
+    side = preprocess.Side("library", str(corpus), "SentencePieceTokenizer", str(tokenizer_file), str(tmp_path / "out"))
+    ballast = b"x" * 400_000_000
+    found = preprocess._in_own_process(side)
+    assert 20_000_000 < found["peak_bytes"] < len(ballast) / 2
+
+
 def test_tools_of_a_checkout_of_megatron_are_sides(tmp_path: Path) -> None:
     """A pretended checkout, whose tool writes what it was asked for."""
     tool = tmp_path / "tools" / "preprocess_data_fast.py"
