@@ -21,6 +21,7 @@ from benchmarks.hardware import GIB
 from benchmarks.report import ROOT, Figure, Goal, Report, add_output_argument, digits, provenance
 from benchmarks.shapes import Shape
 from benchmarks.traffic import call_bytes
+from megatron_fwpkm.processes.freed_memory import keep_freed_memory
 
 IMPLEMENTATIONS = ("reference", "sparse", "triton")
 MODES = ("training", "inference")
@@ -85,6 +86,8 @@ def prepare(case: Case) -> tuple[Callable[[], None], dict[str, Any]]:
 
 def measure(case: Case) -> dict[str, Any]:
     """Time one case in this process: milliseconds of each call, peak bytes, and what its first call tells."""
+    if case.device == "cpu":
+        keep_freed_memory()  # as pretrain.py and the tools do
     hardware.reset_peak(case.device)
     call, first = prepare(case)
     on_gpu = case.device.startswith("cuda")
@@ -207,7 +210,11 @@ def run(arguments: argparse.Namespace, command: str) -> Report:
         + "; training is forward and backward. Moved are the bytes that must go to or from main memory (of rows, those "
         "that this call's tokens really read: benchmarks/traffic.py), and the share is of the copy bandwidth measured "
         f"in the same session, {bandwidth / 1e9:.1f} GB/s. Peak is "
-        + ("what torch allocated on the device." if kind == "cuda" else "that of the whole process, torch included."),
+        + (
+            "what torch allocated on the device."
+            if kind == "cuda"
+            else "that of the whole process, torch included. The process keeps freed memory, as in training."
+        ),
     ]
     if name == "paper":
         notes.append(

@@ -21,6 +21,7 @@ from ..config.memories import memory_kinds, memory_numbers
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
 from ..hf.mlp_fields import PKM_LEAST
 from ..libraries.probes import installed
+from ..processes.freed_memory import keep_freed_memory
 from .convert_options import Memory
 from .export_reading import read_export_config, read_export_tokenizer
 from .hf_folder import DTYPES, check_output, empty_model, fill_model, published, write_model
@@ -261,10 +262,14 @@ def usable_device(name: str) -> torch.device:
 def load_for_text(path: str | Path, device: str = "auto") -> tuple[FwPKMForCausalLM, PreTrainedTokenizerFast]:
     """`hf_model_from_checkpoint` on a device (`auto`: CUDA where there is one), for work that needs a tokenizer.
 
+    On a CPU the process keeps freed memory from here on (`keep_freed_memory`).
+
     Raises:
         ValueError: as there; an unknown device; or no tokenizer.
     """
     target = usable_device(device)
+    if target.type == "cpu":
+        keep_freed_memory()
     model, tokenizer = hf_model_from_checkpoint(path)
     if tokenizer is None:
         raise ValueError(

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from ..config import ParallelConfig, TrainingConfig
 from ..processes import parent
+from ..processes.freed_memory import keep_freed_memory
 from . import flight_recorder
 from .launch_variables import Launch, read_launch
 from .launcher_loss import LauncherLoss
@@ -92,6 +93,8 @@ def distributed_run(
     launch = read_launch(os.environ) if owned else None
     parent.end_forks_with_parent()
     loss = LauncherLoss(launch) if launch is not None and launch.by_torchrun else None
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     set_threads(training)
     set_determinism(training)
     if record_collectives:

@@ -19,6 +19,7 @@ from ..config.memories import memory_numbers
 from ..conversion.export import hf_model_from_checkpoint, usable_device
 from ..conversion.export_reading import read_export_config
 from ..data.tokenizers import Tokenizer, build_tokenizer
+from ..processes.freed_memory import keep_freed_memory
 from .transformers_models import holds_other_model, learned_positions, load_other_model, read_other_config
 
 
@@ -94,15 +95,19 @@ def inspect_model(path: str, device: str = "auto") -> ModelFacts:
 def load_model(path: str, device: str = "auto") -> LoadedModel:
     """Load an export, a checkpoint or a Hugging Face model for evaluation, in float32.
 
+    On a CPU the process keeps freed memory from here on (`keep_freed_memory`).
+
     Raises:
         ValueError: no such device or folder, no tokenizer in it, a vocabulary larger than the model's embedding, or
             damaged files.
     """
     facts = inspect_model(path, device)
-    folder = Path(path)
+    folder, target = Path(path), usable_device(device)
+    if target.type == "cpu":
+        keep_freed_memory()
     other = holds_other_model(folder)
     model = load_other_model(folder) if other else hf_model_from_checkpoint(folder, tokenizer=False)[0]
-    return LoadedModel(model.to(usable_device(device)).eval(), facts.tokenizer, facts.bos)
+    return LoadedModel(model.to(target).eval(), facts.tokenizer, facts.bos)
 
 
 def first_token(path: str, tokenizer: Tokenizer) -> int | None:
