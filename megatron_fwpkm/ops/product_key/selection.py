@@ -63,11 +63,22 @@ class SlotChoice(NamedTuple):
     probabilities: Tensor | None
 
 
+@cache
+def _first_of_group(groups: int, num_subkeys: int, device: torch.device) -> Tensor:
+    """[G, 1, 1]: where every group's list begins."""
+    with torch.inference_mode(False):
+        return torch.arange(0, groups * num_subkeys, num_subkeys, device=device).view(-1, 1, 1)
+
+
+def number_in_groups(indices: Tensor, num_subkeys: int) -> Tensor:
+    """Sub-keys [G, M, k] of lists of n each as rows of all lists, one after the other, [G * M * k]."""
+    return (indices + _first_of_group(indices.shape[0], num_subkeys, indices.device)).flatten()
+
+
 def gather_sub_keys(sub_keys: Tensor, indices: Tensor) -> Tensor:
     """Rows `indices` [G, M, k] of every group's list `sub_keys` [G, n, h], as [G, M, k, h]."""
-    groups, num_subkeys, half_dim = sub_keys.shape
-    offsets = torch.arange(groups, device=indices.device).view(-1, 1, 1) * num_subkeys
-    flat = (indices + offsets).flatten()
+    num_subkeys, half_dim = sub_keys.shape[1:]
+    flat = number_in_groups(indices, num_subkeys)
     # With `out` given, index_select is faster on CPU than without, if its memory is new.
     rows = torch.index_select(sub_keys.reshape(-1, half_dim), 0, flat, out=sub_keys.new_empty(len(flat), half_dim))
     return rows.view(*indices.shape, half_dim)

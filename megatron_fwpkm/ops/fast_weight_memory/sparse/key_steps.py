@@ -7,6 +7,7 @@ h = key_dim / 2.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ...product_key.selection import (
     SlotChoice,
     block_length,
     gather_sub_keys,
+    number_in_groups,
     select_slots,
     select_sub_keys,
 )
@@ -25,9 +27,16 @@ from ..key_rows import KeyRows, Readers, only_owned, sort_readers
 from .row_sums import sum_rows
 
 
+@cache
+def _first_of_half(groups: int, num_subkeys: int, device: torch.device) -> Tensor:
+    """[G, 1, 1]: where the sub-keys of every group's half begin in [2 * n]."""
+    with torch.inference_mode(False):
+        return (torch.arange(groups, device=device) % 2 * num_subkeys).view(-1, 1, 1)
+
+
 def _per_half(indices: Tensor, num_subkeys: int) -> Tensor:
     """[G, M, k] sub-key numbers as positions in [2 * n]: heads share the mean probability of a sub-key."""
-    return indices + (torch.arange(indices.shape[0], device=indices.device) % 2 * num_subkeys).view(-1, 1, 1)
+    return indices + _first_of_half(indices.shape[0], num_subkeys, indices.device)
 
 
 def _slope(mean: Tensor) -> Tensor:
@@ -41,6 +50,13 @@ def _directions(queries: Tensor, rows: Tensor, score: str) -> Tensor:
     if score == "dot_product":
         return queries.unsqueeze(2).expand_as(rows)
     return torch.sub(queries.unsqueeze(2), rows, out=rows)
+
+
+def _sum_per_token(weights: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    """Sum of weights [G, M, k] * rows of a table [N, h], numbered [G * M * k], over the k of every token, [G, M, h]."""
+    groups, tokens, topk = weights.shape
+    starts = torch.arange(0, rows.shape[0], topk, device=rows.device)
+    return sum_rows(table, rows, starts, weights.flatten()).view(groups, tokens, -1)
 
 
 def _sum_per_sub_key(weights: Tensor, directions: Tensor, readers: Readers, rows: KeyRows) -> Tensor:
@@ -147,6 +163,7 @@ class SparsePieceBackward:
     def __init__(self, options: KeyOptions, queries: Tensor, saved: SavedPiece, grad_moved: Tensor | None) -> None:
         self.options, self.saved, self.grad_moved = options, saved, grad_moved
         self.positions, self.foreign = options.rows.local(saved.indices)
+        self.pairs = torch.arange(self.positions.numel(), device=queries.device)
         rows = gather_sub_keys(saved.sub_keys, self.positions)
         self.directions = _directions(queries, rows, options.score)
         self.along = rows  # what a score falls along: q - K in the place of K, or K
@@ -198,14 +215,14 @@ class SparsePieceBackward:
             of_scores = -density * grad_kept
             weights = 2 * (of_scores if grad_costs is None else of_scores + grad_costs)
         weights = only_owned(weights, self.foreign)
-        gradients = (weights.unsqueeze(-2) @ self.along).squeeze(-2)
+        gradients = _sum_per_token(weights, self.along.flatten(0, 2), self.pairs)
         if density is None:
             gradients.neg_()
-        if grad_strengths is not None:
-            strengths = self._owned_strengths().unsqueeze(-2)
-            for block, rows in self._grad_rows():
-                gradients[:, block] -= (strengths[:, block] @ rows).squeeze(-2)
         grad_queries += gradients
+        if grad_strengths is not None:
+            assert self.grad_moved is not None
+            rows = number_in_groups(self.positions, self.grad_moved.shape[1])
+            grad_queries -= _sum_per_token(self._owned_strengths(), self.grad_moved.flatten(0, 1), rows)
         return weights
 
     def sub_key_gradients(self, weights: Tensor, readers: Readers) -> Tensor:
@@ -229,8 +246,7 @@ class SparsePieceBackward:
         _, heads, tokens, topk = self.saved.positions.shape
         per_head = grad_scores.view(tokens, heads, topk).transpose(0, 1)
         gradients = grad_scores.new_zeros(heads, 2, tokens, topk)
-        for half in range(2):
-            gradients[:, half].scatter_add_(-1, self.saved.positions[half], per_head)
+        gradients.transpose(0, 1).scatter_add_(-1, self.saved.positions, per_head.expand(2, -1, -1, -1))
         return gradients.view(2 * heads, tokens, topk)
 
     def _second_derivative(self, grad_y: Tensor) -> Tensor:
