@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 from unicodedata import is_normalized
 
@@ -18,8 +18,16 @@ import numpy as np
 
 from ..indexed.indexed_format import token_dtype
 from ..tokenizers import HuggingFaceTokenizer, TikTokenizer, Tokenizer
-from .gigatoken_library import BoundedGigatoken, check_gigatoken, release_memory
-from .tokenizer_json import SPLITS, check_tokenizer_json, gigatoken_json, normal_form, ranks_json, text_tokens
+from .gigatoken_library import BoundedGigatoken, check_gigatoken
+from .tokenizer_json import (
+    SPLITS,
+    check_tokenizer_json,
+    gigatoken_json,
+    normal_form,
+    ranks_json,
+    split_tables,
+    text_tokens,
+)
 
 try:
     import orjson
@@ -57,7 +65,15 @@ class ByteLevelEncoder:
             self._prepare, description = _of_json(tokenizer)
         from gigatoken.gigatoken_rs import load_hf_json
 
-        load = partial(load_hf_json, description)
+        file = tempfile.TemporaryFile()  # not in memory: 7 MB that are needed at most once in 100 MB of text
+        file.write(description)
+        del description
+
+        def load() -> Any:
+            """The library's tokenizer."""
+            file.seek(0)
+            return load_hf_json(file.read())
+
         self._encode = BoundedGigatoken(load, cache_bytes=_CACHE_BYTES, text_per_load=_TEXT_PER_LOAD)
 
     def __call__(self, texts: list[str]) -> list[bytes]:
@@ -80,10 +96,8 @@ class ByteLevelEncoder:
 
 def _of_json(tokenizer: HuggingFaceTokenizer) -> tuple[Prepare, bytes]:
     """How texts are prepared, and the description for the library."""
-    release_memory()
-    loads = json.loads if orjson is None else orjson.loads
-    description = loads(tokenizer.file.read_bytes())
-    check_tokenizer_json(description)
+    description, vocab, merges = split_tables(tokenizer.file.read_bytes())
+    check_tokenizer_json(description, vocab)
     form, added = normal_form(description), text_tokens(description)
     added += [tokenizer.normalized(token) for token in added]
 
@@ -99,7 +113,7 @@ def _of_json(tokenizer: HuggingFaceTokenizer) -> tuple[Prepare, bytes]:
                 return None
         return _without_rare_letters(text.encode())
 
-    return prepare, _dumped(gigatoken_json(description))
+    return prepare, gigatoken_json(description, vocab, merges)
 
 
 def _of_ranks(tokenizer: TikTokenizer) -> tuple[Prepare, bytes]:

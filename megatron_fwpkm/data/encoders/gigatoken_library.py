@@ -14,6 +14,8 @@ import numpy as np
 GIGATOKEN_VERSION = "0.10.0"
 _LEAST_TEXT_PER_LOAD = 4_000_000
 """Bytes of text before which it is not loaded anew."""
+_M_MMAP_THRESHOLD = -3
+"""Number of this setting of mallopt."""
 
 
 def check_gigatoken() -> None:
@@ -66,11 +68,17 @@ class BoundedGigatoken:
         self._bytes_at_first = _resident_bytes()  # anew: what else has grown meanwhile must not bring this about again
 
 
+def free_large_tables() -> None:
+    """Let the system have large tables back as soon as they are freed. glibc raises the limit above which it does this
+    with the largest table so far, and smaller ones then stay behind between what is still in use: 10 to 20 MB."""
+    if hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
 def release_memory() -> None:
     """Give the system what is free: reading a large vocabulary leaves half of its memory behind."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
 
 
 def _resident_bytes() -> int:

@@ -6,6 +6,8 @@ these lists is refused by its name.
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -36,7 +38,38 @@ _EVERYTHING = (("Isolated", False), ("Removed", True))
 """Behavior and invert of a split that keeps every match as a word; the regular expressions above match all text."""
 
 
-def check_tokenizer_json(description: dict[str, Any]) -> None:
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_PIECE = rb'"(?:[!#-\[\]-~]++|\\["\\]|\xc2[\xa1-\xac\xae-\xbf]|[\xc3\xc4][\x80-\xbf]|\xc5[\x80-\x83])*+"'
+"""A string of _BYTE_CHARACTERS."""
+_MERGE = rb"(?:%b|\[\s*%b\s*,\s*%b\s*\])" % ((_STRING,) * 3)
+_VOCAB = re.compile(rb'"vocab"\s*:\s*(\{(?:\s*%b\s*:\s*\d++\s*,?)*+\s*\})' % _PIECE)
+_MERGES = re.compile(rb'"merges"\s*:\s*(\[(?:\s*%b\s*,?)*+\s*\])' % _MERGE)
+
+
+def split_tables(raw: bytes) -> tuple[dict[str, Any], bytes, bytes]:
+    """The contents of a tokenizer.json without vocabulary and merges, and these two as JSON.
+
+    As Python objects they take ten times the memory, of which much is not given back, and half the time of loading. A
+    vocabulary with pieces that are not spelled by byte characters loses these: gigatoken would take them for the bytes
+    of a text.
+    """
+    vocab, merges = _VOCAB.search(raw), _MERGES.search(raw)
+    if vocab is None or merges is None:  # such pieces, another model, or another way of writing
+        description = json.loads(raw)
+        model = description["model"]
+        pieces = model["vocab"] if isinstance(model.get("vocab"), dict) else {}
+        pieces = {piece: number for piece, number in pieces.items() if _BYTE_CHARACTERS.issuperset(piece)}
+        tables = json.dumps(pieces, ensure_ascii=False).encode(), json.dumps(model.get("merges") or []).encode()
+        description["model"] = {name: value for name, value in model.items() if name not in ("vocab", "merges")}
+        return description, *tables
+    rest, end = b"", 0
+    for table in sorted((vocab, merges), key=re.Match.start):
+        rest, end = rest + raw[end : table.start(1)] + b"null", table.end(1)
+    narrow = (table[1].replace(b"  ", b"") for table in (vocab, merges))  # no piece has two spaces
+    return json.loads(rest + raw[end:]), *narrow
+
+
+def check_tokenizer_json(description: dict[str, Any], vocab: bytes) -> None:
     """Raises ValueError for what gigatoken would not encode as Hugging Face's library does, by its name."""
     for name in ("truncation", "padding"):
         if description.get(name):
@@ -44,7 +77,7 @@ def check_tokenizer_json(description: dict[str, Any]) -> None:
     normal_form(description)
     _check_pre_tokenizer(description.get("pre_tokenizer"))
     _check_post_processor(description.get("post_processor"))
-    _check_model(description["model"])
+    _check_model(description["model"], vocab)
 
 
 def normal_form(description: dict[str, Any]) -> str | None:
@@ -67,19 +100,14 @@ def text_tokens(description: dict[str, Any]) -> list[str]:
     return found
 
 
-def gigatoken_json(description: dict[str, Any]) -> dict[str, Any]:
+def gigatoken_json(description: dict[str, Any], vocab: bytes, merges: bytes) -> bytes:
     """The description for texts that are normalized and have no added token."""
-    model = description["model"]
-    vocab = model["vocab"]
-    if not _BYTE_CHARACTERS.issuperset("".join(vocab)):  # it would take them for the bytes of a text
-        vocab = {piece: number for piece, number in vocab.items() if _BYTE_CHARACTERS.issuperset(piece)}
     steps = _steps(description["pre_tokenizer"], "pretokenizers")
-    return {
-        "pre_tokenizer": steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps},
-        "model": {
-            "type": "BPE", "vocab": vocab, "merges": model["merges"], "ignore_merges": bool(model.get("ignore_merges"))
-        },
-    }  # fmt: skip
+    pre_tokenizer = steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
+    ignore_merges = b"true" if description["model"].get("ignore_merges") else b"false"
+    return b'{"pre_tokenizer":%b,"model":{"type":"BPE","ignore_merges":%b,"vocab":%b,"merges":%b}}' % (
+        json.dumps(pre_tokenizer).encode(), ignore_merges, vocab, merges
+    )  # fmt: skip
 
 
 def ranks_json(pieces: list[bytes], split: str) -> dict[str, Any]:
@@ -128,14 +156,13 @@ def _check_post_processor(post_processor: dict[str, Any] | None) -> None:
             raise ValueError(f"post-processor {step['type']} is not supported")
 
 
-def _check_model(model: dict[str, Any]) -> None:
+def _check_model(model: dict[str, Any], vocab: bytes) -> None:
     if model.get("type", "BPE") != "BPE":
         raise ValueError(f"the model is {model['type']}, not BPE")
     for name in ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise ValueError(f"the model has {name}, which is not supported")
-    if not _BYTE_CHARACTERS.issubset(model["vocab"]):
-        missing = len(_BYTE_CHARACTERS.difference(model["vocab"]))
+    if missing := sum(json.dumps(byte, ensure_ascii=False).encode() not in vocab for byte in _BYTE_CHARACTERS):
         raise ValueError(f"the vocabulary has no piece for {missing} of the 256 bytes")
 
 

@@ -20,6 +20,7 @@ from ...processes.parent import end_with_parent, shielded
 from ..corpus.records import BadBytes, BadRecord, Block, Cursor, Record, records
 from ..encoders import Accelerator
 from ..encoders.acceleration import DocumentsEncoder, build_encoder
+from ..encoders.gigatoken_library import free_large_tables
 from ..indexed.indexed_format import token_dtype
 from ..tokenizers import Tokenizer, build_tokenizer
 from .document_sample import SampledDocument, draw_documents
@@ -180,6 +181,7 @@ class BlockEncoder:
 
 @cache
 def _encoder(options: EncodingOptions) -> BlockEncoder:
+    free_large_tables()
     tokenizer = build_tokenizer(options.data)
     return BlockEncoder(options, tokenizer, build_encoder(tokenizer, options.accelerator))
 

@@ -18,6 +18,7 @@ from ..corpus.input_files import STDIN, CorpusFile, corpus_blocks, corpus_identi
 from ..corpus.json_keys import check_json_keys
 from ..corpus.records import BadRecord, Cursor
 from ..encoders.acceleration import Accelerator, AcceleratorMismatch, DocumentsEncoder, choose_accelerator
+from ..encoders.gigatoken_library import free_large_tables
 from ..indexed.indexed_format import IndexedWriter, dataset_paths, read_dataset_info, rename_all, token_dtype
 from ..output_prefix import check_output_prefix
 from ..progress_report import ProgressReport
@@ -43,6 +44,7 @@ def preprocess(options: PreprocessOptions, progress: ProgressReport | None = Non
             document at all; a worker that died; an input that changed meanwhile. Nothing is published then.
         OSError: a file that cannot be read or written.
     """
+    free_large_tables()
     tokenizer = build_tokenizer(options.data)
     _check(options, tokenizer)
     whole = open_corpus(options.inputs, options.txt_documents)

@@ -21,7 +21,7 @@ from megatron_fwpkm.data.encoders import acceleration, byte_level_encoder, gigat
 from megatron_fwpkm.data.encoders.acceleration import PROBES, build_encoder, choose_accelerator
 from megatron_fwpkm.data.encoders.byte_level_encoder import ByteLevelEncoder
 from megatron_fwpkm.data.encoders.gigatoken_library import GIGATOKEN_VERSION
-from megatron_fwpkm.data.encoders.tokenizer_json import SPLITS, check_tokenizer_json, text_tokens
+from megatron_fwpkm.data.encoders.tokenizer_json import SPLITS, check_tokenizer_json, split_tables, text_tokens
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
 
 from ..conftest import novel
@@ -257,11 +257,36 @@ REFUSED: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 @pytest.mark.parametrize("told", REFUSED)
 def test_what_cannot_be_exact_is_refused_by_name(told: str) -> None:
-    check_tokenizer_json(described())
+    def check(description: dict[str, Any]) -> None:
+        check_tokenizer_json(*split_tables(json.dumps(description, ensure_ascii=False).encode())[:2])
+
+    check(described())
     description = described()
     REFUSED[told](description)
     with pytest.raises(ValueError, match=told):
-        check_tokenizer_json(description)
+        check(description)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("escaped", [False, True])
+@pytest.mark.parametrize("odd", [{}, {"<\uff5cx\uff5c>": 301, " ": 302}])
+def test_tables_are_taken_out_of_the_text(indent: int | None, pairs: bool, escaped: bool, odd: dict[str, int]) -> None:
+    """In every way of writing them, and with pieces that look like JSON; what is no word of bytes is left out."""
+    description = described()
+    model = description["model"]
+    names = [{"content": 'a "vocab": {"b": 1}, "merges": ["c d"]', "special": True}]
+    description = {**description, "added_tokens": names, "behind": {"vocab": {"id": "vocab"}, "merges": 1}}
+    model["vocab"] |= {'"}': 256, "\\": 257, '":{"': 258, "[],": 259, '\\"': 260}
+    merges = [("[", "]"), ('"', "}"), ("\u0120", "t"), ("\\", '"')]
+    model["merges"] = [list(pair) if pairs else " ".join(pair) for pair in merges]
+    written = json.dumps(description | {"model": model | {"vocab": model["vocab"] | odd}}, indent=indent,
+                         ensure_ascii=escaped)  # fmt: skip
+    rest, vocab, found = split_tables(written.encode())
+    assert json.loads(vocab) == model["vocab"] and json.loads(found) == model["merges"]
+    assert rest["added_tokens"] == names and rest["behind"]["merges"] == 1 and rest["model"]["type"] == "BPE"
+    assert ("vocab" in rest["model"]) == (not odd and not escaped)  # null: it was never an object of Python
+    assert not rest["model"].get("vocab") and not rest["model"].get("merges")
 
 
 def test_added_tokens_of_most_texts_are_refused_by_name() -> None:
