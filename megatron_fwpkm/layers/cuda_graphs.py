@@ -4,8 +4,9 @@ Under a pipeline several micro-batches run forward before the first runs backwar
 what backward reads. A *slot* has them: torch captures the layer's forward and backward into two graphs with a pool of
 memory of their own, which no other slot uses. A forward takes a slot that is free and its backward frees it; where none
 is free, the layer runs without a graph, to the same result. The fast weights are one state at fixed addresses that all
-graphs write in place, in the order in which they are replayed. Gradients of weights are tensors of the slot, too: they
-must be taken before its next backward, as Megatron's DDP does.
+graphs write in place, in the order in which they are replayed. Gradients of weights and of the hidden states are
+memory of the slot, too, which its next backward overwrites. They must be used before: weights' gradients by Megatron's
+DDP, which takes them at once, and those of hidden states by the layers below or by a pipeline stage that sends them.
 """
 
 from __future__ import annotations
