@@ -174,7 +174,8 @@ class _Operators(TorchDispatchMode):
             waits[name.lstrip("_")] += 1
         if name == "repeat_interleave" and kwargs.get("output_size") is None and func._overloadname != "self_int":
             waits[name] += 1
-        devices = {tensor.device.type for tensor in arguments if tensor.dim()}
+        # What assigns a number to a tensor without data copies a scalar, which on CUDA the launch brings along.
+        devices = {tensor.device.type for tensor in arguments if tensor.dim() or name == "_to_copy"}
         target = torch.device(kwargs["device"]).type if kwargs.get("device") is not None else None
         if name in ("copy_", "_to_copy") and (len(devices) > 1 or (target and target not in devices and devices)):
             waits["copy between host and device"] += not kwargs.get("non_blocking", False)

@@ -94,10 +94,11 @@ def _mean(losses: list[Tensor], like: Tensor) -> Tensor:
 
 def hash_bits(tensors: Iterable[Tensor]) -> Tensor:
     """A number (int64 scalar) that changes with any single bit of `tensors` and with their order; no host sync."""
-    total = torch.zeros((), dtype=torch.int64)
+    total: Tensor | None = None
     for tensor in tensors:
         words = tensor.detach().contiguous().view(torch.int32).flatten().long()
         # Integers wrap around; an odd factor loses no bit.
         factors = torch.arange(1, 2 * words.numel(), 2, device=words.device) * _ODD
-        total = total.to(words.device) * _ODD + (words * factors).sum()
-    return total
+        hashed = (words * factors).sum()
+        total = hashed if total is None else total * _ODD + hashed
+    return torch.zeros((), dtype=torch.int64) if total is None else total

@@ -71,8 +71,9 @@ class ContextSharding:
         self.group = group
         self.size: int = group.size()
         self.rank: int = group.rank()
-        pieces = [piece for rank in range(self.size) for piece in (rank, 2 * self.size - 1 - rank)]
-        self._pieces = torch.tensor(pieces)
+        # Lists, for an index would have to go to the device, and the host would wait for it.
+        self._pieces = [piece for rank in range(self.size) for piece in (rank, 2 * self.size - 1 - rank)]
+        self._places = sorted(range(2 * self.size), key=lambda place: self._pieces[place])
 
     def gather_tokens(self, x: Tensor) -> Tensor:
         """All-gather [s/cp, ...] to [s, ...] in the text's order; backward cuts the gradient, complete on all ranks."""
@@ -93,8 +94,7 @@ class ContextSharding:
         """Undo `tokens_to_columns`: [s, b, w/cp] to [s/cp, b, w]."""
         if self.size == 1:
             return x
-        order = self._pieces.to(x.device)
-        parts = all_to_all(self.group, x.unflatten(0, (2 * self.size, -1)).index_select(0, order).flatten(0, 1))
+        parts = all_to_all(self.group, _in_order(x, self._pieces))
         return parts.unflatten(0, (self.size, -1)).permute(1, 2, 0, 3).flatten(2, 3)
 
     def own_tokens(self, x: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class ContextSharding:
     def own_pieces(self, length: int) -> tuple[slice, slice]:
         """Where this rank's two pieces stand in a sequence of `length` tokens."""
         width = length // (2 * self.size)
-        first, second = self._pieces[2 * self.rank : 2 * self.rank + 2].tolist()
+        first, second = self._pieces[2 * self.rank : 2 * self.rank + 2]
         return slice(first * width, (first + 1) * width), slice(second * width, (second + 1) * width)
 
     def _gather(self, x: Tensor, sum_gradients: bool) -> Tensor:
@@ -115,8 +115,13 @@ class ContextSharding:
 
     def _to_text_order(self, x: Tensor) -> Tensor:
         """[s, ...] with one rank's pieces after the other's, to the order of the text."""
-        order = self._pieces.argsort().to(x.device)
-        return x.unflatten(0, (2 * self.size, -1)).index_select(0, order).flatten(0, 1)
+        return _in_order(x, self._places)
+
+
+def _in_order(x: Tensor, order: list[int]) -> Tensor:
+    """[s, ...] as pieces of equal length, in another order."""
+    pieces = x.unflatten(0, (len(order), -1)).unbind()
+    return torch.cat([pieces[number] for number in order])
 
 
 class _OwnTokens(torch.autograd.Function):

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_fwpkm.layers.memory_statistics import ForwardRecord, MemoryStatistics
+from benchmarks.counting import counting
+from megatron_fwpkm.layers.memory_statistics import ForwardRecord, MemoryStatistics, hash_bits
 from megatron_fwpkm.ops import FastWeightOutput, fast_weight_memory
 from tests.layers.test_fast_weight_tables import equal, hidden, memory, snapshot
 from tests.training.double_precision import double_precision
@@ -208,6 +209,13 @@ def test_statistics_count_reads_and_losses() -> None:
 def test_no_statistics_before_the_first_forward() -> None:
     with pytest.raises(AssertionError, match="before the first forward"):
         memory().statistics()
+
+
+def test_a_hash_is_made_where_its_tensors_are() -> None:
+    """A number that begins on the host would be copied, and the host would wait for it."""
+    with counting(triton=False) as found:
+        total = hash_bits([torch.empty(3, device="meta"), torch.empty(2, 4, device="meta", dtype=torch.int64)])
+    assert total.is_meta and not found.waits
 
 
 def test_consistency_hash_sees_single_bits_of_what_ranks_share() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.counting import counting
+from megatron_fwpkm.layers import table_sharding
 from megatron_fwpkm.layers.table_sharding import ContextSharding, MemorySharding
 from megatron_fwpkm.ops import FastWeightState, fast_weight_memory, fast_weight_memory_
 from megatron_fwpkm.ops.initialization import initial_sub_keys
@@ -153,6 +155,36 @@ class _Group:
 
     def rank(self) -> int:
         return 0
+
+
+def _alone(monkeypatch: pytest.MonkeyPatch, everyone: torch.Tensor) -> ContextSharding:
+    """One of two context-parallel ranks, which receives what is given and sends nothing."""
+    monkeypatch.setattr(table_sharding, "gather_from_sequence_parallel_region", lambda x, *_: everyone)
+    monkeypatch.setattr(table_sharding, "all_to_all", lambda _, x: x)
+    return ContextSharding(_Group(2))
+
+
+def test_pieces_of_ranks_are_put_into_the_order_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = torch.arange(8.0)
+    by_rank = torch.tensor([0.0, 1, 6, 7, 2, 3, 4, 5]).requires_grad_()
+    context = _alone(monkeypatch, by_rank)
+    gathered = context.gather_tokens(text[:4])
+    assert torch.equal(gathered, text) and torch.equal(context.own_tokens(text), by_rank[:4])
+    (gradient,) = torch.autograd.grad(gathered, by_rank, text)
+    assert torch.equal(gradient, by_rank)
+    columns = text.view(8, 1, 1)
+    sent = context.columns_to_tokens(columns)
+    assert torch.equal(context.tokens_to_columns(sent), columns)
+
+
+def test_ranks_that_share_a_sequence_never_make_the_host_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    everyone = torch.empty(8, 2, 4, device="meta").requires_grad_()
+    context = _alone(monkeypatch, everyone)
+    with counting(triton=False) as found:
+        text = context.gather_tokens(everyone[:4]) + context.own_tokens(everyone).sum()
+        columns = context.tokens_to_columns(context.columns_to_tokens(everyone))
+        torch.autograd.grad(text.sum() + columns.sum(), everyone)
+    assert not found.waits
 
 
 @pytest.mark.parametrize(
