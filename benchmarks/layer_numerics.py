@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import hardware
 from benchmarks.model import SIZES
+from benchmarks.report import make_output_folder
 
 if TYPE_CHECKING:
     import torch
@@ -54,12 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if choice.name == "local":
         print(f"skipped: {choice.why}")
         return SKIPPED
+    if not make_output_folder(arguments.output):
+        return 2
     rows = compare(arguments.size)
     for row in rows:
         print(f"{row['what']:48} loss {row['loss']:.5f}  loss off {row['loss off']:.1e}  gradient off {row['off']:.1e}")
     failures = judge(rows)
     device = hardware.title(hardware.resolve("auto"))
-    arguments.output.mkdir(parents=True, exist_ok=True)
     written = json.dumps({"device": device, "layers": choice.shown, "rows": rows, "failures": failures}, indent=2)
     (arguments.output / f"layer_numerics_{arguments.size}.json").write_text(written)
     for failure in failures:

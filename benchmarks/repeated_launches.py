@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import hardware, memory, shapes
+from benchmarks.report import make_output_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = hardware.resolve(arguments.device)
     except RuntimeError as error:
         parser.error(str(error))
+    if not make_output_folder(arguments.output):
+        return 2
     repeats = Repeats(arguments.repeats)
     with repeated(repeats):
         for shape in CALLS[arguments.size]:

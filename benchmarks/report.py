@@ -8,6 +8,8 @@ import itertools
 import json
 import platform
 import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -186,6 +188,17 @@ def add_output_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=RESULTS, help="folder for the report's files (default: benchmarks/results)"
     )
+
+
+def make_output_folder(folder: Path) -> bool:
+    """Make the folder of a report before the work is done; where it cannot be written, says so and returns False."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        print(f"error: --output {folder} cannot be written: {error.strerror}; choose another folder", file=sys.stderr)
+        return False
 
 
 def table_lines(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks import checkpoint, launches, memory, memory_estimate, model, preprocess, roofline, stages
-from benchmarks.report import Report
+from benchmarks.report import Report, make_output_folder
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,11 @@ BENCHMARKS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the report and write it; returns the exit code (1: a side failed or the sides disagree)."""
+    """Measure, print the report and write it.
+
+    Returns:
+        The exit code; 1: a side failed or the sides disagree, 2: the report could not be written.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True, metavar="BENCHMARK")
     for name, benchmark in BENCHMARKS.items():
@@ -59,13 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.repeats < 1:
         parser.error(f"--repeats {arguments.repeats} must be at least 1")
+    writes = not getattr(arguments, "check", False)
+    if writes and not make_output_folder(arguments.output):
+        return 2
     try:
         report = BENCHMARKS[arguments.name].run(arguments, " ".join(["python -m benchmarks.run", *argv]))
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(report.markdown())
-    if getattr(arguments, "check", False):
+    if not writes:
         return 0
     for path in report.write(arguments.output):
         print(f"wrote {path.name}", file=sys.stderr)
