@@ -47,6 +47,8 @@ def choose_accelerator(tokenizer: Tokenizer, wanted: Accelerator) -> tuple[Accel
     not the wanted one, why, in words. `auto` takes the fastest that can be used and says nothing."""
     reasons = []
     for name in _CANDIDATES[wanted]:
+        if name == "segments" != wanted and not isinstance(tokenizer, SentencePieceTokenizer):
+            continue  # nobody asked why this is not used
         try:
             encode = _built(name, tokenizer)
             _check(encode, tokenizer, PROBES)

@@ -133,10 +133,14 @@ def ranks_json(pieces: list[bytes], split: str) -> dict[str, Any]:
 
 def _check_pre_tokenizer(pre_tokenizer: dict[str, Any] | None) -> None:
     steps = _steps(pre_tokenizer, "pretokenizers")
-    if unknown := [step["type"] for step in steps if step["type"] not in ("Split", "ByteLevel")]:
+    kinds = [step["type"] for step in steps]
+    if unknown := [kind for kind in kinds if kind not in ("Split", "ByteLevel")]:
         raise ValueError(f"pre-tokenizer {unknown[0]} is not supported")
-    if [step["type"] for step in steps] not in (["ByteLevel"], ["Split", "ByteLevel"]):
-        raise ValueError("the pre-tokenizer is not byte-level, with at most one split before it")
+    if kinds not in (["ByteLevel"], ["Split", "ByteLevel"]):
+        raise ValueError(
+            f"the pre-tokenizer is {', '.join(kinds) or 'missing'}; only ByteLevel, with at most one Split before it, "
+            "is supported"
+        )
     byte_level = steps[-1]
     if byte_level.get("add_prefix_space", True):
         raise ValueError("pre-tokenizer ByteLevel with add_prefix_space is not supported")
@@ -145,8 +149,12 @@ def _check_pre_tokenizer(pre_tokenizer: dict[str, Any] | None) -> None:
     for split in steps[:-1]:
         if (split.get("behavior"), bool(split.get("invert"))) not in _EVERYTHING:
             raise ValueError(f"pre-tokenizer Split with behavior {split.get('behavior')} is not supported")
-        if split.get("pattern", {}).get("Regex") not in SPLITS.values():
-            raise ValueError(f"the pre-tokenizer's regular expression is not supported: {split.get('pattern')}")
+        pattern = split.get("pattern", {})
+        if pattern.get("Regex") not in SPLITS.values():
+            raise ValueError(
+                f"the pre-tokenizer cuts words by {pattern.get('Regex', pattern)!r}; only the regular expressions of "
+                f"{', '.join(SPLITS)} are supported"
+            )
 
 
 def _check_post_processor(post_processor: dict[str, Any] | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -241,11 +242,15 @@ REFUSED: dict[str, Callable[[dict[str, Any]], Any]] = {
         normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip"}]}
     ),
     "pre-tokenizer Digits": step(0, type="Digits"),
-    "the pre-tokenizer is not byte-level": lambda held: held.update(pre_tokenizer=None),
+    "the pre-tokenizer is missing; only ByteLevel": lambda held: held.update(pre_tokenizer=None),
     "with add_prefix_space": step(1, add_prefix_space=True),
     "must split by its regular expression": step(1, use_regex=True),
     "Split with behavior Removed": step(0, behavior="Removed"),
-    "the pre-tokenizer's regular expression is not supported": step(0, pattern={"Regex": r"\w+|\W+"}),
+    r"the pre-tokenizer cuts words by '\\\\w\+'; only the regular .* gpt2": step(0, pattern={"Regex": r"\w+"}),
+    r"cuts words by \{'String': ' '\}; only": step(0, pattern={"String": " "}),
+    r"the pre-tokenizer is Split, Split, ByteLevel; only ByteLevel, with at most one Split": lambda held: (
+        held["pre_tokenizer"]["pretokenizers"].insert(0, held["pre_tokenizer"]["pretokenizers"][0])
+    ),
     "post-processor Odd": lambda held: held.update(post_processor={"type": "Odd"}),
     "the model is Unigram": lambda held: held["model"].update(type="Unigram"),
     "the model has dropout": lambda held: held["model"].update(dropout=0.1),
@@ -265,6 +270,19 @@ def test_what_cannot_be_exact_is_refused_by_name(told: str) -> None:
     REFUSED[told](description)
     with pytest.raises(ValueError, match=told):
         check(description)
+
+
+QWEN_3_5, KIMI_K2 = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+", r"[\p{Han}]+"
+"""What these models cut words by, in part."""
+
+
+@pytest.mark.parametrize("part", [QWEN_3_5, KIMI_K2])
+def test_models_that_cut_other_words_are_told_by_what(part: str) -> None:
+    description = described()
+    step(0, pattern={"Regex": f"{part}|{SPLITS['qwen2']}"})(description)
+    with pytest.raises(ValueError) as told:
+        check_tokenizer_json(description, b"")
+    assert repr(part)[1:-1] in str(told.value) and "qwen2" in str(told.value)
 
 
 @pytest.mark.parametrize("indent", [None, 2])
@@ -297,6 +315,31 @@ def test_added_tokens_of_most_texts_are_refused_by_name() -> None:
             text_tokens({"added_tokens": [*tokens, {"content": content, "special": False}]})
 
 
+@pytest.mark.parametrize("found, told", [
+    (None, "not installed (pip install gigatoken==0.10.0)"),
+    ("0.11.0", "version 0.11.0 is installed, but only 0.10.0 is supported"),
+])  # fmt: skip
+def test_without_the_package_the_plain_tokenizer_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: str | None, told: str
+) -> None:
+    def version(name: str) -> str:
+        assert name == "gigatoken"
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    for module in [name for name in sys.modules if name.split(".")[0] == "gigatoken"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "gigatoken", None)  # an import fails
+    folder = trained(tmp_path / "gpt2", "gpt2")
+    data = DataConfig(tokenizer_type="HuggingFaceTokenizer", tokenizer_model=str(folder))
+    report = run(tmp_path, None, jsonl(tmp_path / "a.jsonl", ["One two"]), data=data)
+    assert report.accelerator == "the plain tokenizer"
+    notice = f"note: --accelerator auto: gigatoken: {told}; using the plain tokenizer"
+    assert notice in capsys.readouterr().err.splitlines()
+
+
 @needs_gigatoken
 def test_auto_says_why_it_is_not_faster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = trained(tmp_path / "lower", "llama3", "Lowercase")
@@ -305,6 +348,5 @@ def test_auto_says_why_it_is_not_faster(tmp_path: Path, capsys: pytest.CaptureFi
     assert report.accelerator == "the plain tokenizer"
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: --accelerator")]
     assert told == [
-        "note: --accelerator auto: gigatoken: normalizer Lowercase is not supported; segments: only "
-        "SentencePieceTokenizer is supported; using the plain tokenizer"
+        "note: --accelerator auto: gigatoken: normalizer Lowercase is not supported; using the plain tokenizer"
     ]
