@@ -64,7 +64,7 @@ fi
 [ ${#tests[@]} -eq 0 ] || tests=(--tests "${tests[@]}")
 results=$scratch/gpu_suite
 summary=$results/summary.txt
-mkdir -p "$out" "$results"
+mkdir -p "$out" "$results" || exit 2
 "$python" - >"$results/machine.txt" 2>&1 <<'PY'
 import platform, torch, triton
 print(f"Python {platform.python_version()}, torch {torch.__version__}, Triton {triton.__version__}, {platform.platform()}")

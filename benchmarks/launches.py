@@ -185,8 +185,9 @@ def _report(found: dict[str, Any], command: str) -> Report:
         "two ranks.",
         "GB are what torch's operators move, each tensor in or out once, matrix products apart: of an op all, of a "
         "layer those outside the op, and there those of our kernels, too. Of `sparse`, whose sizes depend on data, the "
-        "bytes within the op are not known. Rows that a mask picks are counted as if it picked all of them. What all "
-        "kernels move is computed, for slots that are read evenly (benchmarks/kernel_traffic.py).",
+        "bytes within the op are not known. Rows that a mask picks are counted as if it picked all of them, so the "
+        "launches and waits of `sparse` are those of a call in which every token is doubtful. What all kernels move is "
+        "computed, for slots that are read evenly (benchmarks/kernel_traffic.py).",
         "The host's time is the shortest CPU time of one thread on tiny tensors, with a driver of Triton that launches "
         "nothing (benchmarks/host_time.py); it is shown, and never compared with the record.",
     ]

@@ -35,6 +35,14 @@ def test_without_a_gpu_it_says_what_to_do(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_made_ends_it_at_once(tmp_path):
+    (tmp_path / "python").write_text(RECORDER)
+    (tmp_path / "python").chmod(0o755)
+    changes = {"PYTHON": str(tmp_path / "python"), "COMMANDS": str(tmp_path / "commands")}
+    run = suite(tmp_path / "python" / "out", 60, **changes)
+    assert run.returncode == 2 and "Not a directory" in run.stderr and not (tmp_path / "commands").exists()
+
+
 def test_sizes_are_configurations():
     paper = parse_pretrain(SIZES["paper"]).config
     assert paper.fwpkm.layer_numbers == (3, 7, 11) and paper.model.window_size == (511, 0)
