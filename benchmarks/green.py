@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="PATH",
         help=f"tests of the memory that must be green, below tests/ops or tests/gpu (default: {len(QUICK_TESTS)} quick "
-        "files, on a GPU also tests/gpu)",
+        f"files, on a GPU also {' and '.join(GPU_TESTS)})",
     )
     parser.add_argument("--tests-limit", type=float, default=300, help="seconds they may take (default: 300)")
 
