@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -19,7 +20,7 @@ from ...config import DataConfig
 from ...processes.parent import end_with_parent, shielded
 from ..corpus.records import BadBytes, BadRecord, Block, Cursor, Record, records
 from ..encoders import Accelerator
-from ..encoders.acceleration import DocumentsEncoder, build_encoder
+from ..encoders.acceleration import DocumentsEncoder, build_encoder, choose_accelerator
 from ..encoders.gigatoken_library import free_large_tables
 from ..indexed.indexed_format import token_dtype
 from ..tokenizers import Tokenizer, build_tokenizer
@@ -43,6 +44,7 @@ class EncodingOptions:
     bad_bytes: BadBytes = "reject"
     blend_keys: bool = False
     accelerator: Accelerator = "none"
+    """What `choose_accelerator` is asked for."""
     sample: int = 0
     """Documents to keep for --verify: a block keeps at most so many."""
 
@@ -180,45 +182,86 @@ class BlockEncoder:
 
 
 @cache
-def _encoder(options: EncodingOptions) -> BlockEncoder:
+def _encoder(options: EncodingOptions) -> tuple[BlockEncoder, Accelerator, str]:
+    """Of a worker: what encodes its blocks, the accelerator in use, and what `choose_accelerator` says of it."""
     free_large_tables()
     tokenizer = build_tokenizer(options.data)
-    return BlockEncoder(options, tokenizer, build_encoder(tokenizer, options.accelerator))
+    accelerator, encode, notice = choose_accelerator(tokenizer, options.accelerator)
+    return BlockEncoder(options, tokenizer, encode), accelerator, notice
+
+
+def _choice(options: EncodingOptions) -> tuple[Accelerator, str]:
+    _, accelerator, notice = _encoder(options)
+    return accelerator, notice
 
 
 def _encode(options: EncodingOptions, block: Block) -> EncodedBlock:
-    return _encoder(options).encode(block)
+    return _encoder(options)[0].encode(block)
 
 
-def encode_blocks(blocks: Iterable[Block], encoder: BlockEncoder, workers: int) -> Iterator[EncodedBlock]:
-    """Encode blocks with `workers` processes (1: in this one, by `encoder`; each of several builds its own), results in
-    the order of the blocks.
+class Encoders:
+    """What encodes blocks: one BlockEncoder in this process, or one in each of `workers` processes.
 
-    A block of an uncompressed file goes to a worker as a range of bytes, and its tokens come back as bytes. At most
-    2 * workers + 2 blocks are under way, so memory does not grow with the corpus.
-
-    Raises:
-        ValueError: a worker process died, or what reading and tokenizing raise.
+    A context: its processes end with it. `accelerator` and `notice` are what `choose_accelerator` found. Of several
+    processes only the workers load an accelerator, all at the same time. `block_encoder` is this process's; with
+    workers it has the plain tokenizer.
     """
-    if workers == 1:
-        yield from map(encoder.encode, blocks)
-        return
-    waiting: deque[Future[EncodedBlock]] = deque()
-    # spawn: a forked child inherits locks held by other threads
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
-    try:
-        for block in blocks:
-            with shielded(signal.SIGINT):  # processes start with the first of these calls
-                waiting.append(pool.submit(_encode, encoder.options, block.lean()))
-            if len(waiting) > 2 * workers + 1:
+
+    def __init__(self, options: EncodingOptions, tokenizer: Tokenizer, workers: int) -> None:
+        """Raises ValueError where a worker process died."""
+        self._options, self._workers = options, workers
+        self._pool: ProcessPoolExecutor | None = None
+        if workers == 1:
+            self.accelerator, encode, self.notice = choose_accelerator(tokenizer, options.accelerator)
+            self.block_encoder = BlockEncoder(options, tokenizer, encode)
+            return
+        self.block_encoder = BlockEncoder(options, tokenizer, build_encoder(tokenizer, "none"))
+        # spawn: a forked child inherits locks held by other threads
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
+        with self._explained():
+            with shielded(signal.SIGINT):  # processes start with these calls
+                choices = [self._pool.submit(_choice, options) for _ in range(workers)]
+            self.accelerator, self.notice = choices[0].result()
+
+    def __enter__(self) -> Encoders:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """An error that says what to do where a process died. Processes end with any error: nobody may have entered."""
+        try:
+            yield
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"one of the {self._workers} worker processes died (killed, or out of memory?); nothing was written; "
+                f"try fewer --workers"
+            ) from error
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def encode(self, blocks: Iterable[Block]) -> Iterator[EncodedBlock]:
+        """Encode blocks; results in the order of the blocks.
+
+        A block of an uncompressed file goes to a worker as a range of bytes, and its tokens come back as bytes. At most
+        2 * workers + 2 blocks are under way, so memory does not grow with the corpus.
+
+        Raises:
+            ValueError: a worker process died, or what reading and tokenizing raise.
+        """
+        if self._pool is None:
+            yield from map(self.block_encoder.encode, blocks)
+            return
+        waiting: deque[Future[EncodedBlock]] = deque()
+        with self._explained():
+            for block in blocks:
+                waiting.append(self._pool.submit(_encode, self._options, block.lean()))
+                if len(waiting) > 2 * self._workers + 1:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise ValueError(
-            f"one of the {workers} worker processes died (killed, or out of memory?); nothing was written; try fewer "
-            f"--workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -17,14 +17,14 @@ from typing import Any
 from ..corpus.input_files import STDIN, CorpusFile, corpus_blocks, corpus_identity, open_corpus, shard_of
 from ..corpus.json_keys import check_json_keys
 from ..corpus.records import BadRecord, Cursor
-from ..encoders.acceleration import Accelerator, AcceleratorMismatch, DocumentsEncoder, choose_accelerator
+from ..encoders.acceleration import Accelerator, AcceleratorMismatch
 from ..encoders.gigatoken_library import free_large_tables
 from ..indexed.indexed_format import IndexedWriter, dataset_paths, read_dataset_info, rename_all, token_dtype
 from ..output_prefix import check_output_prefix
 from ..progress_report import ProgressReport
 from ..tokenizers import Tokenizer, build_tokenizer
 from .document_sample import DocumentSample
-from .encoding import BlockEncoder, EncodedBlock, EncodingOptions, encode_blocks
+from .encoding import EncodedBlock, Encoders, EncodingOptions
 from .journal import BadRecordsFile, Journal, signature
 from .preprocess_options import PreprocessOptions
 from .preprocess_report import PreprocessReport
@@ -69,14 +69,15 @@ def preprocess(options: PreprocessOptions, progress: ProgressReport | None = Non
         state = None
     if options.resume and state is None and (done := _finished(options, run_signature)) is not None:
         return done
-    wanted: Accelerator = "none" if options.control_tokens == "parse" else options.accelerator
-    accelerator, encode, notice = choose_accelerator(tokenizer, wanted)
-    if notice:
-        print(f"note: --accelerator {options.accelerator}: {notice}", file=sys.stderr)
+    accelerator: Accelerator = "none" if options.control_tokens == "parse" else options.accelerator
     try:
-        chosen = replace(options, accelerator=accelerator)
-        with _Run(chosen, tokenizer, encode, files, corpus, journal, progress) as run:
-            return run.work(state, run_signature)
+        with Encoders(_encoding_options(options, accelerator), tokenizer, options.workers) as encoders:
+            accelerator = encoders.accelerator
+            if encoders.notice:
+                print(f"note: --accelerator {options.accelerator}: {encoders.notice}", file=sys.stderr)
+            chosen = replace(options, accelerator=accelerator)
+            with _Run(chosen, tokenizer, encoders, files, corpus, journal, progress) as run:
+                return run.work(state, run_signature)
     except AcceleratorMismatch as error:
         if any(file.path == STDIN for file in files):
             raise ValueError(f"{error}; nothing was written; use --accelerator none with --input -") from error
@@ -92,7 +93,7 @@ class _Run:
         self,
         options: PreprocessOptions,
         tokenizer: Tokenizer,
-        encode: DocumentsEncoder,
+        encoders: Encoders,
         files: list[CorpusFile],
         corpus: str,
         journal: Journal,
@@ -102,13 +103,7 @@ class _Run:
         self.options, self.tokenizer, self.files, self.journal = options, tokenizer, files, journal
         self.progress = progress or ProgressReport(sum(file.end - file.begin for file in files))
         self.report = PreprocessReport(options.prefixes)
-        encoding = EncodingOptions(
-            data=options.data, json_keys=options.json_keys, append_eod=options.append_eod,
-            stop_at_bad=options.on_error == "fail", prepend_bos=options.prepend_bos,
-            control_tokens=options.control_tokens, bad_bytes=options.bad_bytes, blend_keys=options.blend_keys,
-            accelerator=options.accelerator, sample=options.verify,
-        )  # fmt: skip
-        self.encoder = BlockEncoder(encoding, tokenizer, encode)
+        self.encoders = encoders
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.sample = DocumentSample(options.verify)
         self.writers: list[IndexedWriter] = []
@@ -136,7 +131,7 @@ class _Run:
             self.journal.remove()  # of a run that is not gone on with
         cut = corpus_blocks(self.files, options.json_keys, start)
         blocks = (replace(block, sample_below=self.sample.below) for block in cut)
-        for block in encode_blocks(blocks, self.encoder, options.workers):
+        for block in self.encoders.encode(blocks):
             self._take(block)
             if self.journal.due:
                 self._checkpoint(block)
@@ -148,7 +143,7 @@ class _Run:
         for file in self.files:
             file.check_unchanged()
         if options.verify:
-            report.verified = check_sample(self.sample, self.encoder, writers)
+            report.verified = check_sample(self.sample, self.encoders.block_encoder, writers)
         renames = []
         for key, writer in enumerate(writers):
             renames += writer.prepare(self._sidecar(options.keys[key], self.text_bytes[key], writer, run_signature))
@@ -250,6 +245,15 @@ class _Run:
         if options.num_shards == 1:
             return sidecar
         return sidecar | {"shard": [options.shard, options.num_shards], "corpus": self.corpus}
+
+
+def _encoding_options(options: PreprocessOptions, accelerator: Accelerator) -> EncodingOptions:
+    return EncodingOptions(
+        data=options.data, json_keys=options.json_keys, append_eod=options.append_eod,
+        stop_at_bad=options.on_error == "fail", prepend_bos=options.prepend_bos,
+        control_tokens=options.control_tokens, bad_bytes=options.bad_bytes, blend_keys=options.blend_keys,
+        accelerator=accelerator, sample=options.verify,
+    )  # fmt: skip
 
 
 def _check(options: PreprocessOptions, tokenizer: Tokenizer) -> None:

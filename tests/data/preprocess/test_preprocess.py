@@ -228,6 +228,18 @@ def test_any_number_of_workers_writes_the_same_bytes(
     assert outputs[0] == outputs[1] == outputs[2]
 
 
+def test_workers_choose_the_accelerator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process that gives them work loads none, which would take as long as they take."""
+    monkeypatch.setattr(encoding, "choose_accelerator", None)
+    source = jsonl(tmp_path / "a.jsonl", ["some words"] * 5)
+    data = DataConfig(tokenizer_type="ByteLevelTokenizer")
+    report = run(tmp_path, None, source, workers=2, accelerator="segments", data=data)
+    assert report.accelerator == "the plain tokenizer" and report.documents == 5
+    assert "note: --accelerator segments: segments: only SentencePieceTokenizer" in capsys.readouterr().err
+
+
 def test_the_death_of_a_worker_is_an_error(
     tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
