@@ -66,12 +66,18 @@ def subjects(implementations: list[str]) -> list[Subject]:
 
 
 class StandInSharding:
-    """Tables of which this process has one of two parts; the other process answers what this one says.
+    """Tables of which this process has one of two parts; the other process has the same rows, with the next numbers.
 
     Implements `megatron_fwpkm.ops.TableSharding` in the launches of `layers/table_sharding.py`, without communication.
+
+    Args:
+        count: rows of a list of sub-keys on a process.
     """
 
     rank, size = 0, 2
+
+    def __init__(self, count: int) -> None:
+        self.count = count
 
     def copy_to_shards(self, x: Tensor) -> Tensor:
         """Itself; in backward a copy that would be summed."""
@@ -82,8 +88,12 @@ class StandInSharding:
         return x.detach().clone()
 
     def gather(self, x: Tensor) -> Tensor:
-        """As if both had the same."""
-        return torch.stack([x, x])
+        """What both have of numbers and costs [2, G, M, kept]."""
+        both = torch.stack([x, x])
+        if not x.is_meta:
+            # A number that comes twice would choose a slot twice, which no memory does, and leave another unwritten.
+            both[1, 0] += self.count
+        return both
 
 
 class _Copied(torch.autograd.Function):
@@ -137,7 +147,7 @@ def op_call(subject: Subject, shape: Shape, device: str) -> tuple[Callable[[], T
         torch.zeros(s.num_subkeys**2, s.value_dim // ranks, device=device).uniform_(),
     )
     queries, targets, gates = tokens(s.heads, s.key_dim), tokens(s.value_dim // ranks), tokens()
-    sharding = StandInSharding() if ranks > 1 else None
+    sharding = StandInSharding(s.num_subkeys // ranks) if ranks > 1 else None
 
     def forward() -> Tensor:
         """What it reads."""
