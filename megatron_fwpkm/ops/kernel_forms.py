@@ -149,7 +149,8 @@ class KernelVariant:
             that is always a multiple of 16 is `i32:16`.
         constants: value of every `tl.constexpr` argument; None for a pointer that is not passed.
         options: what the launcher passes beside the arguments: `num_warps`, `num_stages`, `enable_fp_fusion`.
-        moves_rows: the kernel moves table rows: it must load 16 bytes at a time and must not spill registers.
+        moves_rows: the kernel moves table rows: it must load and store 16 bytes at a time.
+        may_spill: registers that are spilled are recorded and break no rule.
         slow: takes many seconds to compile; judged by `make test-all` only.
     """
 
@@ -159,6 +160,7 @@ class KernelVariant:
     constants: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=lambda: {"num_warps": 4})
     moves_rows: bool = False
+    may_spill: bool = False
     slow: bool = False
 
 

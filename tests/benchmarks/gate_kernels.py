@@ -34,11 +34,12 @@ def nobody_compiles_this(OUT):
 
 
 _ROWS = {"TABLE": "*fp32", "OUT": "*fp32", "scale": "fp32"}
+_FEW_REGISTERS = {"num_warps": 4, "maxnreg": 24}
 
 KERNEL_VARIANTS = (
     KernelVariant("good", scale_rows, _ROWS, {"D": 512}, moves_rows=True),
     KernelVariant("narrow", scale_rows, {**_ROWS, "TABLE": "*fp32:4"}, {"D": 512}, moves_rows=True),
-    KernelVariant("spilling", scale_rows, _ROWS, {"D": 16384}, {"num_warps": 4, "maxnreg": 24}, moves_rows=True),
+    KernelVariant("spilling", scale_rows, _ROWS, {"D": 16384}, _FEW_REGISTERS),
     KernelVariant("wrong types", add_to_pointer, {"OUT": "*fp32", "offset": "*fp32"}, {}),
-    KernelVariant("spilling, but no rows", scale_rows, _ROWS, {"D": 16384}, {"num_warps": 4, "maxnreg": 24}, slow=True),
+    KernelVariant("spilling, as it may", scale_rows, _ROWS, {"D": 16384}, _FEW_REGISTERS, may_spill=True, slow=True),
 )

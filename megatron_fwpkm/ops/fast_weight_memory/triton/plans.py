@@ -17,18 +17,20 @@ from . import plan_kernels as kernels
 
 _BLOCK = 256
 """Positions of a program."""
+_WARPS = 8
+"""Of a program: a thread has one position, for registers of two are spilled on sm_100."""
 
 
 @cache
 def write_plan_form(block: int = _BLOCK) -> KernelForm:
     """How the kernel of the write plan is launched."""
-    return KernelForm(kernels.write_plan_kernel, {"BLOCK": block}, 4)
+    return KernelForm(kernels.write_plan_kernel, {"BLOCK": block}, _WARPS)
 
 
 @cache
 def adjoint_plan_form(slot_is_row: bool, block: int = _BLOCK) -> KernelForm:
     """How the kernel of the adjoint's plan is launched."""
-    return KernelForm(kernels.adjoint_plan_kernel, {"SLOT_IS_ROW": slot_is_row, "BLOCK": block}, 4)
+    return KernelForm(kernels.adjoint_plan_kernel, {"SLOT_IS_ROW": slot_is_row, "BLOCK": block}, _WARPS)
 
 
 class KernelAdjointPlan(NamedTuple):

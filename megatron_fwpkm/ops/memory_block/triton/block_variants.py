@@ -39,7 +39,8 @@ def _variants(kernels: tuple[Any, ...], width: int, dtype: str, spread: bool, *o
         name = kernel.fn.__name__.removesuffix("_kernel").replace("_", " ")
         label = f"block, {name} {dtype} D={width}" + (" spread" if spread else "")
         moves_rows = dtype != "fp64" and any(name in form.parameters for name in _ROWS)
-        found.append(variant_of(label, form, types, moves_rows=moves_rows))
+        variant = variant_of(label, form, types, moves_rows=moves_rows)
+        found.append(replace(variant, may_spill=dtype == "fp64"))
     return found
 
 

@@ -16,6 +16,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+_LONG: tl.constexpr = tl.constexpr(2048)
+"""Sub-keys of a list from whose double on proposals are made in parts: a thread holds 128 of them, and could not hold
+what they are made of, too."""
+_PART: tl.constexpr = tl.constexpr(512)
+"""Sub-keys of such a part."""
+
 
 @triton.jit
 def _ordered(bits):
@@ -48,6 +54,40 @@ def _in_order(costs, indices, order, places, K: tl.constexpr):
 
 
 @triton.jit
+def _make_candidates(
+    PRODUCTS,
+    LENGTHS,
+    group,
+    token,
+    tokens,
+    real,
+    begin,
+    N: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    COLUMN_BITS: tl.constexpr,
+    IDW: tl.constexpr,
+):
+    """Proposals [ROWS, COLUMNS] for the sub-keys from number `begin` on, and the longest length of these sub-keys [1].
+
+    A proposal becomes one whole number: its float32 bits, made monotone, with those of COLUMN_BITS replaced by its
+    column. The minimum of these is found with one instruction per number, and tells the column.
+    """
+    columns = begin + tl.arange(0, COLUMNS)[None, :]
+    exists = real & (columns < N)
+    products = tl.load(PRODUCTS + (group * tokens + token)[:, None] * N + columns, mask=exists, other=0.0)
+    lengths = tl.load(LENGTHS + group * N + columns, mask=columns < N, other=0.0)
+    if IDW:
+        # Without the square of the query, which does not change an order.
+        proposals = (lengths * lengths - 2 * products).to(tl.float32)
+    else:
+        proposals = (-products).to(tl.float32)
+    # What is not a number comes last.
+    proposals = tl.where(proposals == proposals, proposals, float("inf"))
+    candidates = (_ordered(proposals.to(tl.int32, bitcast=True)) & ~COLUMN_BITS) | columns
+    return tl.where(exists, candidates, 0x7FFFFFFF), tl.max(lengths, 1)
+
+
+@triton.jit
 def _best_sub_keys(
     PRODUCTS,
     QUERIES,
@@ -73,34 +113,33 @@ def _best_sub_keys(
 
     Candidates come in the order of their proposals. Each is scored exactly and replaces the worst of the k best so far
     if it is better. After k of them, the loop goes on as long as rounding may have put a candidate behind its place.
-
-    A proposal becomes one whole number: its float32 bits, made monotone, with the lowest log2(N_PADDED) of them
-    replaced by its column. The minimum of these is found with one instruction per number, and tells the column.
     """
     real = (token < tokens)[:, None]
-    columns = tl.arange(0, N_PADDED)[None, :]
     dims = tl.arange(0, H_PADDED)[None, :]
     places = tl.arange(0, K_PADDED)[None, :]
     taken: tl.constexpr = 0x7FFFFFFF
     column_bits: tl.constexpr = N_PADDED - 1
 
-    exists = real & (columns < N)
-    products = tl.load(PRODUCTS + (group * tokens + token)[:, None] * N + columns, mask=exists, other=0.0)
-    lengths = tl.load(LENGTHS + group * N + columns, mask=columns < N, other=0.0)
-    if IDW:
-        # Without the square of the query, which does not change an order.
-        proposals = (lengths * lengths - 2 * products).to(tl.float32)
+    if N_PADDED > _LONG:
+        parts: tl.constexpr = N_PADDED // _PART
+        together = tl.full([ROWS, _PART, parts], 0, tl.int32)
+        longest = tl.full([1], 0, LENGTHS.dtype.element_ty)
+        for part in range(parts):
+            some, longest_of_some = _make_candidates(
+                PRODUCTS, LENGTHS, group, token, tokens, real, part * _PART, N, _PART, column_bits, IDW
+            )
+            together = tl.where(tl.arange(0, parts)[None, None, :] == part, some[:, :, None], together)
+            longest = tl.maximum(longest, longest_of_some)
+        # Each tells its column, so their order does not matter.
+        candidates = tl.reshape(together, [ROWS, N_PADDED])
     else:
-        proposals = (-products).to(tl.float32)
-    # What is not a number comes last.
-    proposals = tl.where(proposals == proposals, proposals, float("inf"))
-    candidates = (_ordered(proposals.to(tl.int32, bitcast=True)) & ~column_bits) | columns
-    candidates = tl.where(exists, candidates, taken)
+        candidates, longest = _make_candidates(
+            PRODUCTS, LENGTHS, group, token, tokens, real, 0, N, N_PADDED, column_bits, IDW
+        )
 
     query_row = (group * group_rows + (first_token + token) * token_rows)[:, None] * H
     query = tl.load(QUERIES + query_row + dims, mask=real & (dims < H), other=0.0)
     square = tl.sum(query * query, 1)
-    longest = tl.max(lengths, 1)
     norms = tl.sqrt(square * (longest * longest) * H)
 
     # Places that do not exist hold what is never the worst; the others what every candidate beats.
@@ -328,21 +367,22 @@ def address_kernel(
     places = tl.arange(0, K_PADDED)[None, :]
     real = (token < tokens)[:, None]
     inside = real & (places < K)
-    cost1, index1 = _best_sub_keys(
-        PRODUCTS, QUERIES, SUB_KEYS, LENGTHS, 2 * head, token, first_token, tokens, group_rows, token_rows,
-        ROUNDING, N, N_PADDED, H, H_PADDED, K, K_PADDED, ROWS, IDW,
-    )  # fmt: skip
-    cost2, index2 = _best_sub_keys(
-        PRODUCTS, QUERIES, SUB_KEYS, LENGTHS, 2 * head + 1, token, first_token, tokens, group_rows, token_rows,
-        ROUNDING, N, N_PADDED, H, H_PADDED, K, K_PADDED, ROWS, IDW,
-    )  # fmt: skip
+    cost2 = tl.full([ROWS, K_PADDED], 0, COSTS.dtype.element_ty)
+    index2 = tl.full([ROWS, K_PADDED], 0, tl.int32)
+    cost1, index1 = cost2, index2
+    # In a loop: otherwise what both halves have in common stays in registers, and registers are spilled.
+    for half in range(2):
+        cost1, index1 = cost2, index2
+        cost2, index2 = _best_sub_keys(
+            PRODUCTS, QUERIES, SUB_KEYS, LENGTHS, 2 * head + half, token, first_token, tokens, group_rows, token_rows,
+            ROUNDING, N, N_PADDED, H, H_PADDED, K, K_PADDED, ROWS, IDW,
+        )  # fmt: skip
+        pairs = ((2 * head + half) * stride + first_token + token)[:, None] * K + places
+        tl.store(INDICES + pairs, index2, mask=inside)
+        tl.store(COSTS + pairs, cost2, mask=inside)
     token += first_token
     first = (2 * head * stride + token)[:, None] * K + places
     second = ((2 * head + 1) * stride + token)[:, None] * K + places
-    tl.store(INDICES + first, index1, mask=inside)
-    tl.store(INDICES + second, index2, mask=inside)
-    tl.store(COSTS + first, cost1, mask=inside)
-    tl.store(COSTS + second, cost2, mask=inside)
     row = token * tl.num_programs(1) + head
     _choose_slots(
         SCORES, SLOTS, POSITIONS, cost1, index1, cost2, index2, row, real, stride,
