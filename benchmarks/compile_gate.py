@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for architecture in ARCHITECTURES:
             try:
                 compiled = compile_variant(variant, architecture)
-            except TritonError as error:
+            except (TritonError, RuntimeError) as error:  # the latter where a pass of the compiler fails
                 lines.append(f"{variant.name} (sm_{architecture}) does not compile: {str(error).splitlines()[-1]}")
                 continue
             kernels[variant.name][f"sm_{architecture}"] = asdict(compiled)

@@ -86,7 +86,8 @@ class KernelForm:
     def _run(self, grid: tuple[int, ...], index: int, arguments: list[Any]) -> None:
         """Let Triton find or compile the kernel for such arguments the first time, and launch what it gave afterwards.
 
-        Finding it takes Triton longer than launching it.
+        Finding it takes Triton longer than launching it. What Triton gave is launched without the kernel's
+        `pre_run_hooks`; ours have none.
         """
         kind = self._kind(index, arguments)
         compiled = self._compiled.get(kind)

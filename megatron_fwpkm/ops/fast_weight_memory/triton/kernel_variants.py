@@ -122,6 +122,7 @@ KERNEL_VARIANTS = (
     *_of_keys(32, "idw", 1024, 128, heads=4),
     *_slow(_of_keys(8, "idw", 4096, 256, heads=1)[:3:2]),
     *_slow(_of_keys(32, "idw", 4096, 128, heads=1)[:3:2]),
+    *_slow(_of_keys(4, "dot_product", 64, 16, heads=2)),
     *_slow(_of_keys(4, "dot_product", 64, 32, heads=2)),
     *_of_float_table((512, 8)),
     *_of_tables((512, 8), "bf16"),

@@ -28,8 +28,9 @@ _LOADS = 8
 """Rows of a tile that a program loads at once."""
 _NUMBERS = 2048
 """Numbers that the four warps of a program hold of what they sum, 16 to a thread."""
-_WIDE = 64
-"""Numbers of a sub-key from which on a program sums the readers of one, and the last of them finishes it."""
+_WIDE = 32
+"""Numbers of a sub-key from which on a program sums the readers of one, and the last of them finishes it. Triton 3.6
+does not compile programs that sum those of eight sub-keys of 32 numbers."""
 _READERS = 512
 """Readers of a sub-key whose numbers are loaded at once."""
 _POINTERS = {
@@ -102,7 +103,9 @@ class KeyForms:
         """A kernel that holds k rows of a token's sub-keys."""
         padded = next_power_of_2(self.topk)
         block = min(next_power_of_2(self.half_dim), self.sizes.numbers // padded)
-        return self._form(kernel, 4, ROWS=self.sizes.numbers // (padded * block), BLOCK=block, **flags)
+        # With four warps Triton 3.6 spills registers of this one.
+        warps = 8 if kernel is kernels.strength_gradient_kernel else 4
+        return self._form(kernel, warps, ROWS=self.sizes.numbers // (padded * block), BLOCK=block, **flags)
 
     def _sum_block(self) -> int:
         """Numbers of a sub-key that a program sums."""
