@@ -57,6 +57,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
     parser.add_argument("--size", choices=list(SIZES), help="default: paper on a GPU, tiny elsewhere")
     parser.add_argument("--repeats", type=int, default=repeats, help=f"timed steps (default: {repeats})")
+    parser.add_argument("--cuda-graph", action="store_true", help="run the memories in CUDA graphs")
     green.add_arguments(parser)
     add_output_argument(parser)
 
@@ -65,7 +66,7 @@ def run_layer(arguments: argparse.Namespace, command: str) -> Report:
     """One memory layer, forward and backward.
 
     Raises:
-        RuntimeError: the tests are not green.
+        RuntimeError: the tests are not green, or there is no device for --cuda-graph.
     """
     return _run(arguments, command, "layer", _measure_layer)
 
@@ -74,7 +75,7 @@ def run_model(arguments: argparse.Namespace, command: str) -> Report:
     """A training step of the model with its memories and without them.
 
     Raises:
-        RuntimeError: the tests are not green.
+        RuntimeError: the tests are not green, or there is no device for --cuda-graph.
     """
     return _run(arguments, command, "model", _measure_model)
 
@@ -89,6 +90,9 @@ def _run(
     name: str,
     measure: Callable[[PretrainConfig, torch.device, int], Measured],
 ) -> Report:
+    device = hardware.resolve("auto")
+    if arguments.cuda_graph and device != "cuda":
+        raise RuntimeError("--cuda-graph needs a CUDA device, and there is none")
     from megatron_fwpkm.config.loading import parse_pretrain
     from megatron_fwpkm.distributed.startup import silence_known_warnings
     from megatron_fwpkm.libraries.probes import installed
@@ -96,17 +100,18 @@ def _run(
     installed()  # hides from Megatron what is only half installed
     from megatron_fwpkm.engines.megatron_groups import megatron_run
 
-    device = hardware.resolve("auto")
     tests = green.require_green(arguments, device)
     size = arguments.size or ("paper" if device == "cuda" else "tiny")
-    config = parse_pretrain(SIZES[size]).config
+    config = parse_pretrain(SIZES[size] + ["--fwpkm-cuda-graph", "on"] * arguments.cuda_graph).config
     silence_known_warnings()
     with megatron_run(config.parallel, config.training) as world:
         rows, goals, data, text = measure(config, world.device, arguments.repeats)
     if size != "paper" or device != "cuda":
         goals = [replace(goal, met=None) for goal in goals]
     notes = [
-        f"{text} On {hardware.title(device)}, size `{size}`. Time is the median of {arguments.repeats} steps "
+        f"{text} On {hardware.title(device)}, size `{size}`"
+        + (", memories in CUDA graphs" if arguments.cuda_graph else "")
+        + f". Time is the median of {arguments.repeats} steps "
         + ("on the device's clock." if device == "cuda" else "in CPU time."),
     ]
     if device == "cuda" and size == "paper" and (predicted := prediction_note(name, hardware.title(device))):
@@ -114,7 +119,8 @@ def _run(
     header = ["what", "ms", "tokens/s", "peak GiB"]
     title = {"layer": "One memory layer, forward and backward", "model": "A training step"}[name]
     results = {"size": size, "results": data}
-    return Report(f"{name}_{size}", title, notes, header, rows, results, provenance(command, tests), goals=goals)
+    stem = f"{name}_{size}" + "_graphs" * arguments.cuda_graph
+    return Report(stem, title, notes, header, rows, results, provenance(command, tests), goals=goals)
 
 
 def _measure_layer(config: PretrainConfig, device: torch.device, repeats: int) -> Measured:
@@ -129,6 +135,8 @@ def _measure_layer(config: PretrainConfig, device: torch.device, repeats: int) -
     hidden = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
     direction = torch.randn(shape, device=device, dtype=dtype)
     wanted = [hidden, *layer.parameters()]
+    if config.fwpkm.cuda_graph == "on":
+        layer.capture(1, hidden.detach())
 
     def step() -> None:
         """One backward pass of the layer."""
