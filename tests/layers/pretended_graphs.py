@@ -92,7 +92,7 @@ def pretended_graphs() -> Iterator[list[PretendedGraph]]:
     """Inside, torch captures on the CPU; gives the graphs that are made, forward and backward in turn."""
     PretendedGraph.made = []
     nothing = lambda *_, **__: contextlib.nullcontext()  # noqa: E731
-    once = partial(torch.cuda.make_graphed_callables, num_warmup_iters=1)  # an interpreter is slow
+    once = partial(torch.cuda.graphs.make_graphed_callables, num_warmup_iters=1)  # an interpreter is slow
     patches = {"make_graphed_callables": once, "CUDAGraph": PretendedGraph,
                "graph": _capture, "synchronize": nothing, "stream": nothing,
                "Stream": nothing}  # fmt: skip

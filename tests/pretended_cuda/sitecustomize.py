@@ -75,6 +75,16 @@ def no_graph(*_: Any, **__: Any) -> None:
     raise unittest.SkipTest("a graph that is replayed cannot be pretended")
 
 
+def _graphed(*given: Any, **options: Any) -> Any:
+    """Capture as the tests do."""
+    import torch
+
+    from tests.layers.pretended_graphs import pretended_graphs
+
+    with pretended_graphs():
+        return torch.cuda.make_graphed_callables(*given, **options)
+
+
 def _context(*_: Any, **__: Any) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext()
 
@@ -94,7 +104,7 @@ def _pretend(torch: Any) -> None:
         "set_rng_state": lambda state, *_: torch.set_rng_state(state),
         "is_bf16_supported": lambda *_, **__: True,
         "is_current_stream_capturing": lambda: False,
-        "Event": Event, "Stream": Stream, "CUDAGraph": no_graph,
+        "Event": Event, "Stream": Stream, "CUDAGraph": no_graph, "make_graphed_callables": _graphed,
         "current_stream": lambda *_: Stream(), "default_stream": lambda *_: Stream(),
         "stream": _context, "device": lambda *_: _context(), "device_of": lambda *_: _context(),
     }  # fmt: skip
