@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_fwpkm.layers.fast_weight_memory import FastWeightMemoryLayer
+from megatron_fwpkm.ops import ResetJournal
 from tests.layers.pretended_graphs import pretended_graphs
 from tests.layers.test_fast_weight_tables import hidden, memory
 
@@ -28,8 +29,9 @@ def take(total: Tensor, parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def results(block: FastWeightMemoryLayer, schedule: str) -> list[Tensor]:
-    """What forwards and backwards give, tables and figures included; a schedule is `F0 F1 B0 F2 B1 B2`."""
+def results(block: FastWeightMemoryLayer, schedule: str, length: int = LENGTH) -> list[Tensor]:
+    """What forwards and backwards give, with tables, figures and journal; a schedule is `F0 F1 B0 R F2 B1 B2`."""
+    like, journal = block.output_proj.weight, block._journal
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     found: list[Tensor] = []
@@ -42,12 +44,13 @@ def results(block: FastWeightMemoryLayer, schedule: str) -> list[Tensor]:
     for word in schedule.split():
         number = word[1:]
         if word[0] == "F":
-            inputs[number] = hidden(int(number), LENGTH).requires_grad_()
+            inputs[number] = hidden(int(number), length).to(like).requires_grad_()
             outputs[number] = block(inputs[number])
             found += [outputs[number].detach().clone(), block.statistics_on_device(), block.consistency_hash()]
         elif word[0] == "B":
             outputs.pop(number).square().sum().backward()
             found.append(inputs[number].grad.clone())  # type: ignore[union-attr]
+            found += [] if journal is None else [journal.touched.clone(), *(x.clone() for x in written(journal))]
         else:
             block.reset()
     for hook in taken:
@@ -55,8 +58,15 @@ def results(block: FastWeightMemoryLayer, schedule: str) -> list[Tensor]:
     return [*found, *gradients.values(), block.sub_keys.clone(), block.values.clone()]
 
 
-def assert_same(graphed: FastWeightMemoryLayer, plain: FastWeightMemoryLayer, schedule: str) -> None:
-    for one, other in zip(results(graphed, schedule), results(plain, schedule), strict=True):
+def written(journal: ResetJournal) -> tuple[Tensor, ...]:
+    """The slots that were written since the last reset, and what they held before."""
+    return journal.slots_and_values() or ()
+
+
+def assert_same(
+    graphed: FastWeightMemoryLayer, plain: FastWeightMemoryLayer, schedule: str, length: int = LENGTH
+) -> None:
+    for one, other in zip(results(graphed, schedule, length), results(plain, schedule, length), strict=True):
         assert torch.equal(one, other)
 
 
