@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
+from pathlib import Path
 
 from benchmarks import hardware
 from benchmarks.report import ROOT
@@ -24,6 +25,7 @@ QUICK_TESTS = tuple(
 
 GPU_TESTS = ("tests/gpu", "tests/ops/triton")
 """The kernels, compiled, on the device."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which tests, and how long they may take. There is no flag to measure without."""
@@ -40,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def require_green(arguments: argparse.Namespace, device: str) -> str:
     """Run the tests that the flags name; returns what passed, in one line for the report.
 
-    What passed once with the same ops, tests, versions and kind of device is not run again.
+    What passed once with the same ops, tests, versions and kind of device is not run again: GREEN_FOLDER of the
+    environment holds the verdicts, by default in .pytest_cache.
 
     Raises:
         RuntimeError: a test fails, none ran, they are not the memory's, or they take too long.
@@ -50,7 +53,7 @@ def require_green(arguments: argparse.Namespace, device: str) -> str:
         known = path.startswith(("tests/ops", "tests/gpu")) and ".." not in path
         if not known or not (ROOT / path.partition("::")[0]).exists():
             raise RuntimeError(f"--tests {path} is no test of the memory: name files below tests/ops or tests/gpu")
-    stamp = ROOT / ".pytest_cache" / "green" / _digest(paths, device)
+    stamp = Path(os.environ.get("GREEN_FOLDER", ROOT / ".pytest_cache" / "green")) / _digest(paths, device)
     if stamp.is_file():
         return stamp.read_text()
     print(f"tests first: {' '.join(paths)} ...", file=sys.stderr, flush=True)
@@ -74,8 +77,8 @@ def _run_tests(paths: Sequence[str], device: str, limit: float) -> tuple[int, st
 
     Args:
         paths: of the tests.
-        device: cpu: in a process that sees no GPU, up to the first that fails. cuda: all of them, by several
-            processes if pytest-xdist is there, for compiling takes longest.
+        device: cpu: in processes that see no GPU, up to the first that fails. cuda: all of them, by more
+            processes, for compiling takes longest. Without pytest-xdist there is one.
         limit: seconds.
 
     Raises:
@@ -85,10 +88,12 @@ def _run_tests(paths: Sequence[str], device: str, limit: float) -> tuple[int, st
     # What is inherited would choose for both kinds of tests; tests/conftest.py chooses by TEST_DEVICE.
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "TEST_DEVICE": device}
+    cores = os.cpu_count() or 2
     if device == "cpu":
         command.append("-x")
-    elif importlib.util.find_spec("xdist"):
-        command += ["-n", str(min(8, max(2, (os.cpu_count() or 2) // 2)))]
+    processes = cores // 4 if device == "cpu" else max(2, cores // 2)
+    if processes > 1 and importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(8, processes))]
     try:
         run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired as error:
@@ -120,7 +125,8 @@ def _digest(paths: Sequence[str], device: str) -> str:
     import torch
 
     found = hashlib.sha256(repr((platform.python_version(), str(torch.__version__), device, paths)).encode())
-    folders = [ROOT / name for name in ("megatron_fwpkm/ops", "tests/ops", "tests/gpu")]
+    rooms = ("megatron_fwpkm/ops", "megatron_fwpkm/layers", "tests/ops", "tests/layers", "tests/gpu")
+    folders = [ROOT / name for name in rooms]
     files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
     for file in [ROOT / "tests" / "conftest.py", *files]:
         found.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())

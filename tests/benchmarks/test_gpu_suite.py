@@ -101,6 +101,23 @@ def test_every_step_runs_whatever_the_others_do(tmp_path: Path, capsys: pytest.C
         assert "--repeats 0 must be at least 1" in capsys.readouterr().err, f"{flags} are not understood"
 
 
+def test_patience_is_for_the_whole_and_red_tests_are_not_run_again(tmp_path: Path) -> None:
+    red = RECORDER.replace("*repeated_launches*", "*benchmarks.green*")
+    limits = '#!/bin/sh\necho "$3" >>"$COMMANDS.limits"\nshift 3\nexec "$@"\n'
+    for name, text in (("python", red), ("timeout", limits)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    commands, path = tmp_path / "commands", f"{tmp_path}:{os.environ['PATH']}"
+    python, found = str(tmp_path / "python"), tmp_path / "commands.limits"
+    suite(tmp_path / "out", 60, PYTHON=python, COMMANDS=str(commands), PATH=path, PATIENCE="8")
+    assert found.read_text().split()[:2] == ["480", "2080"]
+    summary = statuses((tmp_path / "out" / "summary.txt").read_text())
+    benches = ("stages", "layer", "model", "memory", "inference")
+    assert summary["tests"] == "failed: 1" and summary["repeats"] == summary["training"] == "ok"
+    assert [summary[name] for name in benches] == ["failed: red tests"] * 5
+    assert "-m benchmarks.run " not in commands.read_text()
+
+
 def test_the_wheels_are_pinned_and_listed() -> None:
     run = subprocess.run(["bash", "benchmarks/gpu_suite.sh", "--wheels"], cwd=ROOT, capture_output=True, text=True)
     pins = (ROOT / "constraints.txt").read_text().splitlines()
@@ -126,9 +143,10 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 def test_it_is_rehearsed(tmp_path: Path, device: str) -> None:
     """On the CPU as it is, and as a CUDA device that is pretended."""
     pretended = {"PYTHONPATH": str(ROOT / "tests" / "pretended_cuda"), "REHEARSAL": "1"}
-    tests = {"TESTS": "tests/ops/test_goldens.py tests/gpu/test_ops_on_gpu.py::test_auto_is_triton"}
+    host = "tests/ops/test_goldens.py::test_committed_vectors_are_found"
+    tests = {"TESTS": f"{host} tests/gpu/test_ops_on_gpu.py::test_auto_is_triton"}
     hidden = {name: value for name, value in os.environ.items() if name not in ("CUDA_VISIBLE_DEVICES", "TEST_DEVICE")}
-    extra = {"DEVICE": "cpu"} if device == "cpu" else {**pretended, **tests}
+    extra = {"DEVICE": "cpu", "TESTS": host} if device == "cpu" else {**pretended, **tests}
     run = suite(tmp_path, 850, environment=hidden, SECONDS_IN_ALL="840", PATIENCE="8", **extra)
     summary = (tmp_path / "summary.txt").read_text()
     assert run.returncode == 0, run.stdout + run.stderr

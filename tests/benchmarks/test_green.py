@@ -40,6 +40,16 @@ def test_green_tests_run_once(project):
     assert (project / "runs.txt").read_text() == "xx"
 
 
+def test_verdicts_can_be_kept_elsewhere(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody may write into the checkout."""
+    folder = tmp_path_factory.mktemp("verdicts") / "green"
+    monkeypatch.setenv("GREEN_FOLDER", str(folder))
+    assert require("tests/ops/test_op.py") == next(folder.iterdir()).read_text()
+    assert not (project / ".pytest_cache").exists()
+
+
 def test_red_tests_stop_it_every_time(project):
     (project / "megatron_fwpkm/ops/op.py").write_text("ANSWER = 41\n")
     for _ in range(2):
