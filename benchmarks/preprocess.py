@@ -32,6 +32,12 @@ SIDES = {
     "TikTokenizer": ("library", "none", "gigatoken"),
 }
 """By --tokenizer-type: the library alone, then tools/preprocess_data.py with each --accelerator."""
+NAMES = {
+    "SentencePieceTokenizer": "preprocess",
+    "HuggingFaceTokenizer": "preprocess_byte_level",
+    "TikTokenizer": "preprocess_ranks",
+}
+"""Of the reports."""
 MEGATRON_SIDES = {
     "megatron": ("tools/preprocess_data.py", "--workers", "1"),
     "megatron-gigatoken": ("tools/preprocess_data_fast.py", "--use-gigatoken"),
@@ -215,8 +221,7 @@ def measure(arguments: argparse.Namespace, command: str) -> Report:
         "same bytes",
     ]
     data = {"corpora": corpora, "load": os.getloadavg(), "sides": sides}
-    name = "preprocess" if arguments.tokenizer_type == "SentencePieceTokenizer" else "preprocess_byte_level"
-    return Report(name, "Preparing a corpus", notes, header, rows, data, provenance(command))
+    return Report(NAMES[arguments.tokenizer_type], "Preparing a corpus", notes, header, rows, data, provenance(command))
 
 
 def _runs(arguments: argparse.Namespace, megabytes: int) -> list[tuple[str, int]]:
