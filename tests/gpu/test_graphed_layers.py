@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 
 from megatron_fwpkm.layers.fast_weight_memory import FastWeightMemoryLayer
 from tests.layers.megatron import initialize
-from tests.layers.pretended_graphs import pretended_graphs
 from tests.layers.test_cuda_graphs import assert_same
 from tests.layers.test_fast_weight_tables import hidden, memory
 
@@ -28,14 +26,9 @@ CASES = [
 
 
 @pytest.fixture(autouse=True)
-def graphs() -> Iterator[None]:
-    """Megatron's parallel state; and a device that is pretended has no graphs, so theirs are pretended, too."""
+def parallel_state() -> None:
+    """One process is a whole world."""
     initialize()
-    if torch.cuda.get_device_name().startswith("pretended"):
-        with pretended_graphs():
-            yield
-    else:
-        yield
 
 
 def pair(**options: Any) -> tuple[FastWeightMemoryLayer, FastWeightMemoryLayer]:
