@@ -57,12 +57,14 @@ memory=(--grid gpu --implementations sparse triton)
 stages=()
 size=paper
 launches=(--size paper)
+repeats=()
 training=(--train-iters 200 --save-interval 200)
 if [ -n "$rehearsal" ]; then
   memory=(--grid rehearsal)
   stages=(--grid rehearsal)
   size=tiny
   launches=(--size rehearsal --repeats 3)
+  repeats=(--repeats 1)
   training=(--train-iters 2 --save-interval 2 --seq-length 128 --needle-facts 2 --global-batch-size 1 --micro-batch-size 1)
 fi
 [ ${#tests[@]} -eq 0 ] || tests=(--tests "${tests[@]}")
@@ -133,8 +135,8 @@ step machine 60 "$python" tools/doctor.py
 step tests 260 "$python" -m benchmarks.green --device "$device" --tests-limit $((250 * patience)) "${tests[@]}"
 step repeats 120 "$python" -m benchmarks.repeated_launches --device "$device" "${launches[@]}" --output "$results"
 bench stages 100 stages --device "$device" "${stages[@]}"
-bench layer 90 layer --size "$size"
-bench model 120 model --size "$size"
+bench layer 90 layer --size "$size" "${repeats[@]}"
+bench model 120 model --size "$size" "${repeats[@]}"
 step te_numerics 90 "$python" -m benchmarks.layer_numerics --size "$size" --output "$results"
 bench memory 120 memory --device "$device" "${memory[@]}"
 bench inference 60 stages --device "$device" "${stages[@]}" --mode inference
