@@ -137,6 +137,10 @@ step repeats 120 "$python" -m benchmarks.repeated_launches --device "$device" "$
 bench stages 100 stages --device "$device" "${stages[@]}"
 bench layer 90 layer --size "$size" "${repeats[@]}"
 bench model 120 model --size "$size" "${repeats[@]}"
+if [ "$device" != cpu ]; then
+  bench layer_graphs 60 layer --size "$size" "${repeats[@]}" --cuda-graph
+  bench model_graphs 90 model --size "$size" "${repeats[@]}" --cuda-graph
+fi
 step te_numerics 90 "$python" -m benchmarks.layer_numerics --size "$size" --output "$results"
 bench memory 120 memory --device "$device" "${memory[@]}"
 bench inference 60 stages --device "$device" "${stages[@]}" --mode inference

@@ -34,7 +34,7 @@ SIZES = {
     ],
     "tiny": [
         "--num-layers", "3", "--hidden-size", "32", "--ffn-hidden-size", "48", "--num-attention-heads", "4",
-        "--num-query-groups", "2", "--seq-length", "64", "--layer-pattern", "swa:15", "--vocab-size", "128",
+        "--num-query-groups", "2", "--seq-length", "32", "--layer-pattern", "swa:15", "--vocab-size", "128",
         "--micro-batch-size", "2", "--global-batch-size", "4", "--num-threads", "1", "--fwpkm-layer-numbers", "2", "3",
         "--fwpkm-num-subkeys", "16", "--fwpkm-key-dim", "16", "--fwpkm-value-dim", "16", "--fwpkm-topk", "4",
         "--fwpkm-chunk-size", "16",
@@ -197,9 +197,9 @@ def _batch(shape: tuple[int, int], vocabulary: int, seed: int, device: torch.dev
 
 
 def _time(step: Callable[[], Any], device: str, repeats: int) -> tuple[float, int]:
-    """(median milliseconds, peak bytes) after three steps that are not counted."""
+    """(median milliseconds, peak bytes) after steps that are not counted, three or as many as are."""
     hardware.reset_peak(device)
-    milliseconds = hardware.time_calls(step, device, repeats, warm_up=3)
+    milliseconds = hardware.time_calls(step, device, repeats, warm_up=min(3, repeats))
     return statistics.median(milliseconds), hardware.peak_bytes(device)
 
 
