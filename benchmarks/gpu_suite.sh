@@ -117,10 +117,22 @@ bench() { # bench NAME LIMIT_SECONDS BENCHMARK FLAGS...
   step "$name" "$limit" "$python" -m benchmarks.run "$@" "${tests[@]}" --output "$results"
 }
 
+skip() { # skip NAME REASON: adds a line to the summary
+  printf '%-12s %-22s %4d s\n' "$1" skipped 0 >>"$summary"
+  echo "$2" >"$results/$1.log"
+}
+
+graphs() { # graphs NAME LIMIT_SECONDS BENCHMARK FLAGS...: with the memories in CUDA graphs
+  if [ "$device" = cpu ]; then
+    skip "$1" "a CPU has no CUDA graphs"
+  else
+    bench "$@" --cuda-graph
+  fi
+}
+
 sanitize() { # sanitize NAME LIMIT_SECONDS TOOL: NVIDIA's checker over every kernel of a small call
   if ! command -v compute-sanitizer >/dev/null; then
-    printf '%-12s %-22s %4d s\n' "$1" "skipped" 0 >>"$summary"
-    echo "compute-sanitizer is not installed" >"$results/$1.log"
+    skip "$1" "compute-sanitizer is not installed"
     return
   fi
   # torch's cache would give kernels room past the end of a tensor.
@@ -137,10 +149,8 @@ step repeats 120 "$python" -m benchmarks.repeated_launches --device "$device" "$
 bench stages 100 stages --device "$device" "${stages[@]}"
 bench layer 90 layer --size "$size" "${repeats[@]}"
 bench model 120 model --size "$size" "${repeats[@]}"
-if [ "$device" != cpu ]; then
-  bench layer_graphs 60 layer --size "$size" "${repeats[@]}" --cuda-graph
-  bench model_graphs 90 model --size "$size" "${repeats[@]}" --cuda-graph
-fi
+graphs layer_graphs 60 layer --size "$size" "${repeats[@]}"
+graphs model_graphs 90 model --size "$size" "${repeats[@]}"
 step te_numerics 90 "$python" -m benchmarks.layer_numerics --size "$size" --output "$results"
 bench memory 120 memory --device "$device" "${memory[@]}"
 bench inference 60 stages --device "$device" "${stages[@]}" --mode inference
