@@ -15,8 +15,10 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="gl
 _STEPS = """
 import resource
 import numpy as np
-from megatron_fwpkm.processes.freed_memory import keep_freed_memory
+from megatron_fwpkm.processes.freed_memory import free_large_tables, keep_freed_memory
 kept = keep_freed_memory()
+if {then_free}:
+    free_large_tables()
 faults = []
 for step in range(3):
     tensors = [np.ones(16 << 20, np.uint8) for _ in range(8)]  # more than malloc keeps by itself
@@ -27,12 +29,11 @@ print(kept, faults[2] - faults[1])
 _PAGES = (128 << 20) // os.sysconf("SC_PAGE_SIZE")
 
 
-def _run(**environment: str) -> tuple[str, int]:
+def _run(then_free: bool = False, **environment: str) -> tuple[str, int]:
     """What the function returned, and the page faults of the third step."""
     chosen = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", _STEPS], capture_output=True, text=True, check=True, env={**chosen, **environment}
-    )
+    command = [sys.executable, "-c", _STEPS.format(then_free=then_free)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**chosen, **environment})
     kept, faults = done.stdout.split()
     return kept, int(faults)
 
@@ -42,6 +43,12 @@ def test_a_step_finds_the_pages_of_the_step_before() -> None:
     kept, faults = _run()
     assert kept == "True"
     assert faults < _PAGES / 100
+
+
+def test_large_tables_go_back_at_once() -> None:
+    """Freed tables are no longer there for the next step, even where smaller tensors are kept."""
+    _, faults = _run(then_free=True)
+    assert faults > _PAGES / 100
 
 
 def test_what_the_environment_says_stays() -> None:

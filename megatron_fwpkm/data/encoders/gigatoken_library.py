@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import resource
 from collections.abc import Callable, Iterator
@@ -11,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ...processes.freed_memory import release_memory
+
 GIGATOKEN_VERSION = "0.10.0"
 _LEAST_TEXT_PER_LOAD = 4_000_000
 """Bytes of text before which it is not loaded anew."""
-_M_MMAP_THRESHOLD = -3
-"""Number of this setting of mallopt."""
 
 
 def check_gigatoken() -> None:
@@ -66,19 +65,6 @@ class BoundedGigatoken:
             self._encode, self._since = self._load().encode, 0
         release_memory()
         self._bytes_at_first = _resident_bytes()  # anew: what else has grown meanwhile must not bring this about again
-
-
-def free_large_tables() -> None:
-    """Let the system have large tables back as soon as they are freed. glibc raises the limit above which it does this
-    with the largest table so far, and smaller ones then stay behind between what is still in use: 10 to 20 MB."""
-    if hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-
-
-def release_memory() -> None:
-    """Give the system what is free: reading a large vocabulary leaves half of its memory behind."""
-    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)
 
 
 def _resident_bytes() -> int:

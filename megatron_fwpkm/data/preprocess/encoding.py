@@ -17,11 +17,11 @@ from functools import cache
 import numpy as np
 
 from ...config import DataConfig
+from ...processes.freed_memory import free_large_tables
 from ...processes.parent import end_with_parent, shielded
 from ..corpus.records import BadBytes, BadRecord, Block, Cursor, Record, records
 from ..encoders import Accelerator
 from ..encoders.acceleration import DocumentsEncoder, build_encoder, choose_accelerator
-from ..encoders.gigatoken_library import free_large_tables
 from ..indexed.indexed_format import token_dtype
 from ..tokenizers import Tokenizer, build_tokenizer
 from .document_sample import SampledDocument, draw_documents

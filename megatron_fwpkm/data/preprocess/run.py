@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...processes.freed_memory import free_large_tables
 from ..corpus.input_files import STDIN, CorpusFile, corpus_blocks, corpus_identity, open_corpus, shard_of
 from ..corpus.json_keys import check_json_keys
 from ..corpus.records import BadRecord, Cursor
 from ..encoders.acceleration import Accelerator, AcceleratorMismatch
-from ..encoders.gigatoken_library import free_large_tables
 from ..indexed.indexed_format import IndexedWriter, dataset_paths, read_dataset_info, rename_all, token_dtype
 from ..output_prefix import check_output_prefix
 from ..progress_report import ProgressReport
