@@ -152,3 +152,33 @@ def test_autocast_does_not_reach_the_scores() -> None:
         assert torch.allclose(output.retrieved, expected.retrieved, rtol=1e-5, atol=1e-6)
         assert case.queries.grad is not None
         assert torch.allclose(gradient, case.queries.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_subkeys", "topk"), [(7, 7), (64, 1), (100, 8), (511, 8), (1024, 32)])
+def test_packed_proposals_are_the_smallest(num_subkeys: int, topk: int) -> None:
+    """Of both signs and of every size that a float32 has, infinity too; those of a token differ from each other."""
+    generator = torch.Generator().manual_seed(1)
+    bits = torch.randint(-(2**31), 2**31, (64, num_subkeys), generator=generator).to(torch.int32)
+    numbers = bits.view(torch.float32)
+    numbers = torch.where(numbers.isnan(), torch.inf, numbers)
+    numbers[:, 0], numbers[1::2, -1] = -torch.inf, 0.0
+    best, indices = selection._partition(numbers, topk)
+    expected = numbers.sort(dim=-1, stable=True)
+    assert torch.equal(best, expected.values[:, :topk])
+    assert torch.equal(numbers.gather(-1, indices), best)
+    assert (indices.sort(dim=-1).values.diff(dim=-1) > 0).all(), "an index is named twice"
+
+
+def test_both_ways_to_the_smallest_keep_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed, and by torch where processor or numpy is not made for that; NaN does no harm to other tokens."""
+    generator = torch.Generator().manual_seed(2)
+    queries, sub_keys = (torch.randn(2, length, 16, generator=generator) for length in (200, 100))
+    queries[:, 3] = torch.nan
+    kept = []
+    for fast in (False, True):
+        monkeypatch.setattr(selection, "_partitions_fast", lambda fast=fast: fast)
+        kept.append(select_sub_keys(queries, sub_keys, 8, "idw"))
+    others = torch.arange(200) != 3
+    for one, other in zip(kept[0][:2], kept[1][:2], strict=True):
+        assert torch.equal(one[:, others], other[:, others])
+    assert (kept[1].indices < 100).all() and kept[1].costs[:, 3].isnan().all()

@@ -15,6 +15,7 @@ import os
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +30,14 @@ BLOCK_NUMBERS = 1 << 17
 
 _LARGE_PRODUCT = 1 << 25
 """Multiplications from which on oneDNN's own layouts pay: MKL uses half of the width of an AMD processor."""
+
+
+_WORTH_PACKING = 1 << 15
+"""Proposals from which on packing costs less than it saves."""
+
+
+_BEYOND_FLOAT32 = 2.0**200
+"""Stands for what is not finite, whose bits have no room for an index."""
 
 
 class KeptSubKeys(NamedTuple):
@@ -153,14 +162,37 @@ def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and not less
 
 
+@cache
+def _partitions_fast() -> bool:
+    """Whether numpy partitions with vector instructions: since 2.0, and not on every processor."""
+    return np.lib.NumpyVersion(np.__version__) >= "2.0.0" and "AVX" in torch.backends.cpu.get_cpu_capability()
+
+
+def _partition(proposals: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+    """`_smallest` by numpy, which is twice as fast as torch: numbers are moved, and with each of them its index.
+
+    A float32 leaves the last 29 bits of a float64 empty, and these do not change the order of different numbers.
+    """
+    wide = proposals.double().nan_to_num_(_BEYOND_FLOAT32, _BEYOND_FLOAT32, -_BEYOND_FLOAT32)
+    packed = (wide.view(torch.int64) | torch.arange(proposals.shape[-1])).view(torch.float64).numpy()
+    kept = np.partition(packed, topk - 1, axis=-1)[..., :topk]
+    kept.sort(axis=-1)
+    indices = torch.from_numpy(kept).view(torch.int64) & ((1 << 29) - 1)
+    return proposals.gather(-1, indices), indices
+
+
 def _smallest(proposals: Tensor, topk: int) -> tuple[Tensor, Tensor]:
     """The `topk` smallest proposals of every token, best first, and their indices."""
     num_subkeys, heap = proposals.shape[-1], 64 * topk
-    if proposals.device.type != "cpu" or not heap // 2 <= num_subkeys < heap:
-        return proposals.topk(topk, dim=-1, largest=False)
-    # From this width on, torch keeps the best in a heap, which is faster although there is more to look at. A NaN comes
-    # after all numbers, and equal ones do not leave the heap for later ones: what is added is never taken.
-    return F.pad(proposals, (0, heap - num_subkeys), value=torch.nan).topk(topk, dim=-1, largest=False)
+    # From this width on, torch keeps the best in a heap, which is fast because most proposals never enter it.
+    if proposals.device.type == "cpu" and num_subkeys < heap:
+        if proposals.dtype == torch.float32 and proposals.numel() >= _WORTH_PACKING and _partitions_fast():
+            return _partition(proposals, topk)
+        if heap // 2 <= num_subkeys:
+            # A NaN comes after all numbers, and equal ones do not leave the heap for later ones: what is added is never
+            # taken.
+            proposals = F.pad(proposals, (0, heap - num_subkeys), value=torch.nan)
+    return proposals.topk(topk, dim=-1, largest=False)
 
 
 def _rank_candidates(
