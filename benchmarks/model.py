@@ -35,7 +35,7 @@ SIZES = {
     "tiny": [
         "--num-layers", "3", "--hidden-size", "32", "--ffn-hidden-size", "48", "--num-attention-heads", "4",
         "--num-query-groups", "2", "--seq-length", "32", "--layer-pattern", "swa:15", "--vocab-size", "128",
-        "--micro-batch-size", "2", "--global-batch-size", "4", "--num-threads", "1", "--fwpkm-layer-numbers", "2", "3",
+        "--micro-batch-size", "2", "--global-batch-size", "2", "--num-threads", "1", "--fwpkm-layer-numbers", "2", "3",
         "--fwpkm-num-subkeys", "16", "--fwpkm-key-dim", "16", "--fwpkm-value-dim", "16", "--fwpkm-topk", "4",
         "--fwpkm-chunk-size", "16",
     ],
