@@ -250,7 +250,10 @@ def test_processes_may_share_the_sub_keys_by_rows(score: str, key_lr: float) -> 
     assert distance(torch.cat([found["grad sub_keys"] for found in ranks], 1), expected["grad sub_keys"]) <= 1e-12
 
 
-@pytest.mark.parametrize("wide", [1, 64], ids=["last program", "another launch"])
+@pytest.mark.parametrize(
+    "wide",
+    [pytest.param(1, id="last program"), pytest.param(64, id="another launch", marks=pytest.mark.slow)],
+)
 def test_many_readers_of_sub_keys_that_processes_share(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles before the first sub-key of a rank, and of each of its own; tickets are 0 when all is done."""
     monkeypatch.setattr(triton_steps, "_WIDE", wide)
