@@ -47,7 +47,7 @@ def choose_accelerator(tokenizer: Tokenizer, wanted: Accelerator) -> tuple[Accel
     not the wanted one, why, in words. `auto` takes the fastest that can be used and says nothing."""
     reasons = []
     for name in _CANDIDATES[wanted]:
-        if name == "segments" != wanted and not isinstance(tokenizer, SentencePieceTokenizer):
+        if name == "segments" and wanted != "segments" and not isinstance(tokenizer, SentencePieceTokenizer):
             continue  # nobody asked why this is not used
         try:
             encode = _built(name, tokenizer)

@@ -170,8 +170,14 @@ def _check_model(model: dict[str, Any], vocab: bytes) -> None:
     for name in ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise ValueError(f"the model has {name}, which is not supported")
-    if missing := sum(json.dumps(byte, ensure_ascii=False).encode() not in vocab for byte in _BYTE_CHARACTERS):
+    if missing := sum(not _has_piece(vocab, byte) for byte in _BYTE_CHARACTERS):
         raise ValueError(f"the vocabulary has no piece for {missing} of the 256 bytes")
+
+
+def _has_piece(vocab: bytes, piece: str) -> bool:
+    """Whether a vocabulary as JSON has a piece: a name, and not the end of one with a quotation mark in it."""
+    name = re.escape(json.dumps(piece, ensure_ascii=False).encode())
+    return re.search(rb"[{,]\s*" + name + rb"\s*:", vocab) is not None
 
 
 def _steps(component: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:

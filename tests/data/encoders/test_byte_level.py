@@ -257,6 +257,7 @@ REFUSED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "the model has byte_fallback": lambda held: held["model"].update(byte_fallback=True),
     "the model has end_of_word_suffix": lambda held: held["model"].update(end_of_word_suffix="</w>"),
     "no piece for 1 of the 256 bytes": lambda held: held["model"]["vocab"].pop("a"),
+    "no piece for 1 of the 256 ": lambda held: held["model"]["vocab"].update({'"a': held["model"]["vocab"].pop("a")}),
 }  # fmt: skip
 
 
