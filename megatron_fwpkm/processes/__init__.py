@@ -1,1 +1,1 @@
-"""Processes of one machine: the parent they end with, Ctrl-C, names that hold across hosts. Standard library only."""
+"""Processes of one machine: parents, Ctrl-C, names that hold across hosts, freed memory. Standard library only."""

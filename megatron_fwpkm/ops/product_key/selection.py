@@ -31,10 +31,8 @@ BLOCK_NUMBERS = 1 << 17
 _LARGE_PRODUCT = 1 << 25
 """Multiplications from which on oneDNN's own layouts pay: MKL uses half of the width of an AMD processor."""
 
-
 _WORTH_PACKING = 1 << 15
 """Proposals from which on packing costs less than it saves."""
-
 
 _BEYOND_FLOAT32 = 2.0**200
 """Stands for what is not finite, whose bits have no room for an index."""
@@ -72,16 +70,10 @@ class SlotChoice(NamedTuple):
     probabilities: Tensor | None
 
 
-@cache
-def _first_of_group(groups: int, num_subkeys: int, device: torch.device) -> Tensor:
-    """[G, 1, 1]: where every group's list begins."""
-    with torch.inference_mode(False):
-        return torch.arange(0, groups * num_subkeys, num_subkeys, device=device).view(-1, 1, 1)
-
-
 def number_in_groups(indices: Tensor, num_subkeys: int) -> Tensor:
     """Sub-keys [G, M, k] of lists of n each as rows of all lists, one after the other, [G * M * k]."""
-    return (indices + _first_of_group(indices.shape[0], num_subkeys, indices.device)).flatten()
+    firsts = torch.arange(0, indices.shape[0] * num_subkeys, num_subkeys, device=indices.device)
+    return (indices + firsts.view(-1, 1, 1)).flatten()
 
 
 def gather_sub_keys(sub_keys: Tensor, indices: Tensor) -> Tensor:

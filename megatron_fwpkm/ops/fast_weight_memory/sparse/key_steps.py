@@ -6,9 +6,6 @@ h = key_dim / 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -27,16 +24,9 @@ from ..key_rows import KeyRows, Readers, only_owned, sort_readers
 from .row_sums import sum_rows
 
 
-@cache
-def _first_of_half(groups: int, num_subkeys: int, device: torch.device) -> Tensor:
-    """[G, 1, 1]: where the sub-keys of every group's half begin in [2 * n]."""
-    with torch.inference_mode(False):
-        return (torch.arange(groups, device=device) % 2 * num_subkeys).view(-1, 1, 1)
-
-
 def _per_half(indices: Tensor, num_subkeys: int) -> Tensor:
     """[G, M, k] sub-key numbers as positions in [2 * n]: heads share the mean probability of a sub-key."""
-    return indices + _first_of_half(indices.shape[0], num_subkeys, indices.device)
+    return indices + (torch.arange(indices.shape[0], device=indices.device) % 2 * num_subkeys).view(-1, 1, 1)
 
 
 def _slope(mean: Tensor) -> Tensor:
@@ -163,7 +153,6 @@ class SparsePieceBackward:
     def __init__(self, options: KeyOptions, queries: Tensor, saved: SavedPiece, grad_moved: Tensor | None) -> None:
         self.options, self.saved, self.grad_moved = options, saved, grad_moved
         self.positions, self.foreign = options.rows.local(saved.indices)
-        self.pairs = torch.arange(self.positions.numel(), device=queries.device)
         rows = gather_sub_keys(saved.sub_keys, self.positions)
         self.directions = _directions(queries, rows, options.score)
         self.along = rows  # what a score falls along: q - K in the place of K, or K
@@ -171,22 +160,15 @@ class SparsePieceBackward:
 
     def strength_gradients(self) -> Tensor:
         """gamma [G, M, k], the gradient of c, for the sub-keys that are here; 0 for others."""
-        gradients = torch.empty_like(self.saved.costs)
-        for block, rows in self._grad_rows():
-            torch.sum(rows.mul_(self.directions[:, block]), -1, out=gradients[:, block])
-        return only_owned(gradients.neg_(), self.foreign)
-
-    def _grad_rows(self) -> Iterator[tuple[slice, Tensor]]:
-        """Blocks of tokens, and the gradients of the moved sub-keys that they have kept [G, block, k, h].
-
-        Together they would be as large as the directions.
-        """
         assert self.grad_moved is not None
-        tokens = self.positions.shape[1]
+        gradients, tokens = torch.empty_like(self.saved.costs), self.positions.shape[1]
+        # In blocks: the gradients of all kept sub-keys would be as large as the directions.
         step = block_length(self.directions[:, 0].numel(), tokens, self.directions.device)
         for start in range(0, tokens, step):
             block = slice(start, start + step)
-            yield block, gather_sub_keys(self.grad_moved, self.positions[:, block])
+            rows = gather_sub_keys(self.grad_moved, self.positions[:, block])
+            torch.sum(rows.mul_(self.directions[:, block]), -1, out=gradients[:, block])
+        return only_owned(gradients.neg_(), self.foreign)
 
     def token_gradients(self, grad_scores: Tensor, grad_queries: Tensor, grad_strengths: Tensor | None) -> Tensor:
         """Add the gradients of the queries, the part from the sub-keys here, to `grad_queries`.
@@ -215,7 +197,8 @@ class SparsePieceBackward:
             of_scores = -density * grad_kept
             weights = 2 * (of_scores if grad_costs is None else of_scores + grad_costs)
         weights = only_owned(weights, self.foreign)
-        gradients = _sum_per_token(weights, self.along.flatten(0, 2), self.pairs)
+        pairs = torch.arange(weights.numel(), device=weights.device)
+        gradients = _sum_per_token(weights, self.along.flatten(0, 2), pairs)
         if density is None:
             gradients.neg_()
         grad_queries += gradients
