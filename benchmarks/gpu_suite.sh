@@ -36,13 +36,6 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 read -ra tests <<<"${TESTS:-}"
 rehearsal=${REHEARSAL:-}
-if [ "$device" = cpu ]; then
-  rehearsal=1
-  [ -n "${TESTS:-}" ] || tests=(tests/ops/test_goldens.py)
-elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  echo "error: $python sees no CUDA device; DEVICE=cpu rehearses the suite without one" >&2
-  exit 1
-fi
 missing=$("$python" - <<'PY'
 import importlib.util as util
 names = ("torch", "triton", "transformers", "yaml", "pytest", "hypothesis", "pytest_timeout", "megatron.core", "sentencepiece", "psutil", "rich")
@@ -50,7 +43,14 @@ print(*(name for name in names if util.find_spec(name.split(".")[0]) is None))
 PY
 )
 if [ -n "$missing" ]; then
-  echo "error: $python lacks: $missing; bash benchmarks/gpu_suite.sh --wheels lists packages to bring in WHEELS=FOLDER" >&2
+  echo "error: $python lacks: $missing; set PYTHON to one that has them, or bring in WHEELS=FOLDER what bash benchmarks/gpu_suite.sh --wheels lists" >&2
+  exit 1
+fi
+if [ "$device" = cpu ]; then
+  rehearsal=1
+  [ -n "${TESTS:-}" ] || tests=(tests/ops/test_goldens.py)
+elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  echo "error: $python sees no CUDA device; DEVICE=cpu rehearses the suite without one" >&2
   exit 1
 fi
 memory=(--grid gpu --implementations sparse triton)

@@ -92,7 +92,9 @@ def _run(
 ) -> Report:
     device = hardware.resolve("auto")
     if arguments.cuda_graph and device != "cuda":
-        raise RuntimeError("--cuda-graph needs a CUDA device, and there is none")
+        raise RuntimeError(
+            "--cuda-graph needs a CUDA device, and there is none; leave it out to measure without graphs"
+        )
     from megatron_fwpkm.config.loading import parse_pretrain
     from megatron_fwpkm.distributed.startup import silence_known_warnings
     from megatron_fwpkm.libraries.probes import installed

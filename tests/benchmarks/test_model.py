@@ -15,4 +15,6 @@ def test_cuda_graphs_need_a_gpu(
 ) -> None:
     monkeypatch.setattr(hardware, "resolve", lambda _: "cpu")
     assert run.main([name, "--cuda-graph", "--output", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == "error: --cuda-graph needs a CUDA device, and there is none\n"
+    assert capsys.readouterr().err == (
+        "error: --cuda-graph needs a CUDA device, and there is none; leave it out to measure without graphs\n"
+    )
