@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from .row_overlay import RowOverlay
+
 if TYPE_CHECKING:
     from .undo_log import UndoLog
 
@@ -54,12 +56,24 @@ class FastWeightState:
             the sub-keys, or bfloat16: then computed with in float32, and rounded stochastically when written.
         pending: tokens waiting for their targets (`boundary="carry"` only), or None when nothing waits.
         rounding: [3] int64, what the rounding of bfloat16 values depends on (`make_rounding`); None for others.
+        overlay: the rows of this memory that differ from `values`, which then is never written, and may be the base of
+            many memories; None where `values` is this memory's own.
     """
 
     sub_keys: Tensor
     values: Tensor
     pending: PendingTokens | None = None
     rounding: Tensor | None = None
+    overlay: RowOverlay | None = None
+
+    @property
+    def table(self) -> Tensor:
+        """The rows that writes go to: [num_subkeys ** 2, value_dim], or [U, value_dim] of an overlay. Not a copy."""
+        return self.values if self.overlay is None else self.overlay.table
+
+    def whole_values(self) -> Tensor:
+        """[num_subkeys ** 2, value_dim] as this memory reads them; a copy where there is an overlay."""
+        return self.values if self.overlay is None else self.overlay.whole()
 
     @property
     def num_pending(self) -> int:

@@ -15,7 +15,8 @@ class UndoLog:
     """Old values of everything that one in-place call wrote, in the order of the writes.
 
     Attributes:
-        rows: for each write, the slots it touched, [U] int64; distinct without `sources`.
+        rows: for each write, the slots it touched, [U] int64; distinct without `sources`. Places of an overlay's rows
+            where the state has one.
         old_values: for each write, what these slots held just before it, [U, value_dim]; with `sources` in another
             order and with room to spare, maybe of all writes together.
         old_sub_keys: [heads, 2, num_subkeys, key_dim / 2] before the call, or None when the call moved no key.
@@ -51,6 +52,6 @@ class UndoLog:
         """
         with torch.no_grad():
             for number in reversed(range(len(self.rows))):
-                state.values.index_copy_(0, *self.write(number))
+                state.table.index_copy_(0, *self.write(number))
             if self.old_sub_keys is not None:
                 state.sub_keys.copy_(self.old_sub_keys)

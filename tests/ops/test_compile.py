@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from megatron_fwpkm.ops import (
 )
 from megatron_fwpkm.ops.fast_weight_memory import api
 from megatron_fwpkm.ops.fast_weight_memory.opaque_call import _by_name, _spec
+from megatron_fwpkm.ops.row_overlay import RowOverlay
 from tests.ops.cases import Case, assert_same, make_case
 
 SMALL = {"batch": 1, "tokens": 11, "num_subkeys": 4}
@@ -126,3 +128,10 @@ def test_without_a_compiled_function_the_compiler_is_not_imported() -> None:
     check = "import sys, megatron_fwpkm.ops; print({'torch._dynamo', 'sympy', 'triton'} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=100, check=True).stdout
     assert said == "set()\n"
+
+
+def test_an_overlay_is_refused() -> None:
+    case = make_case(**SMALL)
+    state = replace(case.state, overlay=RowOverlay(case.state.values))
+    with pytest.raises(ValueError, match="cannot trace a memory with an overlay"):
+        api._OPERATOR(case.queries, case.targets, case.gates, None, state, MemoryOptions(**case.options))

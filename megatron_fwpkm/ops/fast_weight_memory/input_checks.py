@@ -38,6 +38,21 @@ def check_tables(state: FastWeightState, options: MemoryOptions, processes: int 
         )
     if is_half:
         _check_rounding(state, options)
+    if state.overlay is not None:
+        _check_overlay(state, options, processes)
+
+
+def _check_overlay(state: FastWeightState, options: MemoryOptions, processes: int) -> None:
+    assert state.overlay is not None and processes == 1
+    if options.implementation == "reference":
+        raise ValueError(
+            "implementation='reference' requires a whole table, but the state has an overlay: pass "
+            "FastWeightState(state.sub_keys, state.whole_values(), state.pending), or use another implementation"
+        )
+    if state.values.dtype == torch.bfloat16:
+        raise ValueError("an overlay requires values in float32 or float64, got bfloat16: pass values.float()")
+    if state.overlay.base is not state.values:
+        raise ValueError("the overlay of a state lies over another table than its values: make both of one table")
 
 
 def _check_rounding(state: FastWeightState, options: MemoryOptions) -> None:

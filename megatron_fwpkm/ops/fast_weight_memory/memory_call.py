@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..chunk_pieces import Piece, call_schedule, flush_schedule
 from ..precision import full_precision
+from ..row_overlay import RowOverlay
 from ..state import FastWeightOutput, FastWeightState
 from ..stream import Stream
 from ..undo_log import UndoLog
@@ -18,7 +19,10 @@ from .options import MemoryOptions
 
 
 class ChainResult(NamedTuple):
-    """What computes a call gives back; fields as in `FastWeightOutput`, and the tables after the call (detached)."""
+    """What computes a call gives back; fields as in `FastWeightOutput`, and the tables after the call (detached).
+
+    Of a state with an overlay `values` is the base, as it was, and `overlay` holds the rows after the call.
+    """
 
     retrieved: Tensor
     slot_indices: Tensor
@@ -28,6 +32,7 @@ class ChainResult(NamedTuple):
     sub_keys: Tensor
     values: Tensor
     undo_log: UndoLog | None
+    overlay: RowOverlay | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ class Call:
         with full_precision(self.state.values.device):
             result = compute(self, in_place)
         tables = (self.state.sub_keys, self.state.values) if in_place else (result.sub_keys, result.values)
-        state = FastWeightState(*tables, self.stream.tail(self.waiting), self._count_writes(in_place))
+        pending, rounding = self.stream.tail(self.waiting), self._count_writes(in_place)
+        state = FastWeightState(*tables, pending, rounding, result.overlay)
         return FastWeightOutput(*result[:5], state, result.undo_log if in_place else None)
 
     def _count_writes(self, in_place: bool) -> Tensor | None:

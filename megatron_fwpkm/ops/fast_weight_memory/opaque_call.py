@@ -61,7 +61,16 @@ class OpaqueCall:
         state: FastWeightState,
         options: MemoryOptions,
     ) -> FastWeightOutput:
-        """As the functions; this is what the compiler traces."""
+        """As the functions; this is what the compiler traces.
+
+        Raises:
+            ValueError: the state has an overlay, which grows with what is read.
+        """
+        if state.overlay is not None:
+            raise ValueError(
+                "torch.compile cannot trace a memory with an overlay: call it outside of the compiled part "
+                "(torch.compiler.disable), or pass a state with a whole table"
+            )
         given = _by_name(queries, targets, gates, mask, state)
         wants = [torch.is_grad_enabled() and tensor.requires_grad for tensor in given.values()]
         found = self.operator(list(given.values()), _spec(options, tuple(given)), wants)

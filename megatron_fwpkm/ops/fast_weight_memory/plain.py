@@ -8,6 +8,8 @@ written in place, if need be in a copy that is made at the first write.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,6 +18,8 @@ from torch.nn import functional as F
 
 from ..chunk_pieces import Piece
 from ..product_key.epsilons import ENTROPY_EPSILON, IDW_EPSILON
+from ..row_overlay import RowOverlay
+from ..state import FastWeightState
 from ..stream import Stream
 from ..undo_log import UndoLog
 from .memory_call import Call, ChainResult
@@ -29,6 +33,8 @@ class Reading(NamedTuple):
     """[B, T, value_dim]"""
     slot_indices: Tensor
     """[M, H * k]"""
+    rows: Tensor
+    """[M, H * k], where these slots are in the table that was read: the slots themselves, or places in an overlay."""
     slot_weights: Tensor
     """[M, H * k], a softmax over all heads and slots of a token."""
     half_queries: Tensor
@@ -43,8 +49,8 @@ class Reading(NamedTuple):
         batch, tokens, _ = self.retrieved.shape
         if count == tokens:
             return self
-        per_token = (field.unflatten(0, (batch, tokens))[:, :count].flatten(0, 1) for field in self[1:3])
-        per_half = (field.unflatten(1, (batch, tokens))[:, :, :count].flatten(1, 2) for field in self[3:])
+        per_token = (field.unflatten(0, (batch, tokens))[:, :count].flatten(0, 1) for field in self[1:4])
+        per_half = (field.unflatten(1, (batch, tokens))[:, :, :count].flatten(1, 2) for field in self[4:])
         return Reading(self.retrieved[:, :count], *per_token, *per_half)
 
 
@@ -65,7 +71,13 @@ def _read_halves(halves: Tensor, sub_keys: Tensor, options: MemoryOptions) -> tu
     return indices, -torch.log(IDW_EPSILON + (halves.unsqueeze(2) - chosen).square().sum(-1))
 
 
-def read_tables(queries: Tensor, sub_keys: Tensor, values: Tensor, options: MemoryOptions) -> Reading:
+def read_tables(
+    queries: Tensor,
+    sub_keys: Tensor,
+    values: Tensor,
+    options: MemoryOptions,
+    find_rows: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> Reading:
     """Read every token from the tables (DESIGN 2.1).
 
     Args:
@@ -73,6 +85,7 @@ def read_tables(queries: Tensor, sub_keys: Tensor, values: Tensor, options: Memo
         sub_keys: [H, 2, n, key_dim / 2].
         values: [n * n, value_dim].
         options: the memory's numbers.
+        find_rows: for values that are elsewhere, from slots [M, H * k] to their rows in a table, and that table.
 
     Returns:
         The reads and where they came from; gradients flow through slot weights and table rows, not the choice.
@@ -89,8 +102,21 @@ def read_tables(queries: Tensor, sub_keys: Tensor, values: Tensor, options: Memo
     order = pair_scores.detach().sort(dim=-1, descending=True, stable=True).indices[..., :topk]
     slots = pair_slots.gather(-1, order).transpose(0, 1).flatten(1)
     weights = pair_scores.gather(-1, order).transpose(0, 1).flatten(1).softmax(-1)
-    retrieved = F.embedding_bag(slots, values, per_sample_weights=weights, mode="sum")
-    return Reading(retrieved.view(batch, tokens, -1), slots, weights, halves, half_indices, half_scores)
+    rows, table = (slots, values) if find_rows is None else find_rows(slots)
+    retrieved = F.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
+    return Reading(retrieved.view(batch, tokens, -1), slots, rows, weights, halves, half_indices, half_scores)
+
+
+def read_state(queries: Tensor, state: FastWeightState, options: MemoryOptions) -> Reading:
+    """`read_tables` of a state, with or without an overlay; nothing is added to it."""
+    overlay = state.overlay
+    find_rows = None if overlay is None else partial(_gathered, overlay)
+    return read_tables(queries, state.sub_keys, state.values, options, find_rows)
+
+
+def _gathered(overlay: RowOverlay, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of slots [M, J] as a table of their own, and their places in it."""
+    return torch.arange(slots.numel(), device=slots.device).view_as(slots), overlay.gather(slots.flatten())
 
 
 def sub_key_step(reading: Reading, sub_keys: Tensor, options: MemoryOptions) -> tuple[Tensor, Tensor]:
@@ -129,7 +155,7 @@ def value_step(
     Args:
         reading: of the W tokens of every sequence that are written, and maybe of later ones.
         errors: [B, W, value_dim], read minus target, times gate and mask.
-        readers: [n * n], how many reads of a slot its mean is over.
+        readers: per row of the table, how many reads of it its mean is over.
         num_samples: N, the number of samples the loss is a mean over.
         options: the memory's numbers.
 
@@ -137,30 +163,58 @@ def value_step(
         rows [R] (with repetitions) and what to add to them [R, value_dim].
     """
     batch, written, width = errors.shape
-    slots_per_token = reading.slot_indices.shape[1]
-    slots, slot_weights = (
-        per_token.view(batch, -1, slots_per_token)[:, :written]
-        for per_token in (reading.slot_indices, reading.slot_weights)
+    slots_per_token = reading.rows.shape[1]
+    rows, slot_weights = (
+        per_token.view(batch, -1, slots_per_token)[:, :written] for per_token in (reading.rows, reading.slot_weights)
     )
     scale = options.inner_lr * slots_per_token * num_samples / (batch * written)
-    coefficients = slot_weights * (scale / readers[slots].to(errors.dtype))
-    return slots.flatten(), (-coefficients.unsqueeze(-1) * errors.unsqueeze(2)).view(-1, width)
+    coefficients = slot_weights * (scale / readers[rows].to(errors.dtype))
+    return rows.flatten(), (-coefficients.unsqueeze(-1) * errors.unsqueeze(2)).view(-1, width)
 
 
 class _Tables:
-    """The tables along the pieces of a call."""
+    """The tables along the pieces of a call. With an overlay `values` are its rows."""
 
     def __init__(self, call: Call, in_place: bool, can_be_undone: bool):
         self.state, self.in_place, self.replaced = call.state, in_place, torch.is_grad_enabled()
-        self.sub_keys, self.values = call.state.sub_keys, call.state.values
+        self.sub_keys, self.values, self.overlay = call.state.sub_keys, call.state.table, call.state.overlay
         self.log = UndoLog() if in_place and can_be_undone else None
         self._may_write = in_place
         if in_place and self.replaced:
             # Backward needs the tables as they were when they were read.
             self.sub_keys, self.values = self.sub_keys.clone(), self.values.clone()
 
+    def read(self, queries: Tensor, options: MemoryOptions, writes: bool) -> Reading:
+        """Read [B, T, H, key_dim], and with `writes` get the rows ready for `add_to_values`."""
+        find_rows = None
+        if self.overlay is not None:
+            find_rows = self._own_rows if writes else self._gathered_rows
+        return read_tables(queries, self.sub_keys, self.values, options, find_rows)
+
+    def _own_rows(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Places of slots in the overlay, and its rows; those that it lacks are copied from the base."""
+        self._prepare()
+        assert self.overlay is not None
+        before = len(self.overlay)
+        rows = self.overlay.own(slots)
+        if self.replaced:
+            self.values = torch.cat(
+                [self.values, self.overlay.base.index_select(0, self.overlay.slots[before:].clone())]
+            )
+        else:
+            self.values = self.overlay.table
+        return rows, self.values
+
+    def _gathered_rows(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.overlay is not None
+        if self.replaced:  # rows that were written are part of the graph
+            places, table = _gathered(self.overlay, slots)
+            own, row = self.overlay.find(slots.flatten())
+            return places, torch.where(own.unsqueeze(-1), self.values[row], table) if len(self.values) else table
+        return _gathered(self.overlay, slots)
+
     def add_to_values(self, rows: Tensor, additions: Tensor, read: Tensor) -> None:
-        """Add [R, value_dim] to rows [R], which may repeat and are among the slots that were `read`."""
+        """Add [R, value_dim] to rows [R], which may repeat and are among the rows that were `read`."""
         self._prepare()
         if self.log is not None:
             overwritten = read.unique()
@@ -182,14 +236,27 @@ class _Tables:
 
     def finish(self) -> None:
         """Put tables that were replaced where they belong."""
-        if self.in_place and self.replaced:
+        if not self.replaced:
+            return
+        if self.overlay is not None and self.overlay is not self.state.overlay:
+            self.overlay.replace(self.values.detach())
+        if self.in_place:
             with torch.no_grad():
                 self.state.sub_keys.copy_(self.sub_keys)
-                self.state.values.copy_(self.values)
+                self.state.table.copy_(self.values)
 
     def _prepare(self) -> None:
-        if not self.replaced and not self._may_write:
-            self.sub_keys, self.values, self._may_write = self.sub_keys.clone(), self.values.clone(), True
+        """Before the first write, copy what must stay as it is."""
+        if self._may_write:
+            return
+        self._may_write = True
+        if self.overlay is not None:
+            self.overlay = self.overlay.copy()
+            self.values = self.overlay.table
+        elif not self.replaced:
+            self.values = self.values.clone()
+        if not self.replaced:
+            self.sub_keys = self.sub_keys.clone()
 
 
 class _Outputs:
@@ -210,8 +277,10 @@ class _Outputs:
         """All of it, with the tables after the call."""
         retrieved, slot_indices, slot_weights = (_joined(list(parts), 1) for parts in zip(*self.reads, strict=True))
         losses = _joined(self.memorization_losses, 1), _joined(self.addressing_losses, 0)
-        after = tables.sub_keys.detach(), tables.values.detach()
-        return ChainResult(retrieved, slot_indices, slot_weights, *losses, *after, tables.log)
+        values = tables.values.detach() if tables.overlay is None else tables.state.values
+        return ChainResult(
+            retrieved, slot_indices, slot_weights, *losses, tables.sub_keys.detach(), values, tables.log, tables.overlay
+        )
 
 
 def run_plain(call: Call, in_place: bool, can_be_undone: bool = True) -> ChainResult:
@@ -229,7 +298,8 @@ def run_plain(call: Call, in_place: bool, can_be_undone: bool = True) -> ChainRe
     tables = _Tables(call, in_place, can_be_undone)
     weights = stream.write_weights()
     for piece in call.pieces:
-        reading = read_tables(stream.queries[:, piece.start : piece.stop], tables.sub_keys, tables.values, options)
+        writes = bool(piece.num_written and options.inner_lr)
+        reading = tables.read(stream.queries[:, piece.start : piece.stop], options, writes)
         outputs.add(reading, piece.emit_start - piece.start, stream.queries.shape[2])
         gradient = None
         if piece.key_stop > piece.start:
@@ -241,11 +311,11 @@ def run_plain(call: Call, in_place: bool, can_be_undone: bool = True) -> ChainRe
             targets = stream.targets[:, piece.start + options.lookahead : piece.write_stop + options.lookahead]
             errors = reading.retrieved[:, : piece.num_written] - targets
             outputs.memorization_losses.append((weights[:, written] * errors.square().mean(-1)).detach())
-            if options.inner_lr:
+            if writes:
                 errors = errors * weights[:, written].unsqueeze(-1)
                 readers = _count_readers(reading, piece, stream, tables.values.shape[0])
                 step = value_step(reading, errors, readers, _num_samples(stream, piece), options)
-                tables.add_to_values(*step, reading.slot_indices)
+                tables.add_to_values(*step, reading.rows)
         if gradient is not None and options.key_lr:
             tables.move_sub_keys(gradient, options.key_lr)
     tables.finish()
@@ -256,11 +326,11 @@ def _joined(parts: list[Tensor], dimension: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dimension)
 
 
-def _count_readers(reading: Reading, piece: Piece, stream: Stream, num_slots: int) -> Tensor:
-    """How often every slot was read by the tokens that count, at least 1, [n * n]."""
-    by_token = reading.slot_indices.unflatten(0, (len(stream.queries), -1))
+def _count_readers(reading: Reading, piece: Piece, stream: Stream, num_rows: int) -> Tensor:
+    """How often every row of the table was read by the tokens that count, at least 1, [rows]."""
+    by_token = reading.rows.unflatten(0, (len(stream.queries), -1))
     counted = by_token[:, piece.count_start - piece.start : piece.count_stop - piece.start]
-    return torch.bincount(counted.flatten(), minlength=num_slots).clamp_(min=1)
+    return torch.bincount(counted.flatten(), minlength=num_rows).clamp_(min=1)
 
 
 def _num_samples(stream: Stream, piece: Piece) -> float | Tensor:

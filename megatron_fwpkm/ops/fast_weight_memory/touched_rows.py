@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..chunk_pieces import Piece
+from ..row_overlay import RowOverlay
 from ..sharding import TableSharding
 from ..undo_log import UndoLog
 from .chain import mean_over_columns, write_scales
@@ -67,9 +68,13 @@ def run_chains(
     value_pieces = _value_pieces(pieces, batch)
     log = UndoLog(old_sub_keys=initial_keys.detach() if moves else None) if in_place else None
     writes = any(piece.written for piece in value_pieces)
-    table = values.detach() if in_place or not writes or not options.inner_lr else values.detach().clone()
+    changes, overlay = writes and bool(options.inner_lr), call.state.overlay
+    if overlay is not None:
+        rows, table, values, overlay = _overlaid_rows(overlay, slots, changes, in_place)
+    else:
+        rows, table = slots, values.detach() if in_place or not changes else values.detach().clone()
     if writes or torch.is_grad_enabled():
-        plan = value_steps.plan_writes(slots, value_pieces, values.shape[0])
+        plan = value_steps.plan_writes(rows, value_pieces, table.shape[0])
         scales, shift = write_scales(stream, pieces, options), options.lookahead * batch
         frozen = not options.inner_lr
         reads, squared_errors = ValueChain.apply(
@@ -83,7 +88,7 @@ def run_chains(
         )
     else:
         # As most calls of a decoding loop: nothing is kept.
-        reads, squared_errors = value_steps.read_rows(table, slots, slot_weights), slot_weights.new_zeros(0)
+        reads, squared_errors = value_steps.read_rows(table, rows, slot_weights), slot_weights.new_zeros(0)
     moved = moved.view_as(sub_keys) if moves else sub_keys.detach()
     if in_place and moves:
         sub_keys.copy_(moved)
@@ -94,9 +99,28 @@ def run_chains(
         _batch_first(mean_over_columns(squared_errors, values.shape[1], sharding), batch),
         addressing_loss,
         moved,
-        table,
+        table if overlay is None else call.state.values,
         log,
+        overlay,
     )
+
+
+def _overlaid_rows(
+    overlay: RowOverlay, slots: Tensor, changes: bool, in_place: bool
+) -> tuple[Tensor, Tensor, Tensor, RowOverlay]:
+    """What takes the place of slots and table in a memory whose rows lie over a base.
+
+    Returns:
+        Rows [T, J] of the slots in the table; the table to write, [U, D]; the same before the call, differentiable
+        towards the base; and the overlay after the call.
+    """
+    if not changes:
+        table = overlay.gather(slots.flatten())
+        return torch.arange(slots.numel(), device=slots.device).view_as(slots), table.detach(), table, overlay
+    overlay = overlay if in_place else overlay.copy()
+    start = len(overlay)
+    rows = overlay.own(slots)
+    return rows, overlay.table, overlay.initial_rows(start), overlay
 
 
 def _value_pieces(pieces: list[Piece], batch: int) -> list[ValuePiece]:
