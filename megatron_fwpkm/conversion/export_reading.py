@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..hf import FwPKMHFConfig
-from ..hf.weight_checks import AGAIN
+from ..hf.json_files import AGAIN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..hf import FwPKMHFConfig
-from ..hf.weight_checks import stored_tensors
+from ..hf.stored_weights import stored_tensors
 
 PICKLED = "pytorch_model.bin"
 WANTED = "--checkpoint must be a folder with config.json and the weights that the authors released"

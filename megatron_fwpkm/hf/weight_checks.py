@@ -1,38 +1,34 @@
 """The check of loaded weights: files are whole, every tensor is there with its shape, every number is finite.
 
-Ships inside exports. Transformers alone would put random numbers where a tensor is missing, and say so in a log.
+Ships inside exports. Transformers alone would put random numbers where a tensor is missing, and say so in a log. What a
+folder's files say is compared with its configuration before anything is allocated.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers import PreTrainedConfig
 
-AGAIN = "copy the folder again, or export again"
+from .json_files import AGAIN, check_json_files
+from .stored_weights import Stored, check_weight_files, stored_tensors
+
 REMEDY = f"the weights are damaged or do not belong to config.json; {AGAIN}"
 
 
-class Stored(NamedTuple):
-    """A tensor in a file."""
-
-    file: Path
-    dtype: str
-
-
 def load_checked(load: Callable[..., Any], source: Any, *args: Any, **options: Any) -> Any:
-    """Load a model with Transformers and check what was loaded.
+    """Load a model with Transformers and check what is loaded: of a folder, before anything is allocated.
 
     Args:
-        load: Transformers' `from_pretrained` of the model's class.
+        load: Transformers' `from_pretrained` of the model's class, bound to it.
         source: its first argument: a folder, a name on the Hub, or None.
         args: its other arguments.
         options: its keyword arguments. With `ignore_mismatched_sizes`, tensors of other shapes are initialized
@@ -42,41 +38,93 @@ def load_checked(load: Callable[..., Any], source: Any, *args: Any, **options: A
         What `load` returns.
 
     Raises:
-        ValueError: a file is damaged or missing; a tensor is missing, has another shape, or belongs to no part of the
-            model; or a number is not finite.
+        ValueError: a file is damaged, missing or a torch file; a tensor is missing, has another shape, or belongs to
+            no part of the model; or a number is not finite.
     """
     stored: dict[str, Stored] = {}
-    if source is not None:
-        stored = stored_tensors(Path(source), options)
-        _check_generation_config(Path(source))
     with_info = options.pop("output_loading_info", False)
     other_shapes = options.pop("ignore_mismatched_sizes", False)
-    try:
-        model, info = load(source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    except SafetensorError as error:
-        raise ValueError(f"{source}: {error}; {AGAIN}") from error
+    if source is not None:
+        check_weight_files(Path(source), options)
+        check_json_files(Path(source) / options.get("subfolder", ""))
+        stored = stored_tensors(Path(source), options)
+        options["use_safetensors"] = True
     place = "the state_dict" if source is None else str(source)
     files = {tensor.file for tensor in stored.values()}
     if len(files) == 1:
         place = str(*files)
     origins = {name: str(tensor.file) for name, tensor in stored.items()}
+    if stored:
+        _check_declared(load.__self__, source, options, stored, place, other_shapes)  # type: ignore[attr-defined]
+    try:
+        model, info = load(source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except SafetensorError as error:
+        raise ValueError(f"{source}: {error}; {AGAIN}") from error
     if not other_shapes and info["mismatched_keys"]:
         name, found, needed = min(info["mismatched_keys"])
-        raise ValueError(
-            f"{origins.get(name, place)}: {name} has shape {list(found)}, but this configuration needs {list(needed)}; "
-            f"{REMEDY}"
-        )
+        raise ValueError(_other_shape(origins.get(name, place), name, found, needed))
     if info["missing_keys"]:
         raise ValueError(f"{place}: {_named(info['missing_keys'])} missing; {REMEDY}")
     if info["unexpected_keys"]:
         raise ValueError(f"{place}: {_named(info['unexpected_keys'])} not part of this model; {REMEDY}")
+    check_finite(model, place, origins)
+    return (model, info) if with_info else model
+
+
+def _check_declared(
+    model_class: Any,
+    source: Any,
+    options: Mapping[str, Any],
+    stored: Mapping[str, Stored],
+    place: str,
+    other_shapes: bool,
+) -> None:
+    """Compare what the files hold with what the configuration asks for, which costs no memory.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape or no floating-point numbers.
+    """
+    config = _configuration(model_class, source, options)
+    if (options.get("quantization_config") or getattr(config, "quantization_config", None)) is not None:
+        return
     for name, tensor in stored.items():
-        if not tensor.dtype.startswith(("F", "BF")) and getattr(model, "hf_quantizer", None) is None:
+        if not tensor.dtype.startswith(("F", "BF")):
             raise ValueError(
                 f"{tensor.file}: {name} has dtype {tensor.dtype}, which is not a floating-point type; {REMEDY}"
             )
-    check_finite(model, place, origins)
-    return (model, info) if with_info else model
+    layers = {int(found[1]) for name in stored if (found := re.search(r"\blayers\.(\d{1,9})\.", name))}
+    if config.num_hidden_layers > len(layers):
+        raise ValueError(
+            f"{place}: it holds {len(layers)} layers, but this configuration needs {config.num_hidden_layers} "
+            f"(num_hidden_layers); {REMEDY}"
+        )
+    with torch.device("meta"):
+        model = model_class(config)
+    prefix = f"{model_class.base_model_prefix}."
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = set(needed) - set(model.all_tied_weights_keys)
+    for name, tensor in stored.items():
+        own = next((one for one in (name, prefix + name, name.removeprefix(prefix)) if one in needed), None)
+        if own is None:
+            continue
+        missing.discard(own)
+        if tensor.shape != needed[own] and not other_shapes:
+            raise ValueError(_other_shape(str(tensor.file), name, tensor.shape, needed[own]))
+    if missing:
+        raise ValueError(f"{place}: {_named(missing)} missing; {REMEDY}")
+
+
+def _configuration(model_class: Any, source: Any, options: Mapping[str, Any]) -> Any:
+    """The configuration that Transformers is about to use."""
+    given = options.get("config")
+    if isinstance(given, PreTrainedConfig):
+        return given
+    others = {name: value for name, value in options.items() if name != "config"}
+    return model_class.config_class.from_pretrained(given or source, return_unused_kwargs=True, **others)[0]
+
+
+def _other_shape(place: str, name: str, found: Collection[int], needed: Collection[int]) -> str:
+    return f"{place}: {name} has shape {list(found)}, but this configuration needs {list(needed)}; {REMEDY}"
 
 
 def check_finite(model: nn.Module, place: str, origins: Mapping[str, str] | None = None) -> None:
@@ -106,88 +154,6 @@ def check_finite(model: nn.Module, place: str, origins: Mapping[str, str] | None
                 f"{(origins or {}).get(name, place)}: {wrong:,} of the {tensor.numel():,} numbers in {name} "
                 f"{'is' if wrong == 1 else 'are'} NaN or infinite: {cause}"
             )
-
-
-def stored_tensors(folder: Path, options: Mapping[str, Any]) -> dict[str, Stored]:
-    """Every tensor that Transformers is about to read from a folder.
-
-    Args:
-        folder: a local folder; for anything else the answer is empty.
-        options: keyword arguments of `from_pretrained`: which files are read depends on them.
-
-    Raises:
-        ValueError: a file is damaged or missing.
-    """
-    folder = folder / options.get("subfolder", "")
-    if not folder.is_dir() or options.get("use_safetensors") is False:
-        return {}
-    whole, index = (
-        folder / _variant(name, options.get("variant")) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-    )
-    if whole.is_file():
-        return read_header(whole)
-    if not index.is_file():
-        return {}
-    try:
-        named: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{index} is damaged: it is not a JSON index of weights; {AGAIN}") from error
-    headers: dict[str, dict[str, Stored]] = {}
-    for shard in dict.fromkeys(named.values()):
-        if not (folder / shard).is_file():
-            raise ValueError(f"{folder / shard} is missing, but {index.name} lists it; {AGAIN}")
-        headers[shard] = read_header(folder / shard)
-    for name, shard in named.items():
-        if name not in headers[shard]:
-            raise ValueError(f"{folder / shard} does not contain {name}, but {index.name} lists it there; {AGAIN}")
-    return {name: stored for tensors in headers.values() for name, stored in tensors.items()}
-
-
-def read_header(file: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        ValueError: the file is cut short, or is none.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or not 2 <= length <= max(size, 100_000_000):
-            raise ValueError(f"{file} has {size:,} bytes and is not a safetensors file; {AGAIN}")
-        text = stream.read(length)
-    if len(text) < length:
-        raise ValueError(
-            f"{file} is truncated: it has {size:,} bytes, but its header alone needs {8 + length:,}; {AGAIN}"
-        )
-    try:
-        tensors = json.loads(text)
-        tensors.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        found = {name: Stored(file, str(entry["dtype"])) for name, entry in tensors.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ValueError(f"{file} is damaged: its header is not that of a safetensors file; {AGAIN}") from error
-    if end != size:
-        raise ValueError(f"{file} has {size:,} bytes instead of {end:,}: it is truncated or damaged; {AGAIN}")
-    return found
-
-
-def _check_generation_config(folder: Path) -> None:
-    """Raise ValueError for a damaged file, which Transformers would pass over: texts might end elsewhere."""
-    file = folder / GENERATION_CONFIG_NAME
-    if not file.is_file():
-        return
-    try:
-        sound = isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
-    except ValueError:
-        sound = False
-    if not sound:
-        raise ValueError(f"{file} is damaged: it does not contain a JSON object; {AGAIN}")
-
-
-def _variant(name: str, variant: str | None) -> str:
-    """`model.fp16.safetensors`: as Transformers names the file of a variant."""
-    stem, _, ending = name.rpartition(".")
-    return name if variant is None else f"{stem}.{variant}.{ending}"
 
 
 def _named(keys: Collection[str]) -> str:

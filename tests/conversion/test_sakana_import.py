@@ -55,7 +55,7 @@ def test_shards_and_pickles_hold_the_same(golden: Golden, tmp_path: Path) -> Non
     halves = {f"model-0000{part}-of-00002.safetensors": sorted(tensors)[part::2] for part in (0, 1)}
     for file, names in halves.items():
         save_file({name: tensors[name] for name in names}, sharded / file)
-    index = {"weight_map": {name: file for file, names in halves.items() for name in names}}
+    index = {"metadata": {}, "weight_map": {name: file for file, names in halves.items() for name in names}}
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
     copy = {"lm_head.weight": tensors["model.embed_tokens.weight"]}
     torch.save(tensors | copy, pickled / "pytorch_model.bin")

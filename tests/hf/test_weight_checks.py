@@ -118,9 +118,9 @@ def test_a_file_cut_short_is_refused(size: int, message: str, tmp_path: Path) ->
     file.write_bytes(b"\x10" + bytes(7) + b"not JSON at all." + bytes(99))
     with pytest.raises(ValueError, match="model.safetensors is damaged: its header is not that of a safetensors file"):
         loaded(tmp_path)
-    header = b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}'  # whole, but not what it says it is
+    header = b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}'
     file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(ValueError, match=f"{tmp_path}: .*; copy the folder again, or export again"):
+    with pytest.raises(ValueError, match=r"'a' has 4 bytes, but its shape \[9\] of F32 needs 36\)"):
         loaded(tmp_path)
 
 
@@ -142,7 +142,7 @@ def test_shards(tmp_path: Path) -> None:
         loaded(tmp_path)
     for text in ("{", "[]", '{"weight_map": 3}', "{}"):
         (tmp_path / "model.safetensors.index.json").write_text(text)
-        with pytest.raises(ValueError, match="index.json is damaged: it is not a JSON index of weights"):
+        with pytest.raises(ValueError, match="index.json is damaged: it (is not a JSON index of weights|does not)"):
             loaded(tmp_path)
 
 
