@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .derived import data_parallel_size, global_batch_size, replica_size
+from .derived import data_parallel_size, global_batch_size, outlives_sequence, replica_size
 from .memories import MemoryKind, memory_kinds
 from .pretrain import PretrainConfig
 
@@ -28,7 +28,7 @@ def _chunk_problem(config: PretrainConfig, memory: MemoryKind, most: int) -> Ite
     given = f"{prefix}chunk-size {options.chunk_size}"
     if options.chunk_size > length:
         reason = f"is longer than --seq-length {length}, but a chunk cannot span sequences"
-    elif options.reset == "step":
+    elif outlives_sequence(options):
         reason = (
             f"writes only at the end of a sequence of --seq-length {length}, and with one micro-batch per step "
             f"{prefix}reset step resets the memory before anything is read"
@@ -37,10 +37,8 @@ def _chunk_problem(config: PretrainConfig, memory: MemoryKind, most: int) -> Ite
         first = f"{options.chunk_size} tokens"
         if options.boundary == "carry":
             first += f" and {prefix}lookahead {options.lookahead} more ({prefix}boundary carry)"
-        reason = (
-            f"first writes after {first} of --seq-length {length}, and {prefix}reset document resets it before "
-            "anything is read"
-        )
+        ends = "reset document resets it" if options.reset == "document" else "owner sequence ends the memory"
+        reason = f"first writes after {first} of --seq-length {length}, and {prefix}{ends} before anything is read"
     advice = f"use a chunk of at most {most}" if most > options.lookahead else "use longer sequences"
     yield f"{given} {reason}; {advice}"
 
@@ -50,7 +48,7 @@ def longest_chunk(config: PretrainConfig, memory: MemoryKind, world_size: int | 
     options, length = memory.options, config.model.seq_length
     if not options.inner_lr or options.reset == "never":
         return length
-    if options.reset == "step" and not _one_micro_batch(config, world_size):
+    if outlives_sequence(options) and not _one_micro_batch(config, world_size):
         return length
     return length - 1 - (options.lookahead if options.boundary == "carry" else 0)
 

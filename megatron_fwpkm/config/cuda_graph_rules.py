@@ -26,6 +26,8 @@ def why_no_cuda_graphs(config: PretrainConfig) -> str | None:
         return f"--fwpkm-implementation {fwpkm.implementation} asks the device for numbers"
     if fwpkm.reset == "document":
         return "--fwpkm-reset document cuts every batch at other places"
+    if fwpkm.owner == "sequence":
+        return "--fwpkm-owner sequence undoes the writes of every sequence before the next one reads"
     if config.engine.engine == "deepspeed":
         return "--engine deepspeed gathers weights and reduces gradients on its own"
     if parallel.num_virtual_stages_per_pipeline_rank > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from .fwpkm import FwPKMConfig
 from .model import ModelConfig
@@ -58,6 +59,26 @@ def embedding_rows(config: PretrainConfig, vocab_size: int) -> int:
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple
+
+
+class MemoryLifetime(Protocol):
+    """What options of a memory say about how long it lives."""
+
+    @property
+    def reset(self) -> str:
+        """When the initial memory is put back: `never`, `step` or `document`."""
+
+    @property
+    def owner(self) -> str:
+        """Whom the memory belongs to: `micro-batch` or `sequence`."""
+
+
+def outlives_sequence(memory: MemoryLifetime) -> bool:
+    """Whether a sequence reads what others wrote, so that the sequences of a micro-batch go through a memory together.
+
+    Otherwise every sequence, or every document of it, starts from the initial memory, and its writes end with it.
+    """
+    return memory.reset != "document" and memory.owner == "micro-batch"
 
 
 def num_slots(fwpkm: FwPKMConfig) -> int:

@@ -45,3 +45,7 @@ class FwMLPConfig:
     reset: Annotated[Literal["never", "step", "document"], MAY_CHANGE] = "never"
     """When training resets the fast weights to their initial state: never, before every step, or at the start of every
     document."""
+    owner: Annotated[Literal["micro-batch", "sequence"], MAY_CHANGE, TRAINING_ONLY] = "micro-batch"
+    """Whom the fast weights belong to in training: the sequences of a micro-batch share them (micro-batch), or every
+    sequence has its own, which start from the initial ones and end with the sequence (sequence, which requires
+    --fwmlp-reset step or document)."""

@@ -49,6 +49,10 @@ class FwPKMConfig:
     reset: Annotated[Literal["never", "step", "document"], MAY_CHANGE] = "never"
     """When training resets the memory to its initial state: never, before every step, or at the start of every
     document."""
+    owner: Annotated[Literal["micro-batch", "sequence"], MAY_CHANGE, TRAINING_ONLY] = "micro-batch"
+    """Whom a memory belongs to in training: the sequences of a micro-batch share one (micro-batch, as in the paper), or
+    every sequence has one of its own, which starts from the initial memory and ends with the sequence (sequence, which
+    requires --fwpkm-reset step or document)."""
     pswa_probability: Annotated[float, Between(0, 1), MAY_CHANGE, TRAINING_ONLY] = 0.0
     """Probability that in a training step all layers with full attention (fa in --layer-pattern) see --window-size
     only, so that the model learns to use its memory; one draw per step for the whole model, none in evaluation."""

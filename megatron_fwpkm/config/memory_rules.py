@@ -82,6 +82,11 @@ def _chunks_and_targets(config: PretrainConfig, memory: MemoryKind) -> Iterator[
             f"--fwpkm-dp-sync average has no effect with {prefix}reset {options.reset}, which discards the "
             "memory: remove one of them"
         )
+    if options.owner == "sequence" and options.reset == "never":
+        yield (
+            f"{prefix}owner sequence ends a memory with its sequence, but {prefix}reset never carries it over to the "
+            f"next: use {prefix}reset step or document, or {prefix}owner micro-batch"
+        )
     if options.normalize_targets and options.value_dim < 2:
         off = prefix.replace("--", "--no-")
         yield f"{prefix}value-dim 1 cannot be z-scored: use at least 2, or {off}normalize-targets"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .derived import global_batch_size, num_slots, sub_key_elements, value_bytes
+from .derived import global_batch_size, num_slots, outlives_sequence, sub_key_elements, value_bytes
 from .pretrain import PretrainConfig
 
 _INDEX_BYTES = 8
@@ -57,14 +57,15 @@ def journal_bytes(config: PretrainConfig, replicas: int) -> int:
     fwpkm = config.fwpkm
     slots = num_slots(fwpkm)
     touched = (touchable_slots(config, replicas) + JOURNAL_SPARE_ROWS) * _row_bytes(config)
-    # Documents undo their own writes, so that a skipped step has nothing to undo.
-    undoable = config.faults.on_nan == "skip" and fwpkm.reset != "document"
-    return slots * (1 + 2 * undoable) + touched * ((fwpkm.reset == "step") + undoable)
+    # The writes of the others are undone at once, so that a reset or a skipped step finds nothing to undo.
+    kept = outlives_sequence(fwpkm)
+    undoable = config.faults.on_nan == "skip" and kept
+    return slots * (1 + 2 * undoable) + touched * ((fwpkm.reset == "step" and kept) + undoable)
 
 
 def _calls(config: PretrainConfig) -> int:
-    """Least number of calls of a memory per micro-batch: if documents reset it, sequences do not share it."""
-    return config.training.micro_batch_size if config.fwpkm.reset == "document" else 1
+    """Least number of calls of a memory per micro-batch: sequences that do not share it go through it alone."""
+    return 1 if outlives_sequence(config.fwpkm) else config.training.micro_batch_size
 
 
 def _chunk_reads(config: PretrainConfig) -> dict[int, int]:

@@ -19,7 +19,7 @@ from ..checkpoint.fast_weight_store import FastWeightStore
 from ..checkpoint.record import FAST_WEIGHTS_FOLDER, Layout
 from ..checkpoint.slow_weights import unwrap
 from ..config import PretrainConfig
-from ..config.derived import global_batch_size
+from ..config.derived import global_batch_size, outlives_sequence
 from ..config.memories import is_reset, memory_numbers
 from ..config.pswa import is_windowed, pswa_window
 from ..config.saved_replicas import averaged_after
@@ -172,8 +172,8 @@ class MegatronModelEngine(ABC):
             return []
         notice = self._store.load(folder / FAST_WEIGHTS_FOLDER, self.memories)
         for memory in self.memories:
-            # What documents begin with, also if the saved run had no resets.
-            if memory.block_options.reset == "document":
+            # What documents and sequences begin with, also if the saved run had no resets.
+            if not outlives_sequence(memory.block_options):
                 memory.reset()
         return [notice] if notice else []
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -13,6 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
+from ..config.derived import MemoryLifetime
 from ..ops.memory_block.block_steps import TORCH_STEPS, BlockSteps, block_steps
 from ..ops.memory_block.block_types import NormWeights, StandardValues
 from ..ops.named_ranges import named_range
@@ -25,7 +27,7 @@ from .table_sharding import ColumnSharding, ContextSharding
 _SHARDED_DIMENSIONS = {"value_proj.weight": 0, "value_proj.bias": 0, "output_norm.weight": 0, "output_proj.weight": 1}
 
 
-class BlockOptions(Protocol):
+class BlockOptions(MemoryLifetime, Protocol):
     """What the block needs of a memory's options."""
 
     @property
@@ -41,12 +43,19 @@ class BlockOptions(Protocol):
         """Initial bias of the gate."""
 
     @property
-    def reset(self) -> str:
-        """When the initial memory is put back: `never`, `step` or `document`."""
-
-    @property
     def normalize_targets(self) -> bool:
         """Whether values are standardised."""
+
+
+class MemoryOutput(Protocol):
+    """What the block needs of what a memory returns."""
+
+    @property
+    def retrieved(self) -> Tensor:
+        """What was read, [b, s, columns]."""
+
+
+Output = TypeVar("Output", bound=MemoryOutput)
 
 
 def memory_groups(groups: ProcessGroupCollection | None) -> ProcessGroupCollection:
@@ -62,7 +71,7 @@ class MemoryBlock(MegatronModule):
     With hidden state h: query q = Linear(RMSNorm(h)), value v = zscore(Linear(RMSNorm(h))), gate g =
     sigmoid(Linear(RMSNorm(h))), each with its own norm; r is what the memory returns for q. Without a gate r + v takes
     the place of the mixture, as in the authors' code. A memory writes in training and in evaluation alike; what is
-    written lasts until a reset.
+    written lasts until a reset, or, where every sequence owns a memory, until the sequence ends.
 
     Attributes:
         uses_weights_of_parts: it reads and returns weights of its linears and norms itself.
@@ -189,6 +198,43 @@ class MemoryBlock(MegatronModule):
             gates: [s, b, 1], or None.
             mask: [b, whole sequence], or None.
         """
+
+    def _read_apart(
+        self,
+        read: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Output],
+        queries: Tensor,
+        targets: Tensor,
+        gates: Tensor | None,
+        mask: Tensor | None,
+    ) -> tuple[list[Output], Tensor]:
+        """Let `read` have every text of a micro-batch alone, and put together what it returns.
+
+        Args:
+            read: of the inputs below the part of one text, with b = 1; it must leave the memory as it was.
+            queries: [b, s, ...], as targets; gates and mask are [b, s] or None.
+            targets: likewise.
+            gates: likewise.
+            mask: likewise.
+
+        Returns:
+            What `read` returned of every text, and what was read of all of them, [b, s, columns].
+        """
+        sequences, tokens = queries.shape[:2]
+        outputs = [
+            read(queries[text], targets[text], *(None if x is None else x[text] for x in (gates, mask)))
+            for text in self._texts(sequences, tokens)
+        ]
+        return outputs, torch.cat([output.retrieved for output in outputs], dim=1).view(sequences, tokens, -1)
+
+    def _texts(self, num_sequences: int, num_tokens: int) -> Iterator[tuple[slice, slice]]:
+        """Where the texts stand that have a memory of their own: documents with a reset at them, else sequences."""
+        by_document = self.block_options.reset == "document"
+        lengths = self._document_lengths(num_sequences, num_tokens) if by_document else [[num_tokens]] * num_sequences
+        for sequence, documents in enumerate(lengths):
+            start = 0
+            for length in documents:
+                yield slice(sequence, sequence + 1), slice(start, start + length)
+                start += length
 
     def _document_lengths(self, num_sequences: int, num_tokens: int) -> list[list[int]]:
         """Tokens of the consecutive documents of every sequence."""

@@ -11,6 +11,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from ..config.derived import outlives_sequence
 from ..ops import FastWeightOutput, FastWeightState, MemoryOptions, UndoLog, fast_weight_memory_, flush_pending_
 from ..ops.dtype_change import to_dtype
 from ..ops.fast_weight_memory.implementation_choice import choose_implementation
@@ -113,12 +114,15 @@ class FastWeightMemoryLayer(MemoryBlock, FastWeightTables):
         targets = self.context.tokens_to_columns(values).transpose(0, 1)
         weighed = gates is not None and self.config.fwpkm.gate_writes
         token_gates = gates.squeeze(-1).transpose(0, 1) if gates is not None and weighed else None
-        if self.config.fwpkm.reset == "document":
-            outputs, retrieved = self._read_documents(per_sequence, targets, token_gates, mask)
-        else:
+        if outlives_sequence(self.config.fwpkm):
             outputs = [self._call(per_sequence, targets, token_gates, mask)]
             retrieved = outputs[0].retrieved
+            if outputs[0].undo_log is not None:
+                self._record(outputs[0].undo_log)
             self._finish(outputs[0].state)
+        else:
+            self._touched.zero_()
+            outputs, retrieved = self._read_apart(self._call_and_undo, per_sequence, targets, token_gates, mask)
         self._last = ForwardRecord(queries, gates, outputs, self.options.chunk_size)
         return self.context.columns_to_tokens(retrieved.transpose(0, 1))
 
@@ -130,12 +134,20 @@ class FastWeightMemoryLayer(MemoryBlock, FastWeightTables):
                 f"--fwpkm-reset {self.config.fwpkm.reset} and undone steps need: leave the layer out of the compiled "
                 "part (torch.compiler.disable)"
             )
-        output = fast_weight_memory_(
+        return fast_weight_memory_(
             queries, targets, gates, state, self.options, mask=mask, sharding=self._table_sharding()
         )
-        if self.config.fwpkm.reset != "document" and output.undo_log is not None:
-            self._record(output.undo_log)
-        return output
+
+    def _call_and_undo(
+        self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None
+    ) -> FastWeightOutput:
+        """Go through a memory that ends with these tokens: its slots count as touched, the tables are as before."""
+        output = self._call(queries, targets, gates, mask)
+        if output.undo_log is not None:
+            self._mark_touched(output.undo_log)
+            # Safe before backward, which reads the log and not the table.
+            output.undo_log.undo_(self.fast_weights())
+        return replace(output, undo_log=None)
 
     def _table_sharding(self) -> MemorySharding | None:
         return self.table_sharding if self.table_sharding.size > 1 else None
@@ -151,27 +163,6 @@ class FastWeightMemoryLayer(MemoryBlock, FastWeightTables):
             flushed = flush_pending_(state, self.options, sharding=self._table_sharding())
         if flushed.undo_log is not None:
             self._record(flushed.undo_log)
-
-    def _read_documents(
-        self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None
-    ) -> tuple[list[FastWeightOutput], Tensor]:
-        """Run every document of every sequence [b, s, ...] from the initial memory, and undo its writes."""
-        outputs: list[FastWeightOutput] = []
-        self._touched.zero_()
-        for sequence, lengths in enumerate(self._document_lengths(*queries.shape[:2])):
-            start = 0
-            for length in lengths:
-                part = slice(sequence, sequence + 1), slice(start, start + length)
-                part_gates, part_mask = (None if x is None else x[part] for x in (gates, mask))
-                output = self._call(queries[part], targets[part], part_gates, part_mask)
-                if output.undo_log is not None:
-                    self._mark_touched(output.undo_log)
-                    # Safe before backward, which reads the log and not the table.
-                    output.undo_log.undo_(self.fast_weights())
-                outputs.append(replace(output, undo_log=None))
-                start += length
-        retrieved = torch.cat([output.retrieved for output in outputs], dim=1)
-        return outputs, retrieved.view(*queries.shape[:2], -1)
 
     def statistics_on_device(self) -> Tensor:
         """Figures of the last forward and of the tables, [5] float64 in the order of `MemoryStatistics`."""

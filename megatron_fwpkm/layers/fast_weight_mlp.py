@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from ..config.derived import outlives_sequence
 from ..ops import FastMLPOptions, FastMLPOutput, FastMLPState, fast_weight_mlp, flush_pending_mlp
 from .block_around_memory import MemoryBlock, memory_groups
 from .fast_mlp_tables import FastMLPTables
@@ -65,12 +67,14 @@ class FastWeightMLPLayer(MemoryBlock, FastMLPTables):
         weights = None
         if self.config.fwmlp.gate_writes and gates is not None:
             weights = gates.squeeze(-1).transpose(0, 1)
-        if self.config.fwmlp.reset == "document":
-            outputs, reads = self._read_documents(queries.transpose(0, 1), targets, weights, mask)
-        else:
-            outputs = [self._call(queries.transpose(0, 1), targets, weights, mask, self.fast_weights())]
+        per_sequence = queries.transpose(0, 1)
+        if outlives_sequence(self.config.fwmlp):
+            outputs = [self._call(per_sequence, targets, weights, mask, self.fast_weights())]
             reads = outputs[0].retrieved
             self._finish(outputs[0].state)
+        else:  # the weights that a call moves are copies
+            from_the_start = partial(self._call, state=FastMLPState(self.weights()))
+            outputs, reads = self._read_apart(from_the_start, per_sequence, targets, weights, mask)
         sample = queries.detach()[(len(queries) - 1) % self.options.chunk_size :: self.options.chunk_size].clone()
         self._last = sample, None if gates is None else gates.detach(), [out.memorization_loss for out in outputs]
         return self.sharding.own_columns(self.context.own_tokens(reads.transpose(0, 1)))
@@ -90,22 +94,6 @@ class FastWeightMLPLayer(MemoryBlock, FastMLPTables):
                 state = flush_pending_mlp(state, self.options, sharding=self._used_sharding()).state
         self._replace(state.weights)
         self.pending = state.pending if self.streaming else None
-
-    def _read_documents(
-        self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None
-    ) -> tuple[list[FastMLPOutput], Tensor]:
-        """Run every document of every sequence [b, s, ...] from the weights as they are, and forget its writes."""
-        outputs: list[FastMLPOutput] = []
-        initial = FastMLPState(self.weights())
-        for sequence, lengths in enumerate(self._document_lengths(*queries.shape[:2])):
-            start = 0
-            for length in lengths:
-                part = slice(sequence, sequence + 1), slice(start, start + length)
-                part_gates, part_mask = (None if x is None else x[part] for x in (gates, mask))
-                outputs.append(self._call(queries[part], targets[part], part_gates, part_mask, initial))
-                start += length
-        reads = torch.cat([output.retrieved for output in outputs], dim=1)
-        return outputs, reads.view(*queries.shape[:2], -1)
 
     def statistics_on_device(self) -> Tensor:
         """Figures of the last forward, [5] float64 in the order of `MemoryStatistics`; NaN where there is none."""

@@ -20,7 +20,7 @@ class MemoryStatistics:
 
     Attributes:
         gate_mean: mean gate of the last forward, 1 without gates.
-        coverage: share of the slots written since the last reset (with reset=document: in the last forward).
+        coverage: share of the slots written since the last reset; in the last forward where writes end with their text.
         collisions: 1 - distinct slots / reads, within the chunks of the last forward.
         memorization_loss: mean weighted squared error that the last forward's writes reduced; 0 without writes.
         addressing_loss: mean of the last forward's key updates; 0 without any.

@@ -272,14 +272,16 @@ def _flops(number: float) -> str:
 
 def _about_memories(config: PretrainConfig, memory: MemoryKind) -> Iterator[str]:
     """The size of one memory of a kind and when it is written."""
-    fast, reset = memory.fast, memory.options.reset
+    fast, options = memory.fast, memory.options
     slow_weights = kind_parameters(config, memory.kind).total
     yield (
         f"One memory: {format_bytes(fast.bytes(config, 1))} of fast weights and {slow_weights:,} slow weights; every "
-        f"replica has its own fast weights ({fast.prefix}reset {reset})"
+        f"replica has its own fast weights ({fast.prefix}reset {options.reset})"
     )
+    if options.owner == "sequence":
+        yield f"Every sequence starts from the initial memory, and its writes end with it ({fast.prefix}owner sequence)"
     yield from notes_on_writing(config, memory)
-    if reset == "document":
+    if options.reset == "document":
         one = format_bytes(fast.document_bytes(config))
         yield f"Undo log: up to {one} more per memory for every document start inside a sequence, which splits a chunk"
 

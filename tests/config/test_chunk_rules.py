@@ -22,12 +22,12 @@ LENGTH = 12
 
 def configured(
     chunk: int, lookahead: int = 1, boundary: Any = "drop", reset: Any = "never", length: int = LENGTH,
-    batch: int | None = None, inner_lr: float = 1.0,
+    batch: int | None = None, inner_lr: float = 1.0, owner: Any = "micro-batch",
 ) -> PretrainConfig:  # fmt: skip
     base = PretrainConfig()
     fwpkm = replace(
         base.fwpkm, layer_numbers=(1,), chunk_size=chunk, lookahead=lookahead, boundary=boundary, reset=reset,
-        inner_lr=inner_lr,
+        inner_lr=inner_lr, owner=owner,
     )  # fmt: skip
     training = replace(base.training, global_batch_size=batch)
     return replace(base, fwpkm=fwpkm, model=replace(base.model, seq_length=length), training=training)
@@ -66,11 +66,12 @@ def reaches_targets(chunk: int, lookahead: int, boundary: str, length: int) -> b
 
 
 @pytest.mark.parametrize("boundary", ["drop", "carry"])
-def test_with_a_reset_at_documents_the_rule_is_what_the_memory_does(boundary: str) -> None:
+@pytest.mark.parametrize(("reset", "owner"), [("document", "micro-batch"), ("step", "sequence")])
+def test_where_a_memory_ends_with_its_text_the_rule_is_what_it_does(boundary: str, reset: str, owner: str) -> None:
     seen = set()
     for lookahead, chunk in product((1, 2, 4), range(2, LENGTH + 1)):
         if chunk > lookahead:
-            fine = not list(chunk_problems(configured(chunk, lookahead, boundary, "document")))
+            fine = not list(chunk_problems(configured(chunk, lookahead, boundary, reset, batch=4, owner=owner), 1))
             assert fine == reads_own_writes(chunk, lookahead, boundary), (chunk, lookahead)
             noted = bool(list(notes_on_writing(configured(chunk, lookahead, boundary))))
             assert noted != fine
@@ -89,6 +90,14 @@ def test_the_advised_chunk_is_accepted_and_one_more_is_not(boundary: str, reset:
         (said,) = chunk_problems(configured(chunk, 2, boundary, reset, batch=batch), 1)
         assert said.startswith(f"--fwpkm-chunk-size {chunk} ")
         assert said.endswith(f"; use a chunk of at most {most}")
+
+
+def test_a_memory_that_no_other_sequence_reads_is_named_by_its_owner() -> None:
+    (said,) = chunk_problems(configured(LENGTH, reset="step", batch=4, owner="sequence"), 1)
+    assert said == (
+        "--fwpkm-chunk-size 12 first writes after 12 tokens of --seq-length 12, and --fwpkm-owner sequence ends the "
+        "memory before anything is read; use a chunk of at most 11"
+    )
 
 
 def test_what_is_read_by_later_sequences_is_fine() -> None:

@@ -26,6 +26,7 @@ def configured(mode: str, *words: str) -> PretrainConfig:
         ("--fwpkm-implementation sparse", "--fwpkm-implementation sparse asks the device for numbers"),
         ("--fwpkm-implementation reference", "--fwpkm-implementation reference asks the device for numbers"),
         ("--fwpkm-reset document", "--fwpkm-reset document cuts every batch at other places"),
+        ("--fwpkm-reset step --fwpkm-owner sequence", "--fwpkm-owner sequence undoes the writes of every sequence"),
         ("--engine deepspeed", "--engine deepspeed gathers weights"),
         ("--tensor-model-parallel-size 2", "--tensor-model-parallel-size 2 has collectives within the memory"),
         ("--context-parallel-size 2", "--context-parallel-size 2 has collectives within the memory"),

@@ -33,6 +33,8 @@ def config_of(*words: str) -> PretrainConfig:
         ("--data-path 0.3 a 0.7 b --split 1,0,0 --eval-iters 0", None),
         ("--data-path none --train-data-path a --valid-data-path b", None),
         ("--needle-fraction 0.5 --fwpkm-reset document --save x --resume --load y --finetune --save-interval 2", None),
+        ("--fwpkm-owner sequence --fwpkm-reset step --micro-batch-size 2", None),
+        ("--fwpkm-owner sequence --fwpkm-reset document --micro-batch-size 2", None),
     ],
 )
 def test_a_sound_configuration_passes(words, world_size):
@@ -74,6 +76,7 @@ def test_a_sound_configuration_passes(words, world_size):
         ("--fwpkm-lookahead 64 --fwpkm-chunk-size 64", "--fwpkm-lookahead 64 leaves no tokens to write of --fwpkm-chunk-size 64: use a lookahead of at most 63"),
         ("--seq-length 256", "--fwpkm-chunk-size 512 is longer than --seq-length 256, but a chunk cannot span sequences; use a chunk of at most 256"),
         ("--fwpkm-dp-sync average --fwpkm-reset step", "--fwpkm-dp-sync average has no effect with --fwpkm-reset step, which discards the memory: remove"),
+        ("--fwpkm-owner sequence", "--fwpkm-owner sequence ends a memory with its sequence, but --fwpkm-reset never carries it over to the next: use --fwpkm-reset step or document, or --fwpkm-owner micro-batch"),
         # layout
         ("--tensor-model-parallel-size 3 --fwpkm-value-dim 513 --ffn-hidden-size 2049", "--tensor-model-parallel-size 3 does not divide --fwpkm-num-subkeys 512 (near: 510 or 513)"),
         ("--tensor-model-parallel-size 8", "--tensor-model-parallel-size 8 does not divide --num-attention-heads 12 (near: 8 or 16) and --num-query-groups 12 (near: 8 or 16): use a tensor-parallel size of 4, which divides everything"),

@@ -126,21 +126,19 @@ def halves_equal_the_whole(config: PretrainConfig, folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("bf16", "distributed_optimizer", "reset", "table_dtype"),
+    ("bf16", "distributed_optimizer", "memory"),
     [
-        (False, False, "never", "fp32"),
-        (True, False, "step", "bf16"),
-        (False, True, "step", "fp32"),
-        (True, True, "never", "fp32"),
-        (False, False, "never", "bf16"),
+        (False, False, {}),
+        (True, False, {"reset": "step", "table_dtype": "bf16"}),
+        (False, True, {"reset": "step", "owner": "sequence", "table_dtype": "bf16"}),
+        (True, True, {}),
+        (False, False, {"table_dtype": "bf16"}),
     ],
 )
-def test_resume_is_bit_for_bit(
-    tmp_path: Path, bf16: bool, distributed_optimizer: bool, reset: str, table_dtype: str
-) -> None:
+def test_resume_is_bit_for_bit(tmp_path: Path, bf16: bool, distributed_optimizer: bool, memory: dict[str, str]) -> None:
     config = change(BASE, "training", bf16=bf16)
     config = change(config, "parallel", use_distributed_optimizer=distributed_optimizer)
-    config = change(config, "fwpkm", reset=reset, table_dtype=table_dtype)
+    config = change(config, "fwpkm", **memory)
     losses = halves_equal_the_whole(config, tmp_path / "checkpoint")
     assert losses[0] == pytest.approx(math.log(VOCABULARY), rel=0.05)
 
@@ -163,17 +161,19 @@ def test_evaluation_leaves_no_trace_and_repeats_itself() -> None:
         assert engine.chunks[0].training
 
 
-@pytest.mark.parametrize("reset", ["step", "document"])
-def test_reset_puts_the_initial_memory_back(reset: str) -> None:
+@pytest.mark.parametrize(
+    ("reset", "owner"), [("step", "micro-batch"), ("step", "sequence"), ("document", "micro-batch")]
+)
+def test_reset_puts_the_initial_memory_back(reset: str, owner: str) -> None:
     from megatron_fwpkm.engines.megatron import MegatronEngine
 
-    config = change(BASE, "fwpkm", reset=reset)
+    config = change(BASE, "fwpkm", reset=reset, owner=owner)
     with megatron_run(config.parallel, config.training) as world:
         engine = MegatronEngine(config, VOCABULARY, world.device)
         initial = engine.memories[0].fast_weights().values.clone()
         engine.train_step(batches(0))
         moved = engine.memories[0].fast_weights().values
-        assert torch.equal(moved, initial) == (reset == "document")
+        assert torch.equal(moved, initial) == ((reset, owner) != ("step", "micro-batch"))
         engine.memories[0].reset()
         assert torch.equal(engine.memories[0].fast_weights().values, initial)
         report = engine.memory_report()

@@ -16,7 +16,7 @@ from rich.console import Console
 from megatron_fwpkm.config import FwMLPConfig
 from megatron_fwpkm.config.field_metadata import MAY_CHANGE, marked
 from megatron_fwpkm.config.loading import Resolved
-from megatron_fwpkm.config.memories import fast_weight_bytes
+from megatron_fwpkm.config.memories import fast_weight_bytes, memory_kinds
 from megatron_fwpkm.config.parameter_counts import num_parameters
 from megatron_fwpkm.config.validation import problems
 from megatron_fwpkm.engines.megatron import MegatronEngine
@@ -34,6 +34,7 @@ FAST_MLP = replace(
 BOTH = change(FAST_MLP, "fwpkm", layer_numbers=(2,))
 OTHER_VALUES: dict[str, Any] = {
     "chunk_size": 12, "lookahead": 2, "inner_lr": 0.25, "boundary": "carry", "reset": "step",
+    "owner": "sequence",
 }  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("cpu_compat")
@@ -60,11 +61,14 @@ def test_options_that_may_change_count_from_the_resume_on(tmp_path: Path) -> Non
         saved = engine.memories[0].weights()
         for name, value in OTHER_VALUES.items():
             config = change(FAST_MLP, "fwmlp", **{name: value})
+            if name == "owner":
+                config = change(config, "fwmlp", reset="step")
             resumed = MegatronEngine(config, VOCABULARY, world.device)
             resumed.load(folder, weights_only=False)
             memory = resumed.memories[0]
             assert memory.options == FastMLPOptions.of(config.fwmlp)
-            assert all(torch.equal(one, other) for one, other in zip(memory.weights(), saved, strict=True)), name
+            expected = initial if name == "owner" else saved  # what every sequence begins with
+            assert all(torch.equal(one, other) for one, other in zip(memory.weights(), expected, strict=True)), name
             resumed.train_step(batches(4))
             if name == "reset":
                 memory.reset()
@@ -96,6 +100,10 @@ def test_counts_before_a_run_are_those_of_the_model() -> None:
             for memory in engine.memories:
                 stored = sum(table.nbytes for table in memory.fast_weights().tables().values())
                 assert fast_weight_bytes(config, [memory.layer_number]) == stored
+    two, owned = (change(change(FAST_MLP, "training", micro_batch_size=2), "fwmlp", reset="step", owner=owner)
+                  for owner in ("micro-batch", "sequence"))  # fmt: skip
+    kept = [memory_kinds(config)[0].fast.kept_bytes(config) for config in (two, owned)]
+    assert kept[1] == 2 * kept[0] > 0
     one = estimate_memory(FAST_MLP, 96, 1)
     assert one.tables == 4 * (12 * (2 * 9 + 8) + 8) and one.undo_log > 3 * one.tables
     text = StringIO()
@@ -120,6 +128,7 @@ def test_an_evaluation_leaves_no_trace() -> None:
     ("--fwmlp-value-dim 1 cannot be z-scored: use at least 2, or --no-fwmlp-normalize-targets", {"value_dim": 1}),
     ("--fwmlp-gate-writes requires a gate", {"gate_writes": True, "gate": False}),
     ("--fwmlp-chunk-size 64 is longer than --seq-length 24", {"chunk_size": 64}),
+    ("--fwmlp-owner sequence ends a memory with its sequence, but --fwmlp-reset", {"owner": "sequence"}),
     ("--fwpkm-dp-sync average has no effect with --fwmlp-reset step", {"reset": "step"}),
 ])  # fmt: skip
 def test_options_that_do_not_fit_are_refused(message: str, changes: dict[str, Any]) -> None:

@@ -39,11 +39,13 @@ def run(seed: int, **options: Any) -> CaptureRules:
     return rules
 
 
-@pytest.mark.parametrize(
-    "reset", ["step", *(pytest.param(reset, marks=pytest.mark.slow) for reset in ("never", "document"))]
-)
-def test_a_layer_keeps_the_rules(reset: str) -> None:
-    run(1, implementation="triton", reset=reset).assert_replays(run(5, implementation="triton", reset=reset))
+_SLOW: list[dict[str, Any]] = [{"reset": "never"}, {"reset": "document"}, {"reset": "step", "owner": "sequence"}]
+_LIVES = [{"reset": "step"}, *(pytest.param(options, marks=pytest.mark.slow) for options in _SLOW)]
+
+
+@pytest.mark.parametrize("options", _LIVES, ids=lambda options: " of ".join(options.values()))
+def test_a_layer_keeps_the_rules(options: dict[str, Any]) -> None:
+    run(1, implementation="triton", **options).assert_replays(run(5, implementation="triton", **options))
 
 
 def test_the_cpu_s_implementation_does_not() -> None:

@@ -16,6 +16,7 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "carried": {"layer_numbers": (1, 4), "model": {"attention_dropout": 0.2, "hidden_dropout": 0.1}},
     "static memories": {"layer_numbers": (4,), "pkm": {"layer_numbers": (1, 4)}},
     "document": {"layer_numbers": (2,), "reset": "document", "boundary": "carry"},
+    "a memory per sequence": {"layer_numbers": (2,), "reset": "step", "owner": "sequence"},
     "documents apart": {"layer_numbers": (2,), "reset": "document", "data": {"reset_attention_mask": True}},
 }
 

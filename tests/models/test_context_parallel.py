@@ -15,6 +15,12 @@ _MEMORIES: dict[str, dict[str, Any]] = {
     "carried": {},
     "static memories": {"pkm": {"layer_numbers": (1, 3)}},
     "document": {"reset": "document"},
+    "a memory per sequence": {
+        "layer_numbers": (2,),
+        "reset": "step",
+        "owner": "sequence",
+        "fwmlp": {"layer_numbers": (1, 3), "reset": "step", "owner": "sequence"},
+    },
     "documents apart": {"reset": "document", "data": {"reset_attention_mask": True, "reset_position_ids": True}},
     "several heads, no gate, long window": {
         "gate": False,

@@ -15,6 +15,12 @@ _MEMORIES: dict[str, dict[str, Any]] = {
     "carried": {},
     "static memories": {"pkm": {"layer_numbers": (1, 3)}},
     "document": {"reset": "document"},
+    "a memory per sequence": {
+        "layer_numbers": (2,),
+        "reset": "step",
+        "owner": "sequence",
+        "fwmlp": {"layer_numbers": (1, 3), "reset": "step", "owner": "sequence"},
+    },
     "fast MLPs": {"layer_numbers": (2,), "fwmlp": {"layer_numbers": (1, 3), "gate_writes": True, "inner_lr": 0.5}},
     "several heads, no gate": {
         "gate": False, "num_heads": 2, "boundary": "carry", "model": {"attention_output_gate": True}

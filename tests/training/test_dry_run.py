@@ -94,6 +94,13 @@ def test_documents_that_cut_chunks_are_named():
     assert f"Undo log: up to 0 B {line}\n" in shown("--fwpkm-reset", "document", "--fwpkm-inner-lr", "0")
 
 
+def test_whom_a_memory_belongs_to_is_said():
+    owned = shown("--fwpkm-reset", "step", "--fwpkm-owner", "sequence")
+    line = "Every sequence starts from the initial memory, and its writes end with it (--fwpkm-owner sequence)\n"
+    assert "has its own fast weights (--fwpkm-reset step)\n" + line in owned
+    assert "Every sequence starts" not in shown("--fwpkm-reset", "step") and "Undo log" not in owned
+
+
 def test_layout_and_batch(monkeypatch):
     text = shown("--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2")
     assert "Layout: 4 processes = TP 2 x PP 2 x DP 1  (the minimum;" in text

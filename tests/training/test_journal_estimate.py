@@ -32,6 +32,15 @@ def test_a_journal_keeps_as_many_bytes_as_are_counted(topk: int, slots: int) -> 
     assert counted - plain == (slots + JOURNAL_SPARE_ROWS) * (4 * 64 + 8) == kept - 64**2
 
 
+def test_writes_that_are_undone_at_once_need_no_journal() -> None:
+    """Those of a document, and of a sequence that owns its memory, also where a step may be skipped."""
+    for on_nan in ("stop", "skip"):
+        config = replace(BASE, faults=replace(BASE.faults, on_nan=on_nan))
+        owned = estimate_memory(with_memory(config, reset="step", owner="sequence"), 512, 1)
+        documents = estimate_memory(with_memory(config, reset="document"), 512, 1)
+        assert owned.undo_log == documents.undo_log
+
+
 def test_journals_that_do_not_fit_beside_their_tables_are_refused() -> None:
     config = PretrainConfig(
         model=ModelConfig(num_layers=4),

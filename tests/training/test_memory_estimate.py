@@ -203,6 +203,8 @@ def test_documents_keep_sequences_apart_and_cut_chunks():
     assert undo_log_bytes(documents()) == 2 * 4 * (64 * 8 * row + keys)
     assert document_start_bytes(documents()) == keys
     assert document_start_bytes(documents(addressing_weight=0.0)) == document_start_bytes(BASE) == 0
+    owned = documents(reset="step", owner="sequence")
+    assert undo_log_bytes(owned) == undo_log_bytes(documents()) and document_start_bytes(owned) == 0
     # 64 slots, less than a chunk reads: one more chunk may log all of them again.
     assert undo_log_bytes(documents(num_subkeys=8)) == 2 * 4 * (64 * row + keys // 8)
     assert document_start_bytes(documents(num_subkeys=8)) == 64 * row + keys // 8
@@ -328,13 +330,17 @@ def test_activations_are_near_what_autograd_saves(single_process, bf16, memories
     assert 0.85 * estimate < measured < 1.15 * most, (measured, estimate, most)
 
 
-@pytest.mark.parametrize("addressing_weight", [1.0, 0.0])
-def test_moving_sub_keys_are_kept_once_per_chunk(single_process, addressing_weight):
-    config = replace(BASE, fwpkm=replace(BASE.fwpkm, addressing_weight=addressing_weight))
+@pytest.mark.parametrize(
+    ("addressing_weight", "owner", "copies"), [(1.0, "micro-batch", 4), (0.0, "micro-batch", 0), (1.0, "sequence", 8)]
+)
+def test_moving_sub_keys_are_kept_once_per_chunk(single_process, addressing_weight, owner, copies):
+    """Of every sequence where it owns its memory."""
+    fwpkm = replace(BASE.fwpkm, addressing_weight=addressing_weight, owner=owner, reset="step")
+    config = replace(BASE, fwpkm=fwpkm)
     kept = [tensor for tensor in keep(config) if tensor.shape == (2, 64, 32) and tensor.dtype == torch.float32]
     still = undo_log_bytes(replace(config, fwpkm=replace(config.fwpkm, addressing_weight=0.0)))
     assert sum(tensor.untyped_storage().nbytes() for tensor in kept) == undo_log_bytes(config) - still
-    assert len(kept) == (4 if addressing_weight else 0)
+    assert len(kept) == copies
 
 
 @pytest.mark.parametrize("undo_log", ["fp32", "recompute"])

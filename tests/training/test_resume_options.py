@@ -61,6 +61,7 @@ ENGINE: dict[tuple[str, str], dict[str, Any]] = {
     ("fwpkm", "addressing_weight"): {"addressing_weight": 0.1},
     ("fwpkm", "boundary"): {"boundary": "carry"},
     ("fwpkm", "reset"): {"reset": "step"},
+    ("fwpkm", "owner"): {"owner": "sequence", "reset": "step"},
     ("fwpkm", "pswa_probability"): {"pswa_probability": 0.5},
     ("fwpkm", "dp_sync"): {"dp_sync": "average"},
     ("fwpkm", "dp_sync_interval"): {"dp_sync_interval": 3},
@@ -235,15 +236,17 @@ def test_padding_of_the_vocabulary_leaves_weights_and_moments(checkpoint: Path) 
         assert torch.equal(one[name][:rows] if rows else one[name], other[name][:rows] if rows else other[name]), name
 
 
-@pytest.mark.parametrize("reset", ["step", "document"])
-def test_a_reset_that_is_new_puts_the_initial_memory_back(reset: str, checkpoint: Path) -> None:
-    """Also where the run has written into its memory before."""
-    config = change(BASE, "fwpkm", reset=reset)
+@pytest.mark.parametrize(
+    ("reset", "owner"), [("step", "micro-batch"), ("step", "sequence"), ("document", "micro-batch")]
+)
+def test_a_reset_that_is_new_puts_the_initial_memory_back(reset: str, owner: str, checkpoint: Path) -> None:
+    """Also where the run has written into its memory before; at once where no step does."""
+    config = change(BASE, "fwpkm", reset=reset, owner=owner)
     with megatron_run(config.parallel, config.training) as world:
         engine = build(config, world.device)
         initial = [table.clone() for table in (engine.memories[0].sub_keys, engine.memories[0].values)]
         engine.load(checkpoint, weights_only=False)
-        if reset == "step":
+        if (reset, owner) == ("step", "micro-batch"):
             assert not torch.equal(engine.memories[0].values, initial[1])
             engine.memories[0].reset()
         assert torch.equal(engine.memories[0].sub_keys, initial[0])

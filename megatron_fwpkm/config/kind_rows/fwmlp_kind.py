@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..derived import ShardedCount
+from ..derived import ShardedCount, outlives_sequence
 from ..layer_kind import FastWeights, LayerKind, Role, TableTraffic, layers_in_words, weight_bytes
 from ..pretrain import PretrainConfig
 
@@ -41,8 +41,7 @@ def _flops(config: PretrainConfig, layer_number: int) -> float:
 
 def _traffic(config: PretrainConfig, distinct: float) -> TableTraffic:
     """The weights once per chunk for its read, its write and the copy that backward reads."""
-    tokens = min(config.fwmlp.chunk_size, config.model.seq_length) * config.training.micro_batch_size
-    once = _bytes(config, 1) / tokens
+    once = _bytes(config, 1) / _chunk_tokens(config)
     return TableTraffic(reads=once, writes=once if config.fwmlp.inner_lr else 0.0, undo_log=once)
 
 
@@ -60,11 +59,21 @@ def _sharing_ranks(config: PretrainConfig) -> int:
     return config.parallel.tensor_model_parallel_size * config.parallel.context_parallel_size
 
 
+def _calls(config: PretrainConfig) -> int:
+    """Least number of calls per micro-batch: sequences that do not share the weights go through them alone."""
+    return 1 if outlives_sequence(config.fwmlp) else config.training.micro_batch_size
+
+
+def _chunk_tokens(config: PretrainConfig) -> int:
+    """Tokens of a chunk of all sequences of a call."""
+    tokens = min(config.fwmlp.chunk_size, config.model.seq_length)
+    return tokens * config.training.micro_batch_size // _calls(config)
+
+
 def _kept_bytes(config: PretrainConfig) -> int:
     """The weights before every write of every call; the first are those of the state."""
     chunks = -(-config.model.seq_length // config.fwmlp.chunk_size)
-    calls = config.training.micro_batch_size if config.fwmlp.reset == "document" else 1
-    return calls * chunks * _bytes(config, _sharing_ranks(config))
+    return _calls(config) * chunks * _bytes(config, _sharing_ranks(config))
 
 
 def _beside_bytes(config: PretrainConfig, replicas: int) -> int:
@@ -75,8 +84,8 @@ def _beside_bytes(config: PretrainConfig, replicas: int) -> int:
 def _passing_bytes(config: PretrainConfig) -> int:
     """Gradients of the weights, and what backward computes of a chunk again."""
     fwmlp, ranks = config.fwmlp, _sharing_ranks(config)
-    tokens = min(fwmlp.chunk_size, config.model.seq_length) * config.training.micro_batch_size
-    return 3 * _bytes(config, ranks) + 4 * _HIDDEN_TEMPORARIES * tokens * fwmlp.hidden_size // ranks
+    temporaries = _HIDDEN_TEMPORARIES * _chunk_tokens(config) * fwmlp.hidden_size // ranks
+    return 3 * _bytes(config, ranks) + 4 * temporaries
 
 
 def _reach(config: PretrainConfig, layer_number: int) -> str:
