@@ -51,7 +51,7 @@ RUN useradd --create-home --uid 2000 fwpkm \
 WORKDIR /opt/megatron_fwpkm
 COPY constraints.txt ./
 RUN python -m pip install --no-deps "megatron-core==${MCORE}" \
-    && grep -E '^(deepspeed|huggingface_hub|matplotlib|protobuf|psutil|rich|safetensors|sentencepiece|tensorboard|tokenizers|transformers)==' constraints.txt > /tmp/train.txt \
+    && grep -E '^(deepspeed|huggingface_hub|matplotlib|protobuf|psutil|rich|safetensors|sentencepiece|tensorboard|tokenizers|tqdm|transformers)==' constraints.txt > /tmp/train.txt \
     && grep -vE '^(torch|triton|numpy|setuptools)==' constraints.txt > /tmp/others.txt \
     && python -m pip install --no-build-isolation --constraint /tmp/others.txt --requirement /tmp/train.txt
 COPY --chown=fwpkm:fwpkm . .

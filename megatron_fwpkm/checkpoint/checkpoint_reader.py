@@ -1,13 +1,15 @@
-"""A whole checkpoint in one process, without process groups: what conversion and evaluation start from."""
+"""A checkpoint in one process, without process groups: what conversion and evaluation start from.
+
+Tensors are read when they are looked up, one at a time: see `StoredTensors`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -17,13 +19,22 @@ from ..ops import PendingTokens
 from .manager import resolve_checkpoint
 from .record import FAST_WEIGHTS_FOLDER, MODEL_FOLDER, read_record
 from .saved_config import read_saved_config
-from .store_layout import PENDING_FIELDS, key_of, name_of, stored_tensors, tables_of
+from .store_layout import (
+    DESCRIPTION_NAME,
+    PENDING_FIELDS,
+    key_of,
+    read_description,
+    replicas_with_tables,
+    stored_tensors,
+    tables_of,
+)
+from .stored_tensors import StoredTensors
 
 
 class StoredMemory(NamedTuple):
     """A memory as it was saved."""
 
-    tables: dict[str, Tensor]
+    tables: Mapping[str, Tensor]
     """Whole fast weights by name."""
     pending: PendingTokens | None
     """Tokens that wait to be written."""
@@ -40,20 +51,27 @@ class CheckpointContents:
     """Pieces of the tokenizer."""
     padded_vocab_size: int
     """Rows of the saved embedding."""
-    slow: dict[str, Tensor]
+    slow: Mapping[str, Tensor]
     """Whole tensors under Megatron's names, for example decoder.layers.0.self_attention.linear_qkv.weight."""
-    fast: dict[int, StoredMemory]
-    """Whole tables of replica 0 by layer number (counted from 1)."""
+    fast: Mapping[int, StoredMemory]
+    """Whole tables of one replica by layer number (counted from 1)."""
     tokenizer_path: Path | None
     """The tokenizer's copy, None for a kind without files."""
     documents: dict[str, bool | None] = field(default_factory=dict)
     """As in the record: whether training documents begin with BOS and end with EOD."""
+    replica: int = 0
+    """The data-parallel replica whose tables are in `fast`."""
 
 
-def read_checkpoint(path: str | Path) -> CheckpointContents:
-    """Read a checkpoint folder, or the latest of a run's --save folder, with whole (unsharded) CPU tensors.
+def read_checkpoint(path: str | Path, replica: int = 0) -> CheckpointContents:
+    """Open a checkpoint folder, or the latest of a run's --save folder; its tensors are whole, and on the CPU.
 
-    Raises ValueError, with the reason, for a folder that is not a checkpoint or is incomplete.
+    Args:
+        path: the folder.
+        replica: the data-parallel replica whose fast weights are wanted.
+
+    Raises:
+        ValueError: the folder is not a checkpoint or is incomplete, with the reason; or it has no such replica.
     """
     folder = resolve_checkpoint(Path(path))
     record = read_record(folder)
@@ -65,39 +83,59 @@ def read_checkpoint(path: str | Path) -> CheckpointContents:
         config=config,
         vocab_size=record.vocab_size,
         padded_vocab_size=record.padded_vocab_size,
-        slow=_read_tensors(folder / MODEL_FOLDER, _slow_keys(folder / MODEL_FOLDER)),
-        fast=_read_fast_weights(folder / FAST_WEIGHTS_FOLDER, memory_numbers(config)),
+        slow=_slow_weights(folder / MODEL_FOLDER),
+        fast=_fast_weights(folder / FAST_WEIGHTS_FOLDER, memory_numbers(config), replica),
         tokenizer_path=tokenizer,
         documents=record.documents,
+        replica=replica,
     )
 
 
-def _slow_keys(folder: Path) -> dict[str, TensorStorageMetadata]:
+def _slow_weights(folder: Path) -> StoredTensors:
     """The weights among what is stored; the optimizer's states stand beside them."""
-    return {key: value for key, value in stored_tensors(folder).items() if not key.startswith("optimizer.")}
+    return StoredTensors(folder, {key: key for key in stored_tensors(folder) if not key.startswith("optimizer.")})
 
 
-def _read_tensors(folder: Path, wanted: dict[str, TensorStorageMetadata]) -> dict[str, Tensor]:
-    """Whole tensors of the wanted keys."""
-    tensors = {key: torch.empty(meta.size, dtype=meta.properties.dtype) for key, meta in wanted.items()}
-    dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
-    return tensors
-
-
-def _read_fast_weights(folder: Path, layer_numbers: tuple[int, ...]) -> dict[int, StoredMemory]:
-    """Replica 0's memory of every layer."""
+def _fast_weights(folder: Path, layer_numbers: tuple[int, ...], replica: int) -> dict[int, StoredMemory]:
+    """A replica's memory of every layer."""
     if not layer_numbers:
         return {}
     stored = stored_tensors(folder)
     found = {}
     for number in layer_numbers:
-        tables = tables_of(stored, number, 0)
-        if not tables:
-            raise ValueError(f"{folder} contains no memory for layer {number}")
-        names = [*tables, *(f"pending/{name}" for name in PENDING_FIELDS)]
-        wanted = {key: stored[key] for name in names if (key := key_of(number, 0, name)) in stored}
-        tensors = {name_of(key): tensor for key, tensor in _read_tensors(folder, wanted).items()}
-        waiting = {name.removeprefix("pending/"): t for name, t in tensors.items() if name.startswith("pending/")}
-        pending = PendingTokens(**waiting) if waiting else None
-        found[number] = StoredMemory({name: tensors[name] for name in tables}, pending)
+        source = _replica_with_tables(folder, stored, number, replica)
+        keys = {name: key_of(number, source, name) for name in tables_of(stored, number, source)}
+        pending_keys = {name: key_of(number, replica, f"pending/{name}") for name in PENDING_FIELDS}
+        waiting = {name: key for name, key in pending_keys.items() if key in stored}
+        pending = PendingTokens(**StoredTensors(folder, waiting)) if waiting else None
+        found[number] = StoredMemory(StoredTensors(folder, keys), pending)
     return found
+
+
+def _replica_with_tables(
+    folder: Path, stored: dict[str, TensorStorageMetadata], layer_number: int, replica: int
+) -> int:
+    """The replica under whose number a replica's tables are stored: where all are equal, one copy is.
+
+    Raises:
+        ValueError: there are none.
+    """
+    there = replicas_with_tables(stored, layer_number)
+    if not there:
+        raise ValueError(f"{folder} contains no memory for layer {layer_number}")
+    if replica in there:
+        return replica
+    total = 1 + max(there)
+    if (folder / DESCRIPTION_NAME).is_file():
+        description = read_description(folder)
+        total = description.replicas
+        if description.replicas_equal and replica < total:
+            return there[0]
+    if replica >= total:
+        count = "1 replica, number 0" if total == 1 else f"{total} replicas, numbers 0 to {total - 1}"
+        raise ValueError(f"--replica {replica} does not exist: {folder.parent} was saved by a run with {count}")
+    numbers = ", ".join(map(str, there))
+    raise ValueError(
+        f"{folder.parent} does not contain the memory of --replica {replica}: of the {total} replicas of the run it "
+        f"has those of {numbers} (--fwpkm-save-replicas); choose one of them"
+    )

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from ..config.field_metadata import Above, AtLeast
 from ..config.tool_options import Flag, Metavar
 
-Memory = Literal["initial", "trained"]
-"""Which memory an export starts every text from."""
+StartingMemory = Literal["initial", "trained"]
+"""Which memory a model starts every text from."""
 DType = Literal["float32", "bfloat16", "float16"]
 """What the weights of a Hugging Face folder are stored in."""
 
@@ -24,9 +24,13 @@ class ExportOptions:
     """folder to write"""
     dtype: DType = "float32"
     """data type of the weights; the fast weights stay float32"""
-    memory: Memory | None = None
-    """memory that every text starts from: the initial one, or the one at the end of training (default: trained for runs
-    with --fwpkm-reset never, else initial)"""
+    fast_weights: StartingMemory | None = None
+    """fast weights that every text starts from: those before any write, or those at the end of training (default:
+    trained for runs with --fwpkm-reset never, else initial)"""
+    replica: Annotated[int, AtLeast(0)] = 0
+    """data-parallel replica whose trained fast weights are exported"""
+    max_shard_size: Annotated[str, Metavar("SIZE")] = "5GB"
+    """largest size of a file of weights, in KB, MB, GB or TB"""
     tokenizer: bool = True
     """export the tokenizer"""
     overwrite: bool = False

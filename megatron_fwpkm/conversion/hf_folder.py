@@ -6,17 +6,17 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
-from ..hf.weight_checks import check_finite
 from .bundle import AUTO_MAP, write_bundle
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What the weights of a folder may be stored in; the memory's tables stay float32."""
+from .weight_files import read_part, stored_form, write_weights
+from .weight_mapping import WeightPart
 
 
 def check_output(target: Path, overwrite: bool) -> None:
@@ -51,42 +51,68 @@ def published(target: Path) -> Iterator[Path]:
 
 
 def empty_model(config: FwPKMHFConfig) -> FwPKMForCausalLM:
-    """A model without numbers, for `fill_model`; its names and shapes are those of a full one."""
+    """A model without numbers, for `filled`; its names and shapes are those of a full one."""
     with torch.device("meta"):
         return FwPKMForCausalLM(config)
 
 
 def fill_model(model: FwPKMForCausalLM, weights: Mapping[str, Tensor], dtype: str, place: str) -> FwPKMForCausalLM:
-    """Put copies of weights, each in its dtype, into an empty model; returns it in evaluation mode.
+    """Put copies of weights, each in its dtype, into an empty model; `filled` with tensors instead of parts."""
+    return filled(model, [WeightPart(tuple(weights), lambda: tuple(weights.values()))], dtype, place)
+
+
+def filled(model: FwPKMForCausalLM, parts: Iterable[WeightPart], dtype: str, place: str) -> FwPKMForCausalLM:
+    """Put weights, each in its dtype, into an empty model; returns it in evaluation mode.
 
     Args:
         model: from `empty_model`.
-        weights: every tensor of the model by name, but for an output projection that is the embedding.
+        parts: every tensor of the model, but for an output projection that is the embedding.
         dtype: of the slow weights; the fast weights are float32.
         place: where the weights come from, for an error.
 
     Raises:
         ValueError: a weight is not a finite number.
     """
-    fast = {name for name, _ in model.named_buffers()}
-    dtypes = {name: torch.float32 if name in fast else DTYPES[dtype] for name in weights}
-    state = {name: tensor.to(dtypes[name], copy=True) for name, tensor in weights.items()}
+    dtypes = {name: tensor.dtype for name, tensor in stored_form(model, dtype).items()}
+    state = {name: tensor for part in parts for name, tensor in read_part(part, dtypes, place).items()}
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     unfilled = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     assert not unfilled, f"weights without a value: {unfilled}"
-    check_finite(model, place)
-    config = model.config
-    model.generation_config.update(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-    )
+    _name_special_tokens(model)
     return model.eval()
 
 
 def write_model(model: FwPKMForCausalLM, folder: Path, kinds: Iterable[str] = ()) -> None:
     """Write a model and its code; `kinds` as in `write_bundle`."""
-    model.config.auto_map = dict(AUTO_MAP)
-    model.save_pretrained(folder)
-    for weights in folder.glob("*.safetensors"):  # written for their owner alone, unlike the rest
-        shutil.copymode(folder / "config.json", weights)
+    tensors = dict(model.state_dict())
+    if model.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+    parts = [WeightPart((name,), partial(tuple, [tensor])) for name, tensor in tensors.items()]
+    write_weights(model, tensors, parts, folder, str(folder))
+    model.config.dtype = model.dtype
+    write_description(model, folder, kinds)
+
+
+def write_description(model: FwPKMForCausalLM, folder: Path, kinds: Iterable[str] = ()) -> None:
+    """Write the code, and as the last file config.json, without which nothing takes a folder for a model.
+
+    Args:
+        model: with or without numbers.
+        folder: where its weights are.
+        kinds: as in `write_bundle`.
+    """
     write_bundle(folder, kinds)
+    _name_special_tokens(model)
+    model.generation_config.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):  # written for their owner alone, unlike the rest
+        shutil.copymode(folder / GENERATION_CONFIG_NAME, weights)
+    model.config.auto_map = dict(AUTO_MAP)
+    model.config.save_pretrained(folder)
+
+
+def _name_special_tokens(model: FwPKMForCausalLM) -> None:
+    config = model.config
+    model.generation_config.update(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )

@@ -10,14 +10,13 @@ _REMARKS = (
     "Transformer Engine and Apex",
     "Apex is not installed",
     "full scope is deprecated",
-    "torch.distributed is disabled",
 )
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Within the context: no progress bars of Transformers, none of its remarks below errors, and no warnings of
-    Megatron about what is not installed or of torch about loading a distributed checkpoint in one process."""
+    Megatron about what is not installed."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

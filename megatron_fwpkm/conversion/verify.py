@@ -16,11 +16,12 @@ from torch import Tensor
 from ..config import ImplementationConfig, ParallelConfig
 from ..config.memories import memory_kinds, memory_numbers
 from ..hf import FwPKMForCausalLM
-from .convert_options import Memory
-from .export import checkpoint_contents, fast_weights, hf_model_from_checkpoint
-from .hf_folder import DTYPES
+from .convert_options import StartingMemory
+from .export import checkpoint_contents, hf_model_from_checkpoint
+from .exported_weights import fast_weights
 from .near_ties import first_near_tie
 from .special_tokens import special_tokens_fit
+from .weight_files import DTYPES
 
 if TYPE_CHECKING:
     from ..checkpoint.checkpoint_reader import CheckpointContents
@@ -113,7 +114,7 @@ def verify(
         fit = special_tokens_fit(contents, model.config, tokenizer)
         checks.append(Check("special tokens (BOS, EOS, padding)", ids.shape[1], 0.0 if fit else 1.0, 0.0))
     description = json.loads((Path(export) / "config.json").read_text(encoding="utf-8"))
-    memory: Memory = "trained" if model.config.fwpkm_memory == "trained" else "initial"
+    memory: StartingMemory = "trained" if model.config.fwpkm_memory == "trained" else "initial"
     rounding = DTYPES[description.get("dtype") or "float32"]
     exact = copy.deepcopy(model).double()
     for compute, tried in ((torch.float64, exact), (torch.float32, model)):
@@ -128,7 +129,7 @@ def verify(
 
 
 def megatron_forward(
-    contents: CheckpointContents, memory: Memory, rounding: torch.dtype, compute: torch.dtype
+    contents: CheckpointContents, memory: StartingMemory, rounding: torch.dtype, compute: torch.dtype
 ) -> Callable[[Tensor], Tensor]:
     """The trained model as a function of tokens [1, T] to logits [1, T, vocab_size].
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -26,10 +27,18 @@ def model_rules(plan: Sequence[LayerParts]) -> list[Rule]:
     return found
 
 
+class WeightPart(NamedTuple):
+    """Hugging Face tensors that come from one read."""
+
+    names: tuple[str, ...]
+    read: Callable[[], tuple[Tensor, ...]]
+    """Reads and translates them; they may be views of one tensor, or the source itself."""
+
+
 def megatron_to_hf(
     megatron: Mapping[str, Tensor], shapes: WeightShapes, plan: Sequence[LayerParts], expected: Iterable[str]
-) -> dict[str, Tensor]:
-    """Translate whole Megatron tensors.
+) -> list[WeightPart]:
+    """How to translate whole Megatron tensors, of which none is read yet.
 
     Args:
         megatron: tensors by Megatron name; entries that end in `_extra_state` are passed over.
@@ -38,31 +47,33 @@ def megatron_to_hf(
         expected: every Hugging Face name that must come out.
 
     Raises:
-        ValueError: names the table does not know, names that are missing, or a shape that does not fit; lists them.
+        ValueError: names the table does not know, names that are missing or surplus; lists all of them. Reading raises
+            it for a shape that does not fit.
     """
     rules = {rule.megatron: rule for rule in model_rules(plan)}
-    translated: dict[str, Tensor] = {}
-    unknown = []
-    for name, tensor in megatron.items():
-        if name.endswith("_extra_state"):
-            continue
-        rule = rules.get(name)
-        if rule is None:
-            unknown.append(name)
-            continue
+    named = [name for name in megatron if not name.endswith("_extra_state")]
+    unknown = [name for name in named if name not in rules]
+    parts = [_part(megatron, rules[name], shapes) for name in named if name in rules]
+    _check_names(unknown, {name for part in parts for name in part.names}, expected, "Hugging Face")
+    return parts
+
+
+def _part(megatron: Mapping[str, Tensor], rule: Rule, shapes: WeightShapes) -> WeightPart:
+    def read() -> tuple[Tensor, ...]:
+        """The tensors of the rule."""
+        tensor = megatron[rule.megatron]
         try:
-            parts = rule.transform.to_hf(tensor, shapes)
+            return rule.transform.to_hf(tensor, shapes)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        translated.update(zip(rule.hf, parts, strict=True))
-    _check_names(unknown, translated, expected, "Hugging Face")
-    return translated
+            raise ValueError(f"{rule.megatron}: {error}") from error
+
+    return WeightPart(rule.hf, read)
 
 
 def hf_to_megatron(
     hf: Mapping[str, Tensor], shapes: WeightShapes, plan: Sequence[LayerParts], expected: Iterable[str]
 ) -> dict[str, Tensor]:
-    """Translate Hugging Face tensors (without the memory's tables), the inverse of `megatron_to_hf`.
+    """Translate Hugging Face tensors (without the memory's tables), the inverse of `megatron_to_hf`, at once.
 
     Raises:
         ValueError: as there.
@@ -82,14 +93,14 @@ def hf_to_megatron(
             translated[rule.megatron] = rule.transform.to_megatron(tuple(hf[part] for part in rule.hf), shapes)
     if incomplete:
         raise ValueError(f"missing tensors: {_listed(sorted(set(incomplete)))}")
-    _check_names(unknown, translated, expected, "Megatron")
+    _check_names(unknown, set(translated), expected, "Megatron")
     return translated
 
 
-def _check_names(unknown: list[str], translated: Mapping[str, Tensor], expected: Iterable[str], side: str) -> None:
+def _check_names(unknown: list[str], translated: set[str], expected: Iterable[str], side: str) -> None:
     wanted = set(expected)
-    missing = sorted(wanted - translated.keys())
-    surplus = sorted(translated.keys() - wanted)
+    missing = sorted(wanted - translated)
+    surplus = sorted(translated - wanted)
     problems = [
         f"{what}: {_listed(names)}"
         for what, names in (

@@ -127,7 +127,7 @@ def test_every_dependency_is_pinned_within_its_range(python):
         assert pin.operator == "==" and line.name not in pins
         pins[line.name.lower().replace("_", "-")] = pin.version
     for requirement in valid(project["dependencies"] + sum(project["optional-dependencies"].values(), [])):
-        pin = pins.get(requirement.name.lower())
+        pin = pins.get(requirement.name.lower().replace("_", "-"))
         assert pin is not None, f"{requirement} has no line in constraints.txt"
         assert requirement.specifier.contains(pin), f"{requirement}, but constraints.txt has {pin}"
     wanted = re.search(r"^torch_version=(.*)$", (ROOT / "tools/setup.sh").read_text(), re.MULTILINE)

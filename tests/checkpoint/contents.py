@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -43,6 +44,12 @@ def contents_of(
         fast=fast,
         tokenizer_path=tokenizer,
     )
+
+
+def in_memory(contents: CheckpointContents) -> CheckpointContents:
+    """The contents as they are now, whatever is done to the files later."""
+    fast = {number: StoredMemory(dict(memory.tables), memory.pending) for number, memory in contents.fast.items()}
+    return replace(contents, slow=dict(contents.slow), fast=fast)
 
 
 TINY_FLAGS = (

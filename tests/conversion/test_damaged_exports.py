@@ -174,5 +174,5 @@ def test_a_checkpoint_that_diverged_is_not_exported(run: Path) -> None:
     contents = contents_of(tiny(), vocab_size=60, padded=64)
     contents.fast[2].tables["values"][0, 0] = float("inf")
     with pytest.raises(ValueError, match="1 of the .* numbers in model.layers.1.memory.values"):
-        hf_model(contents, memory="trained")
-    assert torch.isfinite(hf_model(contents, memory="initial").model.layers[1].memory.values).all()
+        hf_model(contents, fast_weights="trained")
+    assert torch.isfinite(hf_model(contents, fast_weights="initial").model.layers[1].memory.values).all()

@@ -154,7 +154,8 @@ def test_an_export_and_its_checkpoint_load_alike(checkpoint: Path, tmp_path: Pat
 def test_half_precision_on_disk(checkpoint: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    tensors = load_file(export(checkpoint, tmp_path / "hf", dtype="bfloat16", memory="initial") / "model.safetensors")
+    folder = export(checkpoint, tmp_path / "hf", dtype="bfloat16", fast_weights="initial")
+    tensors = load_file(folder / "model.safetensors")
     kinds = {name: tensor.dtype for name, tensor in tensors.items()}
     assert kinds["model.embed_tokens.weight"] == torch.bfloat16 and "lm_head.weight" not in kinds
     assert kinds["model.layers.1.memory.values"] == kinds["model.layers.1.memory.sub_keys"] == torch.float32
@@ -247,10 +248,10 @@ def test_a_failed_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkey
     with monkeypatch.context() as patched:
         patched.setattr(export_module, "model_card", broken)
         with pytest.raises(OSError, match="the disk is full"):
-            export(checkpoint, target, memory="initial", overwrite=True)
+            export(checkpoint, target, fast_weights="initial", overwrite=True)
     assert (target / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
-    export(checkpoint, target, memory="initial", overwrite=True, tokenizer=False)
+    export(checkpoint, target, fast_weights="initial", overwrite=True, tokenizer=False)
     assert (target / "model.safetensors").read_bytes() != before and not (target / "tokenizer.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 

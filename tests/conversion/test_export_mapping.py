@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from megatron_fwpkm.config.layer_kinds import LayerParts
-from megatron_fwpkm.conversion.weight_mapping import hf_to_megatron, megatron_to_hf, model_rules
+from megatron_fwpkm.conversion import weight_mapping
+from megatron_fwpkm.conversion.weight_mapping import hf_to_megatron, model_rules
 from megatron_fwpkm.conversion.weight_rules import GroupedHeads, WeightShapes
 
 SHAPES = WeightShapes(num_query_groups=2, queries_per_group=3, head_dim=4, vocab_size=10, padded_vocab_size=16)
@@ -29,6 +31,12 @@ def megatron_tensors() -> dict[str, Tensor]:
     for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
         tensors[name][10:] = 0
     return tensors
+
+
+def megatron_to_hf(*arguments: Any) -> dict[str, Tensor]:
+    """Everything at once."""
+    parts = weight_mapping.megatron_to_hf(*arguments)
+    return {name: tensor for part in parts for name, tensor in zip(part.names, part.read(), strict=True)}
 
 
 def hf_names(tensors: dict[str, Tensor]) -> set[str]:

@@ -14,7 +14,8 @@ from megatron_fwpkm.config import FwPKMConfig, ModelConfig
 from megatron_fwpkm.config.field_metadata import TRAINING_ONLY, marked
 from megatron_fwpkm.conversion import export as export_module
 from megatron_fwpkm.conversion import verify as verify_module
-from megatron_fwpkm.conversion.export import default_memory, export, hf_config, hf_model, hf_model_from_checkpoint
+from megatron_fwpkm.conversion.export import export, hf_model, hf_model_from_checkpoint
+from megatron_fwpkm.conversion.exported_config import default_memory, hf_config
 from megatron_fwpkm.conversion.near_ties import first_near_tie, near_ties
 from megatron_fwpkm.conversion.verify import Check, megatron_forward, verify
 from megatron_fwpkm.hf.attention import rotary_angles
@@ -81,7 +82,7 @@ def test_rotary_angles_are_rounded_as_megatrons(factor: float | None) -> None:
 def test_which_memory_is_exported() -> None:
     source = contents({"reset": "never"})
     fwpkm, seed = source.config.fwpkm, source.config.training.seed
-    trained, first = hf_model(source), hf_model(source, memory="initial")
+    trained, first = hf_model(source), hf_model(source, fast_weights="initial")
     tables = trained.model.layers[1].memory, first.model.layers[1].memory
     assert torch.equal(tables[0].values, source.fast[2].tables["values"])
     assert torch.equal(tables[0].sub_keys, source.fast[2].tables["sub_keys"])
@@ -90,8 +91,8 @@ def test_which_memory_is_exported() -> None:
     assert (trained.config.fwpkm_memory, first.config.fwpkm_memory) == ("trained", "initial")
     for reset, expected in (("never", "trained"), ("step", "initial"), ("document", "initial")):
         assert hf_model(contents({"reset": reset})).config.fwpkm_memory == expected
-    with pytest.raises(ValueError, match="contains no memory for layer 2; use --memory initial"):
-        hf_model(replace(source, fast={}), memory="trained")
+    with pytest.raises(ValueError, match="contains no memory for layer 2; use --fast-weights initial"):
+        hf_model(replace(source, fast={}), fast_weights="trained")
 
 
 def test_an_exported_model_shares_nothing_with_its_source() -> None:
@@ -162,7 +163,7 @@ def fake_checkpoint(monkeypatch: pytest.MonkeyPatch) -> CheckpointContents:
     """Whatever checkpoint is asked for has these contents."""
     source = contents({"reset": "step"})
     for module in (export_module, verify_module):
-        monkeypatch.setattr(module, "checkpoint_contents", lambda path: source)
+        monkeypatch.setattr(module, "checkpoint_contents", lambda path, replica=0: source)
     return source
 
 

@@ -10,6 +10,7 @@ import torch
 
 from megatron_fwpkm.config import FwMLPConfig, PretrainConfig
 from megatron_fwpkm.conversion import export as export_module
+from megatron_fwpkm.conversion import exported_config
 from megatron_fwpkm.conversion import verify as verify_module
 from megatron_fwpkm.conversion.export import export, hf_model
 from megatron_fwpkm.conversion.verify import verify
@@ -33,8 +34,8 @@ def test_an_export_is_verified(
     initialize()
     found = contents_of(configured(**changes), VOCABULARY, 64)
     for module in (export_module, verify_module):
-        monkeypatch.setattr(module, "checkpoint_contents", lambda path: found)
-    export("checkpoint", tmp_path / "hf", tokenizer=False, memory=memory)
+        monkeypatch.setattr(module, "checkpoint_contents", lambda path, replica=0: found)
+    export("checkpoint", tmp_path / "hf", tokenizer=False, fast_weights=memory)
     checks = verify("checkpoint", tmp_path / "hf", lengths=[17, 48])
     assert all(check.passed for check in checks), [check.row() for check in checks]
     model = FwPKMForCausalLM.from_pretrained(tmp_path / "hf")
@@ -91,5 +92,5 @@ def test_fields_that_do_not_fit_are_refused(message: str, fields: dict[str, Any]
 
 def test_defaults_are_those_of_training() -> None:
     made, ours = FwPKMHFConfig(), FwMLPConfig()
-    for name in export_module.FAST_MLP_FIELDS:
+    for name in exported_config.FAST_MLP_FIELDS:
         assert getattr(made, f"fwmlp_{name}") == getattr(ours, name), name

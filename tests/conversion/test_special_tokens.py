@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, DataCollatorForLanguageModeling, Generat
 
 from megatron_fwpkm.checkpoint.record import read_record, write_record
 from megatron_fwpkm.config import DataConfig
-from megatron_fwpkm.conversion.export import checkpoint_contents, export, hf_config, load_for_text
+from megatron_fwpkm.conversion.export import checkpoint_contents, export, load_for_text
+from megatron_fwpkm.conversion.exported_config import hf_config
 from megatron_fwpkm.conversion.special_tokens import choose_pad
 from megatron_fwpkm.conversion.tokenizer_export import convert_tokenizer
 from megatron_fwpkm.conversion.verify import verify

@@ -85,7 +85,7 @@ def test_errors_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     [
         ([], "required"),
         (["export", "--checkpoint", "x"], "--output"),
-        (["export", "--checkpoint", "x", "--output", "y", "--memory", "some"], "'some' is not one of initial, trained"),
+        (["export", "--checkpoint", "x", "--output", "y", "--fast-weights", "some"], "not one of initial, trained"),
         (["verify", "--checkpoint", "x", "--export", "y", "--lengths", "0"], "0 must be at least 1"),
     ],
 )

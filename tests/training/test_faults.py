@@ -25,6 +25,7 @@ from megatron_fwpkm.checkpoint.fast_weight_store import FastWeightStore
 from megatron_fwpkm.checkpoint.lock import LOCK_NAME, owner_of_this_process
 from megatron_fwpkm.checkpoint.manager import published
 from megatron_fwpkm.processes.process_identity import process_start
+from tests.checkpoint.contents import in_memory
 from tests.test_pretrain import ROOT, assert_same_checkpoint, environment, flags, start, write_dataset
 from tests.training.faulty_run import ranks, strike
 
@@ -71,7 +72,7 @@ def test_a_background_save_holds_what_a_foreground_save_holds(dataset: str, tmp_
 @pytest.mark.parametrize("async_save", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_full_disk(dataset: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], async_save: bool) -> None:
     assert start(small(dataset, tmp_path, train_iters=2)) == 0
-    before = read_checkpoint(tmp_path)
+    before = in_memory(read_checkpoint(tmp_path))
     with largest_file(20_000):
         again = small(dataset, tmp_path, train_iters=6, resume=True, async_save=async_save or None)
         assert start(again) == 1
