@@ -80,6 +80,27 @@ def test_kind_equals_serial(kind: str, layout: Layout) -> None:
         check_tables(where, ranks, expected, TOLERANCE)
 
 
+def train_with_owners(rank: int, world_size: int, layout: Layout) -> dict[str, Any]:
+    """Both kinds of fast weights, which every sequence owns."""
+    config = layout.of(KINDS["all of them"].config, "step")
+    for memory in ("fwpkm", "fwmlp"):
+        config = change(config, memory, owner="sequence")
+    return numbers(config, layout, double=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cpu_compat")
+@pytest.mark.parametrize("name", ["PP2 interleaved", "DP2 ZeRO-1", "CP2", "TP2 SP", "PP2 packed recompute"])
+def test_memories_of_sequences_equal_serial(name: str) -> None:
+    """Replicas, too, for a sequence does not read what others wrote."""
+    layout = LAYOUTS[name]
+    expected = train_with_owners(0, 1, Layout("serial", 1, packed=layout.packed))
+    ranks = run_distributed(train_with_owners, 2, layout, timeout=200)
+    check_curves(name, ranks, expected, TOLERANCE, norms=STEPS)
+    check_weights(name, ranks, expected, TOLERANCE)
+    check_tables(name, ranks, expected, TOLERANCE)
+
+
 def test_every_kind_has_a_row() -> None:
     alone = set().union(*(row.kinds for row in KINDS.values() if len(row.kinds) == 1))
     assert alone == LAYER_KINDS.keys() - {"swiglu"}, "swiglu is the MLP of all rows"
