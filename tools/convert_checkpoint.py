@@ -57,7 +57,7 @@ def run_verify(options: VerifyOptions) -> int:
     """Compare an export with its checkpoint and print the comparisons; 1 when one fails."""
     from megatron_fwpkm.config import ParallelConfig, TrainingConfig
     from megatron_fwpkm.conversion.library_messages import quiet_libraries
-    from megatron_fwpkm.conversion.verify import verify
+    from megatron_fwpkm.conversion.verify import exported_from, verify
     from megatron_fwpkm.libraries.probes import installed
 
     installed()  # hides from Megatron what is only half installed
@@ -68,6 +68,7 @@ def run_verify(options: VerifyOptions) -> int:
     with quiet_libraries(), megatron_run(ParallelConfig(), TrainingConfig()):
         checks = verify(options.checkpoint, options.export, lengths=options.lengths or None, text=text,
                         tolerance=options.tolerance, seed=options.seed)  # fmt: skip
+    print(exported_from(options.export))
     print("\n".join(check.row() for check in checks))
     failed = sum(not check.passed for check in checks)
     print(f"{failed} of {len(checks)} comparisons failed" if failed else f"all {len(checks)} comparisons passed")

@@ -10,6 +10,8 @@ from ..config.tool_options import Flag, Metavar
 
 StartingMemory = Literal["initial", "trained"]
 """Which memory a model starts every text from."""
+FastWeights = Literal["initial", "trained", "none"]
+"""Which fast weights the files of an export contain."""
 DType = Literal["float32", "bfloat16", "float16"]
 """What the weights of a Hugging Face folder are stored in."""
 
@@ -24,9 +26,10 @@ class ExportOptions:
     """folder to write"""
     dtype: DType = "float32"
     """data type of the weights; the fast weights stay float32"""
-    fast_weights: StartingMemory | None = None
-    """fast weights that every text starts from: those before any write, or those at the end of training (default:
-    trained for runs with --fwpkm-reset never, else initial)"""
+    fast_weights: FastWeights | None = None
+    """fast weights that every text starts from: those before any write, or those at the end of training; none leaves
+    those before any write out of the files, and they are drawn again when the model is loaded (default: trained for
+    runs with --fwpkm-reset never, else initial)"""
     replica: Annotated[int, AtLeast(0)] = 0
     """data-parallel replica whose trained fast weights are exported"""
     max_shard_size: Annotated[str, Metavar("SIZE")] = "5GB"

@@ -15,9 +15,9 @@ from ..config.layer_kinds import kinds_in_use
 from ..hf import FwPKMForCausalLM
 from ..libraries.probes import installed
 from ..processes.freed_memory import keep_freed_memory
-from .convert_options import StartingMemory
+from .convert_options import FastWeights, StartingMemory
 from .export_reading import read_export_config, read_export_tokenizer
-from .exported_config import default_memory, hf_config
+from .exported_config import default_memory, hf_config, without_tables
 from .exported_weights import exported_weights
 from .hf_folder import check_output, empty_model, filled, published, write_description
 from .library_messages import quiet_libraries
@@ -39,7 +39,7 @@ def export(
     output: str | Path,
     *,
     dtype: str = "float32",
-    fast_weights: StartingMemory | None = None,
+    fast_weights: FastWeights | None = None,
     replica: int = 0,
     max_shard_size: str = SHARD_SIZE,
     tokenizer: bool = True,
@@ -54,7 +54,8 @@ def export(
         output: folder to write.
         dtype: of the slow weights: float32, bfloat16 or float16. The memory's tables stay float32.
         fast_weights: `initial`: every text starts from the memory before any write. `trained`: from the memory as
-            training left it. Default: what the run's --fwpkm-reset means, `trained` for never, else `initial`.
+            training left it. `none`: as `initial`, but not in the files: loading draws them. Default: what the run's
+            --fwpkm-reset means, `trained` for never, else `initial`.
         replica: the data-parallel replica whose trained memory it is.
         max_shard_size: largest size of a file of weights, as "5GB".
         tokenizer: write the tokenizer too.
@@ -71,8 +72,9 @@ def export(
     check_output(target, overwrite)
     contents = checkpoint_contents(checkpoint, replica)
     with quiet_libraries(), published(target) as folder:
-        memory = starting_memory(contents, fast_weights)
-        model = empty_model(hf_config(contents, memory))
+        memory = starting_memory(contents, "initial" if fast_weights == "none" else fast_weights)
+        config = hf_config(contents, memory)
+        model = empty_model(without_tables(config, contents.config) if fast_weights == "none" else config)
         tensors, parts = stored_form(model, dtype), exported_weights(contents, model, memory)
         write_weights(model, tensors, parts, folder, str(contents.path), max_shard_size)
         if tokenizer:

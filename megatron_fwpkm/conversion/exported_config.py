@@ -11,6 +11,7 @@ from ..config.layer_kinds import layer_plan
 from ..config.layer_pattern import layer_windows
 from ..config.memories import memory_kinds
 from ..hf import FwPKMHFConfig
+from ..hf.drawn_tables import tables_hash
 from ..hf.mlp_fields import PKM_LEAST
 from .convert_options import StartingMemory
 from .special_tokens import SpecialIds, begins_with_bos, sentencepiece_ids, tiktoken_ids
@@ -37,6 +38,15 @@ PKM_FIELDS = [name.removeprefix("pkm_") for name in PKM_LEAST]
 def default_memory(config: PretrainConfig) -> StartingMemory:
     """The memory a stream starts from under the run's resets."""
     return "trained" if all(memory.options.reset == "never" for memory in memory_kinds(config)) else "initial"
+
+
+def without_tables(config: FwPKMHFConfig, trained: PretrainConfig) -> FwPKMHFConfig:
+    """The same configuration for files without fast weights: it says how to draw the initial ones."""
+    if not config.memory_layers:
+        return config
+    seed, table_dtype = trained.training.seed, trained.fwpkm.table_dtype
+    rule = {"seed": seed, "table_dtype": table_dtype, "sha256": tables_hash(config, seed, table_dtype)}
+    return FwPKMHFConfig.from_dict(config.to_dict() | {"fwpkm_drawn_tables": rule})
 
 
 def hf_config(contents: CheckpointContents, memory: StartingMemory) -> FwPKMHFConfig:
@@ -79,6 +89,7 @@ def hf_config(contents: CheckpointContents, memory: StartingMemory) -> FwPKMHFCo
         fwmlp_layers=[number - 1 for number in contents.config.fwmlp.layer_numbers],
         **{f"fwmlp_{name}": getattr(contents.config.fwmlp, name) for name in FAST_MLP_FIELDS},
         fwpkm_memory=memory,
+        fwpkm_replica=contents.replica if memory == "trained" else None,
         fwpkm_iteration=contents.iteration,
         architectures=["FwPKMForCausalLM"],
     )

@@ -61,6 +61,12 @@ _MEMORY = """\
 """
 
 
+_DRAWN = """
+
+The files do not contain that memory: loading draws it as the run drew it, and refuses to load where another release of
+torch or another kind of CPU draws different numbers (`fwpkm_drawn_tables` in `config.json` has their hash)."""
+
+
 def model_card(contents: CheckpointContents, model: FwPKMForCausalLM) -> str:
     """Markdown that says what the model is and how to use it; of memories only where it has one."""
     config, trained = model.config, contents.config
@@ -89,7 +95,7 @@ def _of_memories(names: list[str], model: FwPKMForCausalLM) -> dict[str, str]:
         "title": "Language model with fast weights",
         "tags": f"\ntags: [{', '.join([*names, 'fast-weights', 'long-context'])}]",
         "tables": f"{sum(buffer.numel() for buffer in model.buffers()):,} fast weights, ",
-        "start": f" Every text\nstarts from {start}.",
+        "start": f" Every text\nstarts from {start}.{_DRAWN if model.config.fwpkm_drawn_tables else ''}",
         "reading": _READING,
         "memory": _MEMORY,
         "equal_lengths": " A shared memory requires rows of equal length.",

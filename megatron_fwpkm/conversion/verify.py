@@ -18,6 +18,7 @@ from ..config.memories import memory_kinds, memory_numbers
 from ..hf import FwPKMForCausalLM
 from .convert_options import StartingMemory
 from .export import checkpoint_contents, hf_model_from_checkpoint
+from .export_reading import read_export_config
 from .exported_weights import fast_weights
 from .near_ties import first_near_tie
 from .special_tokens import special_tokens_fit
@@ -92,14 +93,15 @@ def verify(
     """
     if not (Path(export) / "config.json").is_file():
         raise ValueError(f"{export} contains no config.json; set --export to an exported folder")
-    contents = checkpoint_contents(checkpoint)
-    model, tokenizer = hf_model_from_checkpoint(export)
-    exported = model.config.fwpkm_iteration
+    config = read_export_config(Path(export))
+    contents = checkpoint_contents(checkpoint, config.fwpkm_replica or 0)
+    exported = config.fwpkm_iteration
     if exported not in (None, contents.iteration):
         raise ValueError(
             f"{export} was exported from iteration {exported}, but {contents.path} is iteration {contents.iteration}; "
             f"set --checkpoint to the folder iter_{exported:07d}, or export again"
         )
+    model, tokenizer = hf_model_from_checkpoint(export)
     _check_kinship(contents, model)
     checks: list[Check] = []
     generator = torch.Generator().manual_seed(seed)
@@ -126,6 +128,21 @@ def verify(
             label = f"Megatron, {str(compute).removeprefix('torch.')}, {name}"
             checks.append(Check(label, compared, difference, tolerance if single else EXACT_TOLERANCE))
     return [*checks, *_self_checks(exact, streams[-1][1])]
+
+
+def exported_from(export: str | Path) -> str:
+    """One line that says what an export is of: iteration, and fast weights.
+
+    Raises:
+        ValueError: its configuration cannot be read.
+    """
+    config = read_export_config(Path(export))
+    iteration = "an unknown iteration" if config.fwpkm_iteration is None else f"iteration {config.fwpkm_iteration}"
+    if not config.memory_layers:
+        return f"export of {iteration}"
+    of_replica = f" of replica {config.fwpkm_replica}" if config.fwpkm_replica is not None else ""
+    where = "" if config.fwpkm_drawn_tables is None else ", which are drawn at loading"
+    return f"export of {iteration}, {config.fwpkm_memory} fast weights{of_replica}{where}"
 
 
 def megatron_forward(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ops.fast_weight_memory.options import CHOICES, STEP_SIZES, WHOLE_NUMBERS
 from .attention_fields import check_attention
+from .drawn_tables_field import check_drawn_tables
 from .fast_mlp_fields import (
     FAST_MLP_LEAST,
     FAST_MLP_MOST,
@@ -108,6 +109,7 @@ NUMBERS: dict[str, Number] = {
     "fwpkm_key_dim": Number(2),
     "fwpkm_value_dim": _SIZE,
     "fwpkm_iteration": Number(0, optional=True),
+    "fwpkm_replica": Number(0, optional=True),
     **{f"fwpkm_{name}": Number(least) for name, least in WHOLE_NUMBERS.items()},
     **{f"fwpkm_{name}": Number(0, most, whole=False) for name, most in STEP_SIZES.items()},
     "fwpkm_chunk_size": Number(1, MOST_CHUNK),
@@ -185,6 +187,7 @@ def check_config(config: FwPKMHFConfig) -> None:
     check_fast_mlps(config)
     if config.fwpkm_layers:
         _check_memory(config)
+    check_drawn_tables(config)
     _check_tokens(config)
     _check_bytes(config)
 

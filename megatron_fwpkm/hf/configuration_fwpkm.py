@@ -93,7 +93,11 @@ class FwPKMHFConfig(PreTrainedConfig):
         fwmlp_normalize_targets: z-score the values.
         fwmlp_boundary: as fwpkm_boundary.
         fwmlp_write_scale: as fwpkm_write_scale.
-        fwpkm_memory: which memory the export holds, for information: "initial" or "trained".
+        fwpkm_memory: which memory every text starts from, for information: "initial" or "trained".
+        fwpkm_replica: data-parallel replica of the training run whose trained memory it is, for information.
+        fwpkm_drawn_tables: for files without fast weights, what `from_pretrained` draws the initial ones from: `seed`
+            of the training run and `table_dtype` ("fp32" or "bf16"), and the `sha256` that they must have; None where
+            the files have them.
         fwpkm_iteration: iteration of the training run that the weights are from, for information.
         memory: who owns the memory when a call has several sequences and writes: "shared" by all of them, or None to
             refuse such a call. The argument `memory` of a call takes precedence.
@@ -177,6 +181,8 @@ class FwPKMHFConfig(PreTrainedConfig):
     fwmlp_boundary: str = "drop"
     fwmlp_write_scale: str = "consistent"
     fwpkm_memory: str = "initial"
+    fwpkm_replica: int | None = None
+    fwpkm_drawn_tables: dict[str, Any] | None = None
     fwpkm_iteration: int | None = None
     memory: str | None = None
 

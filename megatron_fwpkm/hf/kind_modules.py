@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from ..ops.fast_weight_memory.options import MemoryOptions
+from ..ops.initialization import initial_mlp_weights, initial_sub_keys, initial_values
 from .attention import FullLayer, FwPKMAttention, WindowLayer
 from .call_options import options_of_calls
 from .configuration_fwpkm import FwPKMHFConfig
@@ -32,12 +34,15 @@ class KindModules:
         module: makes it, from the configuration and the index of its layer from 0. A token mixer is called with hidden
             states [B, T, hidden_size], rotary angles, a key mask and the cache (the last two may be None); an MLP with
             hidden states.
+        tables: of a memory, draws its fast weights before any write by the names of its buffers, from the
+            configuration, the number of its layer from 1, the seed of the run and the dtype of its tables.
         cache: of a token mixer, makes what a cache keeps of a text in that layer.
     """
 
     attribute: str
     module: Callable[[FwPKMHFConfig, int], nn.Module]
     cache: Callable[[FwPKMHFConfig, int], CacheLayerMixin] | None = None
+    tables: Callable[[FwPKMHFConfig, int, int, str], dict[str, Tensor]] | None = None
 
 
 _MLP = "mlp"
@@ -104,10 +109,23 @@ def _memory(config: FwPKMHFConfig, layer_idx: int) -> FastWeightProductKeyMemory
     )  # fmt: skip
 
 
+def _product_keys(config: FwPKMHFConfig, layer_number: int, seed: int, table_dtype: str) -> dict[str, Tensor]:
+    names = ("num_heads", "num_subkeys", "key_dim", "value_dim")
+    sizes = SimpleNamespace(**{name: getattr(config, f"fwpkm_{name}") for name in names}, table_dtype=table_dtype)
+    sub_keys, values = initial_sub_keys(sizes, seed, layer_number), initial_values(sizes, seed, layer_number)
+    return {"sub_keys": sub_keys, "values": values}
+
+
+def _fast_mlp(config: FwPKMHFConfig, layer_number: int, seed: int, table_dtype: str) -> dict[str, Tensor]:
+    names = ("key_dim", "hidden_size", "value_dim")
+    sizes = SimpleNamespace(**{name: getattr(config, f"fwmlp_{name}") for name in names})
+    return initial_mlp_weights(sizes, seed, layer_number)._asdict()
+
+
 register_modules("fa", KindModules("self_attn", FwPKMAttention, _attention_cache))
 register_modules("swa", KindModules("self_attn", FwPKMAttention, _attention_cache))
 register_modules("gdn", KindModules("linear_attn", FwPKMGatedDeltaNet, lambda config, layer_idx: DeltaNetLayer()))
 register_modules("swiglu", KindModules(_MLP, lambda config, layer_idx: FwPKMMLP(config)))
 register_modules("pkm", KindModules(_MLP, StaticMemory))
-register_modules("fwpkm", KindModules("memory", _memory))
-register_modules("fwmlp", KindModules("memory", FastWeightMLP))
+register_modules("fwpkm", KindModules("memory", _memory, tables=_product_keys))
+register_modules("fwmlp", KindModules("memory", FastWeightMLP, tables=_fast_mlp))

@@ -40,6 +40,7 @@ from .calls import (
 )
 from .config_checks import check_config
 from .configuration_fwpkm import FwPKMHFConfig
+from .drawn_tables import leave_out_drawn_tables, with_drawn_tables
 from .generation_mixin import FwPKMGenerationMixin
 from .kind_modules import layer_modules
 from .memory import MEMORY_MODES, LayerMemory
@@ -100,7 +101,8 @@ class FwPKMPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: it is not so, with the file and the tensor.
         """
-        return load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        loaded = load_checked(super().from_pretrained, pretrained_model_name_or_path, *args, **kwargs)
+        return with_drawn_tables(loaded)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -121,6 +123,7 @@ class FwPKMModel(FwPKMPreTrainedModel):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList([FwPKMDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
+        leave_out_drawn_tables(self)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_dim = int(config.head_dim * config.partial_rotary_factor)
         self.gradient_checkpointing = False

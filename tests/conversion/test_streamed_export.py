@@ -22,6 +22,7 @@ from megatron_fwpkm.conversion import export as export_module
 from megatron_fwpkm.conversion import hf_folder
 from megatron_fwpkm.conversion.export import export, hf_model
 from megatron_fwpkm.conversion.exported_weights import exported_weights
+from megatron_fwpkm.conversion.verify import exported_from, verify
 from megatron_fwpkm.conversion.weight_files import stored_form, write_weights
 from tests.checkpoint.contents import contents_of, write_checkpoint
 from tests.layers.megatron import initialize, tiny
@@ -147,6 +148,8 @@ def test_the_replica_that_is_asked_for(tmp_path: Path) -> None:
     for replica in (0, 2):
         folder = export(tmp_path / "run", tmp_path / f"hf{replica}", replica=replica, fast_weights="trained")
         assert load_file(folder / "model.safetensors")["model.layers.1.memory.values"].unique().tolist() == [replica]
+        assert exported_from(folder) == f"export of iteration 7, trained fast weights of replica {replica}"
+    assert all(check.passed for check in verify(tmp_path / "run", folder, lengths=[33]))
     with pytest.raises(ValueError, match="--replica 1: of the 4 replicas of the run it has those of 0, 2 "):
         export(tmp_path / "run", tmp_path / "hf", replica=1, fast_weights="trained")
     with pytest.raises(ValueError, match="--replica 4 does not exist: .* a run with 4 replicas, numbers 0 to 3"):

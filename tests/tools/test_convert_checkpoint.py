@@ -40,8 +40,9 @@ def test_export_and_verify(checkpoint: Path, tmp_path: Path, capsys: pytest.Capt
     assert verified.returncode == 0, verified.stdout + verified.stderr
     lines = verified.stdout.splitlines()
     assert lines[-1] == "all 7 comparisons passed" and verified.stderr == ""
-    assert lines[1].startswith("Megatron, float64, random tokens, 40") and lines[1].endswith("<= 1e-09   ok")
-    assert lines[2].startswith("Megatron, float32, random tokens, 1") and lines[2].endswith("<= 1e-05   ok")
+    assert lines[0] == "export of iteration 7, trained fast weights of replica 0"
+    assert lines[2].startswith("Megatron, float64, random tokens, 40") and lines[2].endswith("<= 1e-09   ok")
+    assert lines[3].startswith("Megatron, float32, random tokens, 1") and lines[3].endswith("<= 1e-05   ok")
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_errors_are_one_line(checkpoint: Path, tmp_path: Path, capsys: pytest.Ca
     [
         ([], "required"),
         (["export", "--checkpoint", "x"], "--output"),
-        (["export", "--checkpoint", "x", "--output", "y", "--fast-weights", "some"], "not one of initial, trained"),
+        (["export", "--checkpoint", "x", "--output", "y", "--fast-weights", "some"], "one of initial, trained, none"),
         (["verify", "--checkpoint", "x", "--export", "y", "--lengths", "0"], "0 must be at least 1"),
     ],
 )
