@@ -1,11 +1,12 @@
-"""Convert checkpoints to the Hugging Face format, and verify the conversion. Examples:
+"""Convert checkpoints to the Hugging Face format and back, and verify the conversion. Examples:
 
 python tools/convert_checkpoint.py export --checkpoint runs/mine/checkpoints --output runs/mine/hf
 python tools/convert_checkpoint.py verify --checkpoint runs/mine/checkpoints --export runs/mine/hf
+python tools/convert_checkpoint.py import --checkpoint runs/mine/hf --output runs/more/checkpoints
 python tools/convert_checkpoint.py import --from sakana --checkpoint downloads/model --output runs/theirs/hf
 
-`import` is for checkpoints that the FwPKM paper's authors released. For the others a checkpoint is the --save folder of
-a run (the latest iteration is used) or the folder of one iteration, in any layout.
+A checkpoint is the --save folder of a run (the latest iteration is used) or the folder of one iteration. `import` makes
+such a folder of an export, for pretrain.py --load, and an export of what the FwPKM paper's authors released.
 """
 
 from __future__ import annotations
@@ -26,11 +27,10 @@ def build_parser() -> Parser:
     parser = tool_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{export,import,verify}")
     export = commands.add_parser("export", help="write a self-contained Hugging Face folder")
-    imports = commands.add_parser("import", help="write such a folder from the checkpoint of other code")
+    imports = commands.add_parser("import", help="write a checkpoint of an export, or an export of other code's model")
     verify = commands.add_parser("verify", help="compare an export with its checkpoint")
-    add_tool_options(export, ExportOptions)
-    add_tool_options(imports, ImportOptions)
-    add_tool_options(verify, VerifyOptions)
+    for command, options in (export, ExportOptions), (imports, ImportOptions), (verify, VerifyOptions):
+        add_tool_options(command, options)
     return parser
 
 
@@ -41,15 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_verify(parse_tool(build_parser(), VerifyOptions, words))
     if words[:1] == ["import"]:
         imported = parse_tool(build_parser(), ImportOptions, words)
-        from megatron_fwpkm.conversion.sakana_import import import_sakana
+        from megatron_fwpkm.conversion.import_source import import_model
 
-        print(f"imported to {import_sakana(imported)}")
+        print(import_model(imported))
         return 0
     options = parse_tool(build_parser(), ExportOptions, words)
     from megatron_fwpkm.conversion.export import export
 
-    folder = export(**asdict(options))
-    print(f"exported to {folder}")
+    print(f"exported to {export(**asdict(options))}")
     return 0
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..config import OptimizerConfig, PretrainConfig
+from ..config import ModelConfig, OptimizerConfig, PretrainConfig
+from ..config.derived import ffn_hidden_size, kv_channels, num_query_groups
 from ..config.field_metadata import ARCHITECTURE, NOT_COMPARED, SAME_RUN, SCHEDULE, OnResume, marked, on_resume
 from ..config.layer_kinds import layer_plan
 from ..config.layer_pattern import layer_windows
@@ -49,8 +51,24 @@ def differences(saved: PretrainConfig, given: PretrainConfig) -> list[Difference
     return found
 
 
+_SIZES: dict[str, Callable[[ModelConfig], object]] = {
+    "ffn_hidden_size": ffn_hidden_size,
+    "kv_channels": kv_channels,
+    "num_query_groups": num_query_groups,
+    "yarn_original_max_position_embeddings": lambda model: (
+        model.yarn_original_max_position_embeddings or model.seq_length
+    ),
+}
+"""What a size is that follows from others where it is not given."""
+
+
 def _spelled_differently(saved: PretrainConfig, given: PretrainConfig) -> tuple[str, ...]:
-    """Fields that may differ because the layers are the same: of the same parts, which see the same windows."""
+    """Fields that may differ because the layers are the same: of the same parts and sizes, with the same windows."""
+    sizes = tuple(name for name, size in _SIZES.items() if size(saved.model) == size(given.model))
+    return sizes + _same_parts(saved, given)
+
+
+def _same_parts(saved: PretrainConfig, given: PretrainConfig) -> tuple[str, ...]:
     if layer_plan(saved) != layer_plan(given) or layer_windows(saved.model) != layer_windows(given.model):
         return ()
     same_in_training = pswa_window(saved) == pswa_window(given)
@@ -69,6 +87,8 @@ def check_resumable(saved: PretrainConfig, given: PretrainConfig, where: str, *,
         notices = _other_mlps(saved, given)
         if not (saved.pkm.layer_numbers and given.pkm.layer_numbers):  # the sizes of one of them mean nothing
             found = [difference for difference in found if not difference.flag.startswith("--pkm-")]
+    if finetune and layer_windows(saved.model) == layer_windows(given.model):  # otherwise it is of training steps only
+        found = [difference for difference in found if difference.flag != "--window-size"]
     kinds = {ARCHITECTURE} if finetune else {ARCHITECTURE, SAME_RUN}
     wrong = [difference for difference in found if difference.kind in kinds]
     if wrong:
@@ -79,6 +99,17 @@ def check_resumable(saved: PretrainConfig, given: PretrainConfig, where: str, *,
     if finetune:
         return notices + _another_initial_memory(saved, given)
     return [f"changed: {difference}" for difference in found]
+
+
+def changed_model(saved: PretrainConfig, given: PretrainConfig) -> list[str]:
+    """Notices about options of the model that weights of any value fit."""
+    groups = {"model", *PREFIXES} - {"needle"}
+    ours = {option.flag for group, _, known in option_groups() for option in known if group in groups}
+    return [
+        f"changed: {difference}"
+        for difference in differences(saved, given)
+        if difference.flag in ours and difference.kind is not ARCHITECTURE
+    ]
 
 
 def _other_mlps(saved: PretrainConfig, given: PretrainConfig) -> list[str]:

@@ -13,7 +13,7 @@ RECORD_NAME = "run.json"
 CONFIG_NAME = "config.yaml"
 MODEL_FOLDER = "model"
 FAST_WEIGHTS_FOLDER = "fast_weights"
-_LATER = {"documents"}
+_LATER = {"documents", "weights_only"}
 """Fields that checkpoints of earlier versions of the format lack."""
 
 
@@ -44,6 +44,7 @@ class RunRecord:
     vocab_size: int
     padded_vocab_size: int
     tokenizer_hash: str
+    """Identity of the tokenizer; empty where nothing tells it."""
     tokenizer_file: str | None
     """Name of the tokenizer's copy in the folder (a file, or a folder of a Hugging Face tokenizer)."""
     loop: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +53,8 @@ class RunRecord:
     documents: dict[str, bool | None] = field(default_factory=dict)
     """Whether training documents begin with BOS and end with EOD (`prepend_bos`, `append_eod`); None where the datasets
     disagree or do not say, empty in checkpoints of earlier versions."""
+    weights_only: bool = False
+    """There are slow and fast weights, but no optimizer state, schedule and random states: it was imported."""
     format: int = FORMAT
     files: dict[str, int] = field(default_factory=dict)
     """Size in bytes of every other file of the folder."""

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.mapping import ShardedBase
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.optimizer import MegatronOptimizer
@@ -122,6 +124,12 @@ def save_weights(folder: Path, chunks: Sequence[nn.Module]) -> None:
         sharded_strategy=("torch_dist", 1),
         content_metadata=dict(METADATA),
     )
+
+
+def write_description(folder: Path) -> None:
+    """Make a folder with nothing but a model's tensors one that `load_slow_weights` reads weights from."""
+    torch.save({"content_metadata": dict(METADATA)}, folder / "common.pt")
+    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
 
 
 def request_to_save_slow_weights(

@@ -44,22 +44,43 @@ class ExportOptions:
 class ImportOptions:
     """What the command `import` is asked for."""
 
-    source: Annotated[Literal["sakana"], Flag("--from")]
-    """whose format the checkpoint has: sakana for what the authors of the FwPKM paper released"""
     checkpoint: Annotated[str, Metavar("DIR")]
     """folder with config.json and weights"""
     output: Annotated[str, Metavar("DIR")]
     """folder to write"""
-    write_scale: Literal["official", "consistent"] = "official"
-    """arithmetic of reading with a cache: that of the authors' code, whose results depend on how a text is divided into
-    calls (a text that is read token by token is hardly written), or that of this package, whose results do not"""
-    lookahead: Annotated[int | None, AtLeast(0), Metavar("N")] = None
-    """lookahead that the memory was trained with (default: 1, that of the authors' code, which ignored the misspelled
-    key of the released configurations)"""
-    dtype: DType = "float32"
-    """data type of the weights; the fast weights stay float32"""
+    source: Annotated[Literal["hf", "sakana"] | None, Flag("--from")] = None
+    """whose model it is: hf for an export of this package, which becomes a checkpoint for pretrain.py; sakana for what
+    the authors of the FwPKM paper released, which becomes such an export (default: told by config.json)"""
     overwrite: bool = False
-    """replace an existing folder"""
+    """replace an existing folder, but not the checkpoints of a run"""
+    config: Annotated[str | None, Metavar("FILE")] = None
+    """hf: YAML file of pretrain.py with what an export does not tell: options of training, seed, tokenizer"""
+    iteration: Annotated[int, AtLeast(0), Metavar("N")] = 0
+    """hf: iteration at which pretraining continues; schedule and data go on from there"""
+    consumed_samples: Annotated[int | None, AtLeast(0), Metavar("N")] = None
+    """hf: sequences of the training data that are left out as read (default: --iteration times the global batch size
+    of --config)"""
+    make_vocab_size_divisible_by: Annotated[int | None, AtLeast(1), Metavar("N")] = None
+    """hf: pad the vocabulary to a multiple of this times the tensor-parallel size (default: that of --config, or
+    128)"""
+    tensor_model_parallel_size: Annotated[int | None, AtLeast(1), Metavar("N")] = None
+    """hf: tensor-parallel size for this padding; the checkpoint can be loaded in any layout (default: that of --config,
+    or 1)"""
+    write_scale: Literal["official", "consistent"] | None = None
+    """sakana: arithmetic of reading with a cache: that of the authors' code, whose results depend on how a text is
+    divided into calls (a text that is read token by token is hardly written), or that of this package, whose results
+    do not (default: official)"""
+    lookahead: Annotated[int | None, AtLeast(0), Metavar("N")] = None
+    """sakana: lookahead that the memory was trained with (default: 1, that of the authors' code, which ignored the
+    misspelled key of the released configurations)"""
+    dtype: DType | None = None
+    """sakana: data type of the weights; the fast weights stay float32 (default: float32)"""
+
+
+ONLY_HF = ("config", "iteration", "consumed_samples", "make_vocab_size_divisible_by", "tensor_model_parallel_size")
+"""Fields of `ImportOptions` that mean something for exports alone."""
+ONLY_SAKANA = ("write_scale", "lookahead", "dtype")
+"""The same for what the paper's authors released."""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def sakana_model(source: Path, options: ImportOptions) -> FwPKMForCausalLM:
     """Our model with the weights of a released checkpoint, in evaluation mode; raises as `import_sakana`."""
     given = read_config(source)
     try:
-        config = our_config(given, lookahead=options.lookahead, write_scale=options.write_scale)
+        config = our_config(given, lookahead=options.lookahead, write_scale=options.write_scale or "official")
         model = empty_model(config)
     except ValueError as error:
         raise ValueError(f"{source / 'config.json'}: {error}") from error
@@ -61,7 +61,7 @@ def sakana_model(source: Path, options: ImportOptions) -> FwPKMForCausalLM:
         weights = our_weights(tensors, {name: tensor.shape for name, tensor in model.state_dict().items()}, config)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-    return fill_model(model, weights, options.dtype, str(source))
+    return fill_model(model, weights, options.dtype or "float32", str(source))
 
 
 def _copy_tokenizer(source: Path, folder: Path, vocab_size: int) -> None:

@@ -87,6 +87,9 @@ class Engine(Protocol):
     def load(self, folder: Path, *, weights_only: bool) -> list[str]:
         """Read them back (`weights_only`: no optimizer and schedule); returns notices for the log."""
 
+    def begin_at(self, iteration: int) -> None:
+        """Move the schedule of a run that has weights alone, and so an optimizer that begins anew."""
+
     def random_state(self) -> dict[str, Any]:
         """States of the random generators that are the engine's own, as tensors and plain values."""
 

@@ -184,6 +184,11 @@ class MegatronModelEngine(ABC):
         if world_size() > 1:
             dist.barrier()
 
+    def begin_at(self, iteration: int) -> None:
+        """Move the schedule to where it stands after so many steps."""
+        self.scheduler.num_steps = 0
+        self.scheduler.step(iteration)
+
     def random_state(self) -> dict[str, Any]:
         """States of Megatron's tracker of generators."""
         return {name: state.clone() for name, state in get_cuda_rng_tracker().get_states().items()}

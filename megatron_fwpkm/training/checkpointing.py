@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.checkpoint_errors import explained
-from ..checkpoint.compatibility import check_resumable, check_same_schedule
+from ..checkpoint.compatibility import changed_model, check_resumable, check_same_schedule
 from ..checkpoint.lock import run_lock
 from ..checkpoint.manager import CheckpointManager, folder_name
 from ..checkpoint.record import CONFIG_NAME, RunRecord, amend_record, read_record
@@ -154,16 +154,24 @@ class RunCheckpoints:
     def _load(self, folder: Path, *, finetune: bool) -> TrainingProgress:
         record = on_rank_zero(lambda: read_record(folder))
         saved = read_saved_config(folder)
-        notices = check_resumable(saved, self._config, str(folder), finetune=finetune)
-        if self._config.checkpoint.override_opt_param_scheduler is False and not finetune:
+        weights_only = finetune or record.weights_only
+        notices = check_resumable(saved, self._config, str(folder), finetune=weights_only)
+        if record.weights_only and not finetune:
+            notices += changed_model(saved, self._config)
+        if self._config.checkpoint.override_opt_param_scheduler is False and not weights_only:
             check_same_schedule(saved, self._config, str(folder))
-        if record.tokenizer_hash != self._tokenizer.identity:
+        if not record.tokenizer_hash and record.vocab_size != self._tokenizer.vocab_size:
+            raise ValueError(
+                f"cannot continue from {folder}: its model has {record.vocab_size} token embeddings, but the tokenizer "
+                f"has {self._tokenizer.vocab_size} ids; give the tokenizer that the model was trained with"
+            )
+        if record.tokenizer_hash not in ("", self._tokenizer.identity):
             raise ValueError(
                 f"cannot continue from {folder}: its tokenizer (vocabulary size {record.vocab_size}, identity "
                 f"{record.tokenizer_hash[:12]}) is not the one given (vocabulary size {self._tokenizer.vocab_size}, "
                 f"identity {self._tokenizer.identity[:12]}); set --tokenizer-model to the copy in the checkpoint"
             )
-        notices += self._engine.load(folder, weights_only=finetune)
+        notices += self._engine.load(folder, weights_only=weights_only)
         if finetune:
             logger.info("loaded weights and fast weights from %s (iteration %d)", folder, record.iteration)
             progress = TrainingProgress()
@@ -175,7 +183,13 @@ class RunCheckpoints:
 
     def _go_on(self, folder: Path, record: RunRecord, notices: list[str]) -> TrainingProgress:
         """Restore the rest of the state; bit for bit where the layout is the saved one."""
-        if record.layout == self._layout:
+        if record.weights_only:
+            self._engine.begin_at(record.iteration)
+            notices.append(
+                f"{folder.name} was imported and has no optimizer state: the optimizer and the random states begin "
+                f"anew, the schedule goes on at iteration {record.iteration}"
+            )
+        elif record.layout == self._layout:
             self._engine.set_random_state(load_rng_state(folder, self._world.rank))
         else:
             notices.append(

@@ -29,7 +29,7 @@ def golden(goldens: Callable[[str], Golden]) -> Golden:
 
 
 def imported(folder: Path, **changes: Any) -> FwPKMForCausalLM:
-    return sakana_model(folder, ImportOptions("sakana", str(folder), "unused", **changes))
+    return sakana_model(folder, ImportOptions(str(folder), "unused", "sakana", **changes))
 
 
 def with_tensors(folder: Path, golden: Golden, change: Callable[[dict[str, Tensor]], None]) -> Path:
@@ -158,7 +158,7 @@ def test_tokenizers(golden: Golden, tmp_path: Path, caplog: pytest.LogCaptureFix
     from tokenizers import Tokenizer, models
 
     folder = write_released(tmp_path / "theirs", golden)
-    options = ImportOptions("sakana", str(folder), str(tmp_path / "ours"), overwrite=True)
+    options = ImportOptions(str(folder), str(tmp_path / "ours"), "sakana", overwrite=True)
     with caplog.at_level(logging.WARNING, "megatron_fwpkm"):
         import_sakana(options)
     assert len(caplog.messages) == 1 and "contains no tokenizer.json" in caplog.messages[0]
@@ -170,4 +170,4 @@ def test_tokenizers(golden: Golden, tmp_path: Path, caplog: pytest.LogCaptureFix
             with pytest.raises(ValueError, match="its tokenizer has ids up to 64, but the model has 64"):
                 import_sakana(options)
     with pytest.raises(ValueError, match="ours already exists; give another --output, or use --overwrite"):
-        import_sakana(ImportOptions("sakana", str(folder), str(tmp_path / "ours")))
+        import_sakana(ImportOptions(str(folder), str(tmp_path / "ours"), "sakana"))

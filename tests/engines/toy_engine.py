@@ -94,6 +94,9 @@ class ToyEngine:
             self.optimizer.load_state_dict(optimizer)
         return []
 
+    def begin_at(self, iteration: int) -> None:
+        self.steps = iteration
+
     def random_state(self) -> dict[str, Any]:
         return {}
 

@@ -45,6 +45,21 @@ def test_export_and_verify(checkpoint: Path, tmp_path: Path, capsys: pytest.Capt
     assert lines[3].startswith("Megatron, float32, random tokens, 1") and lines[3].endswith("<= 1e-05   ok")
 
 
+def test_import_of_an_export(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What to do next stands below."""
+    run_tool(capsys, "convert_checkpoint", "export", "--checkpoint", checkpoint, "--output", tmp_path / "hf")
+    words = ["import", "--checkpoint", tmp_path / "hf", "--output", tmp_path / "run"]
+    done = run_tool(capsys, "convert_checkpoint", *words)
+    folder = tmp_path / "run" / "iter_0000000"
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout == (
+        f"imported to {folder}, which has no optimizer state. Continue with\n"
+        f"python pretrain.py --config {folder}/config.yaml --load {tmp_path / 'run'} --data-path ... --save ...\n"
+    )
+    again = run_tool(capsys, "convert_checkpoint", *words, "--from", "hf")
+    assert (again.returncode, again.stderr.count("\n")) == (1, 1) and "already exists" in again.stderr
+
+
 @pytest.fixture
 def settings_of_tests() -> Iterator[None]:
     """Put back what the tool sets for its process: threads, determinism, parallel state."""
