@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..hf import FwPKMHFConfig
-from ..hf.json_files import AGAIN
+from ..hf.json_files import AGAIN, check_json_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -16,12 +16,11 @@ def read_export_config(folder: Path) -> FwPKMHFConfig:
     """The configuration of an export.
 
     Raises:
-        ValueError: config.json is damaged, or that of another kind of model.
+        ValueError: config.json or generation_config.json is damaged, or that of another kind of model.
     """
     file = folder / "config.json"
+    check_json_files(folder)
     content = FwPKMHFConfig.get_config_dict(folder)[0]
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged: it does not contain a JSON object")
     kind = content.get("model_type")
     if kind != FwPKMHFConfig.model_type:
         raise ValueError(

@@ -77,7 +77,7 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (cut("model.safetensors", 0), "model.safetensors has 0 bytes"),
     (without_table, f"model.safetensors: the tensor {TABLE} is missing"),
     (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
-    (cut("config.json"), "config.json' is not a valid JSON file"),
+    (cut("config.json"), "config.json is damaged: it does not contain a JSON object"),
     (replaced("config.json", "[]"), "config.json is damaged: it does not contain a JSON object"),
     (replaced("config.json", '{"model_type": "gpt2"}'), "model_type in config.json is 'gpt2', not 'fwpkm'"),
     (changed(rope_theta=0), "rope_theta=0 must be a finite number above 1"),
