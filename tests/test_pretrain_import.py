@@ -11,7 +11,7 @@ import torch
 
 import pretrain
 from megatron_fwpkm.checkpoint.checkpoint_reader import CheckpointContents, read_checkpoint
-from megatron_fwpkm.conversion.convert_options import ImportOptions
+from megatron_fwpkm.conversion.convert_options import FastWeights, ImportOptions
 from megatron_fwpkm.conversion.export import export
 from megatron_fwpkm.conversion.megatron_import import import_export
 from megatron_fwpkm.training.metrics import read_records
@@ -147,8 +147,10 @@ def test_another_option_of_the_memory_is_told(
     assert "--hidden-size is 32 in the checkpoint and 64 in this run" in capfd.readouterr().err
 
 
-def test_initial_fast_weights_are_imported_as_such(run: Path, tmp_path: Path) -> None:
-    export(run, tmp_path / "hf", fast_weights="initial")
+@pytest.mark.parametrize("exported", ["initial", "none"])
+def test_initial_fast_weights_are_imported_as_such(run: Path, exported: FastWeights, tmp_path: Path) -> None:
+    """Out of the files, or drawn anew where these have none."""
+    export(run, tmp_path / "hf", fast_weights=exported)
     folder = import_export(ImportOptions(str(tmp_path / "hf"), str(tmp_path / "run")))
     source = read_checkpoint(run)
     tables = read_checkpoint(folder).fast[2].tables

@@ -24,7 +24,7 @@ KIND_GROUPS: dict[str, type] = {
 """Groups of options whose fields an export has under their names, with the prefix of the group."""
 UNUSED_IN_TRAINING = frozenset({
     "use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "fwpkm_write_scale", "fwmlp_write_scale",
-    "fwpkm_implementation", "fwpkm_memory", "fwpkm_iteration", "memory",
+    "fwpkm_implementation", "fwpkm_memory", "fwpkm_iteration", "fwpkm_replica", "memory",
 })  # fmt: skip
 """Fields of an export that no option of pretraining is about: they concern calls with a cache, or are information."""
 
@@ -67,6 +67,9 @@ def model_options(hf: FwPKMHFConfig) -> dict[str, dict[str, Any]]:
     }
     if hf.training_length is not None:
         found["model"]["seq_length"] = hf.training_length
+    if hf.fwpkm_drawn_tables is not None:  # the initial memory of the run, which resets restore
+        found["training"] = {"seed": hf.fwpkm_drawn_tables["seed"]}
+        found["fwpkm"]["table_dtype"] = hf.fwpkm_drawn_tables["table_dtype"]
     return found
 
 

@@ -15,6 +15,7 @@ from ..checkpoint.store_layout import key_of
 from ..checkpoint.tensor_writer import PlannedTensor, RowPiece, whole
 from ..config.layer_kinds import LayerParts
 from ..hf import FwPKMForCausalLM
+from ..hf.drawn_tables import drawn_tables
 from ..hf.stored_weights import Stored
 from .weight_files import DTYPES
 from .weight_mapping import model_rules
@@ -64,7 +65,10 @@ def planned_weights(
     wanted = {rule.megatron: rule for name, rule in rules.items() if name in expected}
     return PlannedWeights(
         {name: _slow(rule, [stored[part] for part in rule.hf], shapes) for name, rule in wanted.items()},
-        {_store_key(name): _rows_in_order([name], [stored[name]]) for name in expected if name in tables},
+        {
+            _store_key(name): _rows_in_order([name], [stored[name]]) if name in expected else _drawn(name, model)
+            for name in tables
+        },
     )
 
 
@@ -104,8 +108,23 @@ def _check(
 
 def _store_key(name: str) -> str:
     """`layer2/replica0/values` of `model.layers.1.memory.values`."""
+    layer, table = _layer_and_table(name)
+    return key_of(layer + 1, 0, table)
+
+
+def _layer_and_table(name: str) -> tuple[int, str]:
+    """A layer, counted from 0, and the name of one of its tables."""
     before, _, table = name.rpartition(".memory.")
-    return key_of(int(before.rpartition(".")[2]) + 1, 0, table)
+    return int(before.rpartition(".")[2]), table
+
+
+def _drawn(name: str, model: FwPKMForCausalLM) -> PlannedTensor:
+    """A table that the files of an export do not have, which is drawn as the run drew it."""
+    config, (layer, table) = model.config, _layer_and_table(name)
+    assert config.fwpkm_drawn_tables is not None
+    seed, dtype = (config.fwpkm_drawn_tables[key] for key in ("seed", "table_dtype"))
+    shape = tuple(model.get_buffer(name).shape)
+    return whole(shape, torch.float32, lambda: drawn_tables(config, layer, seed, dtype)[table])
 
 
 def _slow(rule: Rule, parts: Sequence[Stored], shapes: WeightShapes) -> PlannedTensor:

@@ -30,6 +30,7 @@ from ..config.loading import Resolved, parse_pretrain
 from ..config.memories import memory_numbers
 from ..data.tokenizers import Tokenizer, build_tokenizer
 from ..hf import FwPKMHFConfig
+from ..hf.drawn_tables import tables_hash
 from ..hf.stored_weights import stored_tensors
 from ..libraries.probes import installed
 from .convert_options import ImportOptions
@@ -75,6 +76,7 @@ def import_export(options: ImportOptions) -> Path:
             )
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
+        _check_drawn(hf, source)
         _warn(hf, resolved.config, weights)
         folder = target / folder_name(record.iteration)
         resolved = _with_tokenizer(resolved, tokenizer, folder, record.tokenizer_file)
@@ -208,6 +210,16 @@ def _write(partial: Path, weights: PlannedWeights, config: PretrainConfig) -> No
             StoreDescription(1, 1, config.training.seed, (0,), False).write(partial / FAST_WEIGHTS_FOLDER)
 
 
+def _check_drawn(hf: FwPKMHFConfig, source: Path) -> None:
+    """Raise ValueError where fast weights that the files do not have are drawn differently here."""
+    rule = hf.fwpkm_drawn_tables
+    if rule is not None and tables_hash(hf, rule["seed"], rule["table_dtype"]) != rule["sha256"]:
+        raise ValueError(
+            f"{source}: torch {torch.__version__} on this CPU draws other initial fast weights than the machine that "
+            "made the export, whose files have none; import it there, or export again with --fast-weights initial"
+        )
+
+
 def _warn(hf: FwPKMHFConfig, config: PretrainConfig, weights: PlannedWeights) -> None:
     """Log what an export does not tell, where that matters in training."""
     numbers = memory_numbers(config)
@@ -216,7 +228,7 @@ def _warn(hf: FwPKMHFConfig, config: PretrainConfig, weights: PlannedWeights) ->
             "the export reads with write_scale official, the arithmetic of the paper's authors' code, which training "
             "does not have: an export of what is trained from here has consistent"
         )
-    if not numbers or hf.fwpkm_memory != "initial":
+    if not numbers or hf.fwpkm_memory != "initial" or hf.fwpkm_drawn_tables is not None:
         return
     kind = layer_plan(config)[numbers[0] - 1].memory
     assert kind is not None

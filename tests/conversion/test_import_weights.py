@@ -24,6 +24,7 @@ from megatron_fwpkm.conversion.import_source import import_model
 from megatron_fwpkm.conversion.megatron_import import import_export
 from megatron_fwpkm.conversion.weight_rules import (
     KIND_RULES,
+    KIND_TABLES,
     LAYER_RULES,
     MODEL_RULES,
     GateAndUp,
@@ -231,6 +232,22 @@ def test_half_precision_is_kept(source: tuple[CheckpointContents, Path], tmp_pat
     name = "decoder.layers.0.mlp.linear_fc1.weight"
     assert torch.equal(found.slow[name], source[0].slow[name].bfloat16())
     assert torch.equal(found.fast[2].tables["values"], source[0].fast[2].tables["values"])
+
+
+def test_an_export_without_fast_weights_tells_the_seed(
+    source: tuple[CheckpointContents, Path], tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path / "seed5", 60, 64, None, ["--seed", "5", "--fwpkm-table-dtype", "bf16"])
+    folder = export(tmp_path / "seed5", tmp_path / "hf", fast_weights="none")
+    found = imported(folder, tmp_path / "run")
+    assert (found.config.training.seed, found.config.fwpkm.table_dtype) == (5, "bf16")
+    made = KIND_TABLES["fwpkm"](found.config, 2)
+    assert all(torch.equal(found.fast[2].tables[name], table.float()) for name, table in made.items())
+    config = json.loads((folder / "config.json").read_text())
+    config["fwpkm_drawn_tables"]["sha256"] = 64 * "0"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="draws other initial fast weights than the machine that made the export"):
+        imported(folder, tmp_path / "other")
 
 
 def test_a_piece_of_the_wrong_size_is_our_bug(tmp_path: Path) -> None:
