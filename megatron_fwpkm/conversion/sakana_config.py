@@ -136,8 +136,8 @@ def _refuse_what_differs(given: Mapping[str, Any]) -> None:
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind != "default":
             raise ValueError(
-                f"{name} has the type {kind!r}, which is not imported; remove {name} from it, and set yarn_factor and "
-                "yarn_original_length in the config.json of the output"
+                f"{name} has the type {kind!r}, which is not imported; remove {name} from it, and give yarn_factor and "
+                "yarn_original_length to from_pretrained when you load the output"
             )
     layers = given["num_hidden_layers"]
     for layer in given.get("pkm_layers") or []:

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from ..ops.yarn import Yarn
 from .configuration_fwpkm import FwPKMHFConfig
 from .memory_block import RMSNorm
+from .rope_fields import SCALED_FROM, SCALED_WHOLLY
 from .rows import align_right
 
 if TYPE_CHECKING:
@@ -27,10 +28,6 @@ QUERY_BLOCK = 128
 MASK_ELEMENTS = 1 << 22
 """Most elements of one mask per sequence: bounds the block where attention is full and the past is long."""
 
-
-SCALED_FROM, SCALED_WHOLLY = 8192 / 4, 8192
-"""Wavelengths in tokens: from the first on a rotary frequency is scaled in part, from the second on wholly. Llama 3.1's
-numbers, which Megatron does not let one change either."""
 
 
 def rotary_angles(

@@ -154,15 +154,10 @@ def check_given(config: FwPKMHFConfig, others: Mapping[str, object]) -> None:
     Raises:
         ValueError: a field is out of its range, with its name, its value and what it may be.
     """
-    for name, value in others.items():
+    for name in others:
         if name.startswith(("fwpkm_", "fwmlp_", "pkm_")):
             raise ValueError(
                 f"{name} is not a field of this configuration; it may be misspelled or belong to a newer version"
-            )
-        if name in ("rope_scaling", "rope_parameters") and value is not None:
-            raise ValueError(
-                f"{name}={value!r} is not supported by this model; remove it and use rope_scaling_factor or "
-                "yarn_factor"
             )
     _check_dtype(others.get("torch_dtype"))
     check_fields(config, may_be_none=_MADE_UP)

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from .attention_fields import attention_mixers
 from .config_checks import check_config, check_given
 from .mlp_fields import DENSE
+from .rope_fields import ROPE_FIELDS, SPELLINGS, agreed, new_spelling, old_spelling, take
 
 
 class FwPKMHFConfig(PreTrainedConfig):
@@ -192,6 +193,12 @@ class FwPKMHFConfig(PreTrainedConfig):
         Raises:
             ValueError: a field is out of its range, or fields do not fit each other.
         """
+        given = {name: value for name in SPELLINGS if (value := kwargs.pop(name, None)) is not None}
+        if given:
+            own = {name: getattr(self, name) for name in ROPE_FIELDS}  # given if it is not the default
+            given |= {name: value for name, value in own.items() if value != getattr(type(self), name)}
+            for name, value in agreed(given).items():
+                setattr(self, name, value)
         check_given(self, kwargs)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -215,6 +222,40 @@ class FwPKMHFConfig(PreTrainedConfig):
         scales = (self.fwpkm_layers, self.fwpkm_write_scale), (self.fwmlp_layers, self.fwmlp_write_scale)
         return any(layers and scale == "official" for layers, scale in scales)
 
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """The rotary positions as Transformers 5 spells them."""
+        return new_spelling(self)
+
+    @rope_parameters.setter
+    def rope_parameters(self, given: object) -> None:
+        """Set the fields that it is made from."""
+        take(self, "rope_parameters", given)
+
+    @property
+    def rope_scaling(self) -> dict[str, Any] | None:
+        """Their scaling as earlier releases spell it."""
+        return old_spelling(self)
+
+    @rope_scaling.setter
+    def rope_scaling(self, given: object) -> None:
+        """Set the fields that it is made from."""
+        take(self, "rope_scaling", given)
+
+    def convert_rope_params_to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What is left of keywords when the rotary positions are taken out: they have been before."""
+        return kwargs
+
+    def _checked_elsewhere(self, *args: Any, **kwargs: Any) -> None:
+        """Transformers' own check needs `max_position_embeddings`; `check_config` checks rotary positions."""
+
+    _validate_default_rope_parameters = _validate_llama3_rope_parameters = _checked_elsewhere
+    _validate_yarn_rope_parameters = _checked_elsewhere
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, and the rotary positions in both spellings of Transformers, for tools that look for them."""
+        return {**super().to_dict(), **{name: getattr(self, name) for name in SPELLINGS}}
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """A configuration from a dictionary, and from keywords that go before its entries.
@@ -223,7 +264,7 @@ class FwPKMHFConfig(PreTrainedConfig):
             ValueError: a field is out of its range, or fields do not fit each other.
         """
         try:
-            made = super().from_dict(config_dict, **kwargs)
+            made = super().from_dict(agreed(config_dict), **kwargs)
         except Exception as error:  # of a field that every configuration has; some releases check these on their own
             if not isinstance(error, AttributeError | TypeError) and "StrictDataclass" not in type(error).__name__:
                 raise

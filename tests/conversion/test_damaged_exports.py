@@ -80,7 +80,7 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (cut("config.json"), "config.json is damaged: it does not contain a JSON object"),
     (replaced("config.json", "[]"), "config.json is damaged: it does not contain a JSON object"),
     (replaced("config.json", '{"model_type": "gpt2"}'), "model_type in config.json is 'gpt2', not 'fwpkm'"),
-    (changed(rope_theta=0), "rope_theta=0 must be a finite number above 1"),
+    (changed(rope_theta=0), "rope_theta=0 and rope_parameters="),
     (changed(num_hidden_layers=10**7), "num_hidden_layers=10000000 must be"),
     (replaced("generation_config.json", "[]"), "generation_config.json is damaged"),
     (lambda folder: (folder / "config.json").unlink(), "contains no config.json"),

@@ -98,7 +98,7 @@ def test_warnings(
         ({"head_dim": None}, "config.json: it is not complete: head_dim is missing"),
         ({"layer_types": ["mamba"] * 4}, "layer_types contains 'mamba'"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling has the type 'yarn'.* set yarn_factor"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling has the type 'yarn'.* give yarn_factor"),
         ({"pkm_layers": [4]}, "pkm_layers contains 4, but the layers are numbered from 0 to 3"),
         ({"fwpkm_layers": 3}, "fwpkm_layers=3 has the wrong type; expected list"),
         ({"fwpkm_compress_value": "tanh"}, "fwpkm_compress_value='tanh' is not supported"),
