@@ -132,6 +132,9 @@ def test_twenty_steps_equal_ten_and_resume_and_ten(
     seen = losses(whole)
     assert sorted(seen) == [5, 10, 15, 20] and seen[20][0] < seen[5][0]
     assert_same_checkpoint(read_checkpoint(whole), read_checkpoint(halves))
+    validation = read_checkpoint(whole).validation
+    assert validation is not None and validation["iteration"] == 20 and validation["lm_loss"] > 1
+    assert read_checkpoint(halves).validation == validation
     # A finished run says so and does nothing.
     assert start(flags(dataset, save=halves, bf16=True, resume=True)) == 0
     assert "nothing to do: the run already finished at iteration 20; increase --train-iters" in capfd.readouterr().out

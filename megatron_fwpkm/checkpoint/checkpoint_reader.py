@@ -61,6 +61,12 @@ class CheckpointContents:
     """As in the record: whether training documents begin with BOS and end with EOD."""
     replica: int = 0
     """The data-parallel replica whose tables are in `fast`."""
+    consumed_tokens: int = 0
+    """Tokens that the run has trained on."""
+    validation: dict[str, float] | None = None
+    """The last validation: `iteration` and `lm_loss`; None where there was none, or an earlier version saved."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Releases of the libraries that the run trained with."""
 
 
 def read_checkpoint(path: str | Path, replica: int = 0) -> CheckpointContents:
@@ -88,6 +94,9 @@ def read_checkpoint(path: str | Path, replica: int = 0) -> CheckpointContents:
         tokenizer_path=tokenizer,
         documents=record.documents,
         replica=replica,
+        consumed_tokens=record.consumed_tokens,
+        validation=record.loop.get("validation"),
+        versions=record.versions,
     )
 
 

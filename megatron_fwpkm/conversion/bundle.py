@@ -10,6 +10,7 @@ import ast
 import inspect
 import re
 from collections.abc import Iterable
+from importlib.metadata import distribution
 from pathlib import Path
 
 from ..hf.kind_modules import KIND_MODULES
@@ -25,7 +26,8 @@ AUTO_MAP = {
 
 
 def write_bundle(folder: Path, kinds: Iterable[str] = ()) -> None:
-    """Write the code of a model whose layers are of these kinds into a folder."""
+    """Write the code of a model whose layers are of these kinds into a folder, with its licence."""
+    (folder / "LICENSE").write_text(license_text(), encoding="utf-8")
     for name, text in bundled_files(kinds).items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -54,6 +56,16 @@ def bundled_files(kinds: Iterable[str] = ()) -> dict[str, str]:
     for path, module in outside.items():
         files[model] += f"\nfrom .{_flat_name(path)} import {module}  # noqa: E402, F401  (a kind of layer)\n"
     return dict(sorted(files.items()))
+
+
+def license_text() -> str:
+    """The licence of this package's code: from the source tree, or as it was installed."""
+    beside = PACKAGE.parent / "LICENSE"
+    if (PACKAGE.parent / "pyproject.toml").is_file():
+        return beside.read_text(encoding="utf-8")
+    text = distribution(PACKAGE.name).read_text("licenses/LICENSE")
+    assert text is not None, "installed without its licence"
+    return text
 
 
 def _outside(kind: str) -> dict[Path, str]:

@@ -34,6 +34,9 @@ class ExportOptions:
     """data-parallel replica whose trained fast weights are exported"""
     max_shard_size: Annotated[str, Metavar("SIZE")] = "5GB"
     """largest size of a file of weights, in KB, MB, GB or TB"""
+    license: Annotated[str | None, Metavar("NAME")] = None
+    """licence of the weights for the model card, such as apache-2.0 (default: the card says that none was given; the
+    code of the model is under Apache 2.0)"""
     tokenizer: bool = True
     """export the tokenizer"""
     overwrite: bool = False

@@ -42,6 +42,7 @@ def export(
     fast_weights: FastWeights | None = None,
     replica: int = 0,
     max_shard_size: str = SHARD_SIZE,
+    license: str | None = None,
     tokenizer: bool = True,
     overwrite: bool = False,
 ) -> Path:
@@ -58,6 +59,7 @@ def export(
             --fwpkm-reset means, `trained` for never, else `initial`.
         replica: the data-parallel replica whose trained memory it is.
         max_shard_size: largest size of a file of weights, as "5GB".
+        license: of the weights, for the model card; None says that none was given.
         tokenizer: write the tokenizer too.
         overwrite: replace an existing folder.
 
@@ -82,7 +84,7 @@ def export(
             written = save_tokenizer(contents.tokenizer_path, data, folder, add_bos=add_bos)
             if doubt := bos_doubt(contents, written):
                 logger.warning("%s", doubt)
-        (folder / "README.md").write_text(model_card(contents, model), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(contents, model, license), encoding="utf-8")
         model.config.dtype = dtype
         write_description(model, folder, [kind.name for kind in kinds_in_use(contents.config)])
     return target

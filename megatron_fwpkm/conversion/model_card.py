@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
+from transformers import __version__ as transformers_version
 
 from ..config.layer_kind import Role
 from ..config.layer_kinds import kinds_in_use, layers_of
@@ -14,7 +18,7 @@ if TYPE_CHECKING:
 
 _CARD = """---
 library_name: transformers
-pipeline_tag: text-generation{tags}
+pipeline_tag: text-generation{license_tag}{tags}
 ---
 
 # {title}
@@ -40,6 +44,14 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0]))
   `use_cache=False` computes exactly what training computes.
 {memory}* Padding on either side does not change the results.{equal_lengths}
 * Requires Transformers {oldest} to {newest}: older releases are refused, newer ones cause a warning.
+
+## Training
+
+{training}
+
+## License
+
+The code in this folder is that of megatron_fwpkm, under the Apache License 2.0 (`LICENSE`). {license}
 """
 _READING = """
 To read a document and ask about it later:
@@ -61,14 +73,21 @@ _MEMORY = """\
 """
 
 
+_NO_LICENSE = "No license of the weights was given."
 _DRAWN = """
 
 The files do not contain that memory: loading draws it as the run drew it, and refuses to load where another release of
 torch or another kind of CPU draws different numbers (`fwpkm_drawn_tables` in `config.json` has their hash)."""
 
 
-def model_card(contents: CheckpointContents, model: FwPKMForCausalLM) -> str:
-    """Markdown that says what the model is and how to use it; of memories only where it has one."""
+def model_card(contents: CheckpointContents, model: FwPKMForCausalLM, license: str | None = None) -> str:
+    """Markdown that says what the model is and how to use it; of memories only where it has one.
+
+    Args:
+        contents: of the checkpoint.
+        model: with or without numbers.
+        license: of the weights, None where none is given.
+    """
     config, trained = model.config, contents.config
     kinds = sorted(kinds_in_use(trained), key=lambda kind: kind.role is not Role.MEMORY)
     return _CARD.format(
@@ -81,8 +100,36 @@ def model_card(contents: CheckpointContents, model: FwPKMForCausalLM) -> str:
         length=trained.model.seq_length,
         oldest=OLDEST,
         newest=NEWEST,
+        training=_training(contents),
+        license_tag="" if license is None else f"\nlicense: {license}",
+        license=_NO_LICENSE if license is None else f"The weights are under: {license}.",
         **_of_memories([kind.name for kind in kinds if kind.role is Role.MEMORY], model),
     )
+
+
+def _training(contents: CheckpointContents) -> str:
+    """What the model was trained on, the last validation, and with which releases: what the checkpoint says of it."""
+    data = contents.config.data
+    blend = data.train_data_path or data.data_path
+    names = ", ".join(f"`{Path(part).name}`" if _is_prefix(part) else part for part in blend)
+    seen = f"{contents.consumed_tokens:,} tokens" if contents.consumed_tokens else "a number of tokens not recorded"
+    lines = [f"* Data: {seen}" + (f" of {names}{' (weight, dataset)' if len(blend) > 1 else ''}." if names else ".")]
+    if contents.validation is not None:
+        loss, iteration = contents.validation["lm_loss"], contents.validation["iteration"]
+        lines.append(f"* Evaluation: loss {loss:.4f} (nats per token) on the validation data at iteration {iteration}.")
+    trained = "".join(f"{name} {number}, " for name, number in sorted(contents.versions.items()))
+    exported = f"exported with torch {torch.__version__}, transformers {transformers_version}"
+    lines.append(f"* Versions: {'trained with ' if trained else ''}{trained}{exported}.")
+    return "\n".join(lines)
+
+
+def _is_prefix(part: str) -> bool:
+    """Whether a word of a blend is a dataset's prefix and not a weight."""
+    try:
+        float(part)
+    except ValueError:
+        return True
+    return False
 
 
 def _of_memories(names: list[str], model: FwPKMForCausalLM) -> dict[str, str]:

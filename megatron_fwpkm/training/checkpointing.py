@@ -30,6 +30,8 @@ from ..engines.base import BackgroundSave, Engine
 
 _RECOVERY = ("skipped_samples", "recoveries", "recent_losses", "spike_steps")
 """What a progress knows of faults that the run has overcome."""
+_LATER = (*_RECOVERY, "validation")
+"""Fields that checkpoints of earlier versions lack."""
 
 logger = logging.getLogger("megatron_fwpkm")
 
@@ -54,6 +56,8 @@ class TrainingProgress:
     """Windows of the training dataset, which the order of the data depends on; 0 before it is known."""
     evaluation_cut_off: bool = False
     """Whether the run was stopped while it evaluated the validation data of this iteration."""
+    validation: dict[str, float] | None = None
+    """The last validation: `iteration` and `lm_loss`."""
     skipped_samples: int = 0
     """Samples of the data order that rewinds have left out; they are not among the consumed ones."""
     recoveries: int = 0
@@ -207,7 +211,7 @@ class RunCheckpoints:
             guard=loop["guard"],
             dataset_windows=loop["dataset_windows"],
             evaluation_cut_off=loop.get("evaluation_cut_off", False),  # not in checkpoints before 2026-11-28
-            **{name: loop[name] for name in _RECOVERY if name in loop},  # nor these
+            **{name: loop[name] for name in _LATER if name in loop},
         )
 
     def go_back(self, before: int) -> TrainingProgress | None:
@@ -302,6 +306,7 @@ class RunCheckpoints:
             "dataset_windows": progress.dataset_windows,
             "evaluation_cut_off": progress.evaluation_cut_off,
             **{name: getattr(progress, name) for name in _RECOVERY},
+            "validation": progress.validation,
             "recent_losses": list(progress.recent_losses),
         }
         return RunRecord(

@@ -249,6 +249,8 @@ class TrainingLoop:
         if validation is not None:
             self._validation_loss = self._evaluate("validation", validation)
             self.progress.evaluation_cut_off = self._validation_loss is None
+            if self._validation_loss is not None:
+                self.progress.validation = {"iteration": self.progress.iteration, "lm_loss": self._validation_loss}
 
     def _evaluate(self, split: str, batches: Iterable[Batch]) -> float | None:
         """Evaluate a split, restore the memories, and write and log the result; returns the LM loss.

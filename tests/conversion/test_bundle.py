@@ -36,7 +36,7 @@ def test_files_are_those_of_the_package_but_for_the_names_in_imports(tmp_path: P
     changed = [pair for pair in zip(plain.splitlines(), source.splitlines(), strict=True) if pair[0] != pair[1]]
     assert ("from .undo_log import UndoLog", "from ..undo_log import UndoLog") in changed
     assert all(ours.startswith("from .") for ours, _ in changed)
-    assert {path.name for path in tmp_path.iterdir()} == set(bundled_files())
+    assert {path.name for path in tmp_path.iterdir()} == {"LICENSE", *bundled_files()}
 
 
 def test_the_bundle_has_plain_and_no_other_way_to_compute_the_memory() -> None:

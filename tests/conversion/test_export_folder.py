@@ -108,9 +108,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -
 def test_an_export_needs_nothing_of_this_package(checkpoint: Path, tmp_path: Path) -> None:
     folder = export(checkpoint, tmp_path / "hf")
     expected = set(bundled_files()) | {
-        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer.model",
-        "tokenizer_config.json",
+        "LICENSE", "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer.model", "tokenizer_config.json",
     }  # fmt: skip
+    assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "all may be read by the same people"
     assert {path.name for path in folder.iterdir()} == expected
     assert all((folder / name).read_text() == text for name, text in bundled_files().items())

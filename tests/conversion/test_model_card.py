@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from transformers import __version__ as version
 
+from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.config.derived import table_elements
 from megatron_fwpkm.config.memories import memory_kinds
 from megatron_fwpkm.conversion.export import hf_model
@@ -43,7 +47,7 @@ def test_without_a_memory_none_is_described(options: dict[str, Any], said: list[
     ):
         assert words not in text.replace("megatron_fwpkm", ""), words
     assert "# Language model\n\nA causal transformer. " in text and "of 48 tokens.\n\n## Use" in text
-    assert text.count("```") == 2 and "\n\n\n" not in text and text.count("\n* ") == 3
+    assert text.count("```") == 2 and "\n\n\n" not in text and text.count("\n* ") == 5
 
 
 def test_each_memory_is_described() -> None:
@@ -61,7 +65,24 @@ def test_each_memory_is_described() -> None:
         assert f"\ntags: [{tags}, fast-weights, long-context]\n---\n" in text
         assert "# Language model with fast weights\n\n" in text and "starts from the memory at the end" in text
         assert "cache = model.read(" in text and "model.memory_mode" in text and text.count("```") == 4
-        assert "\n\n\n" not in text and text.count("\n* ") == 6
+        assert "\n\n\n" not in text and text.count("\n* ") == 8
+
+
+def test_training_and_license() -> None:
+    initialize()
+    data = DataConfig(train_data_path=("0.7", "/data/private/austen_text_document", "0.3", "code_document"))
+    contents = replace(
+        contents_of(replace(tiny(), data=data), 60, 64), consumed_tokens=1234567, versions={"torch": "2.0.1"},
+        validation={"iteration": 20, "lm_loss": 3.14159},
+    )  # fmt: skip
+    model = hf_model(contents)
+    text, licensed = model_card(contents, model), model_card(contents, model, "cc-by-4.0")
+    assert "* Data: 1,234,567 tokens of 0.7, `austen_text_document`, 0.3, `code_document` (weight, dataset).\n" in text
+    assert "private" not in text
+    assert "* Evaluation: loss 3.1416 (nats per token) on the validation data at iteration 20.\n" in text
+    assert f"trained with torch 2.0.1, exported with torch {torch.__version__}, transformers {version}.\n" in text
+    assert "No license of the weights was given." in text and "\nlicense:" not in text
+    assert "\nlicense: cc-by-4.0\ntags: [" in licensed and "The weights are under: cc-by-4.0." in licensed
 
 
 def test_numbers_of_a_memory() -> None:
