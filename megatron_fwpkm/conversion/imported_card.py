@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(".", trust_remote_code=True)  # this folder
 ```
 
-The sequences of a batch would write to one memory; such a call is refused unless `memory="shared"` is set. Requires
+Every sequence of a batch has a memory of its own; `memory="shared"` gives all of them one, as in the paper. Requires
 Transformers {oldest} to {newest}.
 """
 _CONSEQUENCES = {

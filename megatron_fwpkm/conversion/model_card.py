@@ -67,9 +67,10 @@ _MEMORY = """\
 * `cache.flush_memory()` writes the tokens of an incomplete chunk; `cache.clone()` copies the memory; and
   `cache.reset_memory()` restores the initial memory.
 * `model.memory_mode` is `"on"`, `"frozen"` (read, do not write) or `"off"` (read the initial memory).
-* The sequences of a batch would write to one memory and read each other's text from it. Such a call is refused unless
-  `memory="shared"` is set (in the call, in `model.config` or in `model.generation_config`), as in the paper.
-  Otherwise, use one call per sequence, or the mode `"frozen"` or `"off"`.
+* Every sequence of a batch has a memory of its own, and gives the same tokens as alone. `memory="shared"` (in the call,
+  in `model.config` or in `model.generation_config`) gives all of them one, as in the paper.
+* `cache.fork(8)` asks eight questions at once; `cache.save_pretrained(folder)` keeps what was read as a small file, and
+  `type(cache).from_pretrained(folder, model)` brings it back.
 """
 
 

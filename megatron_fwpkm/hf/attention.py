@@ -136,6 +136,16 @@ class FullLayer(DynamicLayer):
             self.keys, self.values = align_right(keys, shift), align_right(values, shift)
         return keys, values
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept, by name; empty before the first token."""
+        return {"keys": self.keys, "values": self.values} if self.is_initialized else {}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put what `tensors()` has given in the place of what is kept; raises ValueError where it does not fit."""
+        keys, values = _text(tensors)
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
 
 class WindowLayer(DynamicSlidingWindowLayer):
     """Keys and values of the last `sliding_window - 1` tokens: what the next token can still see besides itself."""
@@ -159,6 +169,29 @@ class WindowLayer(DynamicSlidingWindowLayer):
         kept = (keys, values) if shift is None else (align_right(keys, shift), align_right(values, shift))
         self.keys, self.values = (states[..., first:, :].clone() for states in kept)
         return keys, values
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept, by name; empty before the first token."""
+        if not self.is_initialized:
+            return {}
+        return {"keys": self.keys, "values": self.values, "length": torch.tensor([self.cumulative_length])}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put what `tensors()` has given in the place of what is kept; raises ValueError where it does not fit."""
+        keys, values = _text(tensors)
+        length, kept = tensors.get("length"), keys.shape[2]
+        if length is None or length.shape != (1,) or not kept <= min(int(length), self.sliding_window - 1):
+            raise ValueError("the attention window is damaged: its length is missing or wrong")
+        self.lazy_initialization(keys, values)
+        self.keys, self.values, self.cumulative_length = keys, values, int(length)
+
+
+def _text(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, heads, T, head_dim] that were saved; raises ValueError where they do not fit each other."""
+    keys, values = tensors.get("keys"), tensors.get("values")
+    if keys is None or values is None or keys.ndim != 4 or keys.shape != values.shape:
+        raise ValueError("keys or values of attention are missing, or do not fit each other")
+    return keys, values
 
 
 class FwPKMAttention(nn.Module):

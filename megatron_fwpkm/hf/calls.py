@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .cache import FwPKMCache
 from .config_checks import MEMORY_OWNERS
+from .memory import MEMORY_MODES
 from .rows import ReadText, Rows
 
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
@@ -66,34 +67,26 @@ def given_cache(past_key_values: object, cache: object) -> FwPKMCache | None:
     raise ValueError(f"{name} is a {kind}, which has no fast-weight memory; use model.new_cache()")
 
 
-def check_owner(owner: str | None) -> str | None:
-    """Check a value of `memory`.
+def owner_and_mode(memory: str | None) -> tuple[str | None, str | None]:
+    """What the argument `memory` of a call says: whose a new memory is, or what is done with it; each may be None.
 
     Raises:
         ValueError: it is not known.
     """
-    if owner is not None and owner not in MEMORY_OWNERS:
+    if memory is None:
+        return None, None
+    if memory in MEMORY_OWNERS:
+        return memory, None
+    if memory in MEMORY_MODES:
+        return None, memory
+    raise ValueError(f"memory={memory!r} is not known; choose one of: {', '.join((*MEMORY_OWNERS, *MEMORY_MODES))}")
+
+
+def check_owner(owner: str) -> str:
+    """Check whose a memory is; raises ValueError where it is not known."""
+    if owner not in MEMORY_OWNERS:
         raise ValueError(f"memory={owner!r} is not known; choose one of: {', '.join(MEMORY_OWNERS)}")
     return owner
-
-
-def check_sequences(sequences: int, owner: str | None, why: str) -> None:
-    """Check that a memory which is written has one sequence, or was said to be shared.
-
-    Args:
-        sequences: of the batch.
-        owner: one of MEMORY_OWNERS, or None when nobody said.
-        why: where the sequences come from, in the user's words.
-
-    Raises:
-        ValueError: several sequences without an owner.
-    """
-    if sequences > 1 and owner is None:
-        raise ValueError(
-            f"{why} would write to one memory and read each other's text from it; use one call per sequence, set "
-            "model.memory_mode = 'frozen' or 'off', or, if sharing is intended, pass memory='shared' (to forward() "
-            "or generate(); or set model.config.memory, or use model.shared_memory())"
-        )
 
 
 def check_shape(hidden: Tensor, text: ReadText) -> None:

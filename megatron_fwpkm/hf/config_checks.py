@@ -130,10 +130,10 @@ SWITCHES = (
     "return_dict",
     "output_hidden_states",
 )
-MEMORY_OWNERS = ("shared",)
-"""Whose a memory that is written can be. shared: one for all sequences of a batch, as in the paper."""
+MEMORY_OWNERS = ("per-sequence", "shared")
+"""Whose a memory is. per-sequence: every sequence of a batch has its own. shared: all have one, as in the paper."""
 WORDS = {
-    "memory": (None, *MEMORY_OWNERS),
+    "memory": MEMORY_OWNERS,
     "fwpkm_memory": ("initial", "trained"),
     **{f"fwpkm_{name}": CHOICES[name] for name in ("score", "boundary", "write_scale", "implementation")},
     **FAST_MLP_WORDS,

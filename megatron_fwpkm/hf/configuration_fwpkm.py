@@ -100,8 +100,8 @@ class FwPKMHFConfig(PreTrainedConfig):
             of the training run and `table_dtype` ("fp32" or "bf16"), and the `sha256` that they must have; None where
             the files have them.
         fwpkm_iteration: iteration of the training run that the weights are from, for information.
-        memory: who owns the memory when a call has several sequences and writes: "shared" by all of them, or None to
-            refuse such a call. The argument `memory` of a call takes precedence.
+        memory: whose the memories are that a call with several sequences makes: "per-sequence", so that every sequence
+            has its own, or "shared" by all of them, as in the paper. The argument `memory` of a call takes precedence.
 
     Raises:
         ValueError: a field is out of its range, or fields do not fit each other; with name, value and what is allowed.
@@ -185,7 +185,7 @@ class FwPKMHFConfig(PreTrainedConfig):
     fwpkm_replica: int | None = None
     fwpkm_drawn_tables: dict[str, Any] | None = None
     fwpkm_iteration: int | None = None
-    memory: str | None = None
+    memory: str = "per-sequence"
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Fill in what follows from other fields, and check.

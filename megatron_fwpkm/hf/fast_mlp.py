@@ -52,7 +52,7 @@ class FastWeightMLP(BlockAroundMemory):
 
     def new_memory(self) -> LayerMemory:
         """What a cache holds of this layer at the beginning of a text."""
-        return LayerMemory(self.initial(), self.streaming, FUNCTIONS)
+        return LayerMemory(self.initial(), self.streaming, FUNCTIONS, self.initial)
 
     @property
     def functions(self) -> MemoryFunctions:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationMode
 
 from .cache import FwPKMCache
-from .calls import CACHE_NAME, check_owner, check_sequences, given_cache, rows_of
+from .calls import CACHE_NAME, given_cache, owner_and_mode, rows_of
 from .rows import ReadText, fingerprint
 
 
@@ -43,21 +44,16 @@ class FwPKMGenerationMixin(GenerationMixin):
         Raises:
             ValueError: as `forward`, or `memory_mode` is not `on`, so that nothing would be remembered.
         """
-        if self.model.memory_mode != "on":
+        owner, mode = owner_and_mode(memory)
+        if (mode or self.model.memory_mode) != "on":
             raise ValueError(
-                f"memory_mode={self.model.memory_mode!r} writes nothing, so the document would not be remembered; set "
-                "it to 'on'"
+                f"memory mode {mode or self.model.memory_mode!r} writes nothing, so the document would not be "
+                "remembered; set it to 'on'"
             )
-        cache = self.model.new_cache() if cache is None else cache
+        cache = self.model.new_cache(memory=owner) if cache is None else cache
         self.model(input_ids=input_ids, attention_mask=attention_mask, cache=cache, memory=memory)
         cache.end_text()
         return cache
-
-    @contextlib.contextmanager
-    def shared_memory(self) -> Iterator[None]:
-        """Within the context the sequences of a batch may write one memory together, as in the paper."""
-        with self._owned("shared"):
-            yield
 
     def generate(self, inputs: Tensor | None = None, *args: Any, memory: str | None = None, **kwargs: Any) -> Any:
         """Generate as Transformers does, through a memory of its own or that of a cache.
@@ -65,14 +61,14 @@ class FwPKMGenerationMixin(GenerationMixin):
         Args:
             inputs: as there; with a cache that has read a text, the whole text from its beginning.
             *args: as there.
-            memory: "shared" lets several sequences write one memory. Default: `memory` of the generation
-                configuration, then of the model's.
+            memory: what to do with the memories, "on", "frozen" or "off", or whose those of this call are,
+                "per-sequence" or "shared"; as in `forward`. Default: `memory` of the generation configuration, then of
+                the model's.
             **kwargs: as there; `cache` and `past_key_values` are two names of one argument.
 
         Raises:
-            ValueError: several sequences would write one memory and nobody said so, or end apart; a cache of another
-                class; inputs that do not go on from the cache's text; or a mode of generation without a place for the
-                memory.
+            ValueError: a cache of another class or of other sequences; inputs that do not go on from the cache's text;
+                or a way of generating that a shared memory cannot serve.
         """
         cache = given_cache(kwargs.pop("past_key_values", None), kwargs.pop("cache", None))
         if cache is not None:
@@ -82,8 +78,21 @@ class FwPKMGenerationMixin(GenerationMixin):
         given = args[0] if args else kwargs.get("generation_config")
         for config in (given, self.generation_config):
             memory = memory or getattr(config, "memory", None)
-        with self._owned(memory):
-            return super().generate(inputs, *args, **kwargs)
+        with self._memories(*owner_and_mode(memory)):
+            made = super().generate(inputs, *args, **kwargs)
+            used = cache if cache is not None else getattr(made, CACHE_NAME, None)
+            if used is not None and not getattr(given, "is_assistant", False):
+                self._settle(used)
+        return made
+
+    def _settle(self, cache: FwPKMCache) -> None:
+        """Read what assisted decoding has left unread, and keep no more of the past."""
+        cache.deactivate_past_recording()
+        unread, cache.unread = cache.unread, None
+        if unread is not None:
+            with torch.no_grad():
+                given = {"inputs_embeds": unread.embeddings} if unread.ids is None else {"input_ids": unread.ids}
+                self.model(**given, cache=cache)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Inputs of the next step, as Transformers makes them.
@@ -104,14 +113,14 @@ class FwPKMGenerationMixin(GenerationMixin):
         return found
 
     @contextlib.contextmanager
-    def _owned(self, owner: str | None) -> Iterator[None]:
-        """Within the context a batch writes a memory of this owner; None changes nothing."""
-        before = self.model.memory_owner
-        self.model.memory_owner = check_owner(owner) or before
+    def _memories(self, owner: str | None, mode: str | None) -> Iterator[None]:
+        """Within the context calls make memories of this owner and work in this mode; None changes nothing."""
+        before = self.model.memory_owner, self.model.memory_mode
+        self.model.memory_owner, self.model.memory_mode = owner or before[0], mode or before[1]
         try:
             yield
         finally:
-            self.model.memory_owner = before
+            self.model.memory_owner, self.model.memory_mode = before
 
     def _prepare_cache_for_generation(
         self,
@@ -123,35 +132,39 @@ class FwPKMGenerationMixin(GenerationMixin):
         **kwargs: Any,
     ) -> None:
         """Give `generate` a memory of its own, unless the caller brought one."""
-        if self.model.writes_memory:
-            self._check_writing(generation_config, batch_size)
         kind = generation_config.cache_implementation
         if kind not in (None, "dynamic"):
             raise ValueError(f"cache_implementation={kind!r} cannot hold the memory; remove it")
-        if model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache is not False:
-            model_kwargs[CACHE_NAME] = self.model.new_cache()
+        cache = model_kwargs.get(CACHE_NAME)
+        owner = self.model.owner(None) if cache is None else cache.owner
+        if owner == "shared" and self.model.memory_mode == "on" and self.config.memory_layers:
+            _check_shared(generation_config, batch_size)
+        if cache is None and generation_config.use_cache is not False:
+            cache = model_kwargs[CACHE_NAME] = self.model.new_cache()
+        if cache is not None and (
+            generation_mode == GenerationMode.ASSISTED_GENERATION or getattr(generation_config, "is_assistant", False)
+        ):
+            cache.activate_past_recording()
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, *args, **kwargs
         )
 
-    def _check_writing(self, config: GenerationConfig, batch_size: int) -> None:
-        """Raise ValueError for a way of generating that a written memory cannot serve."""
-        if (config.num_beams or 1) > 1:
-            raise ValueError(
-                f"num_beams={config.num_beams}: beam search would write every hypothesis into one memory; "
-                "use num_beams=1, or model.memory_mode='frozen'"
-            )
-        copies = config.num_return_sequences or 1
-        sequences = batch_size * copies
-        why = f"a batch of {batch_size} sequences" if copies == 1 else f"num_return_sequences={copies}"
-        check_sequences(sequences, self.model.owner(None), why)
-        may_end = config.eos_token_id is not None or getattr(config, "stop_strings", None) is not None
-        if sequences > 1 and may_end and (config.min_length or 0) < config.max_length:
-            raise ValueError(
-                f"{sequences} sequences that share a memory must end together, because the padding after a shorter "
-                "one would be written; set min_new_tokens to max_new_tokens and truncate the texts yourself, "
-                "generate one sequence at a time, or set model.memory_mode = 'frozen' or 'off'"
-            )
+
+def _check_shared(config: GenerationConfig, batch_size: int) -> None:
+    """Raise ValueError for a way of generating that a memory which several sequences write cannot serve."""
+    if (config.num_beams or 1) > 1:
+        raise ValueError(
+            f"num_beams={config.num_beams}: beam search would write every hypothesis into the shared memory; "
+            "use memory='per-sequence', num_beams=1, or memory='frozen'"
+        )
+    sequences = batch_size * (config.num_return_sequences or 1)
+    may_end = config.eos_token_id is not None or getattr(config, "stop_strings", None) is not None
+    if sequences > 1 and may_end and (config.min_length or 0) < config.max_length:
+        raise ValueError(
+            f"{sequences} sequences that share a memory must end together, because the padding after a shorter "
+            "one would be written; use memory='per-sequence', set min_new_tokens to max_new_tokens and truncate the "
+            "texts yourself, or use memory='frozen' or 'off'"
+        )
 
 
 def _check_continuation(text: ReadText, ids: Tensor | None, embeddings: Tensor | None, mask: Tensor | None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..ops.fast_weight_memory.memory_call import Call
 from ..ops.fast_weight_memory.opaque_call import OpaqueCall
 from ..ops.fast_weight_memory.options import MemoryOptions
-from ..ops.fast_weight_memory.plain import read_tables, run_plain
+from ..ops.fast_weight_memory.plain import read_state, run_plain
 from ..ops.precision import full_precision
 from ..ops.state import FastWeightOutput, FastWeightState
 
@@ -85,13 +85,13 @@ def read_only(queries: Tensor, targets: Tensor, tables: FastWeightState, options
     """
     # A chunk that these tokens do not fill, so that nothing is written.
     longer: dict[str, Any] = {"boundary": "carry", "write_scale": "consistent", "chunk_size": queries.shape[1] + 1}
-    tables = FastWeightState(tables.sub_keys, tables.values)
+    tables = replace(tables, pending=None)
     if torch.compiler.is_compiling():
         return _OPERATOR(queries, targets, None, None, tables, replace(options, **longer)).retrieved
     ops, implementation = implementation_for(options.implementation, tables.values.device)
     if ops is None:
         with full_precision(tables.values.device):
-            return read_tables(queries, tables.sub_keys, tables.values, options).retrieved
+            return read_state(queries, tables, options).retrieved
     keywords = vars(options) | {"implementation": implementation} | longer
     retrieved: Tensor = ops.fast_weight_memory(queries, targets, None, tables, **keywords).retrieved
     return retrieved

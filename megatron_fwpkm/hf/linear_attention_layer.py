@@ -43,6 +43,17 @@ class DeltaNetLayer(LinearAttentionLayer):
         for flags in (self.is_conv_states_initialized, self.is_recurrent_states_initialized, self.has_previous_state):
             flags[0] = True
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept, by name; empty before the first token."""
+        return {} if self.state is None else {"history": self.state.history, "recurrent": self.state.recurrent}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put what `tensors()` has given in the place of what is kept; raises ValueError where it is missing."""
+        history, recurrent = tensors.get("history"), tensors.get("recurrent")
+        if history is None or recurrent is None:
+            raise ValueError("the state of linear attention is missing")
+        self.keep(DeltaNetState(history, recurrent))
+
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence."""
         if self.has_previous_state[0]:

@@ -29,21 +29,37 @@ PRODUCT_KEYS = MemoryFunctions(read_and_write, write_pending, read_only)
 class LayerMemory:
     """The memory of one layer along a text.
 
-    Its tables begin as those of the model and become a copy at the first write. With gradients enabled every write
-    makes new ones, without they are written in place.
+    Its tables begin as those of the model, which it never writes: what a write changes is kept apart, or is a copy.
+    With gradients enabled every write makes new ones, without they are written in place.
 
     Args:
         initial: the memory before any write.
         options: the memory's; with `boundary="carry"`, for tokens of one call wait for those of the next.
         functions: what computes it.
+        source: the memory before any write as the model has it now, which may have moved; or None.
     """
 
-    def __init__(self, initial: Any, options: Any, functions: MemoryFunctions = PRODUCT_KEYS):
-        self.initial, self.options, self.functions = initial, options, functions
+    def __init__(self, initial: Any, options: Any, functions: MemoryFunctions = PRODUCT_KEYS,
+                 source: Callable[[], Any] | None = None):  # fmt: skip
+        self.initial, self.options, self.functions, self.source = initial, options, functions, source
         self.state = initial
         """The tables as they are, and the tokens that wait to be written."""
         self._owned = False
-        """The tables belong to this object alone, and no graph needs them."""
+        """What writes change belongs to this object alone, and no graph needs it."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Nothing was written, and no token waits."""
+        return self.state is self.initial
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is not the model's: rows of its own or tables, and waiting tokens."""
+        theirs = {table.data_ptr() for table in self.initial.tables().values()}
+        own = sum(table.nbytes for table in self.state.tables().values() if table.data_ptr() not in theirs)
+        overlay, pending = getattr(self.state, "overlay", None), self.state.pending
+        waiting = [] if pending is None else [field for field in vars(pending).values() if field is not None]
+        return own + (0 if overlay is None else overlay.nbytes) + sum(field.nbytes for field in waiting)
 
     def step(self, queries: Tensor, targets: Tensor, gates: Tensor | None = None, mask: Tensor | None = None,
              mode: str = "on") -> Tensor:  # fmt: skip
@@ -94,7 +110,7 @@ class LayerMemory:
 
     def clone(self) -> LayerMemory:
         """An independent copy: writes to one are not seen by the other. The tables are copied when either writes."""
-        twin = LayerMemory(self.initial, self.options, self.functions)
+        twin = LayerMemory(self.initial, self.options, self.functions, self.source)
         twin.state, self._owned = self.state, False
         return twin
 
@@ -106,7 +122,9 @@ class LayerMemory:
 
     def _may_write(self) -> bool:
         # Outside inference mode torch refuses to write what was made inside it.
-        foreign = self._table().is_inference() and not torch.is_inference_mode_enabled()
+        overlay = getattr(self.state, "overlay", None)
+        written = self._table() if overlay is None else overlay.table
+        foreign = written.is_inference() and not torch.is_inference_mode_enabled()
         return self._owned and not foreign and not torch.is_grad_enabled()
 
     def _table(self) -> Tensor:
@@ -115,7 +133,11 @@ class LayerMemory:
         return found
 
     def _take(self, output: Any) -> None:
-        before = self._table()
+        before = self._written()
         self.state = output.state
-        is_copy = self._table().data_ptr() != before.data_ptr()
-        self._owned = (self._owned or is_copy) and not torch.is_grad_enabled()
+        self._owned = (self._owned or self._written() != before) and not torch.is_grad_enabled()
+
+    def _written(self) -> Any:
+        """What a write changes: the overlay, or one of the tables; a copy is another object."""
+        overlay = getattr(self.state, "overlay", None)
+        return self._table().data_ptr() if overlay is None else overlay

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,9 @@ from transformers import initialization as init
 
 from ..ops.fast_weight_memory.options import MemoryOptions
 from ..ops.initialization import sub_key_bound, value_deviation
+from ..ops.row_overlay import RowOverlay
 from ..ops.state import FastWeightState
+from .layer_memories import LayerMemories, each_sequence
 from .memory import PRODUCT_KEYS, LayerMemory, MemoryFunctions
 
 
@@ -68,7 +70,8 @@ class BlockAroundMemory(nn.Module):
         """Projected queries [B, T, width] as the memory takes them."""
         return queries
 
-    def forward(self, hidden: Tensor, memory: LayerMemory | None = None, mode: str = "on",
+    def forward(self, hidden: Tensor, memory: LayerMemories | None = None, mode: str = "on",
+                counts: Sequence[int] | None = None, shared: bool = False,
                 mask: Tensor | None = None) -> Tensor:  # fmt: skip
         """Read the memory for every token, write it, and add what was read to the hidden states.
 
@@ -76,7 +79,9 @@ class BlockAroundMemory(nn.Module):
             hidden: [B, T, hidden_size].
             memory: of this layer along the text; None reads the text as training does, from the initial memory.
             mode: one of MEMORY_MODES.
-            mask: [B, T], 0 where a token must not be written (padding).
+            counts: tokens of every sequence, which are its first ones; None for T.
+            shared: without `memory`, whether the sequences write one memory; otherwise each has its own.
+            mask: [B, T], 0 where a token of a shared text must not be written; as the reference vectors have it.
 
         Returns:
             [B, T, hidden_size].
@@ -84,9 +89,9 @@ class BlockAroundMemory(nn.Module):
         queries, targets, gates = self.project(hidden)
         weights = gates if self.gate_writes else None
         if memory is not None:
-            retrieved = memory.step(queries, targets, weights, mask, mode)
+            retrieved = memory.step(queries, targets, weights, counts, mode)
         elif mode == "on":
-            retrieved = self._read_whole_text(queries, targets, weights, mask)
+            retrieved = self._read_whole_text(queries, targets, weights, counts, shared, mask)
         else:
             retrieved = self.functions.read_only(queries, targets, self.initial(), self.options)
         mixed = targets + retrieved if gates is None else torch.lerp(targets, retrieved, gates.unsqueeze(-1))
@@ -104,12 +109,20 @@ class BlockAroundMemory(nn.Module):
             return queries, targets, None
         return queries, targets, torch.sigmoid(self.gate_proj(self.gate_norm(hidden)).to(dtype)).squeeze(-1)
 
-    def _read_whole_text(self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None) -> Tensor:
-        options = self.options
-        if queries.shape[1] <= options.chunk_size:  # nothing reads what such a text writes at its end
-            return self.functions.read_only(queries, targets, self.initial(), options)
+    def _read_whole_text(self, queries: Tensor, targets: Tensor, gates: Tensor | None,
+                         counts: Sequence[int] | None, shared: bool, mask: Tensor | None) -> Tensor:  # fmt: skip
+        if queries.shape[1] <= self.options.chunk_size:  # nothing reads what such a text writes at its end
+            return self.functions.read_only(queries, targets, self.initial(), self.options)
+        if shared or len(queries) == 1:
+            return self._read_one(queries, targets, gates, mask)
+        return each_sequence([self._read_one] * len(queries), queries, targets, gates, counts)
+
+    def _read_one(
+        self, queries: Tensor, targets: Tensor, gates: Tensor | None, mask: Tensor | None = None
+    ) -> Tensor:
+        """What tokens [B, T, ...] of one memory retrieve, which begins and ends with them."""
         output = self.functions.read_and_write(
-            queries, targets, gates, mask, self.initial(), options, in_place=False
+            queries, targets, gates, mask, self.initial(), self.options, in_place=False
         )
         found: Tensor = output.retrieved
         return found
@@ -158,8 +171,13 @@ class FastWeightProductKeyMemory(BlockAroundMemory):
         return FastWeightState(self.sub_keys, self.values)
 
     def new_memory(self) -> LayerMemory:
-        """What a cache holds of this layer at the beginning of a text."""
-        return LayerMemory(self.initial(), self.streaming)
+        """The memory of one owner at the beginning of a text: rows of its own over the model's table."""
+        return LayerMemory(self._overlaid(), self.streaming, source=self._overlaid)
+
+    def _overlaid(self) -> FastWeightState:
+        if self.streaming.implementation == "reference":  # which takes whole tables only
+            return self.initial()
+        return replace(self.initial(), overlay=RowOverlay(self.values))
 
     @property
     def functions(self) -> MemoryFunctions:

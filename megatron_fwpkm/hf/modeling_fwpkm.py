@@ -3,22 +3,18 @@
 A call with a cache streams: however a text is cut into calls, the logits are the same (but for
 `config.fwpkm_write_scale="official"`). A call without one is the arithmetic of training: the text starts from the
 initial memory and chunk boundaries follow `config.fwpkm_boundary`.
-Sequences of a batch write one memory together, as in the paper, only where `memory="shared"` asks for it.
+Every sequence of a batch has a memory of its own, unless `memory="shared"` asks for one of all, as in the paper.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -30,19 +26,19 @@ from .calls import (
     CACHE_NAME,
     check_owner,
     check_positions,
-    check_sequences,
     check_shape,
     given_cache,
     output_cache,
+    owner_and_mode,
     refuse_unknown,
     rows_of,
     without_padding,
 )
 from .config_checks import check_config
 from .configuration_fwpkm import FwPKMHFConfig
+from .decoder_layer import FwPKMDecoderLayer
 from .drawn_tables import leave_out_drawn_tables, with_drawn_tables
 from .generation_mixin import FwPKMGenerationMixin
-from .kind_modules import layer_modules
 from .memory import MEMORY_MODES, LayerMemory
 from .memory_block import RMSNorm
 from .rows import ReadText, Rows
@@ -51,30 +47,6 @@ from .weight_checks import load_checked
 PREFILL_SEGMENT = 2048
 """Tokens that a long call with a cache takes through all layers at once; bounds its memory, changes no result (where
 it would, a call is taken whole)."""
-
-
-class FwPKMDecoderLayer(GradientCheckpointingLayer):
-    """A memory (in chosen layers), a token mixer and an MLP, each added to the residual stream."""
-
-    def __init__(self, config: FwPKMHFConfig, layer_idx: int):
-        super().__init__()
-        self.layer_idx, self.hidden_dropout = layer_idx, config.hidden_dropout
-        memory, mixer, mlp = layer_modules(config, layer_idx)
-        self._mixer_name = mixer.attribute
-        self.memory = memory.module(config, layer_idx) if memory is not None else None
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.add_module(mixer.attribute, mixer.module(config, layer_idx))
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = mlp.module(config, layer_idx)
-
-    def forward(self, hidden: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None = None,
-                memory_mode: str = "on", cache: FwPKMCache | None = None) -> Tensor:  # fmt: skip
-        """Map [B, T, hidden_size] to the same."""
-        if self.memory is not None:
-            hidden = self.memory(hidden, None if cache is None else cache.memory[self.layer_idx], memory_mode)
-        mixed = self.get_submodule(self._mixer_name)(self.input_layernorm(hidden), rotary, key_mask, cache)
-        hidden = hidden + F.dropout(mixed, self.hidden_dropout, self.training)
-        return hidden + F.dropout(self.mlp(self.post_attention_layernorm(hidden)), self.hidden_dropout, self.training)
 
 
 class FwPKMPreTrainedModel(PreTrainedModel):
@@ -129,25 +101,30 @@ class FwPKMModel(FwPKMPreTrainedModel):
         self.gradient_checkpointing = False
         self.memory_mode = "on"
         self.memory_owner: str | None = None
-        """Set by the contexts of `generate` and `shared_memory`."""
+        """Whose memories calls make, within `generate`."""
         self.post_init()
 
-    def new_cache(self) -> FwPKMCache:
-        """A cache that starts from the initial memory and an empty text."""
+    def new_cache(self, batch_size: int | None = None, memory: str | None = None) -> FwPKMCache:
+        """A cache that starts from the initial memory and an empty text.
+
+        Args:
+            batch_size: sequences; default as many as its first call has.
+            memory: "per-sequence" or "shared"; default that of the configuration.
+
+        Raises:
+            ValueError: an owner that is not known, or no sequences.
+        """
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
         memories: dict[int, LayerMemory] = {}
         for index, layer in enumerate(self.layers):
-            if (memory := getattr(layer, "memory", None)) is not None:
-                memories[index] = memory.new_memory()
-        return FwPKMCache(self.config, memories)
+            if (block := getattr(layer, "memory", None)) is not None:
+                memories[index] = block.new_memory()
+        return FwPKMCache(self, memories, check_owner(memory or self.owner(None)), batch_size)
 
-    @property
-    def writes_memory(self) -> bool:
-        """Calls write a memory: there is one, and it is neither frozen nor off."""
-        return bool(self.config.memory_layers) and self.memory_mode == "on"
-
-    def owner(self, memory: str | None) -> str | None:
-        """Whose the memory of a call is: as the call says, else the context around it, else the configuration."""
-        return check_owner(memory) or self.memory_owner or check_owner(self.config.memory)
+    def owner(self, memory: str | None) -> str:
+        """Whose the memories of a call are: as the call says, else the context around it, else the configuration."""
+        return check_owner(memory or self.memory_owner or self.config.memory)
 
     @can_return_tuple
     def forward(
@@ -175,8 +152,9 @@ class FwPKMModel(FwPKMPreTrainedModel):
             use_cache: stream through a cache. Default: true in evaluation mode, false in training mode or with
                 `config.use_cache` off; given a cache, always true.
             output_hidden_states: also return the states before every layer and after the last norm.
-            memory: "shared" lets the sequences of a batch write one memory and read each other's text from it, as in
-                the paper. Without it (here, in the configuration, or by `shared_memory()`) such a call is refused.
+            memory: what this call does with the memories: "on" reads and writes, "frozen" only reads, "off" reads the
+                initial ones; default `memory_mode`. Or, in a call without a cache, whose they are: "per-sequence" or
+                "shared" by the batch, as in the paper; default that of the configuration.
             cache: another name of `past_key_values`.
             **kwargs: what Transformers may add; anything that asks for more is refused.
 
@@ -190,24 +168,48 @@ class FwPKMModel(FwPKMPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        past = self._cache(given_cache(past_key_values, cache), use_cache)
+        past = self._cache(given_cache(past_key_values, cache), use_cache, owner_and_mode(memory)[0])
+        given = past_key_values is not None or cache is not None
+        run = self._run if past is None or past.unread is None else self._after_unread
+        return run(hidden, input_ids, attention_mask, position_ids, past, given, output_hidden_states, memory)
+
+    def _run(
+        self,
+        hidden: Tensor,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past: FwPKMCache | None,
+        has_cache: bool,
+        output_hidden_states: bool | None,
+        memory: str | None,
+    ) -> BaseModelOutputWithPast:
+        """`forward` from embeddings [B, T, hidden_size]; `has_cache` when the caller gave the cache."""
         text = ReadText() if past is None else past.text
         check_shape(hidden, text)
         batch, places, _ = hidden.shape
-        owner = self.owner(memory)
-        if self.writes_memory:
-            check_sequences(batch, owner, f"a batch of {batch} sequences")
+        owner, mode = owner_and_mode(memory)
+        mode = mode or self.memory_mode
+        writes = bool(self.config.memory_layers) and mode == "on"
+        shared = (self.owner(owner) if past is None else past.owner) == "shared"
+        if past is not None and owner not in (None, past.owner):
+            raise ValueError(f"memory={owner!r}, but the memory of the cache is {past.owner!r}; omit memory")
         rows = rows_of(attention_mask, batch, places, text)
-        if self.writes_memory and not rows.equal:
+        if writes and shared and not rows.equal:
             raise ValueError(
                 f"the rows of this batch have {min(rows.counts)} to {max(rows.counts)} tokens without padding, but "
-                "rows that share a memory must have equal length; pass rows of equal length, use one call per row, "
-                "or set model.memory_mode = 'frozen' or 'off'"
+                "rows that share a memory must have equal length; give every row a memory of its own "
+                "(memory='per-sequence'), pass rows of equal length, or read without writing (memory='frozen')"
             )
-        check_positions(position_ids, rows, text, past_key_values is not None or cache is not None)
+        check_positions(position_ids, rows, text, has_cache)
+        if past is not None:
+            if writes:
+                past.expect(batch)
+            if past.past is not None:
+                past.past.remember(past.clone(), hidden, input_ids)
         keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         ids = None if input_ids is None else rows.pack(input_ids)
-        last, states = self._decode(rows.pack(hidden), ids, rows, past, bool(keep))
+        last, states = self._decode(rows.pack(hidden), ids, rows, past, bool(keep), mode, shared)
         if past is not None:
             past.text = replace(past.text, places=text.places + places)
         return BaseModelOutputWithPast(
@@ -216,8 +218,37 @@ class FwPKMModel(FwPKMPreTrainedModel):
             **output_cache(past),
         )
 
+    def _after_unread(
+        self,
+        hidden: Tensor,
+        ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: FwPKMCache | None,
+        has_cache: bool,
+        output_hidden_states: bool | None,
+        memory: str | None,
+    ) -> BaseModelOutputWithPast:
+        """`_run` that first reads the tokens which `crop()` has left, and returns nothing of them."""
+        assert cache is not None and cache.unread is not None
+        unread, cache.unread = cache.unread, None
+        tokens = hidden.shape[1]
+        given = unread.before(hidden, ids, attention_mask, position_ids, cache.text)
+        output = self._run(*given, cache, has_cache, output_hidden_states, memory)
+        states = None if output.hidden_states is None else tuple(x[:, -tokens:] for x in output.hidden_states)
+        return BaseModelOutputWithPast(
+            last_hidden_state=output.last_hidden_state[:, -tokens:], hidden_states=states, **output_cache(cache)
+        )
+
     def _decode(
-        self, hidden: Tensor, ids: Tensor | None, rows: Rows, cache: FwPKMCache | None, keep: bool
+        self,
+        hidden: Tensor,
+        ids: Tensor | None,
+        rows: Rows,
+        cache: FwPKMCache | None,
+        keep: bool,
+        mode: str,
+        shared: bool,
     ) -> tuple[Tensor, list[Tensor]]:
         """All layers and the last norm over packed rows [B, T', hidden_size], and the states before every layer."""
         segment = length = hidden.shape[1]
@@ -229,7 +260,8 @@ class FwPKMModel(FwPKMPreTrainedModel):
             stop = min(start + segment, length)
             counts = rows.part(start, stop)
             piece = None if ids is None else ids[:, start:stop]
-            outputs.append(self._layers(hidden[:, start:stop], piece, counts, cache, states if keep else None))
+            kept = states if keep else None
+            outputs.append(self._layers(hidden[:, start:stop], piece, counts, cache, kept, mode, shared))
         if not outputs:  # nothing but padding
             return hidden, [hidden] * len(self.layers)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1), states
@@ -241,6 +273,8 @@ class FwPKMModel(FwPKMPreTrainedModel):
         counts: tuple[int, ...],
         cache: FwPKMCache | None,
         states: list[Tensor] | None,
+        mode: str,
+        shared: bool,
     ) -> Tensor:
         text, tokens, device = ReadText() if cache is None else cache.text, hidden.shape[1], hidden.device
         config, positions = self.config, text.positions(tokens, device)
@@ -253,12 +287,12 @@ class FwPKMModel(FwPKMPreTrainedModel):
         for layer in self.layers:
             if states is not None:
                 states.append(hidden)
-            hidden = layer(hidden, rotary, key_mask, self.memory_mode, cache=cache)
+            hidden = layer(hidden, rotary, key_mask, mode, cache=cache, counts=counts, shared=shared)
         if cache is not None:
             cache.text = text.after(counts, tokens, ids)
         return self.norm(hidden)
 
-    def _cache(self, given: FwPKMCache | None, use_cache: bool | None) -> FwPKMCache | None:
+    def _cache(self, given: FwPKMCache | None, use_cache: bool | None, owner: str | None) -> FwPKMCache | None:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             if given is not None:
                 raise ValueError(
@@ -269,7 +303,7 @@ class FwPKMModel(FwPKMPreTrainedModel):
             return given
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        return self.new_cache() if use_cache else None
+        return self.new_cache(memory=owner) if use_cache else None
 
 
 class FwPKMForCausalLM(FwPKMPreTrainedModel, FwPKMGenerationMixin):
@@ -284,9 +318,9 @@ class FwPKMForCausalLM(FwPKMPreTrainedModel, FwPKMGenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def new_cache(self) -> FwPKMCache:
-        """A cache that starts from the initial memory and an empty text."""
-        return self.model.new_cache()
+    def new_cache(self, batch_size: int | None = None, memory: str | None = None) -> FwPKMCache:
+        """A cache that starts from the initial memory and an empty text; see `FwPKMModel.new_cache`."""
+        return self.model.new_cache(batch_size, memory)
 
     @property
     def memory_mode(self) -> str:
@@ -306,16 +340,6 @@ class FwPKMForCausalLM(FwPKMPreTrainedModel, FwPKMGenerationMixin):
         if mode not in MEMORY_MODES:
             raise ValueError(f"memory_mode={mode!r} is not known; choose one of: {', '.join(MEMORY_MODES)}")
         self.model.memory_mode = mode
-
-    @contextlib.contextmanager
-    def memory_writes(self, enabled: bool) -> Iterator[None]:
-        """Within the context the memory is written (`on`) or only read (`frozen`)."""
-        before = self.memory_mode
-        self.memory_mode = "on" if enabled else "frozen"
-        try:
-            yield
-        finally:
-            self.memory_mode = before
 
     @can_return_tuple
     def forward(

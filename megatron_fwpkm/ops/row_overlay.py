@@ -1,4 +1,4 @@
-"""Rows of a table that one owner has of its own, over a base table that nobody writes (DESIGN section 7).
+"""Rows of a table that one owner has of its own, over a base table that nobody writes.
 
 A memory that has read T tokens has touched at most T * heads * topk of its n * n rows. So each of many owners keeps
 the rows it has touched, and reads all others from a table that all of them share. Shapes: U rows of its own, D columns.

@@ -43,7 +43,7 @@ def test_the_bundle_has_plain_and_no_other_way_to_compute_the_memory() -> None:
     names = set(bundled_files())
     assert {"fast_weight_memory_plain.py", "memory_block.py", "implementations.py"} <= names
     assert not [name for name in names if any(word in name for word in ("sparse", "triton", "reference", "chain"))]
-    assert len(names) == 55
+    assert len(names) == 59
 
 
 def package_of(folder: Path, files: dict[str, str]) -> Path:

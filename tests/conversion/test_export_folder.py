@@ -62,7 +62,7 @@ os.chdir(folder)
 open("document.txt", "w").write("She was all attention. " * 40)
 for block in re.findall("```python\\n(.*?)```", open("README.md").read(), re.DOTALL):
     exec(block)
-values = cache.memory[1].state.values
+values = cache.memory[1].state.whole_values()
 assert values.ne(model.model.layers[1].memory.values).any() and values.grad_fn is None
 """
 

@@ -65,7 +65,7 @@ def test_each_memory_is_described() -> None:
         assert f"\ntags: [{tags}, fast-weights, long-context]\n---\n" in text
         assert "# Language model with fast weights\n\n" in text and "starts from the memory at the end" in text
         assert "cache = model.read(" in text and "model.memory_mode" in text and text.count("```") == 4
-        assert "\n\n\n" not in text and text.count("\n* ") == 8
+        assert "\n\n\n" not in text and text.count("\n* ") == 9
 
 
 def test_training_and_license() -> None:

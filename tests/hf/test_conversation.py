@@ -101,15 +101,16 @@ def test_reading_keeps_no_graph_and_ends_the_text() -> None:
     cache = model.read(document)
     assert graphs == [False]
     found, by_hand_state = cache.memory[1].state, by_hand.memory[1].state
-    for table, expected in ((found.values, by_hand_state.values), (found.sub_keys, by_hand_state.sub_keys)):
+    tables = (found.whole_values(), by_hand_state.whole_values()), (found.sub_keys, by_hand_state.sub_keys)
+    for table, expected in tables:
         assert torch.equal(table, expected) and not table.requires_grad and table.grad_fn is None
     assert cache.get_seq_length() == 0 and found.num_pending == 0
     with torch.no_grad():
         assert torch.equal(model(question, cache=cache.clone()).logits, model(question, cache=by_hand).logits)
     assert model.read(token_ids(1, 20), cache) is cache
-    assert not torch.equal(cache.memory[1].state.values, by_hand_state.values)
+    assert not torch.equal(cache.memory[1].state.whole_values(), by_hand_state.whole_values())
     model.memory_mode = "frozen"
-    with pytest.raises(ValueError, match="memory_mode='frozen' writes nothing, so the document would not be"):
+    with pytest.raises(ValueError, match="memory mode 'frozen' writes nothing, so the document would not be"):
         model.read(document)
 
 
@@ -145,14 +146,14 @@ def test_flushing_and_ending_keep_no_graph() -> None:
             for text in (cache, twin):
                 model(ids, cache=text)
         assert torch.is_grad_enabled()
-        before = cache.memory[1].state.values
-        assert cache.memory[1]._owned
+        before = cache.memory[1].state.overlay
+        assert cache.memory[1].owners[0]._owned
         (cache.end_text if ended else cache.flush_memory)()
         with torch.no_grad():
             twin.flush_memory()
         written = cache.memory[1].state
-        assert written.values is before, "written in place, not replaced as autograd needs it"
-        assert torch.equal(written.values, twin.memory[1].state.values)
-        assert written.values.grad_fn is None and not written.values.requires_grad
+        assert written.overlay is before, "written in place, not replaced as autograd needs it"
+        assert torch.equal(written.whole_values(), twin.memory[1].state.whole_values())
+        assert written.table.grad_fn is None and not written.table.requires_grad
         assert written.sub_keys.grad_fn is None and not written.sub_keys.requires_grad
         model(ids, cache=cache if ended else twin)

@@ -175,5 +175,5 @@ def test_the_first_layer_of_the_authors_model(goldens: Callable[[str], Any]) -> 
     layer.load_state_dict(weights)
     hidden = golden["param.model.embed_tokens.weight"][golden["in.input_ids"]]
     with torch.no_grad():
-        found = layer(hidden, (hidden, hidden))
+        found = layer(hidden, (hidden, hidden), shared=True)
     torch.testing.assert_close(found, golden["f32.layer0.hidden_states"], rtol=1e-5, atol=1e-5)

@@ -116,12 +116,11 @@ def test_frozen_and_off() -> None:
     cache = model.new_cache()
     fresh = logits_in_pieces(model, ids, [0, 40], cache)
     cache.end_text()
-    written = cache.memory[1].state.values.clone()
-    with model.memory_writes(False):
-        assert model.memory_mode == "frozen"
-        frozen = logits_in_pieces(model, ids, [0, 40], cache)
+    written = cache.memory[1].state.whole_values().clone()
+    with torch.no_grad():
+        frozen = model(ids, cache=cache, memory="frozen").logits
     assert model.memory_mode == "on"
-    assert torch.equal(cache.memory[1].state.values, written)
+    assert torch.equal(cache.memory[1].state.whole_values(), written)
     cache.end_text()
     model.memory_mode = "off"
     off = logits_in_pieces(model, ids, [0, 40], cache)
@@ -140,9 +139,9 @@ def test_flush_end_reset_and_clone() -> None:
     twin = cache.clone()
     after = logits_in_pieces(model, ids[:, 20:], [0, 10], cache)
     torch.testing.assert_close(logits_in_pieces(model, ids[:, 20:], [0, 3, 10], twin), after, rtol=1e-12, atol=1e-12)
-    before = twin.memory[1].state.values.clone()
+    before = twin.memory[1].state.whole_values().clone()
     twin.flush_memory()
-    assert twin.memory[1].state.num_pending == 1 and not torch.equal(twin.memory[1].state.values, before)
+    assert twin.memory[1].state.num_pending == 1 and not torch.equal(twin.memory[1].state.whole_values(), before)
     assert twin.get_seq_length() == 30
     twin.end_text()
     assert twin.memory[1].state.num_pending == 0 and twin.get_seq_length() == 0
@@ -151,7 +150,7 @@ def test_flush_end_reset_and_clone() -> None:
     assert torch.equal(logits_in_pieces(model, ids, [0, 30], cache), first)
     cache.reset_memory()
     assert cache.get_seq_length() == 30
-    assert torch.equal(cache.memory[1].state.values, model.model.layers[1].memory.values)
+    assert torch.equal(cache.memory[1].state.whole_values(), model.model.layers[1].memory.values)
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated")
@@ -236,7 +235,7 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="past_key_values is a DynamicCache.*new_cache"):
         model(ids, past_key_values=DynamicCache())
     with pytest.raises(ValueError, match="num_beams=2: beam search would write every hypothesis"):
-        model.generate(ids, num_beams=2, max_new_tokens=2)
+        model.generate(ids, num_beams=2, max_new_tokens=2, memory="shared")
     with pytest.raises(ValueError, match="cache_implementation='static' cannot hold the memory"):
         model.generate(ids, cache_implementation="static", max_new_tokens=2)
     with pytest.raises(ValueError, match="cannot be cropped"):

@@ -53,7 +53,7 @@ def test_a_padded_text_is_the_text(layout: dict[str, Any], side: str, monkeypatc
     found = model.generate(row, attention_mask=mask, max_new_tokens=12, do_sample=False, cache=ours)[:, 50:]
     assert torch.equal(found, expected)
     for index, stream in ours.memory.items():
-        assert torch.equal(stream.state.values, theirs.memory[index].state.values)
+        assert torch.equal(stream.state.whole_values(), theirs.memory[index].state.whole_values())
         assert stream.state.num_pending == theirs.memory[index].state.num_pending
     monkeypatch.setattr(modeling_fwpkm, "PREFILL_SEGMENT", 7)
     with torch.no_grad():
@@ -122,20 +122,19 @@ def test_padding_has_no_loss() -> None:
         assert model(row, attention_mask=mask, labels=row).loss.item() == pytest.approx(plain.item(), rel=1e-6)
 
 
-REFUSED = "would write to one memory and read each other's text from it"
-
-
 def test_a_batch_shares_a_memory_only_where_asked() -> None:
-    """By the call, the context, the configuration, the generation configuration; in training, too."""
+    """By the call, the configuration, the generation configuration; in training, too."""
     model, ids = endless(), token_ids(2, 20)
-    for call in (model, model.model, model.generate, model.read):
-        with pytest.raises(ValueError, match=f"a batch of 2 sequences {REFUSED}; .*memory='shared'"):
-            call(ids)
     with torch.no_grad():
+        alone = torch.cat([model(row[None]).logits for row in ids])
         shared = model(ids, memory="shared").logits
-        with model.shared_memory():
-            assert torch.equal(model(ids).logits, shared)
-        assert not torch.allclose(model(ids[:1]).logits, shared[:1])
+        torch.testing.assert_close(model(ids).logits, alone, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(model(ids, memory="per-sequence").logits, alone, rtol=1e-10, atol=1e-10)
+        assert not torch.allclose(alone, shared)
+        for cache in (model.new_cache(memory="shared"), model.new_cache(2, "shared")):
+            assert torch.equal(model(ids, cache=cache).logits, shared)
+            with pytest.raises(ValueError, match="memory='per-sequence', but the memory of the cache is 'shared'"):
+                model(ids, cache=cache, memory="per-sequence")
         text = model.generate(ids, memory="shared", max_new_tokens=3, do_sample=False)
         asked = GenerationConfig(memory="shared", max_new_tokens=3, do_sample=False)
         assert torch.equal(model.generate(ids, asked), text)
@@ -143,12 +142,12 @@ def test_a_batch_shares_a_memory_only_where_asked() -> None:
         model.generation_config.memory = "shared"
         assert torch.equal(model.generate(ids, max_new_tokens=3, do_sample=False), text)
     model.train()
-    with pytest.raises(ValueError, match=REFUSED):
-        model(ids, labels=ids)
+    one_by_one = torch.stack([model(row[None], labels=row[None]).loss for row in ids]).mean()
+    torch.testing.assert_close(model(ids, labels=ids).loss, one_by_one, rtol=1e-6, atol=0)
     model.config.memory = "shared"
-    assert model(ids, labels=ids).loss.isfinite()
-    for call in (model, model.generate):
-        with pytest.raises(ValueError, match="memory='mine' is not known; choose one of: shared"):
+    assert not torch.allclose(model(ids, labels=ids).loss, one_by_one, rtol=1e-6)
+    for call in (model, model.generate, model.read):
+        with pytest.raises(ValueError, match="memory='mine' is not known; choose one of: per-sequence, shared, on"):
             call(ids, memory="mine")
     model.config.memory = "ours"
     with pytest.raises(ValueError, match="memory='ours' is not known"):
@@ -156,16 +155,13 @@ def test_a_batch_shares_a_memory_only_where_asked() -> None:
 
 
 def test_rows_do_not_read_each_other() -> None:
-    """Frozen, off, without memory layers and one by one nothing has to be asked for."""
     model, ids = endless(), token_ids(2, 20)
-    with pytest.raises(ValueError, match=f"num_return_sequences=2 {REFUSED}"):
-        model.generate(ids[:1], do_sample=True, num_return_sequences=2, max_new_tokens=2)
-    for mode in ("frozen", "off"):
-        model.memory_mode = mode
+    for mode in ("on", "frozen", "off"):
         with torch.no_grad():
-            out = model(ids).logits
-            torch.testing.assert_close(out[1:], model(ids[1:]).logits, rtol=1e-12, atol=1e-12)
-        assert model.generate(ids[:1], do_sample=True, num_return_sequences=2, max_new_tokens=2).shape == (2, 22)
+            out = model(ids, memory=mode).logits
+            torch.testing.assert_close(out[1:], model(ids[1:], memory=mode).logits, rtol=1e-12, atol=1e-12)
+        sampled = model.generate(ids[:1], do_sample=True, num_return_sequences=2, max_new_tokens=2, memory=mode)
+        assert sampled.shape == (2, 22)
     assert small_model(fwpkm_layers=[])(ids).logits.shape == (2, 20, 64)
 
 
@@ -210,7 +206,7 @@ def test_a_model_for_training_is_asked_once(tmp_path) -> None:
     assert FwPKMForCausalLM.from_pretrained(tmp_path).config.memory == "shared"
 
 
-def test_pipelines_read_rows_apart_or_refuse() -> None:
+def test_pipelines_read_rows_apart() -> None:
     tokenizer = words()
     tokenizer.pad_token, tokenizer.padding_side = "w00", "left"
     model = endless(dtype=torch.float32)
@@ -220,8 +216,8 @@ def test_pipelines_read_rows_apart_or_refuse() -> None:
     for prompt in prompts:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         assert write(prompt, **asked)[0]["generated_token_ids"] == greedy(model, ids, 12)[0].tolist()
-    with pytest.raises(ValueError, match=f"a batch of 2 sequences {REFUSED}"):
-        write(prompts, batch_size=2, **asked)
-    model.memory_mode = "frozen"
-    together = [row[0]["generated_token_ids"][-12:] for row in write(prompts, batch_size=3, **asked)]
-    assert together == [write(prompt, **asked)[0]["generated_token_ids"][-12:] for prompt in prompts]
+    for mode in ("on", "frozen"):
+        model.memory_mode = mode
+        for size in (2, 3):
+            together = [row[0]["generated_token_ids"][-12:] for row in write(prompts, batch_size=size, **asked)]
+            assert together == [write(prompt, **asked)[0]["generated_token_ids"][-12:] for prompt in prompts]

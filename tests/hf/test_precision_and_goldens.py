@@ -56,7 +56,7 @@ def test_block_equals_the_released_implementation(goldens: Callable[[str], Any],
     # In float64, which is the same on every CPU; the reference is some roundings off.
     block = block_from_golden(golden).double()
     hidden = golden["in.hidden"].double().requires_grad_()
-    out = block(hidden, mask=golden["in.mask"])
+    out = block(hidden, shared=True, mask=golden["in.mask"])
     torch.testing.assert_close(out, golden["f32.hidden_out"].double(), rtol=1e-5, atol=2e-6)
     (out * golden["in.W"].double()).sum().backward()
     torch.testing.assert_close(hidden.grad, golden["f32.grad.hidden"].double(), rtol=1e-4, atol=2e-5)

@@ -97,10 +97,10 @@ def test_frozen_answers_leave_no_trace() -> None:
     model, tokenizer = small_model(), words()
     cache = model.new_cache()
     remember(model, tokenizer, DOCUMENT, cache)
-    written = cache.memory[1].state.values.clone()
+    written = cache.memory[1].state.whole_values().clone()
     model.memory_mode = "frozen"
     first = continue_text(model, tokenizer, "w05 w06 w07", Sampling(20), cache)
-    assert torch.equal(cache.memory[1].state.values, written) and cache.memory[1].state.num_pending == 0
+    assert torch.equal(cache.memory[1].state.whole_values(), written) and cache.memory[1].state.num_pending == 0
     cache.end_text()
     assert continue_text(model, tokenizer, "w05 w06 w07", Sampling(20), cache) == first
 

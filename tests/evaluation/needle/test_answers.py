@@ -107,10 +107,10 @@ def test_answering_leaves_the_past_alone(tiny_model, folder, tokenizer, spec, ma
     sample = make_sample(haystack, spec, Cell(200, 0.5, 0), needles=3, seed=1, reach=reader.reach)
     with torch.inference_mode():
         past = reader._read(sample.context, "on")
-        before = [layer.state.values.clone() for layer in past.memory.values()]
+        before = [layer.state.whole_values().clone() for layer in past.memory.values()]
         first = reader._answer(past, sample.asked, "on")
         assert reader._answer(past, sample.asked, "on") == first
-    assert all(torch.equal(a, b.state.values) for a, b in zip(before, past.memory.values(), strict=True))
+    assert all(torch.equal(a, b.state.whole_values()) for a, b in zip(before, past.memory.values(), strict=True))
 
 
 def test_ids_beyond_the_tokenizer_are_no_answers(folder, tokenizer, spec, make_settings):
