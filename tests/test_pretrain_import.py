@@ -167,3 +167,13 @@ def test_another_tokenizer_is_refused_by_its_size(
     monkeypatch.setattr(test_pretrain, "NUMBERS", 55)
     assert start(flags(write_dataset(tmp_path / "other"), load=imported, **UNPADDED)) == 1
     assert "its model has 61 token embeddings, but the tokenizer has 56 ids" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_other_engine_starts_from_it(data: str, run: Path, imported: Path, tmp_path: Path) -> None:
+    """ZeRO shards weights that no engine has written; its losses are those from the run's own checkpoint."""
+    more = {"engine": "deepspeed", "zero_stage": 3, "train_iters": 2, "log_interval": 1, "eval_interval": 1, **UNPADDED}
+    for name, load in (("a", run), ("b", imported)):
+        words = flags(data, load=load, save=tmp_path / name, finetune=name == "a" or None, **more)
+        assert start(words) == 0
+    assert measured(tmp_path / "a") == measured(tmp_path / "b") and len(measured(tmp_path / "a")) == 5

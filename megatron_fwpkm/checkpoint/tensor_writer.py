@@ -89,6 +89,7 @@ class _PiecePlanner(dcp.DefaultSavePlanner):
     def __init__(self, tensors: Mapping[str, PlannedTensor], written: Callable[[int], object]) -> None:
         super().__init__()
         self._tensors, self._written = tensors, written
+        self._last = torch.empty(0)
 
     def create_local_plan(self) -> SavePlan:
         """An item for every piece."""
@@ -105,7 +106,10 @@ class _PiecePlanner(dcp.DefaultSavePlanner):
         found = piece.read()
         assert found.dtype == planned.dtype and found.shape == (piece.rows, *planned.shape[1:]), index.fqn
         self._written(found.numel() * found.itemsize)
-        return found
+        # torch's writer refers to the last piece of every tensor until the end, which would be most of a model.
+        self._last.untyped_storage().resize_(0)
+        self._last = found.clone(memory_format=torch.contiguous_format)
+        return self._last
 
 
 def _item(key: str, tensor: PlannedTensor, piece: RowPiece) -> WriteItem:

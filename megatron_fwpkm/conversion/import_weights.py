@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -17,11 +18,12 @@ from ..config.layer_kinds import LayerParts
 from ..hf import FwPKMForCausalLM
 from ..hf.drawn_tables import drawn_tables
 from ..hf.stored_weights import Stored
+from .delta_net_transforms import InProjection
 from .weight_files import DTYPES
 from .weight_mapping import model_rules
-from .weight_rules import GateAndUp, Rule, Same, Vocabulary, WeightShapes
+from .weight_rules import GateAndUp, GroupedHeads, Rule, Same, Vocabulary, WeightShapes
 
-PIECE_BYTES = 1 << 25
+PIECE_BYTES = 1 << 23
 """About how much of a tensor is in memory where its rows keep their order."""
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 assert set(_STORED.values()) == set(DTYPES.values())
@@ -133,6 +135,10 @@ def _slow(rule: Rule, parts: Sequence[Stored], shapes: WeightShapes) -> PlannedT
         return _rows_in_order(rule.hf, parts)
     if isinstance(rule.transform, Vocabulary):
         return _padded(_rows_in_order(rule.hf, parts), shapes.padded_vocab_size)
+    if isinstance(rule.transform, GroupedHeads):
+        return _by_group(rule, parts, shapes, "num_query_groups")
+    if isinstance(rule.transform, InProjection):
+        return _by_group(rule, parts, shapes, "linear_key_heads")
     dtype = _STORED[parts[0].dtype]
     empty = tuple(torch.empty(part.shape, dtype=dtype, device="meta") for part in parts)
     shape = tuple(rule.transform.to_megatron(empty, shapes).shape)
@@ -143,6 +149,34 @@ def _slow(rule: Rule, parts: Sequence[Stored], shapes: WeightShapes) -> PlannedT
         return rule.transform.to_megatron(found, shapes)
 
     return whole(shape, dtype, read)
+
+
+def _by_group(rule: Rule, parts: Sequence[Stored], shapes: WeightShapes, groups: str) -> PlannedTensor:
+    """A tensor that has everything of one group of heads after the other; a part has its rows of them in this order.
+
+    Args:
+        rule: whose transform makes any number of groups.
+        parts: what is stored.
+        shapes: of the whole model.
+        groups: the field of `shapes` with the number of groups.
+    """
+    count, dtype = getattr(shapes, groups), _STORED[parts[0].dtype]
+    rows = sum(part.shape[0] for part in parts) // count
+    others = parts[0].shape[1:]
+    step = max(1, PIECE_BYTES // (rows * math.prod(others) * dtype.itemsize))
+
+    def read(begin: int, end: int) -> Tensor:
+        """The rows of some groups."""
+        sizes = [part.shape[0] // count for part in parts]
+        found = tuple(
+            _rows(name, part, begin * size, end * size) for name, part, size in zip(rule.hf, parts, sizes, strict=True)
+        )
+        some: dict[str, Any] = {groups: end - begin}
+        return rule.transform.to_megatron(found, replace(shapes, **some))
+
+    ends = [(begin, min(begin + step, count)) for begin in range(0, count, step)]
+    pieces = [RowPiece(begin * rows, (end - begin) * rows, partial(read, begin, end)) for begin, end in ends]
+    return PlannedTensor((count * rows, *others), dtype, tuple(pieces))
 
 
 def _rows_in_order(names: Sequence[str], parts: Sequence[Stored]) -> PlannedTensor:

@@ -33,6 +33,7 @@ from ..hf import FwPKMHFConfig
 from ..hf.drawn_tables import tables_hash
 from ..hf.stored_weights import stored_tensors
 from ..libraries.probes import installed
+from ..processes.freed_memory import free_large_tables
 from .convert_options import ImportOptions
 from .export_reading import read_export_config
 from .exported_weights import weight_shapes
@@ -60,6 +61,7 @@ def import_export(options: ImportOptions) -> Path:
     """
     source, target = Path(options.checkpoint), Path(options.output)
     _check_target(target, options.overwrite)
+    free_large_tables()  # pieces of tensors, too
     with quiet_libraries():
         installed()  # hides from Megatron what is only half installed
         hf = read_export_config(source)
