@@ -199,6 +199,7 @@ class FwPKMHFConfig(PreTrainedConfig):
             given |= {name: value for name, value in own.items() if value != getattr(type(self), name)}
             for name, value in agreed(given).items():
                 setattr(self, name, value)
+        self.memory = self.memory or "per-sequence"  # None is what exports had before there was a choice
         check_given(self, kwargs)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads

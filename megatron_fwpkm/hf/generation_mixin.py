@@ -112,6 +112,17 @@ class FwPKMGenerationMixin(GenerationMixin):
             found.pop("position_ids", None)  # they follow from the mask; after padding on the right, theirs do not
         return found
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused.
+
+        Raises:
+            ValueError: always: Transformers' continuous batching has no place for a memory.
+        """
+        raise ValueError(
+            "Transformers' continuous batching (generate_batch) keeps pages of attention alone, and would lose the "
+            "memory; generate for several sessions with cache.join([...]) and split()"
+        )
+
     @contextlib.contextmanager
     def _memories(self, owner: str | None, mode: str | None) -> Iterator[None]:
         """Within the context calls make memories of this owner and work in this mode; None changes nothing."""

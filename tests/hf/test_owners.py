@@ -209,3 +209,12 @@ def test_training_reads_every_sequence_alone(layout: dict[str, Any]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours is None) == (theirs is None)
         assert ours is None or torch.allclose(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_an_export_from_before_there_was_a_choice() -> None:
+    assert small_model(memory=None).new_cache().owner == "per-sequence"
+
+
+def test_continuous_batching_is_refused() -> None:
+    with pytest.raises(ValueError, match="pages of attention alone; .* cache.join"):
+        small_model().generate_batch([[3, 4, 5]])
