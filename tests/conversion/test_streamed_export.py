@@ -175,6 +175,23 @@ def test_a_tensor_that_is_gone_is_named(tmp_path: Path) -> None:
         hf_model(contents)
 
 
+@pytest.mark.slow
+def test_a_killed_export_leaves_no_export(tmp_path: Path) -> None:
+    """Killed when the weights are written and the rest is not: nothing has the name, or would be loaded."""
+    write_checkpoint(tmp_path / "run", 60, 64, None)
+    words = ["export", "--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "hf")]
+    killed = "import os, signal; from megatron_fwpkm.conversion import hf_folder\n"
+    killed += "hf_folder.write_bundle = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)\n"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", killed + EXPORT, *words], cwd=ROOT, env=environment, timeout=100)
+    assert done.returncode == -9
+    assert {path.name for path in tmp_path.iterdir()} == {"run", ".hf.partial"}
+    assert (tmp_path / ".hf.partial" / "model.safetensors").is_file()
+    assert not (tmp_path / ".hf.partial" / "config.json").exists()
+    export(tmp_path / "run", tmp_path / "hf")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "hf"}
+
+
 def peak(*words: object) -> int:
     """Bytes of a process that exports, at its highest."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
