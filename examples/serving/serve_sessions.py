@@ -127,7 +127,8 @@ def load(args: argparse.Namespace) -> tuple[Any, Tensor]:
     text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     if args.random:
         return random_model(), torch.tensor(list(text))
-    ids = AutoTokenizer.from_pretrained(args.model)(text.decode("utf-8"), add_special_tokens=False).input_ids
+    tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=True)
+    ids = tokenizer(text.decode("utf-8"), add_special_tokens=False).input_ids
     return AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True).eval(), torch.tensor(ids)
 
 

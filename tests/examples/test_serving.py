@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,3 +71,23 @@ def test_impossible_numbers_are_refused(arguments: list[str], capsys: pytest.Cap
     with pytest.raises(SystemExit):
         serving.main([*arguments, "--sessions", "0"])
     assert "must be positive" in capsys.readouterr().err
+
+
+def test_an_export_is_loaded_without_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration is code, for which Transformers asks at the terminal unless it is trusted."""
+    trusted: list[bool] = []
+
+    def loaded(_: str, trust_remote_code: bool = False) -> Any:
+        trusted.append(trust_remote_code)
+        return SimpleNamespace(eval=lambda: "model")
+
+    def tokenizer(folder: str, **options: bool) -> Any:
+        loaded(folder, **options)
+        return lambda text, add_special_tokens: SimpleNamespace(input_ids=[len(text)])
+
+    monkeypatch.setattr(serving, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=loaded))
+    monkeypatch.setattr(serving, "AutoTokenizer", SimpleNamespace(from_pretrained=tokenizer))
+    (tmp_path / "text.txt").write_text(TEXT)
+    args = serving.build_parser().parse_args(["--model", "folder", "--text", str(tmp_path / "text.txt")])
+    assert serving.load(args) == ("model", torch.tensor([len(TEXT)]))
+    assert trusted == [True, True]
