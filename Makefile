@@ -25,7 +25,7 @@ export OMP_NUM_THREADS ?= 1
 export TORCHDYNAMO_DISABLE ?= 1
 export PYTHONWARNINGS ?= ignore:Transformer Engine and Apex:UserWarning,ignore:Apex is not installed:UserWarning
 
-.PHONY: help setup quickstart test test-all test-transformers sanitize-kernels lint format bench docs clean
+.PHONY: help setup quickstart test test-all test-transformers test-lm-eval sanitize-kernels lint format bench docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ test-transformers: ## Run the exported model's tests with several releases of Tr
 	  echo "== test with transformers $$release"; \
 	  "$(VENV)-transformers/$$release/bin/python" -m pytest -q $(transformers_tests) $(PYTEST_ARGS); \
 	done
+
+test-lm-eval: ## Run the tests with lm-evaluation-harness (an environment of its own)
+	@PYTHON='$(PYTHON)' bash tools/setup.sh '$(VENV)-lm-eval' hf,lm-eval,test
+	@'$(VENV)-lm-eval/bin/python' -m pytest -q tests/evaluation/harness $(PYTEST_ARGS)
 
 $(VENV)-sanitizer/.ready: $(setup_inputs)
 	@PYTHON='$(PYTHON)' TRITON_VIZ=3.0 bash tools/setup.sh '$(VENV)-sanitizer' ''

@@ -91,8 +91,8 @@ def test_the_sanitizers_triton_is_installed_last(tmp_path):
 
 
 TARGETS = [
-    *("setup", "quickstart", "test", "test-all", "test-transformers", "sanitize-kernels", "lint", "bench", "docs"),
-    "clean",
+    *("setup", "quickstart", "test", "test-all", "test-transformers", "test-lm-eval", "sanitize-kernels", "lint"),
+    *("bench", "docs", "clean"),
 ]
 
 

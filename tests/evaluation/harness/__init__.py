@@ -1,0 +1,1 @@
+"""Tests of the model class for lm-evaluation-harness."""
