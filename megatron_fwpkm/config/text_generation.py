@@ -1,4 +1,4 @@
-"""The options of tools/generate_text.py."""
+"""The options of tools/generate_text.py and tools/chat.py."""
 
 from __future__ import annotations
 
@@ -26,6 +26,32 @@ class GenerateOptions:
     memory and never write"""
     max_new_tokens: Annotated[int, AtLeast(1)] = 100
     """most tokens to generate"""
+    temperature: float = 0.0
+    """sampling temperature; 0 is greedy decoding"""
+    top_k: Annotated[int, AtLeast(0)] = 0
+    """sample from the N likeliest tokens; 0 for all"""
+    top_p: Annotated[float, Between(0, 1), Metavar("P")] = 1.0
+    """nucleus sampling: probability mass"""
+    repetition_penalty: Annotated[float, Above(0)] = 1.0
+    """above 1: penalise repetition"""
+    seed: int = 0
+    """random seed of sampling"""
+    device: Annotated[str, Metavar("NAME")] = "auto"
+    """cpu, cuda, cuda:1, ...; auto selects cuda if available"""
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """Which model answers, what it has read before, and how a token is chosen."""
+
+    model: Annotated[str, Metavar("DIR")]
+    """exported folder, checkpoint or --save folder of a run"""
+    read: Annotated[tuple[str, ...], Metavar("FILE")] = ()
+    """documents to read first, in this order (default: no documents)"""
+    memory: Annotated[str | None, Metavar("DIR")] = None
+    """folder that /save has written, to go on with its memory (default: the model's initial memory)"""
+    max_new_tokens: Annotated[int, AtLeast(1)] = 100
+    """most tokens of an answer"""
     temperature: float = 0.0
     """sampling temperature; 0 is greedy decoding"""
     top_k: Annotated[int, AtLeast(0)] = 0

@@ -99,4 +99,4 @@ def test_the_import_log_is_read():
 
 def test_all_tools_of_the_design_are_there():
     named = {"train_tokenizer", "preprocess_data", "convert_checkpoint", "evaluate_needle", "generate_text", "doctor"}
-    assert {"pretrain.py", *(f"tools/{name}.py" for name in named)} <= set(ENTRY_POINTS)
+    assert {"pretrain.py", "tools/chat.py", *(f"tools/{name}.py" for name in named)} <= set(ENTRY_POINTS)

@@ -29,7 +29,7 @@ from tests.mutation.mutants import PACKAGE, Mutant, draw
 ROOM_TESTS: dict[str, tuple[str, ...]] = {
     "conversion": ("tests/conversion", "tests/tools/test_convert_checkpoint.py"),
     "data": ("tests/data", "tests/tools/test_preprocess_data.py", "tests/tools/test_dataset_tools.py"),
-    "evaluation": ("tests/evaluation", "tests/tools/test_evaluate_needle.py"),
+    "evaluation": ("tests/evaluation", "tests/tools/test_evaluate_needle.py", "tests/tools/test_chat.py"),
     "hf": ("tests/hf", "tests/conversion", "tests/tools/test_generate_text.py"),
     "processes": ("tests/checkpoint/test_lock.py", "tests/distributed", "tests/test_worker_signals.py"),
     "training": ("tests/training", "tests/test_pretrain.py"),

@@ -1,0 +1,1 @@
+"""A session with a model that remembers what it reads: memories with names, questions, commands."""
