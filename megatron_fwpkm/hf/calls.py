@@ -89,12 +89,14 @@ def check_owner(owner: str) -> str:
     return owner
 
 
-def check_shape(hidden: Tensor, text: ReadText) -> None:
-    """Check embeddings [B, T, hidden_size] against what the cache has read.
+def check_shape(hidden: Tensor, text: ReadText, streams: bool) -> None:
+    """Check embeddings [B, T, hidden_size] against what the cache has read, if the call `streams` through one.
 
     Raises:
-        ValueError: no tokens, or another number of sequences than in the cache.
+        ValueError: no tokens, another number of sequences than in the cache, or a cache in `torch.export`.
     """
+    if streams and torch.compiler.is_exporting():
+        raise ValueError("torch.export cannot keep a memory from call to call; export with use_cache=False")
     if hidden.dim() != 3 or not hidden.shape[0] or not hidden.shape[1]:
         shape = tuple(hidden.shape[:-1])
         raise ValueError(f"the input has shape {shape}, expected [batch, tokens] with at least one token")
@@ -115,10 +117,15 @@ def rows_of(attention_mask: Tensor | None, batch: int, places: int, text: ReadTe
         text: what the cache has read.
 
     Raises:
-        ValueError: another shape, or a mask of the past that is not what was read.
+        ValueError: another shape, a mask of the past that is not what was read, or a mask in `torch.export`.
     """
     if attention_mask is None:
         return Rows((places,) * batch)
+    if torch.compiler.is_exporting():
+        raise ValueError(
+            "torch.export cannot trace attention_mask, because the number of tokens in every row decides what is "
+            "computed; export without it, for texts of one length without padding"
+        )
     whole = text.places + places
     if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] not in (places, whole):
         shown = f"[{batch}, {whole}]" if whole == places else f"[{batch}, {whole}] or [{batch}, {places}]"

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from .memory import LayerMemory
 
+_UNCOMPILED = torch.compiler.disable(reason="what a memory writes is decided on the host, from call to call")
+"""The compiled parts of a model end here: traced, every chunk that is written would compile anew."""
+
 
 class LayerMemories:
     """What a cache holds of the memory of one layer.
@@ -32,6 +35,7 @@ class LayerMemories:
         assert len(self.owners) == 1, "the sequences of this cache have memories of their own: see `owners`"
         return self.owners[0].state
 
+    @_UNCOMPILED
     def expect(self, sequences: int) -> None:
         """Make ready for a call of so many sequences that writes.
 
@@ -49,6 +53,7 @@ class LayerMemories:
             )
         self.owners = [self.owners[0].clone() for _ in range(sequences)]
 
+    @_UNCOMPILED
     def step(self, queries: Tensor, targets: Tensor, gates: Tensor | None = None,
              counts: Sequence[int] | None = None, mode: str = "on") -> Tensor:  # fmt: skip
         """Read the next tokens of every sequence and, in mode `on`, write whatever chunks they complete.

@@ -186,7 +186,7 @@ class FwPKMModel(FwPKMPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """`forward` from embeddings [B, T, hidden_size]; `has_cache` when the caller gave the cache."""
         text = ReadText() if past is None else past.text
-        check_shape(hidden, text)
+        check_shape(hidden, text, past is not None)
         batch, places, _ = hidden.shape
         owner, mode = owner_and_mode(memory)
         mode = mode or self.memory_mode
