@@ -211,10 +211,13 @@ class FwPKMCache(Cache):
         should not be used any more.
 
         Raises:
-            ValueError: none is given, a memory is shared, or a text goes on (end it with `end_text()`).
+            ValueError: none is given, they are of different models, a memory is shared, or a text goes on (end it with
+                `end_text()`).
         """
         if not caches:
             raise ValueError("join() requires at least one cache")
+        if any(cache.model is not caches[0].model for cache in caches):
+            raise ValueError("caches of different models cannot be joined; make all with new_cache() of one model")
         for cache in caches:
             if cache.owner == "shared" or cache.text.places:
                 why = "its memory is shared" if cache.owner == "shared" else "it has a text; call end_text() first"

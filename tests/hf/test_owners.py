@@ -194,6 +194,18 @@ def test_what_a_cache_takes() -> None:
             use()
     with pytest.raises(ValueError, match="at least one cache"):
         type(shared).join([])
+    with pytest.raises(ValueError, match="caches of different models cannot be joined"):
+        type(shared).join([model.new_cache(), small_model().new_cache()])
+
+
+def test_inference_mode_may_end_within_a_text() -> None:
+    model, ids = small_model(), token_ids(2, 60)
+    cache, plain = model.new_cache(), model.new_cache()
+    with torch.inference_mode():
+        model(ids[:, :43], cache=cache)
+    with torch.no_grad():
+        model(ids[:, :43], cache=plain)
+        assert torch.equal(model(ids[:, 43:], cache=cache).logits, model(ids[:, 43:], cache=plain).logits)
 
 
 @pytest.mark.parametrize("layout", KINDS, ids=["windows", "two memories", "fast mlp"])
