@@ -23,9 +23,17 @@ class LayerMemories:
     Attributes:
         owners: one memory per sequence, or the one that all sequences share.
         shared: which of the two.
+
+    Raises:
+        ValueError: the memory has no data.
     """
 
     def __init__(self, first: LayerMemory, *, shared: bool = False, sequences: int = 1):
+        if any(table.is_meta for table in first.initial.tables().values()):
+            raise ValueError(
+                "the fast weights of this model have no data (device 'meta'): they are offloaded, but a cache keeps "
+                "them from call to call; load the model with offload_buffers=False, or call it with use_cache=False"
+            )
         self.shared = shared
         self.owners = [first] if shared or sequences == 1 else [first.clone() for _ in range(sequences)]
 

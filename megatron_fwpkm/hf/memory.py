@@ -37,18 +37,10 @@ class LayerMemory:
         options: the memory's; with `boundary="carry"`, for tokens of one call wait for those of the next.
         functions: what computes it.
         source: the memory before any write as the model has it now, which may have moved; or None.
-
-    Raises:
-        ValueError: the memory has no data.
     """
 
     def __init__(self, initial: Any, options: Any, functions: MemoryFunctions = PRODUCT_KEYS,
                  source: Callable[[], Any] | None = None):  # fmt: skip
-        if any(table.is_meta for table in initial.tables().values()):
-            raise ValueError(
-                "the fast weights of this model have no data (device 'meta'): they are offloaded, but a cache keeps "
-                "them from call to call; load the model with offload_buffers=False, or call it with use_cache=False"
-            )
         self.initial, self.options, self.functions, self.source = initial, options, functions, source
         self.state = initial
         """The tables as they are, and the tokens that wait to be written."""
