@@ -21,7 +21,9 @@ COMMANDS = [command for path in FILES for command in commands(path)]
 _FLAGS_OF = {"megatron_fwpkm.evaluation.harness": "lm_eval"}
 """Modules whose flags are those of a library of an extra, which can be checked where it is installed."""
 
-_ACCEPTED = {"cd", "git", "pip", "docker", "sbatch", "less", "ls", "cat", "open", "export", "source", "pre-commit"}
+_ACCEPTED = {
+    "cd", "git", "pip", "docker", "sbatch", "less", "ls", "cat", "open", "printf", "export", "source", "pre-commit",
+}  # fmt: skip
 
 
 @functools.cache
