@@ -69,6 +69,7 @@ print(*model.generate(ids, cache=cache, max_new_tokens=12, do_sample=False)[0].t
 """
 
 
+@pytest.mark.slow
 def test_another_process_answers_the_same(tmp_path: Path) -> None:
     small_model(3, eos_token_id=None).save_pretrained(tmp_path / "model")
     model = FwPKMForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float64)

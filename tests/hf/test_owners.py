@@ -78,7 +78,10 @@ def test_sampled_groups_are_repeated_prompts() -> None:
     assert torch.equal(grouped, repeated) and len({tuple(row.tolist()) for row in grouped}) > 2
 
 
-@pytest.mark.parametrize("layout", [KINDS[0], {"token_mixers": ["gdn", "swa"], "attention_windows": [None, 6]}])
+DELTA_NET = {"token_mixers": ["gdn", "swa"], "attention_windows": [None, 6]}
+
+
+@pytest.mark.parametrize("layout", [KINDS[0], pytest.param(DELTA_NET, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["prompt lookup", "assistant"])
 def test_assisted_decoding_is_greedy_decoding(kind: str, layout: dict[str, Any]) -> None:
     model = small_model(3, eos_token_id=None, **layout)
