@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         read_text(path)
     model, tokenizer = load_for_text(args.model, args.device)
     torch.manual_seed(args.seed)
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+    sampling = Sampling.of(args)
     session = Session(model, tokenizer, sampling)
     if args.memory:
         session.load(args.memory)

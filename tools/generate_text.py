@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"remembered {file}: {count} token{'s' * (count != 1)}", file=sys.stderr)
     model.memory_mode = args.memory
     torch.manual_seed(args.seed)
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+    sampling = Sampling.of(args)
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     continue_text(model, tokenizer, prompt, sampling, cache, streamer)
     return 0

@@ -116,10 +116,13 @@ def options(cls: type, prefix: str = "") -> list[Option]:
 
 @cache
 def field_docstrings(cls: type) -> dict[str, str]:
-    """The string after each field in the class's source, on one line."""
+    """The string after each field in the source of a dataclass and of those it extends, on one line."""
+    found: dict[str, str] = {}
+    for base in cls.__bases__:
+        if is_dataclass(base):
+            found |= field_docstrings(base)
     body = ast.parse(inspect.cleandoc(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
-    found = {}
     for statement, following in zip(body.body, body.body[1:], strict=False):
         if (
             isinstance(statement, ast.AnnAssign)

@@ -10,20 +10,11 @@ from .tool_options import Metavar, NotWith
 
 
 @dataclass(frozen=True)
-class GenerateOptions:
-    """Which model continues which text, and how a token is chosen."""
+class TextOptions:
+    """Which model writes, and how a token is chosen."""
 
     model: Annotated[str, Metavar("DIR")]
     """exported folder, checkpoint or --save folder of a run"""
-    prompt: Annotated[str | None, NotWith("prompt")] = None
-    """text to continue (default: standard input)"""
-    prompt_file: Annotated[str | None, NotWith("prompt"), Metavar("FILE")] = None
-    """file with the text to continue (default: --prompt)"""
-    remember: Annotated[tuple[str, ...], Metavar("FILE")] = ()
-    """documents to read first, in this order (default: no documents)"""
-    memory: Literal["on", "frozen", "off"] = "on"
-    """on: read and write; frozen: read what was remembered, but do not write prompt or answer; off: use the initial
-    memory and never write"""
     max_new_tokens: Annotated[int, AtLeast(1)] = 100
     """most tokens to generate"""
     temperature: float = 0.0
@@ -41,26 +32,25 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True)
-class ChatOptions:
-    """Which model answers, what it has read before, and how a token is chosen."""
+class GenerateOptions(TextOptions):
+    """Which text is continued, after what was read."""
 
-    model: Annotated[str, Metavar("DIR")]
-    """exported folder, checkpoint or --save folder of a run"""
+    prompt: Annotated[str | None, NotWith("prompt")] = None
+    """text to continue (default: standard input)"""
+    prompt_file: Annotated[str | None, NotWith("prompt"), Metavar("FILE")] = None
+    """file with the text to continue (default: --prompt)"""
+    remember: Annotated[tuple[str, ...], Metavar("FILE")] = ()
+    """documents to read first, in this order (default: no documents)"""
+    memory: Literal["on", "frozen", "off"] = "on"
+    """on: read and write; frozen: read what was remembered, but do not write prompt or answer; off: use the initial
+    memory and never write"""
+
+
+@dataclass(frozen=True)
+class ChatOptions(TextOptions):
+    """What a session begins with."""
+
     read: Annotated[tuple[str, ...], Metavar("FILE")] = ()
     """documents to read first, in this order (default: no documents)"""
     memory: Annotated[str | None, Metavar("DIR")] = None
     """folder that /save has written, to go on with its memory (default: the model's initial memory)"""
-    max_new_tokens: Annotated[int, AtLeast(1)] = 100
-    """most tokens of an answer"""
-    temperature: float = 0.0
-    """sampling temperature; 0 is greedy decoding"""
-    top_k: Annotated[int, AtLeast(0)] = 0
-    """sample from the N likeliest tokens; 0 for all"""
-    top_p: Annotated[float, Between(0, 1), Metavar("P")] = 1.0
-    """nucleus sampling: probability mass"""
-    repetition_penalty: Annotated[float, Above(0)] = 1.0
-    """above 1: penalise repetition"""
-    seed: int = 0
-    """random seed of sampling"""
-    device: Annotated[str, Metavar("NAME")] = "auto"
-    """cpu, cuda, cuda:1, ...; auto selects cuda if available"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,11 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+
+    @classmethod
+    def of(cls, options: Any) -> Sampling:
+        """What the options of a tool say, by the same names."""
+        return cls(**{item.name: getattr(options, item.name) for item in fields(cls)})
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for `model.generate`."""
