@@ -1,4 +1,4 @@
-"""Translates slow weights between Megatron and Hugging Face form, by the rules of the kinds of every layer."""
+"""Translates slow weights from Megatron to Hugging Face form, by the rules of the kinds of every layer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def megatron_to_hf(
     named = [name for name in megatron if not name.endswith("_extra_state")]
     unknown = [name for name in named if name not in rules]
     parts = [_part(megatron, rules[name], shapes) for name in named if name in rules]
-    _check_names(unknown, {name for part in parts for name in part.names}, expected, "Hugging Face")
+    _check_names(unknown, {name for part in parts for name in part.names}, expected)
     return parts
 
 
@@ -70,49 +70,18 @@ def _part(megatron: Mapping[str, Tensor], rule: Rule, shapes: WeightShapes) -> W
     return WeightPart(rule.hf, read)
 
 
-def hf_to_megatron(
-    hf: Mapping[str, Tensor], shapes: WeightShapes, plan: Sequence[LayerParts], expected: Iterable[str]
-) -> dict[str, Tensor]:
-    """Translate Hugging Face tensors (without the memory's tables), the inverse of `megatron_to_hf`, at once.
-
-    Raises:
-        ValueError: as there.
-    """
-    rules = {part: rule for rule in model_rules(plan) for part in rule.hf}
-    translated: dict[str, Tensor] = {}
-    unknown, incomplete = [], []
-    for name in hf:
-        rule = rules.get(name)
-        if rule is None:
-            unknown.append(name)
-            continue
-        absent = [part for part in rule.hf if part not in hf]
-        if absent:
-            incomplete.extend(absent)
-        elif name == rule.hf[0]:
-            translated[rule.megatron] = rule.transform.to_megatron(tuple(hf[part] for part in rule.hf), shapes)
-    if incomplete:
-        raise ValueError(f"missing tensors: {_listed(sorted(set(incomplete)))}")
-    _check_names(unknown, set(translated), expected, "Megatron")
-    return translated
-
-
-def _check_names(unknown: list[str], translated: set[str], expected: Iterable[str], side: str) -> None:
+def _check_names(unknown: list[str], translated: set[str], expected: Iterable[str]) -> None:
     wanted = set(expected)
     missing = sorted(wanted - translated)
     surplus = sorted(translated - wanted)
     problems = [
-        f"{what}: {_listed(names)}"
+        f"{what}: {', '.join(names)}"
         for what, names in (
             ("tensors without a conversion rule", sorted(unknown)),
-            (f"missing {side} tensors", missing),
-            (f"unexpected {side} tensors", surplus),
+            ("missing Hugging Face tensors", missing),
+            ("unexpected Hugging Face tensors", surplus),
         )
         if names
     ]
     if problems:
         raise ValueError("; ".join(problems))
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names)
