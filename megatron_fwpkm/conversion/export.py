@@ -71,7 +71,7 @@ def export(
             weights that do not map (all are listed).
     """
     target = Path(output)
-    check_output(target, overwrite)
+    check_output(target, overwrite, Path(checkpoint))
     contents = checkpoint_contents(checkpoint, replica)
     with quiet_libraries(), published(target) as folder:
         memory = starting_memory(contents, "initial" if fast_weights == "none" else fast_weights)

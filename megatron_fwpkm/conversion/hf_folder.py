@@ -13,20 +13,36 @@ import torch
 from torch import Tensor
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from ..checkpoint.record import RECORD_NAME, read_record
 from ..hf import FwPKMForCausalLM, FwPKMHFConfig
 from .bundle import AUTO_MAP, write_bundle
 from .weight_files import read_part, stored_form, write_weights
 from .weight_mapping import WeightPart
 
 
-def check_output(target: Path, overwrite: bool) -> None:
+def check_output(target: Path, overwrite: bool, source: Path) -> None:
     """Check that a folder may be written.
+
+    Args:
+        target: the folder.
+        overwrite: it may be replaced, unless it contains what a run has saved.
+        source: what is read.
 
     Raises:
         ValueError: it exists, and may not be replaced.
     """
     if target.exists() and not overwrite:
         raise ValueError(f"{target} already exists; give another --output, or use --overwrite to replace it")
+    whole = source.resolve()
+    if target.resolve() in (whole, *whole.parents):
+        raise ValueError(f"{target} contains --checkpoint {source}, which would be replaced; give another --output")
+    for depth in ("", "*/", "*/*/", "*/*/*/"):
+        for record in sorted(target.glob(f"{depth}{RECORD_NAME}")):
+            if not read_record(record.parent).weights_only:
+                raise ValueError(
+                    f"{target} contains {record.parent.name}, a checkpoint of a run, which --overwrite does not "
+                    "replace; give another --output"
+                )
 
 
 @contextmanager

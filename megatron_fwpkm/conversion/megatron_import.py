@@ -6,7 +6,6 @@ itself that it has no optimizer state.
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import shutil
 from dataclasses import replace
@@ -19,8 +18,7 @@ from tqdm import tqdm
 from ..checkpoint.checkpoint_errors import check_room
 from ..checkpoint.checkpoint_reader import CheckpointContents
 from ..checkpoint.manager import CheckpointManager, folder_name
-from ..checkpoint.manager import published as published_checkpoints
-from ..checkpoint.record import CONFIG_NAME, FAST_WEIGHTS_FOLDER, MODEL_FOLDER, Layout, RunRecord, read_record
+from ..checkpoint.record import CONFIG_NAME, FAST_WEIGHTS_FOLDER, MODEL_FOLDER, Layout, RunRecord
 from ..checkpoint.store_layout import StoreDescription
 from ..checkpoint.tensor_writer import write_tensors
 from ..config import CheckpointConfig, DataConfig, PretrainConfig
@@ -60,7 +58,7 @@ def import_export(options: ImportOptions) -> Path:
             exists.
     """
     source, target = Path(options.checkpoint), Path(options.output)
-    _check_target(target, options.overwrite)
+    check_output(target, options.overwrite, source)
     free_large_tables()  # pieces of tensors, too
     with quiet_libraries():
         installed()  # hides from Megatron what is only half installed
@@ -92,17 +90,6 @@ def import_export(options: ImportOptions) -> Path:
             (partial / CONFIG_NAME).write_text(resolved.to_yaml(), encoding="utf-8")
             _copy_tokenizer(tokenizer, partial, record.tokenizer_file)
     return folder
-
-
-def _check_target(target: Path, overwrite: bool) -> None:
-    """Raise ValueError where the output exists, and is not to be replaced or must not be."""
-    check_output(target, overwrite)
-    trained = [path for path in published_checkpoints(target) if not read_record(path).weights_only]
-    if trained:
-        raise ValueError(
-            f"{target} contains {trained[-1].name}, a checkpoint of a run, which --overwrite does not replace; give "
-            "another --output"
-        )
 
 
 def _resolved(hf: FwPKMHFConfig, options: ImportOptions) -> Resolved:
@@ -164,7 +151,6 @@ def _record(
         tokenizer_hash="" if tokenizer is None else tokenizer.identity,
         tokenizer_file=_tokenizer_name(tokenizer),
         loop={"best_loss": None, "window": [], "guard": {}, "dataset_windows": 0},
-        versions={name: importlib.metadata.version(name) for name in ("torch", "megatron-core", "safetensors")},
         weights_only=True,
     )
 
@@ -235,7 +221,8 @@ def _warn(hf: FwPKMHFConfig, config: PretrainConfig, weights: PlannedWeights) ->
     kind = layer_plan(config)[numbers[0] - 1].memory
     assert kind is not None
     made = KIND_TABLES[kind](config, numbers[0])
-    name = min(made, key=lambda table: made[table].numel())
+    drawn = [name for name, table in made.items() if table.any()]  # biases begin as zeros, whatever the seed
+    name = min(drawn, key=lambda table: made[table].numel())
     first = weights.fast[f"layer{numbers[0]}/replica0/{name}"].pieces[0]
     if not torch.equal(first.read(), made[name][: first.rows]):
         logger.warning(

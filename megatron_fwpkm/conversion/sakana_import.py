@@ -38,7 +38,7 @@ def import_sakana(options: ImportOptions) -> Path:
             output exists.
     """
     source, target = Path(options.checkpoint), Path(options.output)
-    check_output(target, options.overwrite)
+    check_output(target, options.overwrite, source)
     with quiet_libraries():
         model = sakana_model(source, options)
         with published(target) as folder:

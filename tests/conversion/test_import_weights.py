@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,18 @@ def test_a_run_is_never_replaced(source: tuple[CheckpointContents, Path], tmp_pa
     write_checkpoint(tmp_path / "mine", 60, 64, None)
     with pytest.raises(ValueError, match="mine contains iter_0000007, a checkpoint of a run, which --overwrite does"):
         imported(source[1], tmp_path / "mine", overwrite=True)
+    (run,) = (tmp_path / "mine").glob("iter_*")
+    for place in (run, tmp_path):  # the checkpoint itself, and what contains the --save folder
+        with pytest.raises(ValueError, match=f"{place} contains iter_0000007, a checkpoint of a run"):
+            imported(source[1], place, overwrite=True)
+        with pytest.raises(ValueError, match=f"{place} contains iter_0000007, a checkpoint of a run"):
+            export(source[0].path, place, overwrite=True)
+    assert run.is_dir()
+    copy = tmp_path / "copies" / "hf"
+    shutil.copytree(source[1], copy)
+    for place in (copy, copy.parent):
+        with pytest.raises(ValueError, match=f"{place} contains --checkpoint {copy}, which would be replaced"):
+            imported(copy, place, overwrite=True)
 
 
 def test_an_iteration_needs_a_data_position(source: tuple[CheckpointContents, Path], tmp_path: Path) -> None:
