@@ -69,7 +69,7 @@ class Same:
 
 
 class Vocabulary:
-    """Rows beyond the vocabulary are padding: cut on the way out, zero on the way in."""
+    """Rows beyond the vocabulary are padding: cut on the way out; `import_weights` adds the rows of an import."""
 
     def to_hf(self, tensor: Tensor, shapes: WeightShapes) -> tuple[Tensor, ...]:
         """The rows of the vocabulary."""

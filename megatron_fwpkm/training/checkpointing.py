@@ -164,16 +164,16 @@ class RunCheckpoints:
             notices += changed_model(saved, self._config)
         if self._config.checkpoint.override_opt_param_scheduler is False and not weights_only:
             check_same_schedule(saved, self._config, str(folder))
-        if not record.tokenizer_hash and record.vocab_size != self._tokenizer.vocab_size:
-            raise ValueError(
-                f"cannot continue from {folder}: its model has {record.vocab_size} token embeddings, but the tokenizer "
-                f"has {self._tokenizer.vocab_size} ids; give the tokenizer that the model was trained with"
-            )
         if record.tokenizer_hash not in ("", self._tokenizer.identity):
             raise ValueError(
                 f"cannot continue from {folder}: its tokenizer (vocabulary size {record.vocab_size}, identity "
                 f"{record.tokenizer_hash[:12]}) is not the one given (vocabulary size {self._tokenizer.vocab_size}, "
                 f"identity {self._tokenizer.identity[:12]}); set --tokenizer-model to the copy in the checkpoint"
+            )
+        if record.vocab_size != self._tokenizer.vocab_size:
+            raise ValueError(
+                f"cannot continue from {folder}: its model has {record.vocab_size} token embeddings, but the tokenizer "
+                f"has {self._tokenizer.vocab_size} ids; give the tokenizer that the model was trained with"
             )
         notices += self._engine.load(folder, weights_only=weights_only)
         if finetune:
