@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -302,10 +303,14 @@ def test_a_piece_of_the_wrong_size_is_our_bug(tmp_path: Path) -> None:
         write_tensors(tmp_path / "x", {"a": wrong})
 
 
+@pytest.mark.parametrize("flags", [(), ("--fwmlp-layer-numbers", "1", "--fwmlp-chunk-size", "8")])
 def test_the_seed_of_an_initial_memory_is_compared(
-    source: tuple[CheckpointContents, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    flags: Sequence[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = export(source[0].path, tmp_path / "hf", fast_weights="initial")
+    """By a table that the seed draws: the biases of a fast-weight MLP begin as zeros."""
+    initialize()
+    write_checkpoint(tmp_path / "source", 60, 64, None, flags)
+    folder = export(tmp_path / "source", tmp_path / "hf", fast_weights="initial")
     imported(folder, tmp_path / "run")
     assert "initial memory" not in caplog.text
     file = tmp_path / "mine.yaml"
