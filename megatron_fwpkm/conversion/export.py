@@ -6,6 +6,7 @@ megatron.core is imported only where a checkpoint is read: an export is used on 
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,8 @@ def export(
     """
     target = Path(output)
     check_output(target, overwrite, Path(checkpoint))
+    if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
+        raise ValueError(f"--license {license!r} is not an identifier such as apache-2.0 or cc-by-4.0")
     contents = checkpoint_contents(checkpoint, replica)
     with quiet_libraries(), published(target) as folder:
         memory = starting_memory(contents, "initial" if fast_weights == "none" else fast_weights)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..config.derived import kv_channels, num_query_groups
+from ..config.derived import kv_channels, num_query_groups, outlives_sequence
 from ..config.layer_kinds import layer_plan
-from ..config.memories import memory_numbers
+from ..config.memories import memory_kinds, memory_numbers
 from ..hf import FwPKMForCausalLM
 from .convert_options import StartingMemory
 from .weight_mapping import WeightPart, megatron_to_hf
@@ -63,15 +63,28 @@ def fast_weights(contents: CheckpointContents, layer_number: int, memory: Starti
     """Whole fast weights of a layer (counted from 1) by name: trained ones are read when they are looked up.
 
     Raises:
-        ValueError: the checkpoint holds no memory for the layer.
+        ValueError: the checkpoint holds no memory for the layer, or training has left nothing in it.
     """
     if memory == "trained":
+        _check_outlives(contents, layer_number)
         if layer_number not in contents.fast:
             raise ValueError(f"{contents.path} contains no memory for layer {layer_number}; use --fast-weights initial")
         return contents.fast[layer_number].tables
     kind = layer_plan(contents.config)[layer_number - 1].memory
     assert kind is not None, f"layer {layer_number} has no memory"
     return KIND_TABLES[kind](contents.config, layer_number)
+
+
+def _check_outlives(contents: CheckpointContents, layer_number: int) -> None:
+    """Raise ValueError where training has left nothing in a memory, because every text put it back."""
+    kind = layer_plan(contents.config)[layer_number - 1].memory
+    for memory in memory_kinds(contents.config):
+        if memory.kind.name == kind and not outlives_sequence(memory.options):
+            raise ValueError(
+                f"--fast-weights trained: the memory of layer {layer_number} ended with every sequence or document "
+                f"(--{kind}-owner {memory.options.owner}, --{kind}-reset {memory.options.reset}), so that training has "
+                "left the initial one; use --fast-weights initial"
+            )
 
 
 def weight_shapes(contents: CheckpointContents) -> WeightShapes:

@@ -102,8 +102,10 @@ def _resolved(hf: FwPKMHFConfig, options: ImportOptions) -> Resolved:
     ):
         words += [] if value is None else [flag, str(value)]
     given = parse_pretrain(words)
-    # Which checkpoints the run of the user's file saved and loaded does not matter here.
-    return imported_options(hf, replace(given, config=replace(given.config, checkpoint=CheckpointConfig())), place)
+    # Where the run of the user's file loaded, saved and measured does not matter here: another run begins.
+    logs = replace(given.config.logging, log_dir=None)
+    config = replace(given.config, checkpoint=CheckpointConfig(), logging=logs)
+    return imported_options(hf, replace(given, config=config), place)
 
 
 def _tokenizer(source: Path, data: DataConfig) -> Tokenizer | None:

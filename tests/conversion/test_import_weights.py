@@ -314,6 +314,18 @@ def test_the_seed_of_an_initial_memory_is_compared(
     imported(folder, tmp_path / "run")
     assert "initial memory" not in caplog.text
     file = tmp_path / "mine.yaml"
-    file.write_text("seed: 5\n")
-    imported(folder, tmp_path / "other", config=str(file))
+    file.write_text("seed: 5\nlog-dir: runs/theirs\nsave: runs/theirs/checkpoints\n")
+    other = imported(folder, tmp_path / "other", config=str(file)).config
+    assert other.logging.log_dir is None and other.checkpoint.save is None, "another run begins"
     assert "an initial memory that is not that of --seed 5: --fwpkm-reset step or document" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "flags", [("--fwpkm-owner", "sequence", "--fwpkm-reset", "step"), ("--fwpkm-reset", "document")]
+)
+def test_a_memory_that_ends_with_its_text_is_never_trained(flags: Sequence[str], tmp_path: Path) -> None:
+    initialize()
+    write_checkpoint(tmp_path / "run", 60, 64, None, flags)
+    with pytest.raises(ValueError, match="--fast-weights trained: the memory of layer 2 ended with every sequence or"):
+        export(tmp_path / "run", tmp_path / "hf", fast_weights="trained")
+    assert not (tmp_path / "hf").exists() and export(tmp_path / "run", tmp_path / "hf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import __version__ as version
 from megatron_fwpkm.config import DataConfig
 from megatron_fwpkm.config.derived import table_elements
 from megatron_fwpkm.config.memories import memory_kinds
-from megatron_fwpkm.conversion.export import hf_model
+from megatron_fwpkm.conversion.export import export, hf_model
 from megatron_fwpkm.conversion.model_card import model_card
 from tests.checkpoint.contents import contents_of
 from tests.layers.megatron import initialize, tiny
@@ -92,3 +93,9 @@ def test_numbers_of_a_memory() -> None:
     assert f" trained parameters, {tables:,} fast weights, hidden" in card(
         layer_numbers=(2, 3), fwmlp={"layer_numbers": (1,)}
     )
+
+
+def test_a_license_is_an_identifier(tmp_path: Path) -> None:
+    for name in ("a: b", "two words", "line\nbreak", "", "-x"):
+        with pytest.raises(ValueError, match="--license .* is not an identifier such as apache-2.0"):
+            export(tmp_path / "run", tmp_path / "hf", license=name)
