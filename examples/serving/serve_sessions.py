@@ -10,6 +10,7 @@ import argparse
 import csv
 import gzip
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -122,28 +123,61 @@ def random_model() -> Any:
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Tensor]:
-    """The model and the tokens [N] of the text; those of a random model are the text's bytes."""
-    data = Path(args.text).read_bytes()
-    text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    """The model and the tokens [N] of the text; those of a random model are the text's bytes.
+
+    Raises:
+        ValueError: the text or the model cannot be read.
+    """
+    try:
+        data = Path(args.text).read_bytes()
+        text = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        text.decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"--text {args.text} is not UTF-8 text, plain or gzip: {error}") from error
+    if not text:
+        raise ValueError(f"--text {args.text} is empty")
     if args.random:
         return random_model(), torch.tensor(list(text))
+    if not (Path(args.model) / "config.json").is_file():
+        raise ValueError(f"--model {args.model} is not the folder of an exported model (nothing is downloaded)")
     tokenizer = AutoTokenizer.from_pretrained(args.model, trust_remote_code=True)
     ids = tokenizer(text.decode("utf-8"), add_special_tokens=False).input_ids
     return AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True).eval(), torch.tensor(ids)
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a flag that is an integer from `least` on."""
+
+    def integer(word: str) -> int:
+        if int(word) < least:
+            raise argparse.ArgumentTypeError(f"{word} must be at least {least}")
+        return int(word)
+
+    return integer
+
+
+def warn_of_repetition(tokens: int, sessions: int, args: argparse.Namespace) -> None:
+    """Say on standard error where a text is too short for every session to have a part of its own."""
+    needed = (sessions + sessions // 4 * (args.rounds - 1)) * args.read_tokens
+    if tokens < needed:
+        print(f"{sessions} sessions read {needed:,} tokens, but the text has {tokens:,}: parts are read again",
+              file=sys.stderr)  # fmt: skip
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="folder of an exported model; its code is run (trust_remote_code)")
     source.add_argument("--random", action="store_true", help="a random model of the quickstart's sizes instead")
-    parser.add_argument("--text", required=True, help="UTF-8 text, plain or gzip; sessions read consecutive parts")
-    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 4, 16, 64], help="sessions at once, per row")
-    parser.add_argument("--read-tokens", type=int, default=1024, help="tokens that a session reads, at least 64")
-    parser.add_argument("--new-tokens", type=int, default=32, help="tokens of an answer")
-    parser.add_argument("--rounds", type=int, default=2, help="questions per session, at most 6")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    parts = "UTF-8 text, plain or gzip; sessions read consecutive parts, again from its beginning where it is too short"
+    parser.add_argument("--text", required=True, help=parts)
+    numbers = [1, 4, 16, 64]
+    parser.add_argument("--sessions", type=at_least(1), nargs="+", default=numbers, help="sessions at once, per row")
+    parser.add_argument("--read-tokens", type=at_least(64), default=1024, help="tokens that a session reads")
+    parser.add_argument("--new-tokens", type=at_least(1), default=32, help="tokens of an answer")
+    parser.add_argument("--rounds", type=int, choices=range(1, 7), default=2, help="questions per session")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="threads of torch")
     clocks = "seconds are those of the clock, or the CPU's (one thread on a busy machine)"
     parser.add_argument("--seconds", choices=["wall", "cpu"], default="wall", help=clocks)
     parser.add_argument("--check", action="store_true", help="compute in float64 and compare with sessions alone")
@@ -155,20 +189,25 @@ def main(argv: list[str] | None = None) -> list[Row]:
     """Measure a row for every number of sessions, print and save them; returns them."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if min(*args.sessions, args.new_tokens, args.threads) < 1 or args.read_tokens < 64 or not 1 <= args.rounds <= 6:
-        parser.error("--sessions, --new-tokens and --threads must be positive, --read-tokens >= 64, --rounds 1 to 6")
     torch.set_num_threads(args.threads)
-    model, ids = load(args)
+    try:
+        model, ids = load(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     model = model.double() if args.check else model
     rows = []
     print("| sessions | KiB each: mean | max | of a whole table | read tokens/s | decode tokens/s | per session |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for sessions in args.sessions:
+        warn_of_repetition(len(ids), sessions, args)
         row, _ = measure(model, ids, sessions, args)
         rows.append(row)
         speeds = f"{row.read_tokens_per_second:,.0f} | {row.decode_tokens_per_second:,.0f} | {row.per_session:,.1f}"
         sizes = f"{row.bytes_mean / 1024:,.0f} | {row.bytes_max / 1024:,.0f} | {row.bytes_mean / row.table_bytes:.1%}"
         print(f"| {sessions} | {sizes} | {speeds} |", flush=True)
+    if args.check:
+        print("every answer equals that of the session alone")
     if args.output:
         path = Path(args.output)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -67,10 +67,39 @@ def test_the_table_is_printed_and_saved(
     assert [int(row["bytes_max"]) for row in saved] == [row.bytes_max for row in rows]
 
 
-def test_impossible_numbers_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--sessions", "0"], 2, "argument --sessions: 0 must be at least 1"),
+        (["--read-tokens", "63"], 2, "argument --read-tokens: 63 must be at least 64"),
+        (["--rounds", "7"], 2, "argument --rounds: invalid choice: 7"),
+        (["--text", "none.txt"], 1, "error: --text none.txt is not UTF-8 text, plain or gzip: "),
+        (["--text", "binary"], 1, "error: --text binary is not UTF-8 text, plain or gzip: "),
+        (["--text", "empty"], 1, "error: --text empty is empty"),
+    ],
+)
+def test_wrong_words_are_named(
+    words: list[str], status: int, message: str, arguments: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty").write_bytes(b"")
+    with pytest.raises(SystemExit) as left:
+        serving.main([*arguments, *words])
+    assert left.value.code == status and message in capsys.readouterr().err
+
+
+def test_a_model_is_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text").write_text(TEXT)
     with pytest.raises(SystemExit):
-        serving.main([*arguments, "--sessions", "0"])
-    assert "must be positive" in capsys.readouterr().err
+        serving.main(["--model", str(tmp_path / "none"), "--text", str(tmp_path / "text")])
+    assert "none is not the folder of an exported model (nothing is downloaded)" in capsys.readouterr().err
+
+
+def test_a_text_that_is_too_short_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    serving.main([*arguments, "--rounds", "1", "--sessions", "1", "40"])
+    assert capsys.readouterr().err == "40 sessions read 2,560 tokens, but the text has 1,480: parts are read again\n"
 
 
 def test_an_export_is_loaded_without_a_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +117,7 @@ def test_an_export_is_loaded_without_a_question(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(serving, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=loaded))
     monkeypatch.setattr(serving, "AutoTokenizer", SimpleNamespace(from_pretrained=tokenizer))
     (tmp_path / "text.txt").write_text(TEXT)
-    args = serving.build_parser().parse_args(["--model", "folder", "--text", str(tmp_path / "text.txt")])
+    (tmp_path / "config.json").touch()
+    args = serving.build_parser().parse_args(["--model", str(tmp_path), "--text", str(tmp_path / "text.txt")])
     assert serving.load(args) == ("model", torch.tensor([len(TEXT)]))
     assert trusted == [True, True]
