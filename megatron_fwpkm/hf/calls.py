@@ -64,6 +64,11 @@ def given_cache(past_key_values: object, cache: object) -> FwPKMCache | None:
     if given is None or isinstance(given, FwPKMCache):
         return given
     kind = type(given).__name__
+    if kind == FwPKMCache.__name__:
+        raise ValueError(
+            f"{name} belongs to a model whose code was loaded from another folder ({type(given).__module__}); read the "
+            "documents with this model, or hand the cache over with save_pretrained() and from_pretrained()"
+        )
     raise ValueError(f"{name} is a {kind}, which has no fast-weight memory; use model.new_cache()")
 
 

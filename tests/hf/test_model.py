@@ -234,6 +234,8 @@ def test_refusals() -> None:
     model, ids = small_model(), token_ids(1, 12)
     with pytest.raises(ValueError, match="past_key_values is a DynamicCache.*new_cache"):
         model(ids, past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match="cache belongs to a model whose code was loaded from another folder"):
+        model(ids, cache=type("FwPKMCache", (), {})())
     with pytest.raises(ValueError, match="num_beams=2: beam search would write every hypothesis"):
         model.generate(ids, num_beams=2, max_new_tokens=2, memory="shared")
     with pytest.raises(ValueError, match="cache_implementation='static' cannot hold the memory"):
