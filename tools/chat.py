@@ -6,6 +6,7 @@ echo "The code young sister" | python tools/chat.py --model runs/mine/hf --memor
 
 The model is an exported folder or a checkpoint (the --save folder of a run). It continues every line that is typed or
 comes from standard input; /help lists the commands, among them /read, /save and /show. Ctrl-C stops an answer.
+Where lines come from a file or pipe, the exit status is 1 if one of them failed.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         session.load(args.memory)
     for path in args.read:
         read_file(session, path)
-    run_lines(session, typed_lines(lambda: f"{session.current}> "))
-    return 0
+    failed = run_lines(session, typed_lines(lambda: f"{session.current}> "))
+    return 1 if failed and not sys.stdin.isatty() else 0  # a script sees it, a person has seen it
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class ExportOptions:
     replica: Annotated[int, AtLeast(0)] = 0
     """data-parallel replica whose trained fast weights are exported"""
     max_shard_size: Annotated[str, Metavar("SIZE")] = "5GB"
-    """largest size of a file of weights, in KB, MB, GB or TB"""
+    """largest size of a file of weights, in KB, MB, GB or TB; a larger tensor has a file of its own"""
     license: Annotated[str | None, Metavar("NAME")] = None
     """licence of the weights for the model card, such as apache-2.0 (default: the card says that none was given; the
     code of the model is under Apache 2.0)"""

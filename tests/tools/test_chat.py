@@ -103,7 +103,7 @@ def test_errors_are_one_line_and_the_session_goes_on(chat: Chat, tmp_path: Path)
         "/memory maybe": "/memory maybe: choose from on, frozen, off; it is frozen",
     }
     done = chat("\n".join(wrong) + f"\n\n/help\n{QUESTION}\n/memory off\n{QUESTION}\n/show\n")
-    assert done.returncode == 0 and done.stdout.startswith(HELP) and len(done.stdout.splitlines()) > 12
+    assert done.returncode == 1 and done.stdout.startswith(HELP) and len(done.stdout.splitlines()) > 12
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     for line, message in zip(told, [*wrong.values(), "the memory was off"], strict=True):
         assert message in line
@@ -182,6 +182,15 @@ def test_ctrl_c_leaves_the_memory_as_it_was(
     assert calls and capsys.readouterr().err.endswith("\nstopped; the memory is as it was before\n")
     assert chat.memory.cache.nbytes == expected.cache.nbytes and chat.answer is None
     assert chat.ask(QUESTION) == new_session().ask(QUESTION)
+
+
+def test_lines_that_fail_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By which a script sees that its answers came from another memory."""
+    (tmp_path / "config.json").touch()
+    lines = ["/load none", "/memory", f"/save {tmp_path}", "/nothing", "/quit now", "/load none"]
+    assert run_lines(new_session(), lines) == 3
+    said = capsys.readouterr().err.splitlines()
+    assert said[1:3] == ["the memory is frozen", f"error: {tmp_path} is the folder of a model; give another one"]
 
 
 def test_every_command_is_in_the_help() -> None:

@@ -30,18 +30,25 @@ Any other line is a text that the model continues. Commands:
 MODES = ("on", "frozen", "off")
 
 
-def run_lines(session: Session, lines: Iterable[str]) -> None:
-    """Obey lines until they end, or until /quit. What goes wrong with one is said in one line on standard error."""
+def run_lines(session: Session, lines: Iterable[str]) -> int:
+    """Obey lines until they end, or until /quit. What goes wrong with one is said in one line on standard error.
+
+    Returns:
+        How many lines were not obeyed.
+    """
+    failed = 0
     for line in lines:
-        if line.strip() == "/quit":
-            return
+        if line.split()[:1] == ["/quit"]:
+            return failed
         try:
             run_line(session, line)
         except KeyboardInterrupt:
             print("\nstopped; the memory is as it was before", file=sys.stderr)
         except (ValueError, OSError) as error:
+            failed += 1
             sys.stdout.flush()
             print(f"error: {message(error)}", file=sys.stderr)
+    return failed
 
 
 def run_line(session: Session, line: str) -> None:
@@ -82,7 +89,10 @@ def read_file(session: Session, path: str) -> None:
 
 
 def _save(session: Session, folder: str) -> None:
-    session.save(_given(folder, "/save FOLDER"))
+    target = Path(_given(folder, "/save FOLDER"))
+    if (target / "config.json").exists():
+        raise ValueError(f"{folder} is the folder of a model; give another one")
+    session.save(folder)
     print(f"saved to {folder}", file=sys.stderr)
 
 
@@ -111,6 +121,9 @@ def _show(session: Session, argument: str) -> None:
 
 
 def _set_mode(session: Session, mode: str) -> None:
+    if not mode:
+        print(f"the memory is {session.mode}", file=sys.stderr)
+        return
     if mode not in MODES:
         raise ValueError(f"/memory {mode}: choose from {', '.join(MODES)}; it is {session.mode}")
     session.mode = mode
