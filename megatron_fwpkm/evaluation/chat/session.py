@@ -14,7 +14,7 @@ from transformers import TextStreamer
 from ...hf.cache import FwPKMCache
 from ...hf.generation import Sampling, continue_text
 from ...hf.modeling_fwpkm import FwPKMForCausalLM
-from ..trace.slot_reads import SlotReads, collect_reads, joined
+from ..trace.slot_reads import SlotReads, collect_reads, joined, watch_memory
 from ..trace.writer_record import FILE_NAME, WriterRecord
 
 if TYPE_CHECKING:
@@ -103,13 +103,13 @@ class Session:
         official = "official" in (config.fwpkm_write_scale, config.fwmlp_write_scale)
         size = len(ids) if official else SEGMENT
         first = 0 if new.record is None else new.record.begin(name, ids)
-        for start in range(0, len(ids), size):
-            segment = ids[start : start + size].unsqueeze(0).to(self.model.device)
-            with collect_reads(new.cache) as reads, torch.no_grad():
-                self.model.model(input_ids=segment, cache=new.cache, memory="on")
-            self._note(new.record, first + start, joined(reads), min(size, len(ids) - config.fwpkm_lookahead - start))
-            progress(min(start + size, len(ids)), len(ids))
-        new.cache.end_text()
+        with watch_memory(new.cache, first, on_write=None if new.record is None else new.record.add):
+            for start in range(0, len(ids), size):
+                segment = ids[start : start + size].unsqueeze(0).to(self.model.device)
+                with torch.no_grad():
+                    self.model.model(input_ids=segment, cache=new.cache, memory="on")
+                progress(min(start + size, len(ids)), len(ids))
+            new.cache.end_text()
         self.memories[self.current] = new
         return len(ids)
 
@@ -121,16 +121,17 @@ class Session:
         """
         new, streamer = self.memory.clone(), AnswerStreamer(self.tokenizer)
         self.model.memory_mode = self.mode
-        with collect_reads(new.cache) as found:
+        record = new.record
+        first, note = (0, None) if record is None else (len(record.ids), record.add)
+        with collect_reads(new.cache, first, note) as found:
             text = continue_text(self.model, self.tokenizer, question, self.sampling, new.cache, streamer)
-        new.cache.end_text()
+            new.cache.end_text()
         reads, ids = joined(found), torch.cat(streamer.parts)
         asked = len(streamer.parts[0])
         self.answer = TracedAnswer(ids[asked:].tolist(), _from(reads, asked - 1), self.memory.record, self.mode)
         if self.mode == "on":
-            if new.record is not None:
-                first = new.record.begin(f"question {question[:30]!r}", ids)
-                self._note(new.record, first, reads, len(ids) - 1 - self.model.config.fwpkm_lookahead)
+            if record is not None:
+                record.begin(f"question {question[:30]!r}", ids)
             self.memories[self.current] = new
         return text
 
@@ -183,12 +184,6 @@ class Session:
 
     def _new_memory(self) -> Memory:
         return Memory(self.model.new_cache(memory="per-sequence"), WriterRecord())
-
-    @staticmethod
-    def _note(record: WriterRecord | None, first: int, reads: dict[int, SlotReads], count: int) -> None:
-        """Record the writes of the first `count` tokens; later ones have no target and are never written."""
-        if record is not None and count > 0:
-            record.add(first, {index: layer.cut(0, count) for index, layer in reads.items()})
 
 
 def _from(reads: dict[int, SlotReads], start: int) -> dict[int, SlotReads]:

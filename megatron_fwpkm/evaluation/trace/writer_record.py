@@ -14,12 +14,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .slot_reads import SlotReads
+from .slot_reads import SlotReads, SlotWrites
 
 FILE_NAME = "fwpkm_writers.safetensors"
-FORMAT = "fwpkm-writers-1"
-WRITERS_PER_SLOT = 4
-"""How many of the last writers of a slot are kept."""
+FORMAT = "fwpkm-writers-2"
+WRITERS_PER_SLOT = 8
+"""How many of the last writers of a slot are kept: a record has at most so many entries for every slot of a memory,
+however long the texts are."""
+_MOST_UNSORTED = 1 << 16
+"""Entries that are collected before they are sorted into the others."""
+
+
+class SlotWriter(NamedTuple):
+    """A token that wrote a slot."""
+
+    token: int
+    """Its number among all that were read."""
+    write: int
+    """Which write of the layer it was, from 0: the number of the chunk."""
+    share: float
+    """How much of what its last writers have left in the slot is the token's; the shares of a slot add up to 1."""
 
 
 class Writers(NamedTuple):
@@ -30,27 +44,43 @@ class Writers(NamedTuple):
     tokens: Tensor
     """int64 [E], numbers of the tokens among all that were read."""
     weights: Tensor
-    """float32 [E], slot weight times gate."""
+    """float32 [E], how far the write moved the slot: 1 is all the way to what was written."""
+    writes: Tensor
+    """int64 [E], which write of the layer it was, from 0."""
 
     @staticmethod
     def none() -> Writers:
         """No slot has been written."""
-        return Writers(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0))
+        number = torch.empty(0, dtype=torch.int64)
+        return Writers(number, number, torch.empty(0), number)
 
-    def followed_by(self, slots: Tensor, tokens: Tensor, weights: Tensor) -> Writers:
+    def followed_by(self, later: list[Writers]) -> Writers:
         """These and later ones, of which the last few of every slot stay."""
-        after = Writers(*(torch.cat(pair) for pair in zip(self, (slots, tokens, weights), strict=True)))
+        after = Writers(*map(torch.cat, zip(self, *later, strict=True)))
         order = after.slots.sort(stable=True).indices
         after = Writers(*(field[order] for field in after))
         places = torch.arange(len(after.slots))
         behind = torch.searchsorted(after.slots, after.slots, right=True)  # the place after the last of the same slot
         return Writers(*(field[behind - places <= WRITERS_PER_SLOT] for field in after))
 
-    def of(self, slot: int) -> list[tuple[int, float]]:
-        """(token, weight) of the last writers of a slot, oldest first."""
+    def of(self, slot: int) -> list[SlotWriter]:
+        """The last writers of a slot, oldest first; those whose number is not known (-1) are left out.
+
+        A write that moves a slot by the fraction w leaves 1 - w of what was there before. The shares follow from that;
+        they are an estimate, for a write moves a slot towards its target by the error of the whole read.
+        """
         first = int(torch.searchsorted(self.slots, slot))
         last = int(torch.searchsorted(self.slots, slot, right=True))
-        return list(zip(self.tokens[first:last].tolist(), self.weights[first:last].tolist(), strict=True))
+        tokens, weights, writes = (field[first:last].tolist() for field in self[1:])
+        left, rest, kept = 1.0, 1.0, list[float]()
+        for place in reversed(range(len(tokens))):
+            if place + 1 < len(tokens) and writes[place] != writes[place + 1]:
+                left, rest = left * max(rest, 0.0), 1.0
+            kept.append(left * weights[place])
+            rest -= weights[place]
+        total = sum(kept) or 1.0
+        found = zip(tokens, writes, reversed(kept), strict=True)
+        return [SlotWriter(token, write, part / total) for token, write, part in found if token >= 0]
 
 
 class WriterRecord:
@@ -60,21 +90,29 @@ class WriterRecord:
         names: of the texts, in the order of reading.
         starts: number of the first token of every text, among all tokens that were read.
         ids: int64 [N], all these tokens.
-        layers: the writers by layer index from 0.
     """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.starts: list[int] = []
         self.ids = torch.empty(0, dtype=torch.int64)
-        self.layers: dict[int, Writers] = {}
+        self._layers: dict[int, Writers] = {}
+        self._unsorted: dict[int, list[Writers]] = defaultdict(list)
+        self._writes: dict[int, int] = defaultdict(int)
 
     def clone(self) -> WriterRecord:
         """An independent copy; the tensors, which are never written, belong to both."""
         twin = WriterRecord()
-        twin.names, twin.starts = list(self.names), list(self.starts)
-        twin.ids, twin.layers = self.ids, dict(self.layers)
+        twin.names, twin.starts, twin.ids = list(self.names), list(self.starts), self.ids
+        twin._layers, twin._writes = dict(self.layers), self._writes.copy()
         return twin
+
+    @property
+    def layers(self) -> dict[int, Writers]:
+        """The writers by layer index from 0."""
+        for layer in list(self._unsorted):
+            self._sort(layer)
+        return self._layers
 
     def begin(self, name: str, ids: Tensor) -> int:
         """Add a text with its tokens [T]; returns the number of its first one."""
@@ -84,13 +122,27 @@ class WriterRecord:
         self.ids = torch.cat([self.ids, ids.cpu()])
         return first
 
-    def add(self, first: int, reads: Mapping[int, SlotReads]) -> None:
-        """Note that the tokens from number `first` on were written into the slots which they read."""
-        for index, (slots, weights, strengths) in reads.items():
-            tokens = torch.arange(first, first + len(slots)).unsqueeze(1).expand_as(slots)
-            written = weights * strengths.unsqueeze(1)
-            before = self.layers.get(index, Writers.none())
-            self.layers[index] = before.followed_by(slots.flatten(), tokens.flatten(), written.flatten())
+    def add(self, layer: int, written: SlotWrites) -> None:
+        """Note one write; a token that wrote a slot with several heads is one writer of it."""
+        number = self._writes[layer]
+        self._writes[layer] += 1
+        count = len(written.tokens)
+        places = torch.arange(count).unsqueeze(1)
+        pairs, where = (written.slots.flatten(1) * count + places).flatten().unique(return_inverse=True)
+        weights = torch.zeros(len(pairs)).index_add_(0, where, written.steps.flatten())
+        tokens = written.tokens[pairs % count]
+        self._unsorted[layer].append(Writers(pairs // count, tokens, weights, torch.full_like(tokens, number)))
+        if sum(len(entry.slots) for entry in self._unsorted[layer]) > _MOST_UNSORTED:
+            self._sort(layer)
+
+    def _sort(self, layer: int) -> None:
+        self._layers[layer] = self._layers.get(layer, Writers.none()).followed_by(self._unsorted.pop(layer))
+
+    def of(self, layer: int, slot: int) -> list[SlotWriter]:
+        """The last writers of a slot so far, oldest first."""
+        if layer in self._unsorted:
+            self._sort(layer)
+        return self._layers[layer].of(slot) if layer in self._layers else []
 
     def sources(self, reads: Mapping[int, SlotReads], place: int) -> list[tuple[int, float]]:
         """Who wrote what one token reads, the heaviest first.
@@ -101,18 +153,16 @@ class WriterRecord:
 
         Returns:
             (number of a token that was read earlier, share of the read that is attributed to it). The weight of a slot
-            is divided among its last writers by their weights; the shares add up to less than 1 where slots were
+            is divided among its last writers by their shares; the result adds up to less than 1 where slots were
             never written.
         """
         shares: dict[int, float] = defaultdict(float)
-        for index, (slots, weights, _) in reads.items():
-            writers = self.layers.get(index, Writers.none())
-            for slot, weight in zip(slots[place].tolist(), weights[place].tolist(), strict=True):
-                known = writers.of(slot)
-                total = sum(written for _, written in known)
-                for token, written in known if total else []:
-                    shares[token] += weight * written / total / len(reads)
-        return sorted(shares.items(), key=lambda entry: -entry[1])
+        for layer, (slots, weights, _) in reads.items():
+            read = zip(slots[place].flatten().tolist(), weights[place].flatten().tolist(), strict=True)
+            for slot, weight in read:
+                for writer in self.of(layer, slot):
+                    shares[writer.token] += weight * writer.share / len(reads)
+        return sorted(((token, share) for token, share in shares.items() if share), key=lambda entry: -entry[1])
 
     def text_of(self, token: int) -> tuple[str, Tensor, int]:
         """The name and the tokens of the text of a token, given by its number, and its place there from 0."""
@@ -167,7 +217,8 @@ def _checked(names: list[str], tensors: dict[str, Tensor]) -> WriterRecord:
         writers = Writers(*(tensors[f"layers.{index}.{name}"] for name in Writers._fields))
         if len({len(field) for field in writers}) > 1 or bool((writers.slots.diff() < 0).any()):
             raise ValueError(f"the writers of layer {index} are not in order")
-        if len(writers.tokens) and not 0 <= int(writers.tokens.min()) <= int(writers.tokens.max()) < count:
+        if len(writers.tokens) and not -1 <= int(writers.tokens.min()) <= int(writers.tokens.max()) < count:
             raise ValueError(f"the writers of layer {index} are no tokens that were read")
-        record.layers[index] = writers
+        record._layers[index] = writers
+        record._writes[index] = int(writers.writes.max()) + 1 if len(writers.writes) else 0
     return record

@@ -283,13 +283,16 @@ class _Outputs:
         )
 
 
-def run_plain(call: Call, in_place: bool, can_be_undone: bool = True) -> ChainResult:
+def run_plain(
+    call: Call, in_place: bool, can_be_undone: bool = True, observe: Callable[[Piece, Reading], None] | None = None
+) -> ChainResult:
     """Run all pieces of a call.
 
     Args:
         call: what to do.
         in_place: write the tables of the state; otherwise they stay as they are.
         can_be_undone: keep what writes in place overwrite, which takes time.
+        observe: is called with every piece and what its tokens read, before the piece is written.
 
     Returns:
         The outputs and the tables after the call.
@@ -301,6 +304,8 @@ def run_plain(call: Call, in_place: bool, can_be_undone: bool = True) -> ChainRe
         writes = bool(piece.num_written and options.inner_lr)
         reading = tables.read(stream.queries[:, piece.start : piece.stop], options, writes)
         outputs.add(reading, piece.emit_start - piece.start, stream.queries.shape[2])
+        if observe is not None:
+            observe(piece, reading)
         gradient = None
         if piece.key_stop > piece.start:
             addressed = reading.first(piece.key_stop - piece.start)
