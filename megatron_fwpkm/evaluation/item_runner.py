@@ -31,8 +31,6 @@ class RunOptions:
     """Torch device of every process; `auto` is CUDA where there is one."""
     overwrite: bool = False
     """Discard records that are already in the output folder."""
-    check_causality: bool = False
-    """Also check that changing a token does not change any earlier logits."""
     command: Sequence[str] = ()
     """Program and arguments, for the record."""
     model_name: str = ""
@@ -69,6 +67,8 @@ def measure_items(
 ) -> list[Measured]:
     """The records of all items, in their order; each is in the log as soon as it is measured.
 
+    In the end the log has the order of the items, too, whoever measured them and when.
+
     Args:
         items: what to measure; the key of an item's record is the item.
         log: records that are there are not measured again.
@@ -93,4 +93,5 @@ def measure_items(
             log.append(record)
             measured.append(record)
             progress.advance(describe(measured))
+    log.arrange(items)
     return [log.records[item] for item in items]

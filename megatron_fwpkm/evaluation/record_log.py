@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
+
+from .result_files import write_atomically
 
 
 class KeyedRecord(Protocol):
@@ -48,7 +50,7 @@ class RecordLog(Generic[Stored]):
         self.path = path
         self.records: dict[Hashable, Stored] = {}
         header = json.loads(json.dumps(identity))
-        first = (json.dumps(header) + "\n").encode()
+        self._first = first = (json.dumps(header) + "\n").encode()
         content = b"" if overwrite or not path.exists() else path.read_bytes()
         if first.startswith(content):  # nothing yet, or a beginning that was cut off
             path.write_bytes(first)
@@ -74,6 +76,16 @@ class RecordLog(Generic[Stored]):
             file.flush()
             os.fsync(file.fileno())
         self.records[record.key] = record
+
+    def arrange(self, order: Iterable[Hashable]) -> None:
+        """Bring the lines into this order of keys, all of which have records; those of other keys follow."""
+        ranks = {key: rank for rank, key in enumerate(order)}
+        arranged = sorted(self.records, key=lambda key: ranks.get(key, len(ranks)))  # stable
+        if arranged == list(self.records):
+            return
+        self.records = {key: self.records[key] for key in arranged}
+        lines = [json.dumps(record.to_json()) + "\n" for record in self.records.values()]
+        write_atomically(self.path, self._first + "".join(lines).encode())
 
     def _check(self, header: Mapping[str, Any], line: bytes) -> None:
         """See that a file with this first line is a log of this evaluation."""

@@ -16,6 +16,17 @@ def json_text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
+def run_json(provenance: Mapping[str, str], tokens_per_second: Mapping[Any, float]) -> str:
+    """A run.json: where and when the results were made and how fast, which every run tells differently.
+
+    Args:
+        provenance: as `provenance.provenance` gives it.
+        tokens_per_second: by whatever the evaluation tells apart.
+    """
+    speeds = {str(name): round(speed, 1) for name, speed in tokens_per_second.items()}
+    return json_text({"provenance": dict(provenance), "tokens_per_second": speeds})
+
+
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """A results.csv: a header line and the rows, which have the same columns; there is at least one."""
     text = io.StringIO()

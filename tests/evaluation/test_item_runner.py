@@ -70,6 +70,8 @@ def test_what_is_in_the_log_is_not_measured_again(tmp_path, capsys):
     assert asked == ["abcd"]
     assert "continuing: 2 of 3 samples are already finished" in capsys.readouterr().err
     assert (tmp_path / "results.csv").read_text() == "key,length\nabc,3\nabcd,4\na,1\n"
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert lines[0] == {"scale": 1} and [line["key"] for line in lines[1:]] == ["abc", "abcd", "a"]
 
 
 def test_what_was_measured_before_a_failure_is_kept(tmp_path):

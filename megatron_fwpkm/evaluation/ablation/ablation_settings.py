@@ -52,4 +52,4 @@ class AblationOptions:
 
     def run_options(self, command: Sequence[str]) -> RunOptions:
         """How it is measured; `command` goes into the report."""
-        return RunOptions(Path(self.output), self.workers, "cpu", self.overwrite, False, command)
+        return RunOptions(Path(self.output), self.workers, "cpu", self.overwrite, command)

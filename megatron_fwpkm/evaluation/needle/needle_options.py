@@ -49,8 +49,6 @@ class NeedleOptions:
     """number of processes"""
     device: Annotated[str, Metavar("NAME")] = RunOptions.device
     """cpu, cuda, cuda:1, ...; auto selects cuda if available"""
-    check_causality: bool = False
-    """also check that changing a token changes no earlier logits; exit with status 1 if it does"""
     overwrite: bool = False
     """discard the results in --output and measure again"""
 
@@ -66,5 +64,6 @@ class NeedleOptions:
 
     def run_options(self, command: Sequence[str]) -> RunOptions:
         """How it is measured; `command` goes into the report."""
-        return RunOptions(Path(self.output), self.workers, self.device, self.overwrite, self.check_causality, command,
-                          self.model_name or "")  # fmt: skip
+        return RunOptions(
+            Path(self.output), self.workers, self.device, self.overwrite, command, self.model_name or ""
+        )

@@ -43,8 +43,7 @@ class NeedleResults:
     """Probability of guessing one of its tokens."""
     tokens_per_second: dict[int, float]
     """By length: context tokens read per second and process, memory on."""
-    causality: CausalityCheck | None
-    """None when the check was not asked for."""
+    causality: CausalityCheck
     provenance: dict[str, str]
     model_config: dict[str, Any]
 
@@ -66,7 +65,7 @@ class NeedleResults:
         raise KeyError(f"no row for {condition}, {length} tokens, depth {depth}, {where}")
 
     def to_json(self) -> str:
-        """Everything, readable."""
+        """Everything that another run of the same evaluation gives again, readable."""
         values = {
             "format": "megatron_fwpkm needle evaluation 1",
             "model_name": self.model_name,
@@ -74,9 +73,7 @@ class NeedleResults:
             "attention_reach": self.reach,
             "chance": {"exact_match": self.chance_exact, "token": self.chance_token},
             "results": [_flat(row) for row in self.rows],
-            "tokens_per_second": {str(length): round(speed, 1) for length, speed in self.tokens_per_second.items()},
-            "causality": None if self.causality is None else asdict(self.causality) | {"passed": self.causality.passed},
-            "provenance": self.provenance,
+            "causality": asdict(self.causality) | {"passed": self.causality.passed},
             "model_config": self.model_config,
         }
         return json_text(values)

@@ -14,7 +14,7 @@ from ..model_loading import LoadedModel, inspect_model, load_model
 from ..provenance import provenance
 from ..record_log import RecordLog
 from ..report_page import name_of_model
-from ..result_files import write_atomically
+from ..result_files import run_json, write_atomically
 from .answers import NOTHING_TO_WRITE, READING
 from .early_checks import check_facts, check_places, check_positions, check_text
 from .evaluator import Evaluator, Loader, make_evaluator
@@ -53,7 +53,7 @@ def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = loa
         options.output / "samples.jsonl", _identity(settings, loaded, haystack), NeedleRecord.from_json,
         overwrite=options.overwrite,
     )  # fmt: skip
-    causality = evaluator.causality() if options.check_causality else None
+    causality = evaluator.causality()
     finished = measure_items(
         list(all_cells(settings)), log, evaluator.run, evaluator.progress_note, workers=options.workers,
         make_worker=make_evaluator, arguments=(settings, haystack, loader, options.device),
@@ -65,7 +65,7 @@ def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = loa
 
 def _results(
     settings: NeedleSettings, options: RunOptions, evaluator: Evaluator, loaded: LoadedModel,
-    finished: Sequence[NeedleRecord], causality: CausalityCheck | None,
+    finished: Sequence[NeedleRecord], causality: CausalityCheck,
 ) -> NeedleResults:  # fmt: skip
     spec, reader = evaluator.spec, evaluator.reader
     guess = 1 / len(spec.value_vocabulary)
@@ -87,10 +87,11 @@ def _tell_what_is_left_out(settings: NeedleSettings, evaluator: Evaluator) -> No
 
 
 def write_outputs(results: NeedleResults, folder: Path) -> None:
-    """results.json, results.csv, heatmap.png and report.html, each whole or not at all."""
+    """results.json, results.csv, run.json, heatmap.png and report.html, each whole or not at all."""
     heatmap = draw_heatmap(results)
     write_atomically(folder / "results.json", results.to_json())
     write_atomically(folder / "results.csv", results.to_csv())
+    write_atomically(folder / "run.json", run_json(results.provenance, results.tokens_per_second))
     write_atomically(folder / "heatmap.png", heatmap)
     write_atomically(folder / "report.html", render_report(results))
 

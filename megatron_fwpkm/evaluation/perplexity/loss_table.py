@@ -60,8 +60,7 @@ class PerplexityResults:
     """Of the predicted tokens."""
     tokens_per_second: dict[str, float]
     """By condition, per process."""
-    causality: CausalityCheck | None
-    """None when the check was not asked for."""
+    causality: CausalityCheck
     provenance: dict[str, str]
     model_config: dict[str, Any]
 
@@ -82,16 +81,14 @@ class PerplexityResults:
         return self.find(condition).loss.mean / math.log(2) / self.bytes_per_token
 
     def to_json(self) -> str:
-        """Everything, readable."""
+        """Everything that another run of the same evaluation gives again, readable."""
         values = {
             "format": "megatron_fwpkm perplexity evaluation 1",
             "model_name": self.model_name,
             "settings": asdict(self.settings),
             "bits_per_byte": {name: round(self.bits_per_byte(name), 6) for name in self.conditions},
             "results": [_flat(row) for row in self.rows],
-            "tokens_per_second": {name: round(speed, 1) for name, speed in self.tokens_per_second.items()},
-            "causality": None if self.causality is None else asdict(self.causality) | {"passed": self.causality.passed},
-            "provenance": self.provenance,
+            "causality": asdict(self.causality) | {"passed": self.causality.passed},
             "model_config": self.model_config,
         }
         return json_text(values)

@@ -15,7 +15,7 @@ from ..model_loading import LoadedModel, ModelFacts, inspect_model, load_model
 from ..provenance import provenance
 from ..record_log import RecordLog
 from ..report_page import name_of_model
-from ..result_files import write_atomically
+from ..result_files import run_json, write_atomically
 from ..text_files import check_text_files
 from ..text_model import MemoryMode, text_model
 from .documents_read import FLAG, Document, load_documents, read_stream
@@ -63,7 +63,7 @@ def measure_perplexity(
     log = RecordLog(
         options.output / "samples.jsonl", reader.identity(), StreamRecord.from_json, overwrite=options.overwrite
     )
-    causality = reader.causality() if options.check_causality else None
+    causality = reader.causality()
     streams = len(documents) if settings.memory_reset == "document" else 1
     records = measure_items(
         [StreamKey(stream, condition) for stream in range(streams) for condition in conditions], log, reader.run,
@@ -73,6 +73,7 @@ def measure_perplexity(
     results = _results(settings, options, conditions, reader, records, causality)
     write_atomically(options.output / "results.json", results.to_json())
     write_atomically(options.output / "results.csv", results.to_csv())
+    write_atomically(options.output / "run.json", run_json(results.provenance, results.tokens_per_second))
     write_atomically(options.output / "losses.png", draw_losses(results))
     write_atomically(options.output / "report.html", render_losses(results))
     return results
@@ -173,7 +174,7 @@ def _check_tokenizers(settings: PerplexitySettings, one: Tokenizer, other: Token
 
 def _results(
     settings: PerplexitySettings, options: RunOptions, conditions: Sequence[str], reader: StreamReader,
-    records: Sequence[StreamRecord], causality: CausalityCheck | None,
+    records: Sequence[StreamRecord], causality: CausalityCheck,
 ) -> PerplexityResults:  # fmt: skip
     predicted = sum(len(document.tokens) - 1 for document in reader.documents)
     speeds = {

@@ -33,7 +33,7 @@ def test_a_read_too_short_for_the_clock_has_a_speed():
 def test_the_speed_told_is_that_of_the_samples(make_settings, tmp_path):
     evaluate(make_settings(controls=()), RunOptions(tmp_path), load_oracle)
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()[1:]]
-    told = json.loads((tmp_path / "results.json").read_text())["tokens_per_second"]
+    told = json.loads((tmp_path / "run.json").read_text())["tokens_per_second"]
     for length in (128, 512):
         seconds = [sample["read_seconds"] for sample in samples if sample["length"] == length]
         assert len(seconds) == 5

@@ -18,13 +18,13 @@ from megatron_fwpkm.evaluation.needle.run import evaluate
 from megatron_fwpkm.evaluation.needle.settings import MEMORY_ON
 from tests.evaluation.oracle import fail_to_load, load_oracle
 
-OUTPUTS = ["heatmap.png", "report.html", "results.csv", "results.json", "samples.jsonl"]
+OUTPUTS = ["heatmap.png", "report.html", "results.csv", "results.json", "run.json", "samples.jsonl"]
 
 
 @pytest.fixture
 def oracle_results(make_settings, tmp_path):
     """A finished evaluation of the oracle and its folder."""
-    options = RunOptions(tmp_path / "out", check_causality=True, command=("python", "tool.py", "--seed", "1 2"))
+    options = RunOptions(tmp_path / "out", command=("python", "tool.py", "--seed", "1 2"))
     return evaluate(make_settings(samples=10), options, load_oracle), tmp_path / "out"
 
 
@@ -49,11 +49,12 @@ def test_outputs_are_complete_and_agree(oracle_results):
     assert sorted(path.name for path in folder.iterdir()) == OUTPUTS
     values = json.loads((folder / "results.json").read_text())
     assert values["settings"]["reset"] == "sample" and values["settings"]["lengths"] == [128, 512]
-    assert values["provenance"]["command"] == "python tool.py --seed '1 2'"
-    assert {"date", "commit", "torch", "hardware"} <= values["provenance"].keys()
-    assert values["provenance"]["memory"] == "one context per call, each with its own memory"
     assert values["causality"]["passed"] is True
-    assert set(values["tokens_per_second"]) == {"128", "512"}
+    made = json.loads((folder / "run.json").read_text())
+    assert made["provenance"]["command"] == "python tool.py --seed '1 2'"
+    assert {"date", "commit", "torch", "hardware"} <= made["provenance"].keys()
+    assert made["provenance"]["memory"] == "one context per call, each with its own memory"
+    assert set(made["tokens_per_second"]) == {"128", "512"}
     rows = list(csv.DictReader((folder / "results.csv").open()))
     assert len(rows) == len(values["results"]) == len(results.rows)
     for row, value in zip(rows, values["results"], strict=True):
@@ -84,6 +85,25 @@ def test_the_picture_has_a_panel_per_condition(oracle_results, make_settings, tm
 
     assert (folder / "heatmap.png").read_bytes() == draw_heatmap(results)
     assert width(draw_heatmap(results)) > width(draw_heatmap(bare))
+
+
+def samples_without_times(log):
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "read_seconds"} for line in lines]
+
+
+def test_a_stopped_evaluation_gives_the_files_of_an_uninterrupted_one(make_settings, tmp_path, oracle_results):
+    _, whole = oracle_results
+    settings, cut = make_settings(samples=10), tmp_path / "cut"
+    evaluate(settings, RunOptions(cut), load_oracle)
+    lines = (cut / "samples.jsonl").read_text().splitlines(keepends=True)
+    (cut / "samples.jsonl").write_text("".join([lines[0], *lines[:2:-2], lines[4][:20]]))
+    for name in ("results.json", "results.csv", "heatmap.png"):
+        (cut / name).unlink()
+    evaluate(settings, RunOptions(cut), load_oracle)
+    for name in ("results.json", "results.csv", "heatmap.png"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    assert samples_without_times(cut / "samples.jsonl") == samples_without_times(whole / "samples.jsonl")
 
 
 def test_a_stopped_evaluation_goes_on(make_settings, tmp_path, monkeypatch, capsys):

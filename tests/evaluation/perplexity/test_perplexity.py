@@ -103,7 +103,7 @@ def test_the_memory_is_carried_only_where_it_is_asked_for(
 def test_a_stopped_run_continues_and_files_agree(
     settings: PerplexitySettings, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = RunOptions(tmp_path / "out", check_causality=True, command=("python", "tool.py"))
+    options = RunOptions(tmp_path / "out", command=("python", "tool.py"))
     first = measure_perplexity(settings, options, load)
     log = tmp_path / "out" / "samples.jsonl"
     lines = log.read_text().splitlines(keepends=True)
@@ -118,7 +118,8 @@ def test_a_stopped_run_continues_and_files_agree(
     values = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
     assert [float(row["loss"]) for row in rows] == [value["loss"] for value in values["results"]]
-    assert values["causality"]["passed"] and values["provenance"]["command"] == "python tool.py"
+    made = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert values["causality"]["passed"] and made["provenance"]["command"] == "python tool.py"
     assert (tmp_path / "out" / "losses.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "on less off" in page and "2 documents" in page and "from 256" in page
@@ -197,11 +198,11 @@ def test_the_tool(
     shutil.copy(folder / "tokenizer.model", tmp_path / "export")
     done = run_tool(
         capsys, "evaluate_perplexity", "--model", tmp_path / "export", "--text", folder / "novel.txt", "--length", 200,
-        "--block", 64, "--workers", 2, "--check-causality", "--output", tmp_path / "out",
+        "--block", 64, "--workers", 2, "--output", tmp_path / "out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].split() == "condition loss [95 %] perplexity bits per byte".split()
     assert done.stdout.splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "losses.png", "report.html", "results.csv", "results.json", "samples.jsonl"
+        "losses.png", "report.html", "results.csv", "results.json", "run.json", "samples.jsonl"
     }  # fmt: skip
