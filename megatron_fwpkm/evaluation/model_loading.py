@@ -5,6 +5,7 @@ Transformers from a folder of this machine.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ..config.memories import memory_numbers
 from ..conversion.export import hf_model_from_checkpoint, usable_device
 from ..conversion.export_reading import read_export_config
 from ..data.tokenizers import Tokenizer, build_tokenizer
+from ..distributed.launch_variables import read_launch
 from ..processes.freed_memory import keep_freed_memory
 from .transformers_models import holds_other_model, learned_positions, load_other_model, read_other_config
 
@@ -102,12 +104,20 @@ def load_model(path: str, device: str = "auto") -> LoadedModel:
             damaged files.
     """
     facts = inspect_model(path, device)
-    folder, target = Path(path), usable_device(device)
+    folder, target = Path(path), _device_of_rank(usable_device(device))
     if target.type == "cpu":
         keep_freed_memory()
     other = holds_other_model(folder)
     model = load_other_model(folder) if other else hf_model_from_checkpoint(folder, tokenizer=False)[0]
     return LoadedModel(model.to(target).eval(), facts.tokenizer, facts.bos)
+
+
+def _device_of_rank(device: torch.device) -> torch.device:
+    """The GPU that torchrun meant for this process, unless the device has a number."""
+    launch = read_launch(os.environ)
+    if device.type != "cuda" or device.index is not None or launch is None:
+        return device
+    return torch.device("cuda", launch.local_rank)
 
 
 def first_token(path: str, tokenizer: Tokenizer) -> int | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from .result_files import write_atomically
+from .run_ranks import RunRanks
 
 
 class KeyedRecord(Protocol):
@@ -48,6 +49,8 @@ class RecordLog(Generic[Stored]):
             ValueError: the file contains samples of a different evaluation or is not a log; it is not changed.
         """
         self.path = path
+        self.ranks = RunRanks()
+        self._from_json = from_json
         self.records: dict[Hashable, Stored] = {}
         header = json.loads(json.dumps(identity))
         self._first = first = (json.dumps(header) + "\n").encode()
@@ -76,6 +79,18 @@ class RecordLog(Generic[Stored]):
             file.flush()
             os.fsync(file.fileno())
         self.records[record.key] = record
+
+    def absorb(self, part: Path) -> None:
+        """Take over the records of another log of the same evaluation, and remove it."""
+        for record in RecordLog(part, json.loads(self._first), self._from_json).records.values():
+            if record.key not in self.records:
+                self.append(record)
+        part.unlink()
+
+    def continue_in(self, part: Path) -> None:
+        """Append to a new file from here on; what was read before stays known."""
+        part.write_bytes(self._first)
+        self.path = part
 
     def arrange(self, order: Iterable[Hashable]) -> None:
         """Bring the lines into this order of keys, all of which have records; those of other keys follow."""

@@ -12,21 +12,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class RunProgress:
     """Counts samples. A context manager."""
 
-    def __init__(self, total: int, done: int) -> None:
-        """`done` of `total` samples were finished before."""
+    def __init__(self, total: int, done: int, *, quiet: bool = False) -> None:
+        """`done` of `total` samples were finished before; a `quiet` one shows nothing."""
+        self._quiet = quiet
         self._total = total
         self._done = done
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("samples"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=self._console, transient=True, disable=not self._console.is_terminal,
+            console=self._console, transient=True, disable=quiet or not self._console.is_terminal,
         )  # fmt: skip
         self._task = self._bar.add_task("samples", total=total, completed=done, note="")
 
     def __enter__(self) -> RunProgress:
         """Show the bar."""
-        if self._done:
+        if self._done and not self._quiet:
             print(f"continuing: {self._done} of {self._total} samples are already finished", file=sys.stderr)
         self._bar.start()
         return self
@@ -42,5 +43,5 @@ class RunProgress:
         self._done += 1
         self._bar.update(self._task, completed=self._done, note=note)
         tenth = max(1, self._total // 10)
-        if not self._console.is_terminal and (self._done % tenth == 0 or self._done == self._total):
+        if not (self._quiet or self._console.is_terminal) and (self._done % tenth == 0 or self._done == self._total):
             print(f"{self._done} of {self._total} samples, {note}", file=sys.stderr, flush=True)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from ...data.training.needles import NeedleSpec
 from ..causality import CausalityCheck
-from ..item_runner import RunOptions, measure_items
+from ..item_runner import RunOptions, measure_items, open_log
 from ..model_loading import LoadedModel, inspect_model, load_model
 from ..provenance import provenance
-from ..record_log import RecordLog
 from ..report_page import name_of_model
 from ..result_files import run_json, write_atomically
 from .answers import NOTHING_TO_WRITE, READING
@@ -48,11 +47,7 @@ def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = loa
     loaded = loader(settings.model, options.device)
     evaluator = Evaluator(settings, loaded, haystack)
     _tell_what_is_left_out(settings, evaluator)
-    options.output.mkdir(parents=True, exist_ok=True)
-    log = RecordLog(
-        options.output / "samples.jsonl", _identity(settings, loaded, haystack), NeedleRecord.from_json,
-        overwrite=options.overwrite,
-    )  # fmt: skip
+    log = open_log(options, _identity(settings, loaded, haystack), NeedleRecord.from_json)
     causality = evaluator.causality()
     finished = measure_items(
         list(all_cells(settings)), log, evaluator.run, evaluator.progress_note, workers=options.workers,

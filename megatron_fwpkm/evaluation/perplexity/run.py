@@ -10,10 +10,9 @@ from pathlib import Path
 
 from ...data.tokenizers import Tokenizer
 from ..causality import CausalityCheck, check_causality
-from ..item_runner import RunOptions, check_run, measure_items
+from ..item_runner import RunOptions, check_run, measure_items, open_log
 from ..model_loading import LoadedModel, ModelFacts, inspect_model, load_model
 from ..provenance import provenance
-from ..record_log import RecordLog
 from ..report_page import name_of_model
 from ..result_files import run_json, write_atomically
 from ..text_files import check_text_files
@@ -59,10 +58,7 @@ def measure_perplexity(
     conditions = settings.conditions(reader.has_memory)
     if not reader.has_memory:
         print(f"--model {settings.model} has no fast-weight memory: measured as {NO_MEMORY!r}", file=sys.stderr)
-    options.output.mkdir(parents=True, exist_ok=True)
-    log = RecordLog(
-        options.output / "samples.jsonl", reader.identity(), StreamRecord.from_json, overwrite=options.overwrite
-    )
+    log = open_log(options, reader.identity(), StreamRecord.from_json)
     causality = reader.causality()
     streams = len(documents) if settings.memory_reset == "document" else 1
     records = measure_items(
