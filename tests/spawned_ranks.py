@@ -24,14 +24,17 @@ from typing import Any
 import torch.multiprocessing as multiprocessing
 
 _POLL_SECONDS = 0.02
+_START_SECONDS = 150
+"""Within which all ranks must have begun: a loaded machine imports slowly, and that says nothing of what is tested."""
 
 
 def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120) -> list[Any]:
     """Call `function(rank, world_size, *args)` in `world_size` new processes joined in a gloo group.
 
     `function` must be importable (top level of a module); arguments and results must be picklable. Returns the results
-    by rank. Raises AssertionError with the failing rank, its traceback or exit status and the end of its output; after
-    `timeout` seconds it names the ranks that had not finished and where they stood. No process outlives the call.
+    by rank. Raises AssertionError with the failing rank, its traceback or exit status and the end of its output;
+    `timeout` seconds after the last rank has begun it names the ranks that had not finished and where they stood. No
+    process outlives the call.
     """
     folder = Path(tempfile.mkdtemp(prefix="run_distributed_"))
     context = multiprocessing.get_context("spawn")
@@ -42,7 +45,7 @@ def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, t
     try:
         for process in processes:
             process.start()
-        _wait(processes, folder, time.monotonic() + timeout, timeout)
+        _wait(processes, folder, timeout)
         return [_outcome(folder, rank)[1] for rank in range(world_size)]
     finally:
         for process in processes:
@@ -52,9 +55,12 @@ def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, t
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait(processes: list[BaseProcess], folder: Path, deadline: float, timeout: float) -> None:
-    """Return when all ranks have ended well; raise AssertionError on the first failure or at the deadline."""
+def _wait(processes: list[BaseProcess], folder: Path, timeout: float) -> None:
+    """Return when all ranks have ended well; raise AssertionError on the first failure or at the time limit."""
+    deadline, begun = time.monotonic() + _START_SECONDS, False
     while True:
+        if not begun and all((folder / f"begun_{rank}").exists() for rank in range(len(processes))):
+            deadline, begun = time.monotonic() + timeout, True
         codes = [process.exitcode for process in processes]
         failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
         if failed:
@@ -65,9 +71,17 @@ def _wait(processes: list[BaseProcess], folder: Path, deadline: float, timeout: 
             late = [rank for rank, code in enumerate(codes) if code is None]
             for rank in late:
                 os.kill(processes[rank].pid or 0, signal.SIGUSR1)  # the rank writes its stack into its output
-            time.sleep(0.5)
+            _await_stacks(folder, late)
             output = "".join(_output(folder, rank) for rank in late)
-            raise AssertionError(f"rank(s) {late} of {len(codes)} had not finished after {timeout:g} s{output}")
+            what = f"finished after {timeout:g} s" if begun else f"begun after {_START_SECONDS} s"
+            raise AssertionError(f"rank(s) {late} of {len(codes)} had not {what}{output}")
+        time.sleep(_POLL_SECONDS)
+
+
+def _await_stacks(folder: Path, ranks: list[int]) -> None:
+    """Return once the ranks have written their stacks, or after ten seconds."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end and any("(most recent call first)" not in _output(folder, rank) for rank in ranks):
         time.sleep(_POLL_SECONDS)
 
 
@@ -134,8 +148,9 @@ def _run_rank(
             init_method=(folder / "rendezvous").as_uri(),
             rank=rank,
             world_size=world_size,
-            timeout=datetime.timedelta(seconds=2 * timeout),  # the parent's limit comes first
+            timeout=datetime.timedelta(seconds=_START_SECONDS + 2 * timeout),  # the parent's limit comes first
         )
+        (folder / f"begun_{rank}").touch()
         result = function(rank, world_size, *args)
         _leave_outcome(folder, rank, True, result)
         torch.distributed.barrier()  # nobody leaves while others still talk to it

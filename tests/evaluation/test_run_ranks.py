@@ -10,8 +10,8 @@ import pytest
 from megatron_fwpkm.distributed.launch_variables import Launch
 from megatron_fwpkm.evaluation.item_runner import RunOptions, measure_items, open_log
 from megatron_fwpkm.evaluation.run_ranks import RunRanks
-from tests.evaluation.test_item_runner import LengthRecord, LengthSettings, make_measure
 from tests.distributed.test_rendezvous import free_port
+from tests.evaluation.test_item_runner import LengthRecord, LengthSettings, make_measure
 from tests.spawned_ranks import run_distributed
 
 WORDS = [letter * count for count in range(1, 4) for letter in "abc"]
