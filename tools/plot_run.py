@@ -51,13 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     runs = read_histories(places, labels)
     folder = Path(options.output) if options.output else places[0] if places[0].is_dir() else places[0].parent
+    from megatron_fwpkm.evaluation.report_page import render_page
     from megatron_fwpkm.evaluation.training_curves.figure import draw_curves
-    from megatron_fwpkm.evaluation.training_curves.page import render_curves
+    from megatron_fwpkm.evaluation.training_curves.page import curves_part
 
     folder.mkdir(parents=True, exist_ok=True)
     sources = {run.label: str(place) for run, place in zip(runs, places, strict=True)}
     (folder / "curves.png").write_bytes(draw_curves(runs, options.smoothing))
-    (folder / "curves.html").write_text(render_curves(runs, sources, options.smoothing), encoding="utf-8")
+    (folder / "curves.html").write_text(render_page(curves_part(runs, sources, options.smoothing)), encoding="utf-8")
     print(f"{folder / 'curves.png'}\n{folder / 'curves.html'}")
     return 0
 

@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
+from .causality_verdict import CausalityCheck
 from .text_model import TextModel
 
 _MOST_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class CausalityCheck:
-    """Whether changing a token left all logits before it unchanged."""
-
-    changed: int
-    """Position of the changed token."""
-    before_identical: bool
-    """The logits of all earlier positions are identical bit for bit."""
-    after_differs: bool
-    """Some later logits differ, so the check could have failed."""
-
-    @property
-    def passed(self) -> bool:
-        """Earlier logits are identical, and later ones show that the change arrived."""
-        return self.before_identical and self.after_differs
-
-    def exit_status(self) -> int:
-        """That of a tool: 0, or 1 after an error message if the check failed."""
-        if not self.passed:
-            print(
-                "error: the causality check failed: changing a token changed earlier logits, or had no effect",
-                file=sys.stderr,
-            )
-        return int(not self.passed)
 
 
 @torch.inference_mode()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Any
 
-from .causality import CausalityCheck
+from .causality_verdict import CausalityCheck
+from .result_files import json_text, write_atomically
 
 _TEMPLATE = Path(__file__).with_name("report_page.html")
 _FOLDERS_OF_ANY_MODEL = re.compile(
@@ -30,29 +32,54 @@ class Section:
 
     heading: str
     html: str
+    """Without headings, which the page numbers. Colours come from the page's classes and variables, pictures from
+    `embedded_picture`. A script finds its elements from `document.currentScript`, not by id, since a page may show a
+    part twice."""
 
 
-def render_page(
-    title: str, heading: str, lead: str, sections: Sequence[Section], *, causality: CausalityCheck | None,
-    settings: Mapping[str, object], provenance: Mapping[str, str],
-) -> str:  # fmt: skip
-    """HTML of a report.
+@dataclass(frozen=True)
+class ReportPart:
+    """What an evaluation tells: a page of its own, and a part of a page of several evaluations."""
 
-    Args:
-        title: of the browser's window, as text.
-        heading: of the page, as text.
-        lead: a line or two on what was measured, as text.
-        sections: what this evaluation shows; tables of class `summary` and figures of class `panel` have a style.
-        causality: the check, where it ran.
-        settings: what was asked for, by name.
-        provenance: where the numbers come from, by name.
+    name: str
+    """Short, such as `perplexity`; says in a page of several parts which this is."""
+    title: str
+    """Of the browser's window, as text."""
+    heading: str
+    """Of the page, as text."""
+    lead: str
+    """A line or two on what was measured, as text."""
+    sections: tuple[Section, ...]
+    causality: CausalityCheck | None
+    """The check, where it ran."""
+    settings: Mapping[str, object]
+    """What was asked for, by name; shown as text."""
+    provenance: Mapping[str, str]
+    """Where the numbers come from, by name."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "settings": {name: str(value) for name, value in self.settings.items()}}
+
+
+def write_report(part: ReportPart, folder: Path) -> None:
+    """Write report.html, which needs no other file, and report_part.json, which `tools/build_report.py` reads.
+
+    Raises:
+        OSError: `folder` cannot be written.
     """
-    common = [] if causality is None else [_causality(causality)]
-    common.append(Section("Settings", definition_list((name, str(value)) for name, value in settings.items())))
-    common.append(Section("Provenance", definition_list(provenance.items())))
-    body = "\n".join(f"<h2>{escape(section.heading)}</h2>\n{section.html}" for section in (*sections, *common))
-    return Template(_TEMPLATE.read_text()).substitute(
-        title=escape(title), heading=escape(heading), lead=escape(lead), sections=body
+    write_atomically(folder / "report_part.json", json_text(part.to_json()))
+    write_atomically(folder / "report.html", render_page(part))
+
+
+def render_page(part: ReportPart) -> str:
+    """HTML of a page with this part."""
+    common = [] if part.causality is None else [_causality(part.causality)]
+    common.append(Section("Settings", definition_list((name, str(value)) for name, value in part.settings.items())))
+    common.append(Section("Provenance", definition_list(part.provenance.items())))
+    body = "\n".join(f"<h2>{escape(section.heading)}</h2>\n{section.html}" for section in (*part.sections, *common))
+    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(part.title), heading=escape(part.heading), lead=escape(part.lead), sections=body
     )
 
 

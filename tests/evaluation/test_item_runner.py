@@ -10,7 +10,7 @@ import pytest
 
 from megatron_fwpkm.evaluation.item_runner import check_run, measure_items
 from megatron_fwpkm.evaluation.record_log import RecordLog
-from megatron_fwpkm.evaluation.report_page import Section, render_page
+from megatron_fwpkm.evaluation.report_page import ReportPart, Section, render_page
 from megatron_fwpkm.evaluation.result_files import csv_text, json_text
 
 
@@ -47,9 +47,10 @@ def evaluate(settings: LengthSettings, words: list[str], folder: Path, *, worker
     rows = [record.to_json() for record in records]
     (folder / "results.csv").write_text(csv_text(rows))
     (folder / "results.json").write_text(json_text({"results": rows}))
-    sections = [Section("Words & lengths", ", ".join(str(record.length) for record in records))]
-    return render_page("T", "A < B", "Lead", sections, causality=None, settings=asdict(settings),
-                       provenance={"date": "today"})  # fmt: skip
+    section = Section("Words & lengths", ", ".join(str(record.length) for record in records))
+    return render_page(
+        ReportPart("words", "T", "A < B", "Lead", (section,), None, asdict(settings), {"date": "today"})
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])

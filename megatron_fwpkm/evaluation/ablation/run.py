@@ -18,10 +18,11 @@ from ...data.indexed.indexed_format import read_dataset_info
 from ..item_runner import RunOptions, check_output, measure_items
 from ..provenance import provenance
 from ..record_log import RecordLog
+from ..report_page import write_report
 from ..result_files import write_atomically
 from ..text_files import check_text_files
 from .ablation_picture import draw_ablation
-from .ablation_report import render_ablation
+from .ablation_report import ablation_part
 from .ablation_settings import AblationOptions
 from .ablation_table import AblationResults, tabulate_trials
 from .grid import Grid, Trial, command_words, read_grid
@@ -63,7 +64,7 @@ def run_ablation(options: AblationOptions, run: RunOptions) -> AblationResults:
     write_atomically(run.output / "results.json", results.to_json())
     write_atomically(run.output / "results.csv", results.to_csv())
     write_atomically(run.output / "ablation.png", draw_ablation(results))
-    write_atomically(run.output / "report.html", render_ablation(results, options))
+    write_report(ablation_part(results, options), run.output)
     return results
 
 

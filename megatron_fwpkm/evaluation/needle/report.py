@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from ...config.counted_things import count_things
-from ..report_page import Section, definition_list, render_page
+from ..report_page import ReportPart, Section, definition_list
 from .answers import NOTHING_TO_WRITE
 from .recall import Recall
 from .report_panels import panels
@@ -13,20 +13,21 @@ from .results import NeedleResults
 from .settings import CONTROL_MEANINGS, NO_MEMORY, PROTOCOL_MEANINGS
 
 
-def render_report(results: NeedleResults) -> str:
-    """HTML with the heatmap, the table, what protocol and controls mean, settings and provenance."""
+def needle_part(results: NeedleResults) -> ReportPart:
+    """The heatmap, the table, what protocol and controls mean, settings and provenance."""
     controls = definition_list((name, CONTROL_MEANINGS[name]) for name in results.controls)
-    return render_page(
+    return ReportPart(
+        "needles",
         f"Needle recall: {results.model_name}",
         f"Long-context recall of {results.model_name}",
         f"{count_things(results.settings.needles, 'fact')} hidden in every context; the model is asked for one. An "
         "answer is correct if every token of the value is correct, with greedy decoding.",
-        [
+        (
             _heatmap(results),
             _recall_by_length(results),
             _protocol(results),
             Section("Controls", controls if results.controls else "<dl><dd>No controls were run.</dd></dl>"),
-        ],
+        ),
         causality=results.causality,
         settings=_shown_settings(results),
         provenance=results.provenance,

@@ -12,7 +12,7 @@ from ..causality import CausalityCheck
 from ..item_runner import RunOptions, measure_items, open_log
 from ..model_loading import LoadedModel, inspect_model, load_model
 from ..provenance import provenance
-from ..report_page import name_of_model
+from ..report_page import name_of_model, write_report
 from ..result_files import run_json, write_atomically
 from .answers import NOTHING_TO_WRITE, READING
 from .early_checks import check_facts, check_places, check_positions, check_text
@@ -20,7 +20,7 @@ from .evaluator import Evaluator, Loader, make_evaluator
 from .haystack import Haystack, load_haystack
 from .heatmap import draw_heatmap
 from .needle_record import NeedleRecord
-from .report import render_report
+from .report import needle_part
 from .results import NeedleResults, reading_speed, tabulate
 from .samples import all_cells
 from .settings import NO_MEMORY, NeedleSettings
@@ -82,13 +82,13 @@ def _tell_what_is_left_out(settings: NeedleSettings, evaluator: Evaluator) -> No
 
 
 def write_outputs(results: NeedleResults, folder: Path) -> None:
-    """results.json, results.csv, run.json, heatmap.png and report.html, each whole or not at all."""
+    """results.json, results.csv, run.json, heatmap.png and the report, each whole or not at all."""
     heatmap = draw_heatmap(results)
     write_atomically(folder / "results.json", results.to_json())
     write_atomically(folder / "results.csv", results.to_csv())
     write_atomically(folder / "run.json", run_json(results.provenance, results.tokens_per_second))
     write_atomically(folder / "heatmap.png", heatmap)
-    write_atomically(folder / "report.html", render_report(results))
+    write_report(needle_part(results), folder)
 
 
 def _identity(settings: NeedleSettings, loaded: LoadedModel, haystack: Haystack) -> dict[str, object]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from ...config.counted_things import count_things
-from ..report_page import Section, definition_list, embedded_picture, render_page, summary_table
+from ..report_page import ReportPart, Section, definition_list, embedded_picture, summary_table
 from .loss_picture import draw_losses
 from .loss_table import PerplexityResults, condition_cells, position_cells
 from .perplexity_settings import CONDITION_MEANINGS, RESET_MEANINGS
 
 
-def render_losses(results: PerplexityResults) -> str:
-    """HTML with the picture, the tables, what the conditions mean, settings and provenance."""
+def losses_part(results: PerplexityResults) -> ReportPart:
+    """The picture, the tables, what the conditions mean, settings and provenance."""
     settings, tokens = results.settings, results.find(results.conditions[0]).tokens
     conditions, positions = condition_cells(results), position_cells(results)
     note = (
@@ -19,17 +19,18 @@ def render_losses(results: PerplexityResults) -> str:
     )
     meanings = {name: CONDITION_MEANINGS[name] for name in results.conditions}
     meanings["between documents"] = RESET_MEANINGS[settings.memory_reset]
-    return render_page(
+    return ReportPart(
+        "perplexity",
         f"Perplexity: {results.model_name}",
         f"Perplexity of {results.model_name}",
         f"{count_things(len(settings.text), 'document')}, {count_things(tokens, 'predicted token')}. Every token but "
         "the first of a document is predicted from all before it.",
-        [
+        (
             Section("Loss by position", embedded_picture(draw_losses(results, "svg"), "Loss by position")),
             Section("All positions", summary_table(conditions[0], conditions[1:])),
             Section("By position", f'{summary_table(positions[0], positions[1:])}\n<p class="pale">{note}</p>'),
             Section("Conditions", definition_list(meanings.items())),
-        ],
+        ),
         causality=results.causality,
         settings={
             "model": settings.model,

@@ -13,7 +13,7 @@ from ..causality import CausalityCheck, check_causality
 from ..item_runner import RunOptions, check_run, measure_items, open_log
 from ..model_loading import LoadedModel, ModelFacts, inspect_model, load_model
 from ..provenance import provenance
-from ..report_page import name_of_model
+from ..report_page import name_of_model, write_report
 from ..result_files import run_json, write_atomically
 from ..text_files import check_text_files
 from ..text_model import MemoryMode, text_model
@@ -21,7 +21,7 @@ from .documents_read import FLAG, Document, load_documents, read_stream
 from .loss_picture import draw_losses
 from .loss_record import StreamKey, StreamRecord
 from .loss_table import PerplexityResults, tabulate_losses
-from .perplexity_report import render_losses
+from .perplexity_report import losses_part
 from .perplexity_settings import BASELINE, NO_MEMORY, PerplexitySettings
 
 Loader = Callable[[str, str], LoadedModel]
@@ -71,7 +71,7 @@ def measure_perplexity(
     write_atomically(options.output / "results.csv", results.to_csv())
     write_atomically(options.output / "run.json", run_json(results.provenance, results.tokens_per_second))
     write_atomically(options.output / "losses.png", draw_losses(results))
-    write_atomically(options.output / "report.html", render_losses(results))
+    write_report(losses_part(results), options.output)
     return results
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..report_page import Section, embedded_picture, render_page, summary_table
+from ..report_page import ReportPart, Section, embedded_picture, summary_table
 from .figure import draw_curves
 from .history import RunHistory
 
 
-def render_curves(runs: Sequence[RunHistory], sources: Mapping[str, str], smoothing: float) -> str:
-    """HTML that needs no other file and no network; `sources` are the files of the runs by label."""
+def curves_part(runs: Sequence[RunHistory], sources: Mapping[str, str], smoothing: float) -> ReportPart:
+    """The picture, the table and the events; `sources` are the files of the runs by label."""
     title = "Training of " + ", ".join(run.label for run in runs)
     sections = [
         Section("Runs", _table(runs)),
@@ -21,9 +21,7 @@ def render_curves(runs: Sequence[RunHistory], sources: Mapping[str, str], smooth
     lead = "Dotted vertical lines are the events that are listed below." if len(sections) > 2 else "No events recorded."
     if any(run.saves for run in runs):
         lead += " Marks at the bottom of the loss are checkpoints."
-    return render_page(
-        title, title, lead, sections, causality=None, settings={"smoothing": smoothing}, provenance=sources
-    )
+    return ReportPart("training", title, title, lead, tuple(sections), None, {"smoothing": smoothing}, sources)
 
 
 def _table(runs: Sequence[RunHistory]) -> str:

@@ -92,7 +92,8 @@ def test_models_are_trained_compared_and_not_trained_again(
     assert fwpkm.gap.mean == pytest.approx(sum(gaps) / 2, abs=1e-12)
     assert fwpkm.parameters > none.parameters and by_name["none_seed1"].losses != by_name["none_seed2"].losses
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {"models", "samples.jsonl", "results.json", "results.csv", "ablation.png", "report.html"}
+    report = {"ablation.png", "report.html", "report_part.json"}
+    assert files == {"models", "samples.jsonl", "results.json", "results.csv", *report}
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
     assert [row["memory"] for row in rows] == ["none", "fwpkm"] and float(rows[1]["gap"]) == round(fwpkm.gap.mean, 6)
     page = (tmp_path / "out" / "report.html").read_text()

@@ -11,10 +11,10 @@ import pytest
 
 from megatron_fwpkm.config.plot_style import RECALL, recall_colour
 from megatron_fwpkm.evaluation.item_runner import RunOptions
-from megatron_fwpkm.evaluation.needle.report import render_report
+from megatron_fwpkm.evaluation.needle.report import needle_part
 from megatron_fwpkm.evaluation.needle.run import evaluate
 from megatron_fwpkm.evaluation.needle.settings import MEMORY_ON, short_length
-from megatron_fwpkm.evaluation.report_page import name_of_model
+from megatron_fwpkm.evaluation.report_page import name_of_model, render_page
 from tests.evaluation.oracle import load_oracle
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -133,7 +133,7 @@ def test_lengths_are_short_on_an_axis():
 def test_nothing_is_cut_and_numbers_are_legible(report, tmp_path, width, wide):
     changes = {"lengths": tuple(range(2048, 2058)), "depths": 11, "samples": 11} if wide else {}
     results, _ = report(model_name="a-model-with-a-very-long-name-" * 4, **changes)
-    (tmp_path / "page.html").write_text(render_report(results).replace("</body>", MEASURE + "</body>"))
+    (tmp_path / "page.html").write_text(render_page(needle_part(results)).replace("</body>", MEASURE + "</body>"))
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME.format(width=width))
     assert BROWSER is not None

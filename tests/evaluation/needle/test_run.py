@@ -18,7 +18,7 @@ from megatron_fwpkm.evaluation.needle.run import evaluate
 from megatron_fwpkm.evaluation.needle.settings import MEMORY_ON
 from tests.evaluation.oracle import fail_to_load, load_oracle
 
-OUTPUTS = ["heatmap.png", "report.html", "results.csv", "results.json", "run.json", "samples.jsonl"]
+OUTPUTS = ["heatmap.png", "report.html", "report_part.json", "results.csv", "results.json", "run.json", "samples.jsonl"]
 
 
 @pytest.fixture

@@ -204,5 +204,5 @@ def test_the_tool(
     assert done.stdout.splitlines()[0].split() == "condition loss [95 %] perplexity bits per byte".split()
     assert done.stdout.splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "losses.png", "report.html", "results.csv", "results.json", "run.json", "samples.jsonl"
+        "losses.png", "report.html", "report_part.json", "results.csv", "results.json", "run.json", "samples.jsonl"
     }  # fmt: skip

@@ -1,0 +1,32 @@
+"""What the self-test of an evaluation found, as plain values. Free of torch."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CausalityCheck:
+    """Whether changing a token left all logits before it unchanged."""
+
+    changed: int
+    """Position of the changed token."""
+    before_identical: bool
+    """The logits of all earlier positions are identical bit for bit."""
+    after_differs: bool
+    """Some later logits differ, so the check could have failed."""
+
+    @property
+    def passed(self) -> bool:
+        """Earlier logits are identical, and later ones show that the change arrived."""
+        return self.before_identical and self.after_differs
+
+    def exit_status(self) -> int:
+        """That of a tool: 0, or 1 after an error message if the check failed."""
+        if not self.passed:
+            print(
+                "error: the causality check failed: changing a token changed earlier logits, or had no effect",
+                file=sys.stderr,
+            )
+        return int(not self.passed)
