@@ -23,11 +23,10 @@ from .rows import align_right
 if TYPE_CHECKING:
     from .cache import FwPKMCache
 
-QUERY_BLOCK = 128
-"""Queries that share one mask: larger blocks waste scores outside a short window, smaller ones waste calls."""
+QUERY_BLOCK = 32
+"""Least queries of a block: larger ones waste scores outside a short window, smaller ones waste products."""
 MASK_ELEMENTS = 1 << 22
-"""Most elements of one mask per sequence: bounds the block where attention is full and the past is long."""
-
+"""Most elements of one mask per sequence: bounds what a call of torch's attention is given."""
 
 
 def rotary_angles(
@@ -93,26 +92,56 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, key_ma
     if key_mask is None and window is None and (num_queries == 1 or past == 0):
         return F.scaled_dot_product_attention(q, k, v, is_causal=num_queries > 1, dropout_p=dropout, enable_gqa=grouped)
     if window is None:
-        block = max(1, MASK_ELEMENTS // num_keys)
+        step = max(1, MASK_ELEMENTS // num_keys)
     else:
-        block = max(QUERY_BLOCK, min(window, MASK_ELEMENTS // window))
+        block = min(num_queries, max(QUERY_BLOCK, min(window, MASK_ELEMENTS // window)))
+        step = block * max(1, MASK_ELEMENTS // (block * (block + window)))
     outputs = []
-    for start in range(0, num_queries, block):
-        stop = min(start + block, num_queries)
-        first = 0 if window is None else max(0, past + start - window + 1)
+    for start in range(0, num_queries, step):
+        stop = min(start + step, num_queries)
         last = past + stop
-        mask = _band(past + start, last, first, window, q.device)
-        if key_mask is not None:
+        part = q[:, :, start:stop], k[:, :, :last], v[:, :, :last]
+        seen = None if key_mask is None else key_mask[:, :last]
+        if window is not None:
+            outputs.append(_window_attention(*part, window, block, seen, dropout))
+            continue
+        mask = _band(past + start, last, 0, None, q.device)
+        if seen is not None:
             # Padding sees itself, or its softmax would have no terms.
-            own = _band(past + start, last, first, 1, q.device)
-            mask = (mask & key_mask[:, None, None, first:last]) | own
-        outputs.append(
-            F.scaled_dot_product_attention(
-                q[:, :, start:stop], k[:, :, first:last], v[:, :, first:last], attn_mask=mask, dropout_p=dropout,
-                enable_gqa=grouped,
-            )
-        )  # fmt: skip
+            mask = (mask & seen[:, None, None]) | _band(past + start, last, 0, 1, q.device)
+        outputs.append(F.scaled_dot_product_attention(*part, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+
+
+def _window_attention(q: Tensor, k: Tensor, v: Tensor, window: int, block: int, key_mask: Tensor | None,
+                      dropout: float) -> Tensor:  # fmt: skip
+    """`causal_attention` in blocks of queries that are a batch: one call for all, and one mask without padding.
+
+    A block sees its own keys and the `window - 1` before them. Heads that share keys stand in a block one after
+    another, so that keys are not repeated for them.
+    """
+    batch, heads, num_queries, _ = q.shape
+    past, span = k.shape[2] - num_queries, block + window - 1
+    blocks = -(-num_queries // block)
+    first, sharing = max(0, past - window + 1), heads // k.shape[1]
+    before, after = max(0, window - 1 - past), blocks * block - num_queries  # what is added so that all are whole
+    mask = _band(window - 1, span, 0, window, q.device)
+    if key_mask is not None or before or after:
+        known = mask.new_ones(batch, k.shape[2]) if key_mask is None else key_mask
+        known = F.pad(known[:, first:], (before, after), value=False).unfold(1, span, block)
+        # Padding sees itself, or its softmax would have no terms.
+        mask = (mask & known.unsqueeze(2)) | _band(window - 1, span, 0, 1, q.device)
+        mask = mask.flatten(0, 1).unsqueeze(1)
+    k, v = (
+        F.pad(x[:, :, first:], (0, 0, before, after)).unfold(2, span, block).permute(0, 2, 1, 4, 3).flatten(0, 1)
+        for x in (k, v)
+    )
+    q = F.pad(q, (0, 0, 0, after)).unflatten(1, (-1, sharing)).unflatten(3, (blocks, block))
+    q = q.permute(0, 3, 1, 2, 4, 5).flatten(3, 4).flatten(0, 1)
+    mask = mask.repeat(*(1,) * (mask.dim() - 2), sharing, 1)
+    seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    seen = seen.unflatten(2, (sharing, block)).unflatten(0, (batch, blocks)).permute(0, 2, 3, 1, 4, 5)
+    return seen.flatten(3, 4).flatten(1, 2)[:, :, :num_queries]
 
 
 def _band(start: int, stop: int, first: int, window: int | None, device: torch.device) -> Tensor:
