@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from megatron_fwpkm.ops.fast_weight_memory import plain
 from megatron_fwpkm.ops.product_key import selection
 from megatron_fwpkm.ops.product_key.reference import read_slots
 from megatron_fwpkm.ops.product_key.selection import KeptSubKeys, select_slots, select_sub_keys
@@ -182,3 +183,13 @@ def test_both_ways_to_the_smallest_keep_the_same(monkeypatch: pytest.MonkeyPatch
     for one, other in zip(kept[0][:2], kept[1][:2], strict=True):
         assert torch.equal(one[:, others], other[:, others])
     assert (kept[1].indices < 100).all() and kept[1].costs[:, 3].isnan().all()
+
+
+@pytest.mark.parametrize(("num_subkeys", "topk"), [(64, 3), (256, 8), (250, 8), (32, 8), (2048, 1)])
+def test_plain_finds_the_largest_by_groups(num_subkeys: int, topk: int) -> None:
+    products = torch.randn(2, 40, num_subkeys, generator=torch.Generator().manual_seed(num_subkeys))
+    products[:, ::2] = products[:, ::2].round()  # many equal ones, also in different groups
+    found = plain._largest(products, topk)
+    assert (found.sort(-1).values.diff(dim=-1) > 0).all(), "no index twice"
+    expected = products.sort(-1, descending=True).values[..., :topk]
+    torch.testing.assert_close(products.gather(-1, found).sort(-1, descending=True).values, expected, rtol=0, atol=0)
