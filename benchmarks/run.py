@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks import checkpoint, launches, memory, memory_estimate, model, preprocess, roofline, stages
+from benchmarks import checkpoint, launches, memory, memory_estimate, model, preprocess, reading, roofline, stages
 from benchmarks.report import Report, make_output_folder
 
 
@@ -35,6 +35,9 @@ BENCHMARKS = {
     ),
     "layer": Benchmark("one memory layer, forward and backward", model.add_layer_arguments, model.run_layer),
     "model": Benchmark("a training step with memories and without", model.add_model_arguments, model.run_model),
+    "reading": Benchmark(
+        "an export that reads a long text on one core: time, touched rows, memory", reading.add_arguments, reading.run
+    ),
     "checkpoint": Benchmark(
         "saving and loading large memories, with and without --async-save", checkpoint.add_arguments, checkpoint.run
     ),

@@ -18,6 +18,9 @@ from transformers import DynamicCache
 
 MemoryMode = Literal["on", "frozen", "off"]
 
+SEGMENT = 4096
+"""Tokens of a call where only the last logits count: hidden states of a whole text would outgrow its memory."""
+
 
 class TextModel:
     """Any causal language model of Transformers.
@@ -104,7 +107,11 @@ class MemoryTextModel(TextModel):
     ) -> torch.Tensor:
         """Read on in `cache` while the memory is in this mode."""
         self.model.memory_mode = mode
-        return super().read(tokens, cache, mode, last_only=last_only)
+        if not last_only or len(tokens) <= SEGMENT or self.model.config.cuts_matter:
+            return super().read(tokens, cache, mode, last_only=last_only)
+        for start in range(0, len(tokens), SEGMENT):
+            logits = super().read(tokens[start : start + SEGMENT], cache, mode)
+        return logits
 
 
 def text_model(model: Any) -> TextModel:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from megatron_fwpkm.evaluation import text_model as room
 from megatron_fwpkm.evaluation.causality import check_causality
 from megatron_fwpkm.evaluation.text_model import text_model
 from megatron_fwpkm.hf.modeling_fwpkm import FwPKMForCausalLM
@@ -49,6 +50,21 @@ def test_a_clone_reads_on_as_the_original_would(model):
     whole = reader.read(text + on, reader.new_cache())
     torch.testing.assert_close(streamed, whole, rtol=1e-4, atol=1e-4)
     assert not torch.equal(reader.read(on, twin), streamed)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("scale", "calls"), [("consistent", [7, 7, 7, 4]), ("official", [25])])
+def test_a_long_text_is_read_in_segments_that_change_nothing(tiny_model, monkeypatch, scale, calls):
+    """Its hidden states are not kept, and what depends on calls has them as they are."""
+    model = FwPKMForCausalLM(type(tiny_model.config)(**tiny_model.config.to_dict() | {"fwpkm_write_scale": scale}))
+    model.load_state_dict(tiny_model.state_dict())
+    reader, text = text_model(model.eval()), torch.randint(3, 200, (25,), generator=torch.Generator().manual_seed(3))
+    expected = reader.read(text.tolist(), reader.new_cache(), last_only=False)[-1]
+    lengths = []
+    model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
+    monkeypatch.setattr(room, "SEGMENT", 7)
+    torch.testing.assert_close(reader.read(text.numpy(), reader.new_cache()), expected, rtol=1e-4, atol=1e-4)
+    assert lengths == calls
 
 
 def test_every_kind_passes_the_causality_check(model):
