@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from itertools import chain, count
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from ..config.counted_things import count_things
 from .causality_verdict import CausalityCheck
+from .report_svg import embedded_picture, scoped_ids
 from .result_files import json_text, write_atomically
+
+__all__ = [
+    "ReportPart", "Section", "definition_list", "embedded_picture", "name_of_model", "render_joined_page",
+    "render_page", "summary_table", "write_report",
+]  # fmt: skip
 
 _TEMPLATE = Path(__file__).with_name("report_page.html")
 _FOLDERS_OF_ANY_MODEL = re.compile(
@@ -74,33 +81,105 @@ def write_report(part: ReportPart, folder: Path) -> None:
 
 def render_page(part: ReportPart) -> str:
     """HTML of a page with this part."""
+    sections = _numbered(part, part.name)
+    links = [(anchor, section.heading) for anchor, section in sections]
+    return _page(part.title, part.heading, part.lead, links, _html(sections, part.name, "h2"))
+
+
+def render_joined_page(title: str, parts: Sequence[ReportPart]) -> str:
+    """HTML of a page with these parts, in their order: a summary with links, then all that each part tells.
+
+    Args:
+        title: of the window and of the page, as text.
+        parts: at least one; parts with the same name are told apart by their headings.
+    """
+    anchors = _anchors(parts)
+    articles = (
+        f'<article id="{anchor}" aria-labelledby="{anchor}-heading">\n<h2 id="{anchor}-heading">{escape(part.heading)}'
+        f'</h2>\n<p class="lead">{escape(part.lead)}</p>\n{_html(_numbered(part, anchor), anchor, "h3")}\n</article>'
+        for anchor, part in zip(anchors, parts, strict=True)
+    )
+    links = [(anchor, part.heading) for anchor, part in zip(anchors, parts, strict=True)]
+    lead = f"{count_things(len(parts), 'evaluation')}, each with its controls, settings and provenance."
+    return _page(title, title, lead, links, "\n".join((_summary(anchors, parts), *articles)))
+
+
+def slug(text: str) -> str:
+    """Text as an id of HTML: lower-case letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "part"
+
+
+def _anchors(parts: Sequence[ReportPart]) -> list[str]:
+    """An id for every part, after its name; the second of a name ends with -2."""
+    used, anchors = {"content", "scheme", "summary"}, list[str]()
+    for part in parts:
+        name = slug(part.name)
+        free = next(one for one in chain([name], (f"{name}-{number}" for number in count(2))) if one not in used)
+        used.add(free)
+        anchors.append(free)
+    return anchors
+
+
+def _page(title: str, heading: str, lead: str, links: Iterable[tuple[str, str]], body: str) -> str:
+    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(title), heading=escape(heading), lead=escape(lead), sections=body,
+        navigation="\n".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name in links),
+    )  # fmt: skip
+
+
+def _numbered(part: ReportPart, anchor: str) -> list[tuple[str, Section]]:
+    """The sections of a part and those that all parts have, with their anchors."""
     common = [] if part.causality is None else [_causality(part.causality)]
     common.append(Section("Settings", definition_list((name, str(value)) for name, value in part.settings.items())))
     common.append(Section("Provenance", definition_list(part.provenance.items())))
-    body = "\n".join(f"<h2>{escape(section.heading)}</h2>\n{section.html}" for section in (*part.sections, *common))
-    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(part.title), heading=escape(part.heading), lead=escape(part.lead), sections=body
+    return [
+        (f"{slug(anchor)}-{number}-{slug(section.heading)}", section)
+        for number, section in enumerate((*part.sections, *common), 1)
+    ]
+
+
+def _html(sections: Iterable[tuple[str, Section]], anchor: str, heading: str) -> str:
+    return "\n".join(
+        f'<section aria-labelledby="{name}">\n<{heading} id="{name}">{escape(section.heading)}</{heading}>\n'
+        f"{scoped_ids(section.html, slug(anchor))}\n</section>"
+        for name, section in sections
     )
 
 
-def summary_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _summary(anchors: Sequence[str], parts: Sequence[ReportPart]) -> str:
+    """A line per part: where it is, what it measured, and whether its causality check passed."""
+    lines = [
+        f'<tr><th scope="row"><a href="#{anchor}">{escape(part.heading)}</a></th>'
+        f'<td data-label="measured"><div>{escape(part.lead)}</div></td>'
+        f'<td data-label="causality check">{_verdict(part.causality)}</td></tr>'
+        for anchor, part in zip(anchors, parts, strict=True)
+    ]
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("evaluation", "measured", "causality check"))
+    return (
+        '<section aria-labelledby="summary">\n<h2 id="summary">Summary</h2>\n<table class="summary words">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>\n</section>"
+    )
+
+
+def _verdict(check: CausalityCheck | None) -> str:
+    if check is None:
+        return '<div class="pale">not applicable</div>'
+    return '<div class="passed">passed</div>' if check.passed else '<div class="failed">FAILED</div>'
+
+
+def summary_table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
     """A table of text, whose cells carry the names of their columns where a narrow screen stacks them."""
-    top = "".join(f"<th>{escape(head)}</th>" for head in heads)
+    top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     body = "".join(
-        f"<tr><td>{escape(first)}</td>"
+        f'<tr><th scope="row">{escape(first)}</th>'
         + "".join(
             f'<td data-label="{escape(head)}">{escape(cell)}</td>' for head, cell in zip(heads[1:], rest, strict=True)
         )
         + "</tr>"
         for first, *rest in rows
     )
-    return f'<table class="summary"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
-
-
-def embedded_picture(svg: bytes, alt: str) -> str:
-    """A picture as wide as the page, within the page's own file."""
-    data = base64.b64encode(svg).decode()
-    return f'<img alt="{escape(alt)}" style="width:100%" src="data:image/svg+xml;base64,{data}">'
+    name = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f'<table class="summary">{name}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def definition_list(pairs: Iterable[tuple[str, str]]) -> str:

@@ -58,7 +58,7 @@ def test_records_come_in_the_order_of_items(tmp_path, capsys, workers):
     page = evaluate(LengthSettings(2), ["abc", "a", "ab"], tmp_path, workers=workers)
     assert (tmp_path / "results.csv").read_text() == "key,length\nabc,6\na,2\nab,4\n"
     assert json.loads((tmp_path / "results.json").read_text())["results"][1] == {"key": "a", "length": 2}
-    assert "<h2>Words &amp; lengths</h2>\n6, 2, 4\n" in page and "<h1>A &lt; B</h1>" in page
+    assert '<h2 id="words-1-words-lengths">Words &amp; lengths</h2>\n6, 2, 4\n' in page and "<h1>A &lt; B</h1>" in page
     assert "<dt>scale</dt><dd>2</dd>" in page and "<dt>date</dt><dd>today</dd>" in page and "$" not in page
     assert "3 of 3 samples, 3 words" in capsys.readouterr().err
 
