@@ -18,9 +18,9 @@ import torch
 from ..config import PretrainConfig
 from ..config.checkpoint_size import checkpoint_bytes, checkpoints_on_disk
 from ..config.validation import problems
+from ..data.indexed.blends import parse_blend
 from ..data.indexed.indexed_format import read_dataset_info
 from ..data.tokenizers import build_tokenizer
-from ..data.training.datasets import parse_blend
 from ..distributed.launch_variables import Launch
 from ..distributed.startup import World
 from ..engines.build import check_installed

@@ -19,8 +19,8 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from ...config import DataConfig, PretrainConfig
 from ...config.batch_schedule import samples_ahead
 from ...config.derived import data_parallel_size
-from ..indexed.indexed_format import DatasetInfo, read_dataset_info
-from ..indexed.mapped_files import map_array
+from ..indexed.blends import Blend, checked_dataset, parse_blend
+from ..indexed.indexed_format import DatasetInfo
 from ..tokenizers import Tokenizer
 from .index_cache import DOCUMENT_ORDERS, MappedTokens, WholeBlend, whole_orders
 from .needle_dataset import NeedleDataset
@@ -30,7 +30,6 @@ ITEM_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "document_starts")
 SPLIT_NAMES = ("training", "validation", "test")
 
 Windows = torch.utils.data.Dataset[dict[str, torch.Tensor]]
-Blend = tuple[list[str], list[float] | None]
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ def build_datasets(
     data, training = config.data, config.training
     blends = _blends(data)
     prefixes = dict.fromkeys(prefix for blend in blends if blend is not None for prefix in blend[0])
-    infos = {prefix: _checked(prefix, tokenizer) for prefix in prefixes}
+    infos = {prefix: checked_dataset(prefix, tokenizer) for prefix in prefixes}
     if data.eod_mask_loss:
         _check_eods(infos)
     batch = global_batch_size or training.global_batch_size or training.micro_batch_size * _data_parallel_size(config)
@@ -163,33 +162,6 @@ def build_datasets(
     return built[0], built[1], built[2]
 
 
-def parse_blend(flag: str, words: Sequence[str]) -> Blend | None:
-    """`PREFIX` or `WEIGHT PREFIX WEIGHT PREFIX ...` as prefixes and weights (None for a single dataset); None when
-    empty.
-
-    Raises:
-        ValueError: anything else, or a weight that is not positive.
-    """
-    if not words:
-        return None
-    if len(words) == 1:
-        return [words[0]], None
-    try:
-        weights = [float(word) for word in words[0::2]]
-    except ValueError:
-        weights = []
-    if len(words) % 2 or not weights:
-        raise ValueError(
-            f"{flag} {' '.join(words)}: give one PREFIX, or WEIGHT PREFIX pairs such as {flag} 0.7 books 0.3 web"
-        )
-    if not all(0 < weight < float("inf") for weight in weights):
-        raise ValueError(f"{flag} {' '.join(words)}: every weight must be a positive number")
-    prefixes = list(words[1::2])
-    if len(set(prefixes)) < len(prefixes):
-        raise ValueError(f"{flag} {' '.join(words)}: a dataset is named twice; add up its weights")
-    return (prefixes, weights) if len(prefixes) > 1 else (prefixes, None)
-
-
 def _blends(data: DataConfig) -> list[Blend | None]:
     """The blend of each split; one shared blend three times with --data-path."""
     if data.data_path and (data.train_data_path or data.valid_data_path or data.test_data_path):
@@ -207,34 +179,6 @@ def _blends(data: DataConfig) -> list[Blend | None]:
         parse_blend("--valid-data-path", data.valid_data_path),
         parse_blend("--test-data-path", data.test_data_path),
     ]
-
-
-def _checked(prefix: str, tokenizer: Tokenizer) -> DatasetInfo:
-    """The dataset, refused when it was not made with this tokenizer."""
-    info = read_dataset_info(prefix)
-    if info.documents == 0:
-        raise ValueError(f"dataset {prefix} contains no documents")
-    if info.sidecar is not None:
-        made = info.sidecar["tokenizer"]
-        if made["identity"] != tokenizer.identity:
-            raise ValueError(
-                f"dataset {prefix} was made with a different tokenizer ({made['type']}, {made['vocab_size']} pieces, "
-                f"identity {made['identity'][:12]}) than this run's ({tokenizer.kind}, {tokenizer.vocab_size} pieces, "
-                f"identity {tokenizer.identity[:12]}); give the dataset's tokenizer with --tokenizer-type, "
-                "--tokenizer-model and --vocab-size, or prepare the corpus again"
-            )
-        return info
-    logger.warning(
-        "dataset %s has no sidecar .json, so its tokenizer cannot be checked, only the range of its first ids", prefix
-    )
-    sample = map_array(f"{prefix}.bin", info.dtype, 0, min(info.tokens_between(0, info.documents), 1 << 22))
-    low, high = int(sample.min()), int(sample.max())
-    if low < 0 or high >= tokenizer.vocab_size:
-        raise ValueError(
-            f"dataset {prefix} has token ids from {low} to {high}, but those of the tokenizer are between 0 and "
-            f"{tokenizer.vocab_size - 1}; give the tokenizer that the dataset was made with"
-        )
-    return info
 
 
 def _split_shares(split: str) -> list[tuple[float, float]]:

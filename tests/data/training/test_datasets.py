@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from megatron.core.datasets.gpt_dataset import _get_ltor_masks_and_position_ids
 
 from megatron_fwpkm.config import DataConfig, ModelConfig, NeedleConfig, ParallelConfig, PretrainConfig, TrainingConfig
+from megatron_fwpkm.data.indexed.blends import parse_blend
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
-from megatron_fwpkm.data.training.datasets import ITEM_KEYS, build_datasets, parse_blend
+from megatron_fwpkm.data.training.datasets import ITEM_KEYS, build_datasets
 from megatron_fwpkm.data.training.needle_dataset import NeedleDataset, overlay_facts
 from megatron_fwpkm.data.training.needles import EncodedFact, NeedleSpec
 from tests.spawned_ranks import run_distributed
