@@ -2,7 +2,7 @@ r"""Measure the perplexity of whole documents by position, with the memory on an
 
 python tools/evaluate_perplexity.py --model runs/quickstart/hf --text novel.txt.gz --output runs/perplexity
 
-writes results.json, results.csv, run.json, losses.png, report.html and samples.jsonl; the same command
+writes results.json, results.csv, documents.csv, run.json, losses.png, report.html and samples.jsonl. The same command
 continues a killed run.
 """
 

@@ -34,14 +34,14 @@ class Estimate:
     high: float
 
 
-def ratio_interval(sums: Sequence[float], counts: Sequence[int]) -> Estimate:
+def ratio_interval(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
     """Mean per item of items that come in blocks, with a Student interval that takes the blocks as independent.
 
     Args:
         sums: of every block.
-        counts: its number of items, above 0.
+        counts: its number of items, above 0; a block whose items count more or less has both times its weight.
     """
-    blocks, total = len(sums), sum(counts)
+    blocks, total = len(sums), math.fsum(counts)
     mean = math.fsum(sums) / total
     if blocks < 2:
         return Estimate(mean, math.nan, math.nan)

@@ -73,6 +73,22 @@ class TextModel:
         logits: torch.Tensor = self.model(input_ids=row, use_cache=True, **arguments).logits[0]
         return logits[-1] if last_only else logits
 
+    def read_whole(self, tokens: np.ndarray | Sequence[int], mode: MemoryMode = "on") -> torch.Tensor:
+        """Read a text in one call without a cache, as training reads a sequence.
+
+        Reading in a cache differs from it where a chunk of the memory ends: there a token is not waited for.
+
+        Args:
+            tokens: [N].
+            mode: what the memory does, which is the initial one at first.
+
+        Returns:
+            Logits [N, vocab].
+        """
+        row = torch.as_tensor(np.asarray(tokens, dtype=np.int64), device=self.device).unsqueeze(0)
+        logits: torch.Tensor = self.model(input_ids=row, use_cache=False).logits[0]
+        return logits
+
     def attention_reach(self) -> int | None:
         """How many tokens attention alone can look back, through all layers; None for the whole text."""
         reach = 0
@@ -112,6 +128,11 @@ class MemoryTextModel(TextModel):
         for start in range(0, len(tokens), SEGMENT):
             logits = super().read(tokens[start : start + SEGMENT], cache, mode)
         return logits
+
+    def read_whole(self, tokens: np.ndarray | Sequence[int], mode: MemoryMode = "on") -> torch.Tensor:
+        """Read a text as training does, while the memory is in this mode."""
+        self.model.memory_mode = mode
+        return super().read_whole(tokens, mode)
 
 
 def text_model(model: Any) -> TextModel:

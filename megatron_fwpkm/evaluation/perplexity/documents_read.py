@@ -1,22 +1,24 @@
-"""Documents as tokens, and the losses of a model that reads them."""
+"""Documents as tokens: of text files, or of the datasets that pretraining reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
+from ...data.indexed.blends import checked_dataset, parse_blend
+from ...data.indexed.mapped_files import map_array
 from ...data.tokenizers import Tokenizer
 from ..text_files import read_text_file
-from ..text_model import MemoryMode, TextModel
-from .loss_record import BlockLosses
 from .perplexity_settings import PerplexitySettings
 
 FLAG = "--text"
+DATA_FLAG = "--data-path"
+FIRST_FLAG = "--read-first"
+_STREAM_TOKENS = 16384
+"""Documents of a dataset are measured together up to so many tokens: one by one they would be a record each."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class Document:
     """A text: BOS, where the model's documents begin with it, and the text's tokens."""
 
     source: str
+    """File or dataset prefix."""
+    name: str
+    """The file, or prefix and number of the document."""
     tokens: np.ndarray
     """int64 [N], N at least 2."""
     num_bytes: int
@@ -31,53 +36,74 @@ class Document:
 
 
 def load_documents(settings: PerplexitySettings, tokenizer: Tokenizer, bos: int | None) -> list[Document]:
-    """Read and tokenize the files.
+    """Read the files and tokenize them, or read the documents of the datasets as they are.
 
     Raises:
-        ValueError: a file cannot be read, or has fewer than two tokens, so that nothing is predicted.
+        ValueError: a file or dataset cannot be read, was made with another tokenizer, or has fewer than two tokens, so
+            that nothing is predicted.
     """
+    if settings.data_path:
+        prefixes, _ = parse_blend(DATA_FLAG, settings.data_path) or ([], None)
+        return [document for prefix in prefixes for document in _dataset_documents(settings, prefix, tokenizer)]
     documents = []
     for path in settings.text:
-        ids = np.asarray(tokenizer.encode(read_text_file(FLAG, path)), dtype=np.int64)
-        tokens = np.concatenate([np.asarray([] if bos is None else [bos], dtype=np.int64), ids])[: settings.length]
+        tokens = text_tokens(FLAG, path, tokenizer, bos)[: settings.length]
         if len(tokens) < 2:
             raise ValueError(f"{FLAG} {path} has only {len(tokens)} token, so that no token follows another")
-        predicted = [int(token) for token in tokens[1:]]
-        documents.append(Document(path, tokens, len(tokenizer.decode(predicted).encode())))
+        documents.append(_document(path, path, tokens, tokenizer))
     return documents
 
 
-@torch.inference_mode()
-def read_stream(
-    model: TextModel, documents: Sequence[Document], mode: MemoryMode, segment: int, block: int
-) -> list[BlockLosses]:
-    """The losses of documents that are read one after the other, with the memory carried from one to the next.
+def load_read_first(settings: PerplexitySettings, tokenizer: Tokenizer, bos: int | None) -> list[np.ndarray]:
+    """Tokens of the texts that the memory reads first."""
+    return [text_tokens(FIRST_FLAG, path, tokenizer, bos) for path in settings.read_first]
 
-    Args:
-        model: any.
-        documents: in order; between two of them attention forgets, and the memory writes what waits.
-        mode: of the memory.
-        segment: tokens per call.
-        block: tokens whose losses are summed.
-    """
-    cache, found = model.new_cache(), []
-    for number, document in enumerate(documents):
-        if number:
-            cache = model.next_text(cache)
-        losses = torch.cat(list(_token_losses(model, document.tokens, cache, mode, segment)))
-        found.append(BlockLosses.of(losses.double().cpu().numpy(), block))
+
+def text_tokens(flag: str, path: str, tokenizer: Tokenizer, bos: int | None) -> np.ndarray:
+    """int64 [N] of a text file, which `flag` names in errors; the first is BOS where the model's documents begin so."""
+    ids = np.asarray(tokenizer.encode(read_text_file(flag, path)), dtype=np.int64)
+    return np.concatenate([np.asarray([] if bos is None else [bos], dtype=np.int64), ids])
+
+
+def source_weights(settings: PerplexitySettings) -> dict[str, float] | None:
+    """The weight of every source by its name; None where every token counts alike."""
+    if settings.data_path:
+        prefixes, weights = parse_blend(DATA_FLAG, settings.data_path) or ([], None)
+        return None if weights is None else dict(zip(prefixes, weights, strict=True))
+    return dict(zip(settings.text, settings.text_weights, strict=True)) if settings.text_weights else None
+
+
+def streams(documents: list[Document], memory_reset: str) -> list[list[int]]:
+    """Numbers of the documents that are read in one go: all, or neighbours of one dataset that are short."""
+    if memory_reset == "never":
+        return [list(range(len(documents)))]
+    found = []
+    for _, numbers in groupby(range(len(documents)), key=lambda number: documents[number].source):
+        tokens = _STREAM_TOKENS
+        for number in numbers:
+            tokens += len(documents[number].tokens)
+            if tokens > _STREAM_TOKENS:
+                found.append(list[int]())
+                tokens = len(documents[number].tokens)
+            found[-1].append(number)
     return found
 
 
-def _token_losses(
-    model: TextModel, tokens: np.ndarray, cache: Any, mode: MemoryMode, segment: int
-) -> Iterator[torch.Tensor]:
-    """Cross entropies of all tokens but the first, segment by segment.
+def _dataset_documents(settings: PerplexitySettings, prefix: str, tokenizer: Tokenizer) -> Iterator[Document]:
+    """Documents of at least two tokens."""
+    info = checked_dataset(prefix, tokenizer)
+    lengths = info.lengths[: settings.documents].astype(np.int64)
+    if (lengths < 2).all():
+        raise ValueError(f"dataset {prefix} has no document of two tokens or more among those that are read")
+    ids = map_array(f"{prefix}.bin", info.dtype, 0, int(lengths.sum()))
+    stop = 0
+    for number, length in enumerate(lengths.tolist()):
+        start, stop = stop, stop + length
+        tokens = ids[start : start + min(length, settings.length or length)].astype(np.int64)
+        if len(tokens) > 1:
+            yield _document(prefix, f"{prefix}#{number}", tokens, tokenizer)
 
-    The last logits of a segment predict the first token of the next one: no token is left out at a border. The last
-    token is read, too, for a memory that goes on.
-    """
-    for begin in range(0, len(tokens), segment):
-        logits = model.read(tokens[begin : begin + segment], cache, mode, last_only=False)
-        targets = torch.as_tensor(tokens[begin + 1 : begin + 1 + segment], device=logits.device)
-        yield F.cross_entropy(logits[: len(targets)].float(), targets, reduction="none")
+
+def _document(source: str, name: str, tokens: np.ndarray, tokenizer: Tokenizer) -> Document:
+    predicted = [int(token) for token in tokens[1:]]
+    return Document(source, name, tokens, len(tokenizer.decode(predicted).encode()))

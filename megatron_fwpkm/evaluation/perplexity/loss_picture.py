@@ -1,8 +1,9 @@
-"""The picture of a perplexity evaluation: loss by position, and what the memory changes there."""
+"""The picture of a perplexity evaluation: loss by position, what the memory changes there, and how open its gate is."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -10,24 +11,33 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ...config.plot_style import PALE, SERIES, STYLE
-from .loss_table import LossRow, PerplexityResults
+from ..confidence import Estimate
+from .loss_table import PerplexityResults
+from .spans import Span
 
 
 @matplotlib.rc_context(STYLE | {"axes.grid.axis": "y", "svg.hashsalt": "losses"})
 def draw_losses(results: PerplexityResults, form: str = "png") -> bytes:
-    """PNG or SVG (`form`): the losses, and beside them the differences where there are any."""
-    others = results.conditions[1:]
-    figure = Figure(figsize=(10.5 if others else 6.0, 4.0), layout="constrained")
-    panels = figure.subplots(1, 2 if others else 1, squeeze=False)[0]
-    panels[0].set_title("loss by position (nats per token)")
+    """PNG or SVG (`form`): the losses, the differences where there are any, and the gates where there are any."""
+    measured, *others = results.conditions
+    layers = sorted({row.layer for row in results.gates if row.condition == measured})
+    count = 1 + bool(others) + bool(layers)
+    figure = Figure(figsize=(1.0 + 4.8 * count, 4.0), layout="constrained")
+    panels = list(figure.subplots(1, count, squeeze=False)[0])
+    spans = results.spans()
+    _begin(panels[0], "loss by position (nats per token)", spans)
     for number, name in enumerate(results.conditions):
-        _band(panels[0], results, [results.find(name, None, span) for span in results.spans()], number, name)
-    for number, name in enumerate(others, 1):
-        gaps = [results.find(results.conditions[0], name, span) for span in results.spans()]
-        _band(panels[1], results, gaps, number, f"less {name}")
+        _band(panels[0], [results.find(name, None, span).loss for span in spans], number, name)
     if others:
-        panels[1].set_title(f"difference of {results.conditions[0]} (below zero: it predicts better)")
+        _begin(panels[1], f"difference of {measured} (below zero: it predicts better)", spans)
         panels[1].axhline(0, color=PALE, linewidth=0.8)
+    for number, name in enumerate(others, 1):
+        _band(panels[1], [results.find(measured, name, span).loss for span in spans], number, f"less {name}")
+    if layers:
+        _begin(panels[-1], f"mean gate, {measured} (1: only what the memory holds)", spans)
+    for number, layer in enumerate(layers):
+        ours = [row for row in results.gates if (row.condition, row.layer) == (measured, layer)]
+        _band(panels[-1], [row.gate for row in ours[1:]], number, f"layer {layer}")
     for panel in panels:
         panel.legend()
         panel.yaxis.set_major_locator(MaxNLocator(6))
@@ -36,13 +46,16 @@ def draw_losses(results: PerplexityResults, form: str = "png") -> bytes:
     return file.getvalue()
 
 
-def _band(axes: Axes, results: PerplexityResults, rows: list[LossRow], number: int, label: str) -> None:
-    places = list(range(len(rows)))
-    colour = SERIES[number % len(SERIES)]
-    means = [row.loss.mean for row in rows]
-    axes.plot(places, means, color=colour, linewidth=1.5, marker="o", markersize=4, label=label)
-    axes.fill_between(
-        places, [row.loss.low for row in rows], [row.loss.high for row in rows], color=colour, alpha=0.15, linewidth=0
-    )
-    axes.set_xticks(places, [f"{row.span.start:,}" for row in rows], rotation=30 if len(rows) > 6 else 0)
+def _begin(axes: Axes, title: str, spans: Sequence[Span]) -> None:
+    axes.set_title(title)
+    axes.set_xticks(range(len(spans)), [f"{span.start:,}" for span in spans], rotation=30 if len(spans) > 6 else 0)
     axes.set_xlabel("first position of the part (tokens)")
+
+
+def _band(axes: Axes, numbers: Sequence[Estimate], series: int, label: str) -> None:
+    places = list(range(len(numbers)))
+    colour = SERIES[series % len(SERIES)]
+    axes.plot(places, [one.mean for one in numbers], color=colour, linewidth=1.5, marker="o", markersize=4, label=label)
+    axes.fill_between(
+        places, [one.low for one in numbers], [one.high for one in numbers], color=colour, alpha=0.15, linewidth=0
+    )

@@ -1,37 +1,39 @@
-"""Losses of documents, summed by blocks of positions, as a line of samples.jsonl."""
+"""Losses and gates of documents, as a line of samples.jsonl."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
-
-@dataclass(frozen=True)
-class BlockLosses:
-    """Losses of one document: block i holds the predictions at positions i*block to (i+1)*block - 1."""
-
-    sums: tuple[float, ...]
-    """In nats."""
-    counts: tuple[int, ...]
-    """Predicted tokens."""
-
-    @classmethod
-    def of(cls, losses: np.ndarray, block: int) -> BlockLosses:
-        """From the losses [N] of all tokens but the first; the first of them is at position 1 of its document."""
-        parts = np.split(losses, range(block - 1, len(losses), block))
-        return cls(tuple(math.fsum(part) for part in parts), tuple(map(len, parts)))
+from ..block_losses import BlockLosses
 
 
 class StreamKey(NamedTuple):
     """What is read in one go: some documents, in one condition."""
 
     stream: int
-    """Number of the document, or 0 where all are read through one memory."""
+    """Number of the group of documents, or 0 where all are read through one memory."""
     condition: str
+
+
+@dataclass(frozen=True)
+class DocumentRecord:
+    """What was measured of one document."""
+
+    losses: BlockLosses
+    gates: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    """By layer index from 0, sums over the tokens that predict, by the same blocks."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` is the way back."""
+        return {**self.losses.to_json(), "gates": {str(layer): sums for layer, sums in self.gates.items()}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> DocumentRecord:
+        """The document of a record."""
+        gates = {int(layer): tuple(sums) for layer, sums in values["gates"].items()}
+        return cls(BlockLosses.from_json(values), gates)
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,17 @@ class StreamRecord:
     """The finished reading of a stream."""
 
     key: StreamKey
-    documents: tuple[BlockLosses, ...]
+    documents: tuple[DocumentRecord, ...]
     seconds: float
     """Wall time."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` is the way back."""
-        return {
-            **self.key._asdict(),
-            "documents": [{"sums": document.sums, "counts": document.counts} for document in self.documents],
-            "seconds": self.seconds,
-        }
+        documents = [document.to_json() for document in self.documents]
+        return {**self.key._asdict(), "documents": documents, "seconds": self.seconds}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> StreamRecord:
         """The record of a line."""
-        documents = [BlockLosses(tuple(one["sums"]), tuple(one["counts"])) for one in values["documents"]]
-        key = StreamKey(values["stream"], values["condition"])
-        return cls(key, tuple(documents), values["seconds"])
+        documents = tuple(map(DocumentRecord.from_json, values["documents"]))
+        return cls(StreamKey(values["stream"], values["condition"]), documents, values["seconds"])

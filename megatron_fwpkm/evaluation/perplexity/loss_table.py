@@ -1,37 +1,22 @@
-"""From blocks of losses to numbers: by condition, by position, and differences of the same tokens; JSON and CSV."""
+"""From blocks of losses to numbers: by condition, source and position, and differences of the same tokens."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from typing import Any
 
-from ..causality import CausalityCheck
-from ..confidence import Estimate, ratio_interval
+from ..block_losses import interval_text, losses_estimate
+from ..causality_verdict import CausalityCheck
+from ..confidence import Estimate
 from ..result_files import aligned, csv_text, json_text, rounded
-from .loss_record import BlockLosses, StreamRecord
+from .document_table import DocumentTable
+from .documents_read import Document
+from .gate_table import GateRow
+from .loss_record import DocumentRecord
 from .perplexity_settings import PerplexitySettings
-
-
-@dataclass(frozen=True)
-class Span:
-    """Positions in a document, counted from 0; `stop` None is the end of the longest one."""
-
-    start: int
-    stop: int | None = None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it is the whole document."""
-        return self.start == 0 and self.stop is None
-
-    def __str__(self) -> str:
-        """As tables have it."""
-        if self.is_whole:
-            return "all"
-        return f"{self.start:,} to {self.stop - 1:,}" if self.stop is not None else f"from {self.start:,}"
+from .spans import Span, doubling_spans
 
 
 @dataclass(frozen=True)
@@ -41,6 +26,8 @@ class LossRow:
     condition: str
     versus: str | None
     """The condition whose loss is subtracted."""
+    source: str | None
+    """File or dataset; None for all of them, by their weights."""
     span: Span
     tokens: int
     blocks: int
@@ -55,26 +42,38 @@ class PerplexityResults:
     model_name: str
     conditions: tuple[str, ...]
     """The measured one, then those it is compared with."""
+    weights: Mapping[str, float] | None
+    """Of the sources in all numbers of all sources; None where every token counts alike."""
     rows: tuple[LossRow, ...]
+    documents: DocumentTable
+    gates: tuple[GateRow, ...]
     bytes_per_token: float
-    """Of the predicted tokens."""
+    """Of the predicted tokens, by the weights of their sources."""
     tokens_per_second: dict[str, float]
     """By condition, per process."""
     causality: CausalityCheck
     provenance: dict[str, str]
     model_config: dict[str, Any]
 
-    def find(self, condition: str, versus: str | None = None, span: Span | None = None) -> LossRow:
-        """One row, by default that of all positions. Raises KeyError when there is none."""
-        wanted = condition, versus, span or Span(0)
+    def find(
+        self, condition: str, versus: str | None = None, span: Span | None = None, source: str | None = None
+    ) -> LossRow:
+        """One row, by default that of all positions and sources. Raises KeyError when there is none."""
+        wanted = condition, versus, span or Span(0), source
         for row in self.rows:
-            if (row.condition, row.versus, row.span) == wanted:
+            if (row.condition, row.versus, row.span, row.source) == wanted:
                 return row
         raise KeyError(f"no row for {wanted}")
 
     def spans(self) -> list[Span]:
         """The parts of the positions, in order."""
-        return [row.span for row in self.rows if row.condition == self.conditions[0] and row.versus is None][1:]
+        found = (row for row in self.rows if row.condition == self.conditions[0] and row.versus is None)
+        return [row.span for row in found if row.source is None][1:]
+
+    def sources(self) -> list[str]:
+        """The names of the sources where there are several."""
+        found = (row for row in self.rows if row.condition == self.conditions[0] and row.versus is None)
+        return [row.source for row in found if row.source is not None]
 
     def bits_per_byte(self, condition: str) -> float:
         """Code length of the text, whatever the tokenizer."""
@@ -83,11 +82,14 @@ class PerplexityResults:
     def to_json(self) -> str:
         """Everything that another run of the same evaluation gives again, readable."""
         values = {
-            "format": "megatron_fwpkm perplexity evaluation 1",
+            "format": "megatron_fwpkm perplexity evaluation 2",
             "model_name": self.model_name,
             "settings": asdict(self.settings),
             "bits_per_byte": {name: round(self.bits_per_byte(name), 6) for name in self.conditions},
+            "weights": self.weights,
             "results": [_flat(row) for row in self.rows],
+            "documents": self.documents.summary(),
+            "gates": [row.flat() for row in self.gates],
             "causality": asdict(self.causality) | {"passed": self.causality.passed},
             "model_config": self.model_config,
         }
@@ -99,54 +101,65 @@ class PerplexityResults:
 
 
 def _flat(row: LossRow) -> dict[str, Any]:
-    place = {"condition": row.condition, "versus": row.versus, "start": row.span.start, "stop": row.span.stop}
+    place: dict[str, Any] = {"condition": row.condition, "versus": row.versus, "source": row.source}
+    place |= {"start": row.span.start, "stop": row.span.stop}
     numbers = {"loss": row.loss.mean, "low": row.loss.low, "high": row.loss.high}
     return place | {"tokens": row.tokens, "blocks": row.blocks} | rounded(numbers)
 
 
 def tabulate_losses(
-    settings: PerplexitySettings, conditions: Sequence[str], records: Sequence[StreamRecord]
+    block: int,
+    read: Mapping[str, Sequence[DocumentRecord]],
+    documents: Sequence[Document],
+    weights: Mapping[str, float] | None,
 ) -> tuple[LossRow, ...]:
-    """All rows: every condition, and the measured one less each other, over all positions and by part of them."""
-    documents = {
-        name: [one for record in records if record.key.condition == name for one in record.documents]
-        for name in conditions
-    }
-    longest = max(len(one.counts) for one in documents[conditions[0]])
-    spans = [Span(0), *_doubling(longest, settings.block)]
-    pairs: list[tuple[str, str | None]] = [(name, None) for name in conditions]
-    pairs += [(conditions[0], other) for other in conditions[1:]]
-    return tuple(_row(settings.block, documents, *pair, span) for pair in pairs for span in spans)
+    """All rows: every condition, and the measured one less each other, over all positions, by part of them, and by
+    source where there are several.
+
+    Args:
+        block: tokens of a block.
+        read: of every document by condition, the measured one first.
+        documents: that were read.
+        weights: of the sources; None where every token counts alike.
+    """
+    measured, *others = read
+    losses = {name: [record.losses for record in records] for name, records in read.items()}
+    of_tokens = token_weights(documents, weights)
+    sources = list(dict.fromkeys(document.source for document in documents))
+    spans = [Span(0), *doubling_spans(max(len(one.counts) for one in losses[measured]), block)]
+    rows = []
+    for name, versus in [*((name, None) for name in read), *((measured, other) for other in others)]:
+        minus = None if versus is None else losses[versus]
+        for span in spans:
+            numbers = losses_estimate(losses[name], minus, weights=of_tokens, blocks=span.blocks(block))
+            rows.append(LossRow(name, versus, None, span, *numbers))
+        for source in sources if len(sources) > 1 else ():
+            places = [number for number, document in enumerate(documents) if document.source == source]
+            taken = None if minus is None else [minus[place] for place in places]
+            numbers = losses_estimate([losses[name][place] for place in places], taken)
+            rows.append(LossRow(name, versus, source, Span(0), *numbers))
+    return tuple(rows)
 
 
-def _doubling(blocks: int, block: int) -> Iterator[Span]:
-    """The first block, the second, the next two, the next four, ..., the rest."""
-    start, stop = 0, 1
-    while stop < blocks:
-        yield Span(start * block, stop * block)
-        start, stop = stop, 2 * stop
-    yield Span(start * block, None)
+def token_weights(documents: Sequence[Document], weights: Mapping[str, float] | None) -> list[float] | None:
+    """The weight of a token of every document, with which the mean over all tokens is that over sources by weight.
 
-
-def _row(
-    block: int, documents: Mapping[str, Sequence[BlockLosses]], condition: str, versus: str | None, span: Span
-) -> LossRow:
-    first, stop = span.start // block, None if span.stop is None else span.stop // block
-    sums, counts = [], []
-    minus: Sequence[BlockLosses | None] = () if versus is None else documents[versus]
-    for one, other in zip_longest(documents[condition], minus):
-        taken = (0.0,) * len(one.sums) if other is None else other.sums
-        assert other is None or other.counts == one.counts, "conditions read different tokens"
-        for ours, theirs, count in list(zip(one.sums, taken, one.counts, strict=True))[first:stop]:
-            if count:
-                sums.append(ours - theirs)
-                counts.append(count)
-    return LossRow(condition, versus, span, sum(counts), len(counts), ratio_interval(sums, counts))
+    That is what a blend of datasets has: it draws its sources by weight, and then their tokens alike.
+    """
+    if weights is None:
+        return None
+    predicted = dict.fromkeys(weights, 0)
+    for document in documents:
+        predicted[document.source] += len(document.tokens) - 1
+    scale = sum(predicted.values()) / math.fsum(weights.values())
+    return [scale * weights[document.source] / predicted[document.source] for document in documents]
 
 
 def text_lines(results: PerplexityResults) -> str:
-    """The summary for a terminal: loss by condition, then by position what the measured one gains or loses."""
-    return f"{aligned(condition_cells(results))}\n\n{aligned(position_cells(results))}"
+    """The summary for a terminal: loss by condition, by source and by position, and what documents gain."""
+    tables = [condition_cells(results), *([source_cells(results)] if results.sources() else [])]
+    tables.append(position_cells(results))
+    return "\n\n".join([*map(aligned, tables), *results.documents.sentences()])
 
 
 def condition_cells(results: PerplexityResults) -> list[list[str]]:
@@ -158,19 +171,24 @@ def condition_cells(results: PerplexityResults) -> list[list[str]]:
     return lines
 
 
+def source_cells(results: PerplexityResults) -> list[list[str]]:
+    """A table of the sources, heads first: weight, measured loss, and less the others."""
+    measured, others = results.conditions[0], results.conditions[1:]
+    lines = [["source", "weight", "tokens", f"loss, {measured}", *(f"{measured} less {name}" for name in others)]]
+    for source in results.sources():
+        row = results.find(measured, None, None, source)
+        gaps = [interval_text(results.find(measured, name, None, source).loss, sign="+") for name in others]
+        weight = "by tokens" if results.weights is None else f"{results.weights[source]:g}"
+        lines.append([source, weight, f"{row.tokens:,}", interval_text(row.loss), *gaps])
+    return lines
+
+
 def position_cells(results: PerplexityResults) -> list[list[str]]:
     """A table of the parts of the positions and of all of them, heads first: the measured loss, and less the others."""
     measured, others = results.conditions[0], results.conditions[1:]
     lines = [["positions", "tokens", f"loss, {measured}", *(f"{measured} less {name}" for name in others)]]
-    for span in (*results.spans(), Span(0)):
+    for span in dict.fromkeys((*results.spans(), Span(0))):
         row = results.find(measured, None, span)
         gaps = [interval_text(results.find(measured, name, span).loss, sign="+") for name in others]
         lines.append([str(span), f"{row.tokens:,}", interval_text(row.loss), *gaps])
     return lines
-
-
-def interval_text(loss: Estimate, sign: str = "") -> str:
-    """A mean and its interval, if there is one; with the sign + also positive numbers have one."""
-    if math.isnan(loss.low):
-        return f"{loss.mean:{sign}.4f}"
-    return f"{loss.mean:{sign}.4f} [{loss.low:{sign}.4f}, {loss.high:{sign}.4f}]"

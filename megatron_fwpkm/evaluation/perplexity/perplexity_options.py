@@ -9,7 +9,7 @@ from typing import Annotated
 
 from ...config.tool_options import Metavar
 from ..item_runner import RunOptions
-from .perplexity_settings import Condition, MemoryReset, PerplexitySettings
+from .perplexity_settings import Condition, MemoryReset, PerplexitySettings, Reading
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,24 @@ class PerplexityOptions:
 
     model: Annotated[str, Metavar("DIR")]
     """exported folder, checkpoint or Hugging Face model"""
-    text: Annotated[tuple[str, ...], Metavar("FILE")]
-    """text files, plain or gzip; each is one document"""
     output: Annotated[str, Metavar("DIR")]
     """folder for the results"""
+    text: Annotated[tuple[str, ...], Metavar("FILE")] = PerplexitySettings.text
+    """text files, plain or gzip; each is one document"""
+    text_weights: Annotated[tuple[float, ...], Metavar("WEIGHT")] = PerplexitySettings.text_weights
+    """a weight per file of --text: the mean loss is the weighted one over files (default: every token counts alike)"""
+    data_path: tuple[str, ...] = PerplexitySettings.data_path
+    """instead of --text: dataset prefix, or WEIGHT PREFIX pairs for a blend, as pretrain.py's --data-path"""
+    documents: Annotated[int | None, Metavar("N")] = PerplexitySettings.documents
+    """read only the first documents of every dataset of --data-path (default: all)"""
     memory: tuple[Condition, ...] = PerplexitySettings.memory
     """modes of the memory to measure; the first is compared with the others"""
     memory_reset: MemoryReset = PerplexitySettings.memory_reset
     """when the memory returns to its initial state: at every document, or never"""
+    read_first: Annotated[tuple[str, ...], Metavar("FILE")] = PerplexitySettings.read_first
+    """text files that are read into the memory before anything is measured"""
+    reading: Reading = PerplexitySettings.reading
+    """read documents piece by piece in a cache (stream), or each in one call, exactly as training reads a sequence"""
     length: int | None = PerplexitySettings.length
     """read only so many tokens of every document (default: all)"""
     block: int = PerplexitySettings.block
@@ -44,13 +54,12 @@ class PerplexityOptions:
     """discard the results in --output and measure again"""
 
     def settings(self) -> PerplexitySettings:
-        """What is measured."""
+        """What is measured. Raises ValueError for what cannot be."""
         return PerplexitySettings(
-            self.model, self.text, self.memory, self.memory_reset, self.length, self.block, self.segment, self.baseline
-        )
+            self.model, self.text, self.memory, self.memory_reset, self.length, self.block, self.segment, self.baseline,
+            self.text_weights, self.data_path, self.documents, self.read_first, self.reading,
+        )  # fmt: skip
 
     def run_options(self, command: Sequence[str]) -> RunOptions:
         """How it is measured; `command` goes into the report."""
-        return RunOptions(
-            Path(self.output), self.workers, self.device, self.overwrite, command, self.model_name or ""
-        )
+        return RunOptions(Path(self.output), self.workers, self.device, self.overwrite, command, self.model_name or "")

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...data.tokenizers import Tokenizer
-from ..causality import CausalityCheck, check_causality
+from ..causality_verdict import CausalityCheck
 from ..item_runner import RunOptions, check_run, measure_items, open_log
-from ..model_loading import LoadedModel, ModelFacts, inspect_model, load_model
+from ..model_loading import ModelFacts, inspect_model, load_model
 from ..provenance import provenance
 from ..report_page import name_of_model, write_report
 from ..result_files import run_json, write_atomically
 from ..text_files import check_text_files
-from ..text_model import MemoryMode, text_model
-from .documents_read import FLAG, Document, load_documents, read_stream
+from .document_table import tabulate_documents
+from .documents_read import FIRST_FLAG, FLAG, Document, load_documents, load_read_first, source_weights
+from .gate_table import tabulate_gates
 from .loss_picture import draw_losses
-from .loss_record import StreamKey, StreamRecord
-from .loss_table import PerplexityResults, tabulate_losses
+from .loss_record import StreamRecord
+from .loss_table import PerplexityResults, tabulate_losses, token_weights
 from .perplexity_report import losses_part
-from .perplexity_settings import BASELINE, NO_MEMORY, PerplexitySettings
-
-Loader = Callable[[str, str], LoadedModel]
-"""Model folder and device to a loaded model; a top-level function, since every process calls it."""
-_CAUSALITY_TOKENS = 256
+from .perplexity_settings import NO_MEMORY, PerplexitySettings
+from .stream_reader import Loader, StreamReader, make_stream_reader
 
 
 def check_perplexity_places(settings: PerplexitySettings, output: Path, workers: int) -> None:
@@ -34,7 +31,9 @@ def check_perplexity_places(settings: PerplexitySettings, output: Path, workers:
     check_run(settings.model, output, workers)
     if settings.baseline is not None and not Path(settings.baseline).is_dir():
         raise ValueError(f"--baseline {settings.baseline} is not a folder")
-    check_text_files(FLAG, settings.text)
+    for flag, files in (FLAG, settings.text), (FIRST_FLAG, settings.read_first):
+        if files:
+            check_text_files(flag, files)
 
 
 def measure_perplexity(
@@ -53,89 +52,28 @@ def measure_perplexity(
     check_perplexity_places(settings, options.output, options.workers)
     facts = inspect_model(settings.model, options.device)
     documents = load_documents(settings, facts.tokenizer, facts.bos)
+    read_first = load_read_first(settings, facts.tokenizer, facts.bos)
     _check_models(settings, facts, documents, options.device)
-    reader = StreamReader(settings, documents, loader, options.device)
-    conditions = settings.conditions(reader.has_memory)
+    reader = StreamReader(settings, documents, read_first, loader, options.device)
     if not reader.has_memory:
         print(f"--model {settings.model} has no fast-weight memory: measured as {NO_MEMORY!r}", file=sys.stderr)
     log = open_log(options, reader.identity(), StreamRecord.from_json)
     causality = reader.causality()
-    streams = len(documents) if settings.memory_reset == "document" else 1
     records = measure_items(
-        [StreamKey(stream, condition) for stream in range(streams) for condition in conditions], log, reader.run,
-        lambda measured: measured[-1].key.condition, workers=options.workers, make_worker=make_stream_reader,
-        arguments=(settings, documents, loader, options.device),
+        reader.keys(), log, reader.run, lambda measured: measured[-1].key.condition, workers=options.workers,
+        make_worker=make_stream_reader, arguments=(settings, documents, read_first, loader, options.device),
     )  # fmt: skip
-    results = _results(settings, options, conditions, reader, records, causality)
+    results = _results(settings, options, reader, records, causality)
     write_atomically(options.output / "results.json", results.to_json())
     write_atomically(options.output / "results.csv", results.to_csv())
+    write_atomically(options.output / "documents.csv", results.documents.to_csv())
     write_atomically(options.output / "run.json", run_json(results.provenance, results.tokens_per_second))
     write_atomically(options.output / "losses.png", draw_losses(results))
     write_report(losses_part(results), options.output)
     return results
 
 
-class StreamReader:
-    """The loaded models and the documents: everything a process needs to read a stream."""
-
-    def __init__(
-        self, settings: PerplexitySettings, documents: Sequence[Document], loader: Loader, device: str
-    ) -> None:
-        """Loads the model; a baseline is loaded when it is first needed."""
-        self.documents = documents
-        self._settings, self._loader, self._device = settings, loader, device
-        self.loaded = loader(settings.model, device)
-        self._model = text_model(self.loaded.model)
-        self._baseline: LoadedModel | None = None
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether the model has a fast-weight memory."""
-        return self._model.has_memory
-
-    def run(self, key: StreamKey) -> StreamRecord:
-        """Read a stream."""
-        settings, begin = self._settings, time.monotonic()
-        chosen = self.documents[key.stream : key.stream + 1]
-        if settings.memory_reset == "never":
-            chosen = self.documents
-        model = self._model if key.condition != BASELINE else text_model(self._load_baseline().model)
-        mode: MemoryMode = "off" if key.condition == "off" else "on"
-        found = read_stream(model, chosen, mode, settings.segment, settings.block)
-        return StreamRecord(key, tuple(found), round(time.monotonic() - begin, 4))
-
-    def identity(self) -> dict[str, object]:
-        """What must be equal for records to belong together; where files lie does not matter, what is in them does."""
-        text = hashlib.blake2b(digest_size=16)
-        for document in self.documents:
-            text.update(document.tokens.tobytes() + b"|")
-        found = {**self._settings.decides_a_record(), **self.loaded.identity(), "text": text.hexdigest()}
-        if self._settings.baseline is not None:
-            found["baseline"] = self._load_baseline().weights_digest()
-        return found
-
-    def causality(self) -> CausalityCheck:
-        """The check on the beginning of the first document."""
-        tokens = self.documents[0].tokens[:_CAUSALITY_TOKENS]
-        return check_causality(self._model, tokens, self.loaded.tokenizer.vocab_size)
-
-    def _load_baseline(self) -> LoadedModel:
-        assert self._settings.baseline is not None
-        if self._baseline is None:
-            self._baseline = self._loader(self._settings.baseline, self._device)
-        return self._baseline
-
-
-def make_stream_reader(
-    settings: PerplexitySettings, documents: Sequence[Document], loader: Loader, device: str
-) -> Callable[[StreamKey], StreamRecord]:
-    """What a worker process does with a stream."""
-    return StreamReader(settings, documents, loader, device).run
-
-
-def _check_models(
-    settings: PerplexitySettings, facts: ModelFacts, documents: Sequence[Document], device: str
-) -> None:
+def _check_models(settings: PerplexitySettings, facts: ModelFacts, documents: Sequence[Document], device: str) -> None:
     """Both models read the same tokens, and all of them."""
     longest = max(len(document.tokens) for document in documents)
     positions = [("--model", settings.model, facts.positions)]
@@ -169,18 +107,26 @@ def _check_tokenizers(settings: PerplexitySettings, one: Tokenizer, other: Token
 
 
 def _results(
-    settings: PerplexitySettings, options: RunOptions, conditions: Sequence[str], reader: StreamReader,
-    records: Sequence[StreamRecord], causality: CausalityCheck,
+    settings: PerplexitySettings, options: RunOptions, reader: StreamReader, records: Sequence[StreamRecord],
+    causality: CausalityCheck,
 ) -> PerplexityResults:  # fmt: skip
-    predicted = sum(len(document.tokens) - 1 for document in reader.documents)
+    documents, weights = reader.documents, source_weights(settings)
+    read = {
+        name: [one for record in records if record.key.condition == name for one in record.documents]
+        for name in settings.conditions(reader.has_memory)
+    }
+    predicted = sum(len(document.tokens) - 1 for document in documents)
     speeds = {
         name: predicted / max(1e-9, sum(record.seconds for record in records if record.key.condition == name))
-        for name in conditions
+        for name in read
     }
+    of_tokens = token_weights(documents, weights)
+    scales = of_tokens or [1.0] * len(documents)
+    letters = math.fsum(scale * document.num_bytes for scale, document in zip(scales, documents, strict=True))
     return PerplexityResults(
-        settings, options.model_name or name_of_model(settings.model), tuple(conditions),
-        tabulate_losses(settings, conditions, records),
-        sum(document.num_bytes for document in reader.documents) / predicted, speeds, causality,
+        settings, options.model_name or name_of_model(settings.model), tuple(read), weights,
+        tabulate_losses(settings.block, read, documents, weights), tabulate_documents(read, documents),
+        tabulate_gates(settings.block, read, of_tokens), letters / predicted, speeds, causality,
         provenance(options.command),
         {name: value for name, value in reader.loaded.model.config.to_dict().items() if value is not None},
     )  # fmt: skip

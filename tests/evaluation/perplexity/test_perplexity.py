@@ -20,9 +20,12 @@ from megatron_fwpkm.evaluation.item_runner import RunOptions
 from megatron_fwpkm.evaluation.model_loading import LoadedModel
 from megatron_fwpkm.evaluation.perplexity import run as perplexity_run
 from megatron_fwpkm.evaluation.perplexity.documents_read import load_documents
-from megatron_fwpkm.evaluation.perplexity.loss_table import PerplexityResults, Span, text_lines
+from megatron_fwpkm.evaluation.perplexity.loss_table import PerplexityResults, text_lines
 from megatron_fwpkm.evaluation.perplexity.perplexity_settings import PerplexitySettings
 from megatron_fwpkm.evaluation.perplexity.run import measure_perplexity
+from megatron_fwpkm.evaluation.perplexity.spans import Span
+from megatron_fwpkm.evaluation.perplexity.stream_reader import StreamReader
+from megatron_fwpkm.hf.memory_block import BlockAroundMemory
 from tests.tools.in_process import run_tool
 
 
@@ -109,8 +112,8 @@ def test_a_stopped_run_continues_and_files_agree(
     lines = log.read_text().splitlines(keepends=True)
     assert len(lines) == 1 + 4
     log.write_text("".join(lines[:3]) + lines[3][:9])
-    read, seen = perplexity_run.read_stream, []
-    monkeypatch.setattr(perplexity_run, "read_stream", lambda *all_: seen.append(all_[2]) or read(*all_))
+    run, seen = StreamReader.run, []
+    monkeypatch.setattr(StreamReader, "run", lambda reader, key: seen.append(key.condition) or run(reader, key))
     again = measure_perplexity(replace(settings, segment=7), options, load)
     assert seen == ["on", "off"]
     for one, other in zip(rows_of(first), rows_of(again), strict=True):
@@ -118,8 +121,8 @@ def test_a_stopped_run_continues_and_files_agree(
     values = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
     assert [float(row["loss"]) for row in rows] == [value["loss"] for value in values["results"]]
-    made = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert values["causality"]["passed"] and made["provenance"]["command"] == "python tool.py"
+    assert values["causality"]["passed"] and "provenance" not in values
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["provenance"]["command"] == "python tool.py"
     assert (tmp_path / "out" / "losses.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "on less off" in page and "2 documents" in page and "from 256" in page
@@ -148,12 +151,63 @@ def test_a_baseline_reads_the_same_tokens(
     assert gap == pytest.approx(results.find("on").loss.mean - alone.find("no memory").loss.mean, abs=1e-12)
 
 
+def test_reading_as_training_does(
+    settings: PerplexitySettings, load: Any, model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    results = measure_perplexity(replace(settings, reading="training"), RunOptions(tmp_path / "out"), load)
+    streamed = measure_perplexity(settings, RunOptions(tmp_path / "stream"), load)
+    for mode in ("on", "off"):
+        model.memory_mode, losses = mode, []
+        for document in load_documents(settings, tokenizer, None):
+            ids = torch.from_numpy(document.tokens)
+            with torch.inference_mode():
+                losses.append(
+                    F.cross_entropy(model(ids[None], use_cache=False).logits[0, :-1], ids[1:], reduction="none")
+                )
+        assert results.find(mode).loss.mean == pytest.approx(float(torch.cat(losses).mean()), abs=1e-9)
+    assert results.find("off").loss.mean == pytest.approx(streamed.find("off").loss.mean, abs=1e-9)
+    assert abs(results.find("on").loss.mean - streamed.find("on").loss.mean) > 1e-6
+
+
+def test_gates_are_those_of_the_memory_block(
+    settings: PerplexitySettings, load: Any, model: Any, tmp_path: Path
+) -> None:
+    (block,) = [module for module in model.modules() if isinstance(module, BlockAroundMemory)]
+    seen: list[torch.Tensor] = []
+
+    def keep(module: BlockAroundMemory, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert module.gate_proj is not None and module.gate_norm is not None
+        logits = F.linear(module.gate_norm(inputs[0]), module.gate_proj.weight, module.gate_proj.bias)
+        seen.append(torch.sigmoid(logits)[0, :, 0])
+
+    handle = block.register_forward_pre_hook(keep)
+    short = replace(settings, text=settings.text[1:], segment=300)
+    try:
+        results = measure_perplexity(short, RunOptions(tmp_path / "out"), load)
+    finally:
+        handle.remove()
+    count = results.find("on").tokens
+    gates = [gates for gates in seen if len(gates) == count + 1][-2]  # of the memory on; off comes behind it
+    found = {row.span: row.gate.mean for row in results.gates if row.condition == "on"}
+    assert found == {Span(0): pytest.approx(float(gates[:-1].mean()), abs=1e-9)}, "a single part: the whole"
+    assert "layer 1" in (tmp_path / "out" / "report.html").read_text()
+    assert not block.gate_proj._forward_hooks, "nothing stays behind"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"memory": ()}, "--memory is empty"),
         ({"memory": ("on", "on")}, "--memory on on contains the same mode twice"),
-        ({"memory": ("frozen",)}, "--memory 'frozen' is not known; choose from on, off"),
+        ({"memory": ("cold",)}, "--memory 'cold' is not known; choose from on, off, frozen"),
+        ({"memory": ("on", "frozen")}, "--memory frozen would read the initial memory, as off does: give texts"),
+        ({"data_path": ("a",)}, "give either --text or --data-path"),
+        ({"text": ()}, "give either --text or --data-path"),
+        ({"text_weights": (1.0,)}, "--text-weights 1.0: 2 files of --text need a weight each"),
+        ({"text_weights": (1.0, 0.0)}, "--text-weights 1.0 0.0: every weight must be a positive number"),
+        ({"reading": "aloud"}, "--reading 'aloud' is not known; choose from stream, training"),
+        ({"reading": "training", "memory_reset": "never"}, "--reading training begins every document with the init"),
+        ({"documents": 3}, "--documents is of --data-path alone"),
         ({"memory_reset": "sometimes"}, "--memory-reset 'sometimes' is not known"),
         ({"length": 1}, "--length 1 must be at least 2"),
         ({"block": 0}, "--block 0 must be at least 1"),
@@ -190,9 +244,7 @@ def test_what_is_refused_before_weights_are_loaded(
     assert "has only 200 learned position embeddings; use --length 200 or less" in said()
 
 
-def test_the_tool(
-    tiny_model: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_tool(tiny_model: Any, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An export, two processes, and the table on the terminal."""
     tiny_model.save_pretrained(tmp_path / "export")
     shutil.copy(folder / "tokenizer.model", tmp_path / "export")
@@ -204,5 +256,6 @@ def test_the_tool(
     assert done.stdout.splitlines()[0].split() == "condition loss [95 %] perplexity bits per byte".split()
     assert done.stdout.splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "losses.png", "report.html", "report_part.json", "results.csv", "results.json", "run.json", "samples.jsonl"
+        "documents.csv", "losses.png", "report.html", "report_part.json", "results.csv", "results.json", "run.json",
+        "samples.jsonl",
     }  # fmt: skip
