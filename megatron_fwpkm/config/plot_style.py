@@ -13,6 +13,8 @@ SERIES = (
 """Colours of series, in order, for ten of them; the first five are told apart in grey and by most eyes."""
 RECALL = ("#fbf6ee", "#d3e6df", "#8cc0c6", "#3d7fa6", "#123c5a")
 """Colours of a fraction from 0 to 1, evenly spaced."""
+CHANGE = ("#123c5a", "#5a9bb0", "#f4f1ec", "#e0a35c", "#8f3431")
+"""Colours of a change from far below zero to far above, evenly spaced; the middle one is none."""
 
 STYLE: dict[str, Any] = {
     "axes.edgecolor": LINE, "axes.labelcolor": INK, "axes.titlecolor": INK, "axes.titlelocation": "left",
