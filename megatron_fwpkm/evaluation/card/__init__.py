@@ -1,0 +1,1 @@
+"""What evaluations say of a model, in its card."""
