@@ -47,7 +47,7 @@ def load_documents(settings: PerplexitySettings, tokenizer: Tokenizer, bos: int 
         return [document for prefix in prefixes for document in _dataset_documents(settings, prefix, tokenizer)]
     documents = []
     for path in settings.text:
-        tokens = text_tokens(FLAG, path, tokenizer, bos)[: settings.length]
+        tokens = file_tokens(FLAG, path, tokenizer, bos)[: settings.length]
         if len(tokens) < 2:
             raise ValueError(f"{FLAG} {path} has only {len(tokens)} token, so that no token follows another")
         documents.append(_document(path, path, tokens, tokenizer))
@@ -56,10 +56,10 @@ def load_documents(settings: PerplexitySettings, tokenizer: Tokenizer, bos: int 
 
 def load_read_first(settings: PerplexitySettings, tokenizer: Tokenizer, bos: int | None) -> list[np.ndarray]:
     """Tokens of the texts that the memory reads first."""
-    return [text_tokens(FIRST_FLAG, path, tokenizer, bos) for path in settings.read_first]
+    return [file_tokens(FIRST_FLAG, path, tokenizer, bos) for path in settings.read_first]
 
 
-def text_tokens(flag: str, path: str, tokenizer: Tokenizer, bos: int | None) -> np.ndarray:
+def file_tokens(flag: str, path: str, tokenizer: Tokenizer, bos: int | None) -> np.ndarray:
     """int64 [N] of a text file, which `flag` names in errors; the first is BOS where the model's documents begin so."""
     ids = np.asarray(tokenizer.encode(read_text_file(flag, path)), dtype=np.int64)
     return np.concatenate([np.asarray([] if bos is None else [bos], dtype=np.int64), ids])
