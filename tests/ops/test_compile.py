@@ -25,6 +25,7 @@ from megatron_fwpkm.ops.fast_weight_memory import api
 from megatron_fwpkm.ops.fast_weight_memory.opaque_call import _by_name, _spec
 from megatron_fwpkm.ops.row_overlay import RowOverlay
 from tests.ops.cases import Case, assert_same, make_case
+from tests.quick_cases import product_cases
 
 SMALL = {"batch": 1, "tokens": 11, "num_subkeys": 4}
 CASES = {
@@ -57,7 +58,7 @@ def loss_and_state(case: Case) -> tuple[Tensor, Any]:
     return output.retrieved.square().sum() + (output.slot_weights * output.slot_weights).sum(), output
 
 
-@pytest.mark.parametrize("implementation", ["sparse", "plain"])
+@pytest.mark.parametrize("implementation", ["sparse", pytest.param("plain", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_numbers_and_gradients_are_those_without_the_compiler(name: str, implementation: str) -> None:
     found = []
@@ -113,7 +114,7 @@ def test_pending_tokens_and_rounding_pass_through() -> None:
     assert all(torch.equal(one, other) for other in found[1:] for one, other in zip(found[0], other, strict=True))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", product_cases(CASES, quick="training".__eq__))
 def test_the_operator_keeps_what_it_registers(name: str) -> None:
     """Torch's own check: schema, fake shapes, autograd, and the same under the compiler with symbols for sizes."""
     case = make_case(8, **CASES[name], implementation="sparse").requires_grad()

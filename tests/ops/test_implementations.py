@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_fwpkm.ops import FastWeightState, fast_weight_memory
 from tests.ops.cases import assert_same, distance, gradients, make_case
 from tests.ops.simulation import Simulation
+from tests.quick_cases import examples, product_cases
 
 IMPLEMENTATIONS = ["reference", "plain", "sparse", "triton"]
 
@@ -47,19 +48,19 @@ def configurations(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+@examples(60, 120)
 @given(configurations())
 def test_sparse_equals_reference(configuration: dict[str, Any]) -> None:
     assert_equals_reference("sparse", configuration)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@examples(40, 60)
 @given(configurations())
 def test_plain_equals_reference(configuration: dict[str, Any]) -> None:
     assert_equals_reference("plain", configuration)
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@examples(3, 12)
 @given(configurations())
 def test_triton_equals_reference(configuration: dict[str, Any]) -> None:
     configuration = {**configuration, "value_dim": 4 * configuration["value_dim"]}
@@ -79,15 +80,18 @@ def assert_equals_reference(implementation: str, configuration: dict[str, Any]) 
             assert (actual_gradients[name] - gradient).abs().max().item() <= 1e-12 * scale, name
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"lookahead": 0, "gated": False, "heads": 1},
-        {"lookahead": 2, "masked": True, "score": "dot_product"},
-        {"lookahead": 3, "chunk_size": 2, "addressing_weight": 0.5, "inner_lr": 0.7},
-    ],
+    ("options", "implementation"),
+    product_cases(
+        [
+            {},
+            {"lookahead": 0, "gated": False, "heads": 1},
+            {"lookahead": 2, "masked": True, "score": "dot_product"},
+            {"lookahead": 3, "chunk_size": 2, "addressing_weight": 0.5, "inner_lr": 0.7},
+        ],
+        IMPLEMENTATIONS,
+        quick=lambda options, implementation: implementation != "triton" or "heads" in options,
+    ),
 )
 def test_streaming_equals_the_equations_token_by_token(options: dict[str, Any], implementation: str) -> None:
     case = make_case(5, boundary="carry", **{"chunk_size": 5, **options})
@@ -105,6 +109,7 @@ def test_auto_is_sparse() -> None:
     assert torch.equal(case.run().retrieved, case.run(implementation="sparse").retrieved)
 
 
+@pytest.mark.parametrize("fast_mode", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("implementation", "boundary", "score"),
     [
@@ -116,7 +121,7 @@ def test_auto_is_sparse() -> None:
         ("reference", "drop", "idw"),
     ],
 )
-def test_gradients_are_those_of_the_function(implementation: str, boundary: str, score: str) -> None:
+def test_gradients_are_those_of_the_function(implementation: str, boundary: str, score: str, fast_mode: bool) -> None:
     """Finite differences. Three chunks, so that the second derivative of the key update takes part."""
     shapes = {"batch": 2, "tokens": 8, "heads": 2, "topk": 2, "num_subkeys": 3, "key_dim": 4, "value_dim": 2}
     options = {"chunk_size": 3, "boundary": boundary, "score": score, "inner_lr": 0.8, "implementation": implementation}
@@ -129,7 +134,7 @@ def test_gradients_are_those_of_the_function(implementation: str, boundary: str,
         output = fast_weight_memory(queries, targets, gates, state, **case.options)
         return output.retrieved, output.slot_weights
 
-    assert torch.autograd.gradcheck(function, leaves, eps=1e-6, atol=1e-7, rtol=1e-6)
+    assert torch.autograd.gradcheck(function, leaves, eps=1e-6, atol=1e-7, rtol=1e-6, fast_mode=fast_mode)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "plain", "sparse"])
@@ -161,14 +166,16 @@ def test_no_tokens_give_empty_outputs_and_the_same_state(implementation: str) ->
     assert output.state is case.state
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(
+    ("grad", "implementation"),
+    product_cases([True, False], IMPLEMENTATIONS, quick=lambda grad, name: grad or name != "triton"),
+)
 def test_outputs_have_the_documented_shapes(implementation: str, grad: bool) -> None:
-    case = make_case(tokens=21, chunk_size=8, lookahead=2, implementation=implementation)
+    case = make_case(tokens=21, chunk_size=8, lookahead=2, topk=2, heads=1, implementation=implementation)
     with torch.set_grad_enabled(grad):
         output = (case.requires_grad() if grad else case).run()
     assert output.retrieved.shape == (2, 21, 4) and output.retrieved.requires_grad == grad
-    assert output.slot_weights.shape == (2, 21, 2, 3) and output.slot_weights.requires_grad == grad
+    assert output.slot_weights.shape == (2, 21, 1, 2) and output.slot_weights.requires_grad == grad
     assert torch.allclose(output.slot_weights.sum((-1, -2)), torch.ones(2, 21, dtype=torch.float64))
     assert output.memorization_loss.shape == (2, 6 + 6 + 3) and output.addressing_loss.shape == (3,)
     for detached in (output.memorization_loss, output.addressing_loss, output.state.values, output.state.sub_keys):
@@ -188,7 +195,7 @@ def test_losses_are_what_the_writes_reduce(implementation: str) -> None:
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_inner_lr_zero_freezes_the_memory(implementation: str) -> None:
-    case = make_case(tokens=19, boundary="carry", implementation=implementation)
+    case = make_case(tokens=19, batch=1, heads=1, boundary="carry", implementation=implementation)
     frozen, normal = case.run(inner_lr=0.0), case.run()
     assert torch.equal(frozen.state.values, case.state.values)
     assert torch.equal(frozen.state.sub_keys, case.state.sub_keys)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from megatron_fwpkm.ops.product_key import selection
 from megatron_fwpkm.ops.product_key.reference import read_slots
 from megatron_fwpkm.ops.product_key.selection import KeptSubKeys, select_slots, select_sub_keys
 from tests.ops.cases import make_case
+from tests.quick_cases import examples
 
 
 def slots_of(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> Tensor:
@@ -23,7 +24,7 @@ def slots_of(queries: Tensor, sub_keys: Tensor, topk: int, score: str) -> Tensor
     return select_slots(kept, sub_keys.shape[2], score).slots.unflatten(0, (batch, tokens))
 
 
-@settings(max_examples=150)
+@examples(60, 150)
 @given(
     seed=st.integers(0, 10**6),
     num_subkeys=st.integers(1, 12),

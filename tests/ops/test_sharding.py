@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from megatron_fwpkm.ops.fast_weight_memory.memory_call import Call
 from megatron_fwpkm.ops.fast_weight_memory.touched_rows import run_chains
 from tests.ops.cases import Case, distance, gradients, make_case
 from tests.ops.shards import ThreadShards, part_of, run_part, run_ranks
+from tests.quick_cases import examples
 
 pytestmark = pytest.mark.layouts
 
@@ -69,7 +70,7 @@ def part_gradients(case: Case, shards: ThreadShards) -> tuple[Any, dict[str, Ten
     return result, dict(zip(leaves, filled, strict=True))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@examples(25, 60)
 @given(configurations())
 def test_shards_equal_the_whole_memory(configuration: dict[str, Any]) -> None:
     size = configuration.pop("size")

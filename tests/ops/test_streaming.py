@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_fwpkm.ops import (
@@ -18,6 +18,7 @@ from megatron_fwpkm.ops import (
     flush_pending_,
 )
 from tests.ops.cases import Case, assert_same, assert_same_pending, distance, make_case
+from tests.quick_cases import examples
 
 
 def run_in_pieces(case: Case, cuts: list[int], *, in_place: bool = False, **changes: Any) -> FastWeightOutput:
@@ -51,7 +52,7 @@ def run_in_pieces(case: Case, cuts: list[int], *, in_place: bool = False, **chan
     return FastWeightOutput(*joined, state)
 
 
-@settings(max_examples=40)
+@examples(20, 40)
 @given(
     cuts=st.lists(st.integers(0, 30), max_size=6),
     chunk_size=st.integers(1, 9),

@@ -56,7 +56,15 @@ def test_float64_is_that_of_the_formulas(name: str) -> None:
     assert_close(run_steps(TRITON_STEPS, on_device(leaves)), run_reference(leaves), TOLERANCES[torch.float64])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, marks=pytest.mark.slow),
+        pytest.param(torch.float16, marks=pytest.mark.slow),
+        torch.bfloat16,
+    ],
+    ids=str,
+)
 def test_other_dtypes_are_some_roundings_away(dtype: torch.dtype) -> None:
     leaves = make_block(dtype=dtype)
     actual = run_steps(TRITON_STEPS, on_device(leaves))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from megatron_fwpkm.ops.product_key.triton import select as product_key
 from tests.ops.cases import distance
 from tests.ops.triton.harness import DEVICE, poisoned, shuffled
 from tests.ops.triton.keys import TOLERANCE, draw, draw_integers, rank_all
+from tests.quick_cases import examples, product_cases
 
 SCORES = ["idw", "dot_product"]
 
@@ -30,7 +31,7 @@ def _poisoned() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("num_subkeys", "topk", "half_dim"), [(1, 1, 1), (5, 2, 3), (33, 32, 8), (64, 8, 20), (100, 8, 16)]
 )
@@ -44,14 +45,14 @@ def test_the_best_sub_keys_are_chosen(
     assert kept.costs.dtype == dtype and distance(kept.costs, expected.costs) <= TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("num_subkeys", [3000, 4096])
+@pytest.mark.parametrize("num_subkeys", [pytest.param(3000, marks=pytest.mark.slow), 4096])
 def test_the_longest_lists(num_subkeys: int) -> None:
     queries, sub_keys = draw(2, 2, 2, 8), draw(3, 2, num_subkeys, 8)
     kept = product_key.select_sub_keys(queries, sub_keys, 32, "idw")
     assert torch.equal(kept.indices.long(), rank_all(queries, sub_keys, 32, "idw").indices)
 
 
-@settings(max_examples=30)
+@examples(10, 30)
 @given(
     seed=st.integers(0, 10**6),
     num_subkeys=st.integers(1, 12),
@@ -95,7 +96,7 @@ def near_pairs() -> tuple[Tensor, Tensor]:
     return queries, torch.cat([sub_keys, sub_keys * (1 + 1e-7)], 1)
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", [pytest.param("idw", marks=pytest.mark.slow), "dot_product"])
 def test_a_token_does_not_depend_on_its_batch(score: str) -> None:
     queries, sub_keys = near_pairs()
     together = product_key.select_sub_keys(queries, sub_keys, 7, score)
@@ -172,7 +173,7 @@ def random_kept(seed: int, topk: int, spread: float = 1.0) -> KeptSubKeys:
 
 
 @pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("topk", [1, 2, 7, 8, 32])
+@pytest.mark.parametrize("topk", [1, 2, 7, pytest.param(8, marks=pytest.mark.slow), 32])
 def test_the_best_slots_are_chosen(topk: int, score: str) -> None:
     for spread in (0.01, 1.0, 100.0):
         kept = random_kept(topk, topk, spread)
@@ -188,7 +189,7 @@ def test_the_best_slots_are_chosen(topk: int, score: str) -> None:
         assert torch.equal(choice.positions.long(), torch.stack([first, second]).transpose(1, 2))
 
 
-@settings(max_examples=20)
+@examples(10, 20)
 @given(seed=st.integers(0, 10**6), topk=st.integers(1, 9), levels=st.integers(0, 3))
 def test_equal_sums_go_to_the_lowest_slot(seed: int, topk: int, levels: int) -> None:
     """Dot products that are small whole numbers."""
@@ -210,8 +211,10 @@ def test_probabilities_are_the_softmax_of_the_kept_scores(topk: int, score: str)
     assert choice.probabilities is not None and distance(choice.probabilities, expected) <= 1e-13
 
 
-@pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("lengths_known", [False, True])
+@pytest.mark.parametrize(
+    ("lengths_known", "score"),
+    product_cases([False, True], SCORES, quick=lambda known, score: known == (score == "idw")),
+)
 def test_sub_keys_and_slots_are_chosen_at_once_with_the_same_bits(
     score: str, lengths_known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +246,5 @@ def test_the_order_of_programs_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -
         return [kept.indices, kept.costs, *choice, *both.kept[:2], both.choice.slots]
 
     expected = choose()
-    for seed in (1, 2):
-        with shuffled(seed):
-            assert all(torch.equal(a, b) for a, b in zip(choose(), expected, strict=True))
+    with shuffled(1):
+        assert all(torch.equal(a, b) for a, b in zip(choose(), expected, strict=True))
