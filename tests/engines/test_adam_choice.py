@@ -43,7 +43,14 @@ def test_megatron_steps_the_adam_that_was_chosen(names: tuple[str, ...], wanted:
     assert stepped(config, *names, steps=1)[0] is cls
 
 
-@pytest.mark.parametrize(("bf16", "distributed", "steps"), [(False, False, 6), (False, True, 6), (True, True, 2)])
+@pytest.mark.parametrize(
+    ("bf16", "distributed", "steps"),
+    [
+        pytest.param(False, False, 6, marks=pytest.mark.slow),
+        (False, True, 6),
+        pytest.param(True, True, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_fused_adam_steps_as_torchs_does(bf16: bool, distributed: bool, steps: int) -> None:
     """In bfloat16 up to the first weight that moves: where one is rounded to the other side, the runs part."""
     config = change(change(BASE, "training", bf16=bf16), "parallel", use_distributed_optimizer=distributed)
@@ -59,7 +66,12 @@ def test_a_fused_adam_steps_as_torchs_does(bf16: bool, distributed: bool, steps:
 
 @pytest.mark.parametrize(
     ("name", "bf16", "distributed"),
-    [("apex", False, False), (NAMES[0], True, False), ("apex", True, True), (NAMES[0], True, True)],
+    [
+        ("apex", False, False),
+        pytest.param(NAMES[0], True, False, marks=pytest.mark.slow),
+        pytest.param("apex", True, True, marks=pytest.mark.slow),
+        (NAMES[0], True, True),
+    ],
 )
 def test_a_run_with_a_fused_adam_resumes_bit_for_bit(name: str, bf16: bool, distributed: bool, tmp_path: Path) -> None:
     config = change(change(BASE, "training", bf16=bf16), "parallel", use_distributed_optimizer=distributed)
@@ -92,7 +104,9 @@ def go_on(config: PretrainConfig, folder: Path, *names: str) -> tuple[list[float
     ("bf16", "distributed"),
     [(False, False), *(pytest.param(True, distributed, marks=pytest.mark.slow) for distributed in (False, True))],
 )
-@pytest.mark.parametrize(("first", "then"), [((), ("apex",)), (("transformer_engine",), ())])
+@pytest.mark.parametrize(
+    ("first", "then"), [((), ("apex",)), pytest.param(("transformer_engine",), (), marks=pytest.mark.slow)]
+)
 def test_a_checkpoint_continues_with_the_adam_of_another_library(
     first: tuple[str, ...], then: tuple[str, ...], bf16: bool, distributed: bool, tmp_path: Path
 ) -> None:

@@ -53,12 +53,11 @@ def saved_and_resumed(
     return found
 
 
-def test_a_run_resumes_bit_for_bit_and_every_replica_keeps_its_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_run_resumes_bit_for_bit_and_every_replica_keeps_its_memory(stage: int, tmp_path: Path) -> None:
     """Two replicas, whose memories differ because their texts do: DeepSpeed alone would give both that of the first."""
-    cases = [{"stage": 1}, {"stage": 3}]
-    ranks = run_distributed(
-        saved_and_resumed, 2, [(case, case) for case in cases], str(tmp_path), False, timeout=280
-    )
+    case = {"stage": stage}
+    ranks = run_distributed(saved_and_resumed, 2, [(case, case)], str(tmp_path), False, timeout=280)
     for first, second in zip(*ranks, strict=True):
         for replica in (first, second):
             assert replica["went_on"] == replica["resumed"] and replica["notices"] == []

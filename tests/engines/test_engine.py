@@ -128,11 +128,11 @@ def halves_equal_the_whole(config: PretrainConfig, folder: Path) -> list[float]:
 @pytest.mark.parametrize(
     ("bf16", "distributed_optimizer", "memory"),
     [
-        (False, False, {}),
+        pytest.param(False, False, {}, marks=pytest.mark.slow),
         (True, False, {"reset": "step", "table_dtype": "bf16"}),
         (False, True, {"reset": "step", "owner": "sequence", "table_dtype": "bf16"}),
-        (True, True, {}),
-        (False, False, {"table_dtype": "bf16"}),
+        pytest.param(True, True, {}, marks=pytest.mark.slow),
+        pytest.param(False, False, {"table_dtype": "bf16"}, marks=pytest.mark.slow),
     ],
 )
 def test_resume_is_bit_for_bit(tmp_path: Path, bf16: bool, distributed_optimizer: bool, memory: dict[str, str]) -> None:
@@ -182,7 +182,7 @@ def test_reset_puts_the_initial_memory_back(reset: str, owner: str) -> None:
         assert report.worst_memorization_loss[2] == report.layers[2].memorization_loss > 0
 
 
-@pytest.mark.parametrize("flag", ["reset_attention_mask", "reset_position_ids"])
+@pytest.mark.parametrize("flag", ["reset_attention_mask", pytest.param("reset_position_ids", marks=pytest.mark.slow)])
 def test_documents_kept_apart_reach_the_model(flag: str) -> None:
     """Every micro-batch's own boundaries; dropout off, so that only they can change a loss."""
     from megatron_fwpkm.engines.megatron import MegatronEngine

@@ -41,7 +41,9 @@ pytestmark = pytest.mark.usefixtures("cpu_compat")
 
 
 @pytest.mark.parametrize(("config", "changes"), [
-    (BOTH, {}), (FAST_MLP, {"reset": "document"}), (FAST_MLP, {"reset": "step", "boundary": "carry"}),
+    pytest.param(BOTH, {}, marks=pytest.mark.slow),
+    pytest.param(FAST_MLP, {"reset": "document"}, marks=pytest.mark.slow),
+    (FAST_MLP, {"reset": "step", "boundary": "carry"}),
 ])  # fmt: skip
 def test_a_resumed_run_continues_bit_for_bit(config: Any, changes: dict[str, Any], tmp_path: Path) -> None:
     losses = halves_equal_the_whole(change(config, "fwmlp", **changes), tmp_path / "checkpoint")

@@ -53,12 +53,12 @@ def assert_same(config: PretrainConfig) -> set[str]:
 @pytest.mark.parametrize(
     ("training", "parallel"),
     [
-        ({}, {}),
-        ({"bf16": True}, {}),
-        ({"bf16": True}, {"grad_reduce_in_bf16": True}),
+        pytest.param({}, {}, marks=pytest.mark.slow),
+        pytest.param({"bf16": True}, {}, marks=pytest.mark.slow),
+        pytest.param({"bf16": True}, {"grad_reduce_in_bf16": True}, marks=pytest.mark.slow),
         ({"bf16": True, **FULL}, {"overlap_grad_reduce": True}),
-        ({}, {"use_distributed_optimizer": True, "overlap_grad_reduce": True}),
-        ({"cpu_offloading_num_layers": 1}, {}),
+        pytest.param({}, {"use_distributed_optimizer": True, "overlap_grad_reduce": True}, marks=pytest.mark.slow),
+        pytest.param({"cpu_offloading_num_layers": 1}, {}, marks=pytest.mark.slow),
     ],
 )
 def test_weight_gradients_are_those_without_the_kernel(training: dict[str, Any], parallel: dict[str, Any]) -> None:
@@ -107,7 +107,8 @@ def on_two_ranks(rank: int, world_size: int, config: PretrainConfig) -> int:
 
 
 @pytest.mark.usefixtures("cpu_compat")
-@pytest.mark.parametrize("sequence_parallel", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("sequence_parallel", [False, True])
 def test_tensor_parallel_linears(sequence_parallel: bool) -> None:
     config = change(PLAIN, "parallel", tensor_model_parallel_size=2, sequence_parallel=sequence_parallel)
     config = change(change(config, "training", bf16=True), "model", untie_embeddings_and_output_weights=True)

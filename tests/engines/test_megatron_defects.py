@@ -41,6 +41,7 @@ def test_batched_sends_spoil_the_gradients_of_an_interleaved_pipeline() -> None:
     assert batched != pytest.approx(single, rel=1e-2), "batched sends may be allowed again"
 
 
+@pytest.mark.slow
 def test_schedules_divide_a_loss_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_fwpkm.engines import megatron as engine_module
 
@@ -60,8 +61,12 @@ def test_schedules_divide_a_loss_in_place(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("kind", "failure", "message"),
-    [(None, Exception, "flattened_range is not supported"), ("dp_reshardable", AssertionError, "At index 1 diff")],
+    [
+        (None, Exception, "flattened_range is not supported"),
+        ("dp_reshardable", AssertionError, "At index 1 diff"),
+    ],
 )
+@pytest.mark.slow
 def test_optimizer_states_of_another_sharding_do_not_resume(
     kind: str | None, failure: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +76,7 @@ def test_optimizer_states_of_another_sharding_do_not_resume(
         halves_equal_the_whole(SHARDED, tmp_path / "checkpoint")
 
 
+@pytest.mark.slow
 def test_loading_takes_the_options_of_the_saved_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_fwpkm.engines.megatron import MegatronEngine
 

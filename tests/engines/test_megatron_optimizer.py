@@ -16,6 +16,7 @@ from megatron_fwpkm.engines.megatron import MegatronEngine
 from megatron_fwpkm.engines.megatron_groups import megatron_run
 from tests.engines.test_engine import BASE, VOCABULARY, batches, change, halves_equal_the_whole
 from tests.engines.test_learning_rate import OneGroup
+from tests.quick_cases import product_cases
 from tests.spawned_ranks import run_distributed
 
 GROWS = {"weight_decay_incr_style": "linear", "start_weight_decay": 0.02, "end_weight_decay": 0.1}
@@ -47,7 +48,7 @@ def test_weight_decay_grows_from_the_first_to_the_last_iteration() -> None:
     assert set(decays(weight_decay=0.3)) == {0.3}
 
 
-@pytest.mark.parametrize("distributed", [False, True])
+@pytest.mark.parametrize("distributed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_embedding_and_output_have_learning_rates_of_their_own(distributed: bool) -> None:
     config = decoupled(distributed=distributed, **GROWS)
     with megatron_run(config.parallel, config.training) as world:
@@ -78,7 +79,10 @@ def test_the_end_of_decoupled_lr_is_min_lr_where_nothing_else_is_given() -> None
         assert {(group["max_lr"], group["min_lr"]) for group in groups} == {(1e-2, 5e-4), (1e-3, 5e-4)}
 
 
-@pytest.mark.parametrize(("bf16", "distributed"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("bf16", "distributed"),
+    product_cases([False, True], [False, True], quick=lambda bf16, distributed: bf16 and not distributed),
+)
 def test_resume_is_bit_for_bit(bf16: bool, distributed: bool, tmp_path: Path) -> None:
     halves_equal_the_whole(decoupled(bf16, distributed, **GROWS), tmp_path / "checkpoint")
 

@@ -46,7 +46,7 @@ def test_their_learning_rate_and_weight_decay_are_multiples_of_the_others(wd: di
 
 
 @pytest.mark.usefixtures("cpu_compat")
-@pytest.mark.parametrize("config", [STATIC, ZERO], ids=["plain", "ZeRO-1"])
+@pytest.mark.parametrize("config", [STATIC, pytest.param(ZERO, marks=pytest.mark.slow)], ids=["plain", "ZeRO-1"])
 def test_resume_is_bit_for_bit(config: PretrainConfig, tmp_path: Path) -> None:
     halves_equal_the_whole(change(config, "pkm", values_lr_mult=3.0, values_wd_mult=0.0), tmp_path / "checkpoint")
 
@@ -73,7 +73,11 @@ def test_other_factors_count_after_a_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cpu_compat")
-@pytest.mark.parametrize(("before", "after"), [(BASE, ZERO), (ZERO, BASE)], ids=["dense first", "static first"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(BASE, ZERO), pytest.param(ZERO, BASE, marks=pytest.mark.slow)],
+    ids=["dense first", "static first"],
+)
 def test_a_new_model_takes_the_other_weights(before: PretrainConfig, after: PretrainConfig, tmp_path: Path) -> None:
     """With --finetune: what the checkpoint has of another kind of MLP stays there, and the new one as it was drawn."""
     with megatron_run(ZERO.parallel, ZERO.training) as world:

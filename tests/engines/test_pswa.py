@@ -58,7 +58,7 @@ def test_a_drawn_step_is_that_of_sliding_attention_and_evaluation_sees_everythin
     assert always[2] not in (plain[2], sliding[2])  # its weights are those of windows, and it sees everything
 
 
-@pytest.mark.parametrize("training", [{}, {"recompute_granularity": "selective"}])
+@pytest.mark.parametrize("training", [pytest.param({}, marks=pytest.mark.slow), {"recompute_granularity": "selective"}])
 def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(tmp_path: Path, training: dict[str, Any]) -> None:
     config = change(HALF, "training", **training)
     assert drawn(config, 8) == [True, True, True, True, False, False, True, False]

@@ -58,6 +58,7 @@ def test_it_stops_and_resumes_bit_for_bit(dataset: str, whole: Path, tmp_path: P
     assert_same_run(whole, tmp_path)
 
 
+@pytest.mark.slow
 def test_it_is_killed_and_resumes_bit_for_bit(dataset: str, whole: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.engines.toy_engine", *words(dataset, tmp_path)]
     killed = subprocess.run(

@@ -13,8 +13,8 @@ from megatron_fwpkm.ops import ResetJournal
 from tests.layers.test_fast_weight_tables import hidden, memory
 from tests.ops.capture_rules import CaptureError, CaptureRules
 
-_STARTS = torch.zeros(2, 16, dtype=torch.bool)
-_STARTS[0, 9] = True
+_STARTS = torch.zeros(2, 8, dtype=torch.bool)
+_STARTS[0, 5] = True
 
 
 @pytest.fixture(autouse=True)
@@ -25,10 +25,10 @@ def journal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(seed: int, **options: Any) -> CaptureRules:
     """Forward, backward, statistics and reset of a layer, the second time: the first makes room for what is kept."""
-    block = memory(topk=2, chunk_size=8, **options)
+    block = memory(topk=2, chunk_size=4, **options)
     block.document_starts = _STARTS if block.config.fwpkm.reset == "document" else None
     for number in range(2):
-        x = hidden(seed + number, 16).requires_grad_()
+        x = hidden(seed + number, 8).requires_grad_()
         with CaptureRules(host=(_STARTS,)) as rules:
             block(x).square().sum().backward()
             block.statistics_on_device()

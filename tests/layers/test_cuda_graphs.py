@@ -73,7 +73,7 @@ def assert_same(
 @pytest.mark.parametrize(
     "options",
     [
-        {"reset": "step"},
+        pytest.param({"reset": "step"}, marks=pytest.mark.slow),
         pytest.param({"table_dtype": "bf16", "undo_log": "recompute"}, marks=pytest.mark.slow),
         pytest.param({"boundary": "carry"}, marks=pytest.mark.slow),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ from tests.spawned_ranks import run_distributed
 
 pytestmark = pytest.mark.layouts
 
-_LAYOUTS = [(4, 1), (2, 2), (1, 4), (2, 1), (1, 2)]
-"""Tensor- and context-parallel sizes."""
+_LAYOUTS = {2: [(2, 1), (1, 2)], 4: [(4, 1), (2, 2), (1, 4)]}
+"""Tensor- and context-parallel sizes by number of processes; those of four are slow."""
 # 16 sub-keys: each of four ranks has fewer rows than topk.
 _CASES: dict[str, dict[str, Any]] = {
     "moving keys": {},
@@ -45,11 +46,11 @@ def _start(tensor_parallel: int, context_parallel: int) -> None:
 
 
 def _read_and_write(rank: int, world_size: int) -> list[dict[str, Any]]:
-    """Every case in every layout: this rank's part of the tables, and what the call returned."""
+    """Every case in every layout: this rank's part of the tables, and what the call returned; of two, then hashes."""
     from megatron.core import parallel_state
 
     found = []
-    for layout in _LAYOUTS:
+    for layout in _LAYOUTS[world_size]:
         _start(*layout)
         context = ContextSharding(parallel_state.get_context_parallel_group())
         sharding = MemorySharding(parallel_state.get_tensor_and_context_parallel_group(), context, 16, 8)
@@ -62,22 +63,25 @@ def _read_and_write(rank: int, world_size: int) -> list[dict[str, Any]]:
             output = fast_weight_memory_(case.queries, targets, case.gates, state, sharding=sharding, **case.options)
             results[name] = (output.slot_indices, output.slot_weights, state.sub_keys, state.values)
         found.append(results)
-    return found
+    return [*found, _hashes_of_two_ranks(rank)] if world_size == 2 else found
 
 
-@pytest.fixture(scope="module")
-def by_layout() -> dict[tuple[int, int], list[dict[str, Any]]]:
-    """Results of four processes; a layout of two ranks is there twice."""
-    by_rank = run_distributed(_read_and_write, 4, timeout=100)
-    return dict(zip(_LAYOUTS, (list(ranks) for ranks in zip(*by_rank, strict=True)), strict=True))
+@cache
+def _by_layout(processes: int) -> dict[Any, list[dict[str, Any]]]:
+    """What the ranks of every layout returned; of two processes the hashes, too, as `hashes`."""
+    names = [*_LAYOUTS[processes], *(["hashes"] if processes == 2 else [])]
+    by_rank = run_distributed(_read_and_write, processes, timeout=100)
+    return dict(zip(names, (list(ranks) for ranks in zip(*by_rank, strict=True)), strict=True))
 
 
-@pytest.mark.parametrize("layout", _LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [*_LAYOUTS[2], *(pytest.param(layout, marks=pytest.mark.slow) for layout in _LAYOUTS[4])]
+)
 @pytest.mark.parametrize("name", _CASES)
-def test_choices_are_those_of_one_process_bit_for_bit(by_layout: Any, layout: tuple[int, int], name: str) -> None:
+def test_choices_are_those_of_one_process_bit_for_bit(layout: tuple[int, int], name: str) -> None:
     case = _case(name)
     expected = fast_weight_memory(case.queries, case.targets, case.gates, case.state, **case.options)
-    ranks = by_layout[layout]
+    ranks = _by_layout(layout[0] * layout[1])[layout]
     tables: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for rank in ranks:
         indices, weights, *tables[rank["part"]] = rank[name]
@@ -89,7 +93,7 @@ def test_choices_are_those_of_one_process_bit_for_bit(by_layout: Any, layout: tu
     assert torch.equal(sub_keys, case.state.sub_keys) == (name == "ties")
 
 
-def _layer_on_two_ranks(rank: int, world_size: int) -> dict[str, int]:
+def _hashes_of_two_ranks(rank: int) -> dict[str, int]:
     """Hashes of a memory on two tensor-parallel ranks, one of which comes to harm; then a part's resets and loads."""
     from megatron_fwpkm.layers.fast_weight_memory import FastWeightMemoryLayer
     from megatron_fwpkm.models.transformer_config import transformer_config
@@ -97,7 +101,7 @@ def _layer_on_two_ranks(rank: int, world_size: int) -> dict[str, int]:
     hidden = torch.randn(48, 2, 32, generator=torch.Generator().manual_seed(1))
     found = {}
     for harm in ("none", "queries", "gates", "row"):
-        _start(world_size, 1)
+        _start(2, 1)
         memory = FastWeightMemoryLayer(transformer_config(tiny()), 1)
         if rank == 1 and harm != "none":
             weight = {"queries": memory.query_proj.weight, "gates": memory.gate_proj.bias, "row": memory.sub_keys}[harm]
@@ -139,7 +143,7 @@ def _part_is_reset_preserved_and_loaded(memory: Any, hidden: torch.Tensor, rank:
 
 
 def test_the_hash_finds_ranks_that_differ_and_not_a_row_that_exists_once() -> None:
-    one, other = run_distributed(_layer_on_two_ranks, 2)
+    one, other = _by_layout(2)["hashes"]
     assert {harm for harm in one if one[harm] != other[harm]} == {"queries", "gates"}
     assert one["row"] != one["none"], "both ranks read the harmed row alike"
 

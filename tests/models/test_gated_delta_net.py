@@ -57,6 +57,7 @@ def test_two_tensor_parallel_ranks_equal_one(serial: Any, tensor: Any, name: str
     assert_same_training(tensor[name], serial[name])
 
 
+@pytest.mark.slow  # in every run: tests/models/test_context_parallel.py
 @pytest.mark.parametrize("name", ["plain", "documents apart"])
 def test_two_context_parallel_ranks_equal_one(serial: Any, context: Any, name: str) -> None:
     assert_same_training(context[name], serial[name], context_parallel=2)

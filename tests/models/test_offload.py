@@ -11,6 +11,7 @@ from megatron_fwpkm.layers.fast_weight_memory import FastWeightMemoryLayer
 from megatron_fwpkm.models import offload
 from megatron_fwpkm.models.offload import offloading
 from tests.models.micro_batches import MEMORIES, train
+from tests.quick_cases import product_cases
 
 _MEMORIES: dict[str, dict[str, Any]] = {
     **MEMORIES,
@@ -58,8 +59,14 @@ def plain() -> dict[str, dict[str, Any]]:
     return {name: train(memory, {}) for name, memory in _MEMORIES.items()}
 
 
-@pytest.mark.parametrize("memory", _MEMORIES)
-@pytest.mark.parametrize("setting", _SETTINGS)
+@pytest.mark.parametrize(
+    ("setting", "memory"),
+    product_cases(
+        _SETTINGS,
+        _MEMORIES,
+        quick=lambda setting, memory: list(_SETTINGS).index(setting) == list(_MEMORIES).index(memory) % len(_SETTINGS),
+    ),
+)
 def test_offload_is_exact_and_leaves_memories_alone(
     plain: Any, memory: str, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from megatron_fwpkm.config.loading import parse_pretrain
 from megatron_fwpkm.config.parameter_counts import num_parameters
 from megatron_fwpkm.config.validation import problems
 from tests.docs.markdown import ROOT
+from tests.quick_cases import product_cases
 from tests.spawned_ranks import run_distributed
 
 PAPER = ROOT / "examples" / "paper"
@@ -73,8 +75,14 @@ def on_two_ranks(rank: int, world_size: int, layouts: list[str]) -> list[list[fl
     return [losses(tiny(layout, more=more)) for layout in layouts]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("part", [None, *PARTS])
+@pytest.mark.parametrize(
+    ("part", "layout"),
+    product_cases(
+        [None, *PARTS],
+        LAYOUTS,
+        quick=lambda part, layout: part is None or PARTS.index(part) % len(LAYOUTS) == LAYOUTS.index(layout),
+    ),
+)
 def test_the_whole_models_can_be_run(layout: str, part: str | None) -> None:
     files = [f"layouts/{layout}.yaml", *([part] if part else [])]
     config = configuration(*files, more=("--dry-run",))
@@ -114,7 +122,13 @@ def test_every_layout_trains_on_one_and_on_two_ranks() -> None:
             assert found == pytest.approx(ranks[2], rel=1e-3)
 
 
+@cache
+def of_the_base() -> list[float]:
+    """The losses with none of the parts."""
+    return losses(tiny("swa"))
+
+
 @pytest.mark.parametrize("part", [pytest.param(p, marks=() if p in QUICK else pytest.mark.slow) for p in PARTS])
 def test_every_part_trains(part: str) -> None:
     found = losses(tiny("swa", part))
-    assert all(map(math.isfinite, found)) and found != losses(tiny("swa"))
+    assert all(map(math.isfinite, found)) and found != of_the_base()

@@ -14,6 +14,7 @@ from megatron_fwpkm.models.builder import build_model
 from megatron_fwpkm.models.recompute import Unit, recompute_units
 from tests.layers.megatron import VOCABULARY, batch, tiny
 from tests.models.micro_batches import MEMORIES, train
+from tests.quick_cases import product_cases
 
 _FULL = {"recompute_granularity": "full"}
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -31,8 +32,14 @@ def plain() -> dict[str, dict[str, Any]]:
     return {name: train(memory, {}) for name, memory in MEMORIES.items()}
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("setting", _SETTINGS)
+@pytest.mark.parametrize(
+    ("setting", "memory"),
+    product_cases(
+        _SETTINGS,
+        MEMORIES,
+        quick=lambda setting, memory: list(_SETTINGS).index(setting) == list(MEMORIES).index(memory) % len(_SETTINGS),
+    ),
+)
 def test_recompute_is_exact_and_writes_once(plain: Any, memory: str, setting: str) -> None:
     expected, recomputed = plain[memory], train(MEMORIES[memory], _SETTINGS[setting])
     assert recomputed["losses"] == expected["losses"]

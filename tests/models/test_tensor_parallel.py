@@ -2,50 +2,41 @@
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
 
 from tests.models.layouts import assert_same_training, train, train_all
+from tests.models.two_ranks import QUICK_TENSOR, TENSOR, TwoRanks, tensor_case
 from tests.spawned_ranks import run_distributed
 
 pytestmark = pytest.mark.layouts
 
-_MEMORIES: dict[str, dict[str, Any]] = {
-    "carried": {},
-    "static memories": {"pkm": {"layer_numbers": (1, 3)}},
-    "document": {"reset": "document"},
-    "a memory per sequence": {
-        "layer_numbers": (2,),
-        "reset": "step",
-        "owner": "sequence",
-        "fwmlp": {"layer_numbers": (1, 3), "reset": "step", "owner": "sequence"},
-    },
-    "fast MLPs": {"layer_numbers": (2,), "fwmlp": {"layer_numbers": (1, 3), "gate_writes": True, "inner_lr": 0.5}},
-    "several heads, no gate": {
-        "gate": False, "num_heads": 2, "boundary": "carry", "model": {"attention_output_gate": True}
-    },
-}
-_CASES = [(name, sequence_parallel) for name in _MEMORIES for sequence_parallel in (False, True)]
+_SLOW = [case for case in product(TENSOR, (False, True)) if case not in QUICK_TENSOR]
 
 
-@pytest.fixture(scope="module")
-def serial() -> dict[str, dict[str, Any]]:
+@cache
+def serial(name: str) -> dict[str, Any]:
     """What one process computes."""
-    return {name: train(0, 1, options) for name, options in _MEMORIES.items()}
+    return train(0, 1, TENSOR[name])
 
 
-@pytest.fixture(scope="module")
-def parallel() -> dict[tuple[str, bool], list[dict[str, Any]]]:
+@cache
+def slow_ones() -> dict[tuple[str, bool], list[dict[str, Any]]]:
     """What two ranks compute, by rank."""
-    cases = [({**_MEMORIES[name], "sequence_parallel": sharded}, 2, 1) for name, sharded in _CASES]
-    by_rank = run_distributed(train_all, 2, cases, timeout=100)
-    return dict(zip(_CASES, (list(ranks) for ranks in zip(*by_rank, strict=True)), strict=True))
+    by_rank = run_distributed(train_all, 2, [tensor_case(*case) for case in _SLOW], timeout=100)
+    return dict(zip(_SLOW, (list(ranks) for ranks in zip(*by_rank, strict=True)), strict=True))
 
 
-@pytest.mark.parametrize(("name", "sequence_parallel"), _CASES)
-def test_two_ranks_equal_one(serial: Any, parallel: Any, name: str, sequence_parallel: bool) -> None:
-    assert_same_training(parallel[name, sequence_parallel], serial[name])
+@pytest.mark.parametrize(
+    ("name", "sequence_parallel"), [*QUICK_TENSOR, *(pytest.param(*case, marks=pytest.mark.slow) for case in _SLOW)]
+)
+def test_two_ranks_equal_one(two_ranks: TwoRanks, name: str, sequence_parallel: bool) -> None:
+    case = name, sequence_parallel
+    ranks = two_ranks().tensor[case] if case in QUICK_TENSOR else slow_ones()[case]
+    assert_same_training(ranks, serial(name))
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ COLUMNS = (
 )
 LAYOUTS = {layout.name: layout for layout in COLUMNS}
 QUICK = "TP2 SP"
-"""The column of every run of the tests; the others are slow."""
+"""The column of which every run of the tests has a row; the others are slow."""
 
 GROUPS = {
     "TP": ("TP2", "TP2 SP", "TP4", "TP4 SP"),

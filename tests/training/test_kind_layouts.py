@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -34,8 +35,17 @@ from tests.training.trained_layouts import (
 pytestmark = pytest.mark.layouts
 
 TOLERANCE = 1e-10
+QUICK_KINDS = ("all of them",)
+"""The row of every run of the tests, which has a layer of every kind; the others are slow."""
+
+
+def is_quick(kind: str, layout: Layout) -> bool:
+    """Whether the cell is one of every run of the tests."""
+    return kind in QUICK_KINDS and layout.name == QUICK
+
+
 CELLS = [
-    pytest.param(kind, layout, marks=() if layout.name == QUICK else pytest.mark.slow, id=f"{kind}-{layout.name}")
+    pytest.param(kind, layout, marks=() if is_quick(kind, layout) else pytest.mark.slow, id=f"{kind}-{layout.name}")
     for layout in COLUMNS
     for kind in KINDS
 ]
@@ -46,19 +56,20 @@ def train(kind: str, layout: Layout) -> dict[str, Any]:
     return numbers(layout.of(KINDS[kind].config, layout.reset), layout, double=True)
 
 
-def train_kinds(rank: int, world_size: int, layout: str) -> list[dict[str, Any]]:
-    """A column, one kind after the other in the same processes."""
-    return [train(kind, LAYOUTS[layout]) for kind in KINDS]
+def train_kinds(rank: int, world_size: int, layout: str, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """Cells of a column, one kind after the other in the same processes."""
+    return [train(kind, LAYOUTS[layout]) for kind in kinds]
 
 
 @cache
-def column(layout: str) -> dict[str, list[dict[str, Any]]]:
-    """By kind what the ranks of a layout computed."""
+def column(layout: str, quick: bool) -> dict[str, list[dict[str, Any]]]:
+    """By kind what the ranks of a layout computed, for the quick cells or for the others."""
     processes = LAYOUTS[layout].processes
+    kinds = [kind for kind in KINDS if is_quick(kind, LAYOUTS[layout]) == quick]
     if processes == 1:
-        return {kind: [train(kind, LAYOUTS[layout])] for kind in KINDS}
-    by_rank = run_distributed(train_kinds, processes, layout, timeout=400)
-    return dict(zip(KINDS, (list(ranks) for ranks in zip(*by_rank, strict=True)), strict=True))
+        return {kind: [train(kind, LAYOUTS[layout])] for kind in kinds}
+    by_rank = run_distributed(train_kinds, processes, layout, kinds, timeout=400)
+    return dict(zip(kinds, (list(ranks) for ranks in zip(*by_rank, strict=True)), strict=True))
 
 
 @cache
@@ -71,7 +82,8 @@ def serial(kind: str, reset: str, packed: bool) -> dict[str, Any]:
 @pytest.mark.usefixtures("cpu_compat")
 @pytest.mark.parametrize(("kind", "layout"), CELLS)
 def test_kind_equals_serial(kind: str, layout: Layout) -> None:
-    ranks, expected = column(layout.name)[kind], serial(kind, layout.reset, layout.packed)
+    ranks = column(layout.name, is_quick(kind, layout))[kind]
+    expected = serial(kind, layout.reset, layout.packed)
     where = f"{kind} with {layout.name}"
     check_curves(where, ranks, expected, TOLERANCE, norms=STEPS)
     check_weights(where, ranks, expected, TOLERANCE)

@@ -55,7 +55,7 @@ def living(session: int) -> list[int]:
 
 
 def all_end(session: int) -> bool:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while living(session) and time.monotonic() < deadline:
         time.sleep(0.1)
     return not living(session)
