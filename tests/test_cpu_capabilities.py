@@ -27,6 +27,7 @@ def test_values_of_a_cpu(machine: str, best: str, there: tuple[str, ...], lackin
     assert capabilities(machine, best) == (there, lacking)
 
 
+@pytest.mark.slow
 def test_every_value_printed_is_taken_by_torch() -> None:
     """Whatever the variable is when it runs."""
     command = [sys.executable, "-m", "tests.cpu_capabilities"]

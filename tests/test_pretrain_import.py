@@ -84,6 +84,11 @@ def test_losses_equal_those_of_the_run(data: str, run: Path, imported: Path, tmp
     found = go_on(data, tmp_path / "b", imported)
     assert len(expected) == 7 and all(math.isfinite(record[2]) for record in expected)
     assert found == expected
+
+
+@pytest.mark.slow
+def test_an_import_can_be_finetuned(data: str, run: Path, imported: Path, tmp_path: Path) -> None:
+    expected = go_on(data, tmp_path / "a", run, finetune=True)
     assert go_on(data, tmp_path / "c", imported, finetune=True) == expected
 
 

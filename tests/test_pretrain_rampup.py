@@ -70,8 +70,14 @@ def test_a_ramp_and_its_resume_in_the_middle(data: str, tmp_path: Path, taken: l
     assert consumed(halves) == expected
     assert [batch.tolist() for batch in taken] == order
     assert_same_checkpoint(*(read_checkpoint(folder / "iter_0000010") for folder in (whole, halves)))
+
+
+@pytest.mark.slow
+def test_the_order_is_that_without_a_ramp(data: str, tmp_path: Path, taken: list[Any]) -> None:
+    """For a dataset of the same size."""
+    assert start(flags(data, save=tmp_path / "ramp", **RAMP)) == 0
+    order = [batch.tolist() for batch in taken]
     taken.clear()
-    # The same order as without a ramp, for a dataset of the same size.
     constant = {**RAMP, "rampup_batch_size": None, "global_batch_size": 2, "train_iters": sum(STEPS) // 2}
     assert start(flags(data, **constant, log_dir=tmp_path / "constant")) == 0
     assert [batch.tolist() for batch in taken] == order

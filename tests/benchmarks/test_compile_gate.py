@@ -89,10 +89,18 @@ def test_a_change_is_named(recorded, tmp_path):
     assert "error: gone is recorded and no longer there" in run.stderr
     assert "error: narrow is not recorded" in run.stderr
     assert "python -m benchmarks.compile_gate --write" in run.stderr
-    # Without the slow ones nobody knows what is gone.
+
+
+@pytest.mark.slow
+def test_without_the_slow_ones_nobody_knows_what_is_gone(recorded, tmp_path):
+    content = json.loads(recorded[0].read_text())
+    content["kernels"]["gone"] = content["kernels"].pop("narrow")
+    changed = tmp_path / "kernels.json"
+    changed.write_text(json.dumps(content))
     assert "no longer there" not in own_gate(changed).stderr
 
 
+@pytest.mark.slow
 def test_another_triton_is_held_to_the_rules_only(recorded, tmp_path):
     content = json.loads(recorded[0].read_text()) | {"triton": "0.1"}
     content["kernels"]["good"]["sm_90"]["registers"] = 0

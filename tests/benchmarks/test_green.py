@@ -73,6 +73,7 @@ def test_tests_have_a_limit(project):
         require("tests/ops/test_op.py", limit=0.5)
 
 
+@pytest.mark.slow
 def test_on_a_gpu_other_tests_run_without_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those on the GPU all run, compiled; a failure of one hides no other."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -95,6 +96,7 @@ def test_the_default_tests_are_there():
     assert all((green.ROOT / path).exists() for path in (*green.QUICK_TESTS, *green.GPU_TESTS))
 
 
+@pytest.mark.slow
 def test_they_run_alone_too(project, capsys):
     flags = ["--device", "cpu", "--tests", "tests/ops/test_op.py"]
     assert green.main(flags) == 0 and capsys.readouterr().out == "1 passed: tests/ops/test_op.py\n"

@@ -61,7 +61,7 @@ def test_states_are_saved_from_the_right_places(tmp_path: Path, monkeypatch: pyt
         halves_equal_the_whole(BUCKETS, tmp_path / "wrong")
 
 
-@pytest.mark.parametrize("distributed", [False, True])
+@pytest.mark.parametrize("distributed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_resumed_run_may_have_another_learning_rate(
     distributed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

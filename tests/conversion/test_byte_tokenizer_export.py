@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -25,6 +25,7 @@ from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
 from megatron_fwpkm.evaluation.model_loading import load_tokenizer
 from megatron_fwpkm.hf.generation import Sampling, continue_text
 from tests.layers.megatron import initialize
+from tests.quick_cases import examples
 
 from ..checkpoint.contents import write_checkpoint
 
@@ -64,7 +65,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_ranks(tmp_path_factory.mktemp("ranks") / "ranks.tiktoken", BYTES + [text.encode() for text in MERGED])
 
 
-@pytest.fixture(scope="module", params=["v1", "v2", "cut", "bytes"])
+@pytest.fixture(scope="module", params=["v1", pytest.param("v2", marks=pytest.mark.slow), "cut", "bytes"])
 def pair(
     request: pytest.FixtureRequest, ranks: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Tokenizer, PreTrainedTokenizerFast]:
@@ -91,7 +92,7 @@ def test_ids_names_and_ends(pair: tuple[Tokenizer, PreTrainedTokenizerFast]) -> 
     assert loaded.decode([*ids, tokenizer.eod]) == "the end</s>"
 
 
-@settings(max_examples=300, deadline=None)
+@examples(100, 300)
 @given(text=TEXTS, ids=IDS)
 def test_every_text_has_the_same_ids(
     pair: tuple[Tokenizer, PreTrainedTokenizerFast], text: str, ids: list[int]
@@ -112,7 +113,7 @@ def test_long_words_are_cut_alike(pair: tuple[Tokenizer, PreTrainedTokenizerFast
         assert loaded(text).input_ids == tokenizer.encode(text)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(60, 200)
 @given(
     st.lists(st.text("abc", min_size=2, max_size=6).map(str.encode), max_size=25, unique=True),
     st.randoms(use_true_random=False),
@@ -154,7 +155,7 @@ def test_what_cannot_be_converted_is_refused(ranks: Path, tmp_path: Path, monkey
         save_tokenizer(ranks, tik(ranks), tmp_path)
 
 
-@pytest.fixture(scope="module", params=["TikTokenizer", "ByteLevelTokenizer"])
+@pytest.fixture(scope="module", params=[pytest.param("TikTokenizer", marks=pytest.mark.slow), "ByteLevelTokenizer"])
 def checkpoint(request: pytest.FixtureRequest, ranks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's --save folder. The copy of ranks is named as Llama names them, which is SentencePiece's name too."""
     initialize()

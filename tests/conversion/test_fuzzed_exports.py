@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import dynamic_module_utils
 
+from tests.quick_cases import examples
+
 from .damaged_loading import LAYOUTS, WAYS, damaged_copy, fault, outcome, serve, write_exports
 from .export_damage import Damage, damages
 
@@ -56,7 +58,7 @@ def test_damages_that_ended_otherwise_once(case: int, root: Path) -> None:
     assert isinstance(came, ValueError) and not fault(came, folder, way, root / layout)
 
 
-@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@examples(12, 40, *HealthCheck)
 @given(layout=layouts, done=several, way=st.sampled_from(sorted(WAYS)))
 def test_damaged_exports_end_in_one_line_or_the_right_result(
     root: Path, layout: str, done: list[Damage], way: str

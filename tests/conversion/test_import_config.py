@@ -27,6 +27,7 @@ from megatron_fwpkm.conversion.import_config import (
 )
 from megatron_fwpkm.hf import FwPKMHFConfig
 from tests.layers.megatron import STATIC_MEMORY, tiny
+from tests.quick_cases import product_cases
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = "hf/config.json"
@@ -67,8 +68,14 @@ LAYOUTS = sorted(path.name for path in (ROOT / "examples/paper/layouts").glob("*
 MEMORIES = sorted(path.name for path in (ROOT / "examples/paper/memories").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "memory"),
+    product_cases(
+        LAYOUTS,
+        MEMORIES,
+        quick=lambda layout, memory: LAYOUTS.index(layout) % len(MEMORIES) == MEMORIES.index(memory),
+    ),
+)
 def test_the_papers_models_come_back(layout: str, memory: str) -> None:
     paper = ROOT / "examples/paper"
     files = (paper / "base_112m.yaml", paper / "layouts" / layout, paper / "memories" / memory)

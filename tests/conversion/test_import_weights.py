@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -38,6 +38,7 @@ from megatron_fwpkm.conversion.weight_rules import (
     WeightShapes,
 )
 from tests.layers.megatron import initialize
+from tests.quick_cases import examples
 
 from ..checkpoint.contents import write_checkpoint
 
@@ -62,7 +63,7 @@ def rows_of(transform: Transform, shapes: WeightShapes, draw: Any) -> int:
 
 @pytest.mark.parametrize("transform", {type(rule.transform): rule.transform for rule in RULES}.values(),
                          ids=lambda transform: type(transform).__name__)  # fmt: skip
-@settings(max_examples=25, deadline=None)
+@examples(10, 25)
 @given(data=st.data())
 def test_every_transform_has_an_inverse(transform: Transform, data: st.DataObject) -> None:
     """Bit for bit, NaNs and signed zeros included, at any sizes."""
@@ -83,7 +84,7 @@ def test_every_transform_has_an_inverse(transform: Transform, data: st.DataObjec
     assert torch.equal(back.view(torch.int32), tensor.view(torch.int32))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(20, 50)
 @given(st.integers(2, 40), st.integers(1, 9), st.integers(0, 10_000))
 def test_padding_hardly_raises_a_loss(vocabulary: int, padding: int, seed: int) -> None:
     """By no more than log(1 + padding / vocabulary), however large the logits are."""
@@ -111,7 +112,7 @@ def imported(folder: Path, target: Path, **options: Any) -> CheckpointContents:
     return read_checkpoint(import_export(ImportOptions(str(folder), str(target), **options)))
 
 
-@pytest.mark.parametrize("piece_bytes", [1, 500, 1 << 23])
+@pytest.mark.parametrize("piece_bytes", [pytest.param(1, marks=pytest.mark.slow), 500, 1 << 23])
 def test_an_export_in_several_files_comes_back(
     source: tuple[CheckpointContents, Path], piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +131,7 @@ def test_an_export_in_several_files_comes_back(
     assert latest_checkpoint(tmp_path / "run") == found.path
 
 
-@pytest.mark.parametrize("piece_bytes", [1, 1500])
+@pytest.mark.parametrize("piece_bytes", [pytest.param(1, marks=pytest.mark.slow), 1500])
 def test_heads_of_every_kind_come_back_group_after_group(
     piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,9 +293,9 @@ def test_one_piece_at_a_time_is_in_memory(tmp_path: Path) -> None:
         tensors = [found for found in gc.get_objects() if type(found) is Tensor]
         alive.append(sum(tensor.untyped_storage().size() == 48 for tensor in tensors if not tensor.is_meta))
 
-    planned = {f"t{number}": whole((3, 4), torch.float32, lambda: torch.ones(3, 4)) for number in range(20)}
+    planned = {f"t{number}": whole((3, 4), torch.float32, lambda: torch.ones(3, 4)) for number in range(6)}
     write_tensors(tmp_path / "x", planned, written)
-    assert len(alive) == 20 and max(alive) - min(alive) <= 2
+    assert len(alive) == 6 and max(alive) - min(alive) <= 2
 
 
 def test_a_piece_of_the_wrong_size_is_our_bug(tmp_path: Path) -> None:
@@ -303,7 +304,9 @@ def test_a_piece_of_the_wrong_size_is_our_bug(tmp_path: Path) -> None:
         write_tensors(tmp_path / "x", {"a": wrong})
 
 
-@pytest.mark.parametrize("flags", [(), ("--fwmlp-layer-numbers", "1", "--fwmlp-chunk-size", "8")])
+@pytest.mark.parametrize(
+    "flags", [(), pytest.param(("--fwmlp-layer-numbers", "1", "--fwmlp-chunk-size", "8"), marks=pytest.mark.slow)]
+)
 def test_the_seed_of_an_initial_memory_is_compared(
     flags: Sequence[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

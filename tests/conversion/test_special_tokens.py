@@ -45,7 +45,7 @@ def with_documents(root: Path, **marks: bool | None) -> Path:
     return root
 
 
-@pytest.mark.parametrize("prepend_bos", [True, False, None])
+@pytest.mark.parametrize("prepend_bos", [True, False, pytest.param(None, marks=pytest.mark.slow)])
 def test_texts_begin_as_documents_of_training_did(
     prepend_bos: bool | None, tokenizer_file: Path, tmp_path: Path
 ) -> None:

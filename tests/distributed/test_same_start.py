@@ -66,6 +66,7 @@ def test_an_invalid_pattern_is_refused_by_its_flag(tmp_path: Path, capfd: pytest
         assert f"error: --layer-pattern {pattern}: {said}" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_nodes_with_different_learning_rates_do_not_train(tmp_path: Path) -> None:
     argv = flags(write_dataset(tmp_path / "numbers"), save=tmp_path / "run", lr=None, tensor_model_parallel_size=2)
     ended = ranks(argv, {}, tmp_path, own={0: ["--lr", "0.001"], 1: ["--lr", "0.005", "--train-iters", "4"]})

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
+import io
 import os
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
 
 import pytest
 
@@ -26,9 +31,27 @@ _ACCEPTED = {
 }  # fmt: skip
 
 
+def main_of(words: tuple[str, ...]) -> tuple[Callable[[], object], list[str]] | None:
+    """The function of a benchmark or an example, and its arguments: in a new process each would import torch again."""
+    if words[0] == "-m" and words[1].startswith("benchmarks."):
+        return importlib.import_module(words[1]).main, [*words[2:]]
+    if words[0].startswith("examples/"):
+        return runpy.run_path(str(ROOT / words[0]))["main"], [*words[1:]]
+    return None
+
+
 @functools.cache
 def help_text(*words: str) -> str:
     """What `python <words> --help` prints; the command must succeed."""
+    found = main_of(words)
+    if found is not None:
+        main, arguments = found
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as shown:
+            patch.setattr(sys, "argv", [words[0], *arguments, "--help"])
+            patch.setenv("COLUMNS", "200")
+            with pytest.raises(SystemExit, match="^0$"):
+                main()
+        return shown.getvalue()
     run = subprocess.run(
         [sys.executable, *words, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_fwpkm.hf import FwPKMForCausalLM, FwPKMHFConfig, FwPKMModel
 from megatron_fwpkm.hf.config_checks import NUMBERS, SWITCHES, WORDS
 from megatron_fwpkm.hf.rope_fields import SPELLINGS
+from tests.quick_cases import examples
 
 from .builders import small_config, small_model, token_ids
 
@@ -144,7 +145,7 @@ FIELDS = sorted({*NUMBERS, *SWITCHES, *WORDS, "token_mixers", "attention_windows
 
 
 @given(st.sampled_from(FIELDS), VALUES)
-@settings(max_examples=400, deadline=None)
+@examples(120, 400)
 def test_whatever_is_not_refused_works(field: str, value: Any) -> None:
     """One damaged field: an error that names it, or a model with finite logits."""
     values = small_config().to_dict() | {field: value}

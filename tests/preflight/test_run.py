@@ -50,6 +50,7 @@ def two_nodes(argv: list[str], folder: Path, of_the_second: list[str]) -> list[t
             node.kill()
 
 
+@pytest.mark.slow
 def test_two_nodes_that_are_alike(dataset: str, tmp_path: Path) -> None:
     report = tmp_path / "reports" / "preflight.json"
     argv = flags(dataset, save=tmp_path / "run", tensor_model_parallel_size=2, preflight_json=report)

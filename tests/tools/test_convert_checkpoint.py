@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +12,7 @@ from megatron_fwpkm.conversion.export import hf_model_from_checkpoint
 from tests.checkpoint.contents import write_checkpoint
 from tests.layers.megatron import initialize
 
-from .in_process import ROOT, run_tool
+from .in_process import run_tool
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +23,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.usefixtures("settings_of_tests")
 def test_export_and_verify(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = run_tool(
         capsys, "convert_checkpoint", "export", "--checkpoint", checkpoint, "--output", tmp_path / "hf",
         "--dtype", "bfloat16",
     )  # fmt: skip
     assert done == (0, f"exported to {tmp_path / 'hf'}\n", "")
-    # Verifying starts and ends process groups: a process of its own, as for a user.
-    command = [sys.executable, str(ROOT / "tools" / "convert_checkpoint.py"), "verify", "--checkpoint", str(checkpoint),
-               "--export", str(tmp_path / "hf"), "--lengths", "1", "40"]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    verified = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
+    command = ["verify", "--checkpoint", checkpoint, "--export", tmp_path / "hf", "--lengths", 1, 40]
+    verified = run_tool(capsys, "convert_checkpoint", *command)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     lines = verified.stdout.splitlines()
     assert lines[-1] == "all 7 comparisons passed" and verified.stderr == ""

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from megatron_fwpkm.data.corpus import input_files as corpus
 from megatron_fwpkm.data.corpus.input_files import corpus_blocks, open_corpus
 from megatron_fwpkm.data.corpus.records import BadRecord, Cursor, Record, records
+from tests.quick_cases import examples
 
 TEXTS = ["one", "zwei \u00e9\u2028", 'drei [1, {2}] "quoted" \\ ]', "\U0001f600 " * 50]
 
@@ -185,7 +186,7 @@ def test_folders_patterns_and_doubles(tmp_path: Path) -> None:
 LINES = st.lists(st.sampled_from(["", "x", "\u00e9" * 9, "long " * 8]), max_size=12)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(20, 60, HealthCheck.function_scoped_fixture)
 @given(
     contents=st.lists(LINES, min_size=1, max_size=4),
     shards=st.integers(1, 7),
@@ -213,7 +214,7 @@ def test_shards_are_the_whole_cut_anywhere(
     assert found == [(record.line, type(record)) for record in whole]
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(20, 40, HealthCheck.function_scoped_fixture)
 @given(
     values=LINES,
     kind=st.sampled_from(["plain", "gz", "array", "paragraph", "parquet"]),

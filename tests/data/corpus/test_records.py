@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_fwpkm.data.corpus import records
 from megatron_fwpkm.data.corpus.records import Block, Record
+from tests.quick_cases import examples
 
 pytest.importorskip("orjson")
 
@@ -24,7 +25,7 @@ JSON_VALUE = st.recursive(
 JSON_RECORD = st.dictionaries(st.sampled_from(["text", "a.b", "a", "c"]), st.one_of(JSON_TEXT, JSON_VALUE), max_size=4)
 
 
-@settings(max_examples=400)
+@examples(100, 400)
 @given(
     st.one_of(JSON_RECORD, JSON_VALUE).flatmap(lambda value: st.sampled_from([
         json.dumps(value), json.dumps(value, ensure_ascii=False), f" {json.dumps(value)}\t", json.dumps(value)[:-1],

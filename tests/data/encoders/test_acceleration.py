@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceTrainer
 from sentencepiece import sentencepiece_model_pb2 as schema
@@ -27,6 +27,7 @@ from megatron_fwpkm.data.encoders.segments import SegmentEncoder, edge_classes
 from megatron_fwpkm.data.encoders.sentencepiece_model import NORMAL, UNUSED, USER_DEFINED, piece_kinds, split_model
 from megatron_fwpkm.data.tokenizers import SentencePieceTokenizer, Tokenizer, build_tokenizer
 from megatron_fwpkm.data.tokenizers.train_tokenizer import TokenizerOptions, train_tokenizer
+from tests.quick_cases import examples
 
 from ..conftest import novel
 from ..preprocess.test_preprocess import jsonl, run
@@ -85,7 +86,7 @@ TEXT = st.one_of(
 
 
 @pytest.mark.parametrize("way", ways())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(20, 150, HealthCheck.function_scoped_fixture)
 @given(texts=st.lists(TEXT, max_size=4))
 def test_the_same_tokens(separable: Tokenizer, crossing: Tokenizer, way: Any, texts: list[str]) -> None:
     for tokenizer in (separable, crossing):
@@ -96,7 +97,7 @@ def test_the_same_tokens(separable: Tokenizer, crossing: Tokenizer, way: Any, te
         assert encode(list(PROBES)) == build_encoder(tokenizer, "none")(list(PROBES))
 
 
-@settings(max_examples=60)
+@examples(25, 60)
 @given(texts=st.lists(TEXT, max_size=9), kept=st.integers(1, 60), window=st.integers(1, 60), once=st.integers(0, 90))
 def test_segments_are_exact_whatever_is_kept(
     odd: SegmentEncoder, texts: list[str], kept: int, window: int, once: int

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, models, pre_tokenizers, trainers
 
@@ -24,6 +24,7 @@ from megatron_fwpkm.data.encoders.byte_level_encoder import ByteLevelEncoder
 from megatron_fwpkm.data.encoders.gigatoken_library import GIGATOKEN_VERSION
 from megatron_fwpkm.data.encoders.tokenizer_json import SPLITS, check_tokenizer_json, split_tables, text_tokens
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
+from tests.quick_cases import examples
 
 from ..conftest import novel
 from ..preprocess.test_preprocess import jsonl, run
@@ -120,7 +121,7 @@ def both_ways(every_kind: list[Tokenizer]) -> list[tuple[Path | None, Any, Any]]
 
 
 @needs_gigatoken
-@settings(max_examples=120)
+@examples(40, 120)
 @given(texts=st.lists(TEXT, max_size=4))
 def test_the_same_tokens(both_ways: list[tuple[Path | None, Any, Any]], texts: list[str]) -> None:
     for path, encode, plain in both_ways:

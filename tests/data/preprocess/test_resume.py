@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from megatron_fwpkm.data.corpus import input_files as corpus
@@ -22,6 +22,7 @@ from megatron_fwpkm.data.preprocess import journal
 from megatron_fwpkm.data.preprocess import run as preprocess
 from megatron_fwpkm.data.preprocess.run import PreprocessReport
 from megatron_fwpkm.data.tokenizers import SentencePieceTokenizer, Tokenizer
+from tests.quick_cases import examples
 
 from ..conftest import ROOT, novel
 from .test_preprocess import documents_of, jsonl, run
@@ -74,7 +75,7 @@ def dying_at(number: int) -> Any:
     return replace
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(6, 25, HealthCheck.function_scoped_fixture)
 @given(stops=st.lists(st.integers(1, 30), min_size=1, max_size=3), publish=st.integers(0, 5))
 def test_a_run_cut_off_anywhere_gives_the_same_bytes(
     tmp_path: Path, tokenizer_file: Path, source: Path, stops: list[int], publish: int

@@ -66,7 +66,7 @@ def orders(folder: Path) -> list[Path]:
 
 
 def test_a_blend_of_many_datasets_needs_few_descriptors(write_dataset: WriteDataset, null: Tokenizer) -> None:
-    prefixes = [write_dataset(f"part{i}", numbered(60, first=i), null) for i in range(40)]
+    prefixes = [write_dataset(f"part{i}", numbered(60, first=i), null) for i in range(32)]
     with descriptors_left(30):
         cold = build(prefixes, null)
         warm = build(prefixes, null)
@@ -108,8 +108,13 @@ def test_merging_many_datasets_needs_few_descriptors(
     assert report.outputs[0][1:] == (180, 180 * 7)
 
 
+@pytest.mark.parametrize("sizes", [(0, -1), pytest.param((5, 64), marks=pytest.mark.slow)])
 def test_every_cached_file_that_was_cut_short_is_built_anew(
-    write_dataset: WriteDataset, null: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    sizes: tuple[int, ...],
+    write_dataset: WriteDataset,
+    null: Tokenizer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     prefix = write_dataset("numbers", numbered(100), null)
     expected = build([prefix], null)
@@ -117,7 +122,7 @@ def test_every_cached_file_that_was_cut_short_is_built_anew(
     assert len(files) == 9  # three orders of three splits
     contents = {path: path.read_bytes() for path in files}
     for path in files:
-        for size in (0, 5, 64, len(contents[path]) - 1):
+        for size in sizes:
             path.write_bytes(contents[path][:size])
             with caplog.at_level(logging.INFO):
                 assert same(build([prefix], null), expected)
@@ -170,6 +175,7 @@ def _blend_twice(rank: int, world_size: int, prefixes: list[str], folder: Path) 
     return same(first, build(prefixes, build_tokenizer(NULL)))
 
 
+@pytest.mark.slow
 def test_blends_of_several_ranks_are_cached_whole(write_dataset: WriteDataset, null: Tokenizer, tmp_path: Path) -> None:
     prefixes = [write_dataset(f"part{i}", numbered(60, first=100 * i), null) for i in range(2)]
     assert run_distributed(_blend_twice, 2, prefixes, tmp_path) == [True, True]

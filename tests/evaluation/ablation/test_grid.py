@@ -13,6 +13,7 @@ from megatron_fwpkm.config.plot_style import SERIES
 from megatron_fwpkm.config.validation import problems
 from megatron_fwpkm.evaluation.ablation.grid import command_words, read_grid
 from tests.architecture.sources import ROOT
+from tests.quick_cases import product_cases
 
 WHOLE = {
     "base": "base.yaml",
@@ -82,7 +83,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_grid(tmp_path / "list.yaml")
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "ablation").glob("grid*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "file",
+    product_cases(sorted((ROOT / "examples" / "ablation").glob("grid*.yaml")), quick=lambda path: path.stem == "grid"),
+    ids=lambda path: path.stem,
+)
 def test_the_examples_can_be_trained(file: Path) -> None:
     grid = read_grid(file)
     assert len(grid.axes[grid.first_axis]) <= len(set(SERIES)) == len(SERIES), "two choices would have one colour"
