@@ -74,7 +74,7 @@ def test_a_store_behind_a_lost_network_holds_nobody(join: Join, monkeypatch: pyt
     assert said is not None and said.startswith("the run's store does not answer")
     with pytest.raises(StoreLostError, match=r"did not answer within 0.1 s"):
         within(0.1, never.wait)
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 100
     never.set()
 
 

@@ -42,6 +42,7 @@ def _runs(pid: str) -> bool:
     return bool(state) and not state.startswith("Z")
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_is_killed(tmp_path):
     (tmp_path / "workers").mkdir()
     (tmp_path / "program.py").write_text(
@@ -66,8 +67,8 @@ def test_processes_end_with_the_one_that_is_killed(tmp_path):
 
 
 def _wait_for(look, count: int) -> list[str]:
-    """What `look` returns once it has this many, or after 20 seconds."""
-    end = time.monotonic() + 20
+    """What `look` returns once it has this many, or after 100 seconds."""
+    end = time.monotonic() + 100
     while len(found := look()) < count and time.monotonic() < end:
         time.sleep(0.05)
     return found
@@ -84,7 +85,7 @@ def test_every_task_is_done_once_in_all_processes():
     ("worker", "error", "said"),
     [
         (_refuses, ValueError, "no model 3"),
-        (_breaks, RuntimeError, r"(?s)a worker process failed.*ZeroDivisionError"),
+        pytest.param(_breaks, RuntimeError, r"(?s)a worker process failed.*ZeroDivisionError", marks=pytest.mark.slow),
         (_dies, ChildProcessError, "a worker process died with status -9 .*run the same command again"),
     ],
 )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
@@ -27,6 +27,7 @@ from megatron_fwpkm.data.preprocess.run import PreprocessOptions, PreprocessRepo
 from megatron_fwpkm.data.progress_report import ProgressReport, clock
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
 from megatron_fwpkm.data.training.datasets import build_datasets
+from tests.quick_cases import examples
 
 from ..conftest import ROOT, novel
 from .dying_worker import die
@@ -122,7 +123,7 @@ def test_training_reads_it_and_refuses_another_tokenizer(tmp_path: Path, tokeniz
 BAD = b'{"text": "good"}\n{bad\n\n{"text": null}\n{"text": "also \\ud800"}\n{"text": "\xff"}\n{"text": "last"}\n'
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_bad_records_fail_are_skipped_or_kept(tmp_path: Path, tokenizer_file: Path, workers: int) -> None:
     source = tmp_path / "a.jsonl.gz"
     source.write_bytes(gzip.compress(BAD))
@@ -176,7 +177,7 @@ def test_existing_output_is_kept_unless_told(tmp_path: Path, tokenizer_file: Pat
 TEXT = st.text(st.sampled_from("ab \n\t\u2028\u00e9\U0001f600</s>"), min_size=1, max_size=15)
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(5, 12, HealthCheck.function_scoped_fixture)
 @given(
     contents=st.lists(st.lists(st.one_of(TEXT, st.none()), max_size=8), min_size=1, max_size=3),
     compressed=st.booleans(),
@@ -212,20 +213,21 @@ def test_every_good_document_once_in_order(
     assert sum(report.skipped.values()) == sum(map(len, contents)) - len(good)
 
 
+@pytest.mark.parametrize("several", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_workers_writes_the_same_bytes(
-    tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+    several: int, tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 3000)  # many blocks
     texts = [part for part in novel(60_000).split("\n\n") if part.strip()]
     source = jsonl(tmp_path / "a.jsonl", texts[:20] + [" "] + texts[20:])
     outputs = []
-    for workers in (1, 2, 3):
+    for workers in (1, several):
         report = run(tmp_path, tokenizer_file, source, workers=workers, overwrite=True, on_error="skip")
         outputs.append([Path(f"{report.prefixes[0]}.{suffix}").read_bytes() for suffix in ("bin", "idx", "json")])
         assert report.skipped == {"empty document": 1} and report.bad_records == [
             f"{source}:21: empty document ('text')"
         ]
-    assert outputs[0] == outputs[1] == outputs[2]
+    assert outputs[0] == outputs[1]
 
 
 def test_workers_choose_the_accelerator(
@@ -266,7 +268,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path, tokenizer_file: Path) 
         f"preprocess(PreprocessOptions(({str(source)!r},), {str(tmp_path / 'out')!r}, data, workers=2))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120  # a process that imports torch on a busy machine
     workers: list[int] = []
     while len(workers) < 3 and time.monotonic() < deadline and process.poll() is None:  # two and the resource tracker
         workers = _children(process.pid)
@@ -274,6 +276,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path, tokenizer_file: Path) 
     assert len(workers) >= 2
     process.kill()
     process.wait()
+    deadline = time.monotonic() + 60
     while any(_alive(worker) for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(_alive(worker) for worker in workers)
