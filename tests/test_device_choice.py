@@ -50,6 +50,7 @@ def test_a_device_that_is_not_there_is_refused(device: str, message: str, monkey
         conftest.pytest_configure()
 
 
+@pytest.mark.slow
 def test_a_pretended_device_is_found_and_used() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     path = f"{ROOT}:{ROOT / 'tests' / 'pretended_cuda'}"

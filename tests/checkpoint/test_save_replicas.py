@@ -120,6 +120,7 @@ def averaged_halves(rank: int, world_size: int, folder: Path) -> list[float]:
 
 
 @pytest.mark.usefixtures("cpu_compat")
+@pytest.mark.slow
 def test_one_copy_after_averaging_resumes_bit_for_bit(tmp_path: Path) -> None:
     run_distributed(averaged_halves, 2, tmp_path, timeout=120)
     store = tmp_path / "halves" / "fast_weights"

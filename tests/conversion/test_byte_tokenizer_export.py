@@ -170,6 +170,7 @@ def checkpoint(request: pytest.FixtureRequest, ranks: Path, tmp_path_factory: py
     return root
 
 
+@pytest.mark.slow
 def test_an_export_carries_it(checkpoint: Path, tmp_path: Path) -> None:
     folder = export(checkpoint, tmp_path / "hf")
     assert {path.name for path in folder.glob("tokenizer*")} == {"tokenizer.json", "tokenizer_config.json"}

@@ -112,7 +112,7 @@ def imported(folder: Path, target: Path, **options: Any) -> CheckpointContents:
     return read_checkpoint(import_export(ImportOptions(str(folder), str(target), **options)))
 
 
-@pytest.mark.parametrize("piece_bytes", [pytest.param(1, marks=pytest.mark.slow), 500, 1 << 23])
+@pytest.mark.parametrize("piece_bytes", [*(pytest.param(size, marks=pytest.mark.slow) for size in (1, 500)), 1 << 23])
 def test_an_export_in_several_files_comes_back(
     source: tuple[CheckpointContents, Path], piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +149,7 @@ def test_heads_of_every_kind_come_back_group_after_group(
     assert [name for name in before.slow if not torch.equal(found.slow[name], before.slow[name])] == []
 
 
+@pytest.mark.slow
 def test_an_import_can_be_exported_again(source: tuple[CheckpointContents, Path], tmp_path: Path) -> None:
     """To the same tensors."""
     found = imported(source[1], tmp_path / "run", tensor_model_parallel_size=2)

@@ -54,6 +54,7 @@ def test_what_does_not_fit_together(variables: dict[str, str], message: str) -> 
         read_launch(variables)
 
 
+@pytest.mark.slow
 def test_a_world_without_ranks_does_not_train() -> None:
     """Whose start-up the variables reach: the run ends before it reads a dataset."""
     command = [sys.executable, "pretrain.py", *flags("nowhere")]

@@ -67,6 +67,7 @@ def test_no_module_is_for_cuda_graphs(recwarn: pytest.WarningsRecorder) -> None:
     assert next(value for name, value in vars(config).items() if name.startswith("cuda_graph_") and value == []) == []
 
 
+@pytest.mark.slow
 def test_a_name_that_is_read_without_transformer_engine_exists() -> None:
     program = (
         "from megatron.core.transformer.moe import moe_utils as m; from megatron_fwpkm.distributed import "

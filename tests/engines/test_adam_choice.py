@@ -67,7 +67,7 @@ def test_a_fused_adam_steps_as_torchs_does(bf16: bool, distributed: bool, steps:
 @pytest.mark.parametrize(
     ("name", "bf16", "distributed"),
     [
-        ("apex", False, False),
+        pytest.param("apex", False, False, marks=pytest.mark.slow),
         pytest.param(NAMES[0], True, False, marks=pytest.mark.slow),
         pytest.param("apex", True, True, marks=pytest.mark.slow),
         (NAMES[0], True, True),

@@ -53,7 +53,8 @@ def saved_and_resumed(
     return found
 
 
-@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
 def test_a_run_resumes_bit_for_bit_and_every_replica_keeps_its_memory(stage: int, tmp_path: Path) -> None:
     """Two replicas, whose memories differ because their texts do: DeepSpeed alone would give both that of the first."""
     case = {"stage": stage}

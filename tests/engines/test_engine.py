@@ -129,7 +129,7 @@ def halves_equal_the_whole(config: PretrainConfig, folder: Path) -> list[float]:
     ("bf16", "distributed_optimizer", "memory"),
     [
         pytest.param(False, False, {}, marks=pytest.mark.slow),
-        (True, False, {"reset": "step", "table_dtype": "bf16"}),
+        pytest.param(True, False, {"reset": "step", "table_dtype": "bf16"}, marks=pytest.mark.slow),
         (False, True, {"reset": "step", "owner": "sequence", "table_dtype": "bf16"}),
         pytest.param(True, True, {}, marks=pytest.mark.slow),
         pytest.param(False, False, {"table_dtype": "bf16"}, marks=pytest.mark.slow),

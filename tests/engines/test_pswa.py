@@ -59,6 +59,7 @@ def test_a_drawn_step_is_that_of_sliding_attention_and_evaluation_sees_everythin
 
 
 @pytest.mark.parametrize("training", [pytest.param({}, marks=pytest.mark.slow), {"recompute_granularity": "selective"}])
+@pytest.mark.slow
 def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(tmp_path: Path, training: dict[str, Any]) -> None:
     config = change(HALF, "training", **training)
     assert drawn(config, 8) == [True, True, True, True, False, False, True, False]

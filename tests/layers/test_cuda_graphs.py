@@ -90,6 +90,7 @@ def test_graphs_give_the_same_bits_in_the_order_of_a_pipeline(options: dict[str,
     assert [graph.replays for graph in graphs] == [2, 2, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_forward_without_a_free_slot_runs_without_a_graph() -> None:
     graphed, plain = small(), small()
     with pretended_graphs() as graphs:

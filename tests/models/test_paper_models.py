@@ -23,7 +23,7 @@ VOCABULARY = 200
 LAYOUTS = sorted(path.stem for path in (PAPER / "layouts").iterdir())
 PARTS = sorted(str(p.relative_to(PAPER)) for folder in ("memories", "ablations") for p in (PAPER / folder).iterdir())
 # In every run of the tests; the others with --slow.
-QUICK = ("memories/none.yaml", "memories/pkm_fwpkm.yaml", "ablations/fwmlp.yaml")
+QUICK = ("memories/pkm_fwpkm.yaml",)
 
 
 def configuration(*files: str, more: tuple[str, ...] = ()) -> PretrainConfig:

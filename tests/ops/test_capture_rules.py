@@ -63,7 +63,7 @@ def run(seed: int, **options: Any) -> CaptureRules:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"boundary": "carry"}, marks=pytest.mark.slow),
         pytest.param({"undo_log": "recompute", "score": "dot_product"}, marks=pytest.mark.slow),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -65,6 +66,7 @@ def measured(rank: int, size: int) -> tuple[dict, dict]:
     return sound, time_group(dist.group.WORLD, torch.device("cpu"), 4000)
 
 
+@pytest.mark.slow
 def test_real_groups_are_timed_and_their_sums_checked() -> None:
     results = run_distributed(measured, 3, timeout=60)
     for sound, _ in results:

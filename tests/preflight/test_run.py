@@ -69,6 +69,7 @@ def test_two_nodes_that_are_alike(dataset: str, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["reports"], "nothing else is left behind"
 
 
+@pytest.mark.slow
 def test_a_wrong_option_and_missing_data_on_one_node(dataset: str, tmp_path: Path) -> None:
     report = tmp_path / "preflight.json"
     argv = flags(dataset, save=tmp_path / "run", preflight_json=report)

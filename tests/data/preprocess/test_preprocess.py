@@ -259,6 +259,7 @@ def _children(process: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+@pytest.mark.slow
 def test_workers_end_with_a_killed_parent(tmp_path: Path, tokenizer_file: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", ["some words"] * 400_000)
     code = (

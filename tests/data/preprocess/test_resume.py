@@ -104,7 +104,8 @@ def test_a_run_cut_off_anywhere_gives_the_same_bytes(
             run(folder, tokenizer_file, source, **options)
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_kill_nine_and_resume(tmp_path: Path, tokenizer_file: Path, workers: int) -> None:
     source = jsonl(tmp_path / "a.jsonl", [f"{i} some words that take a while" for i in range(60_000)])
     run(tmp_path / "whole", tokenizer_file, source, append_eod=True)

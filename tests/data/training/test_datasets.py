@@ -362,6 +362,7 @@ def _tokens_on_rank(rank: int, world_size: int, config: PretrainConfig) -> list[
     return [train[index]["tokens"].tolist() for index in range(6)]
 
 
+@pytest.mark.slow
 def test_ranks_see_the_same_datasets(write_dataset: WriteDataset, null: Tokenizer) -> None:
     prefixes = [write_dataset(name, numbered(200, first=first), null) for name, first in (("a", 0), ("b", 20000))]
     data = dataclasses.replace(NULL, data_path=("1", prefixes[0], "1", prefixes[1]), split="8,1,1")

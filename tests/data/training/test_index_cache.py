@@ -65,6 +65,7 @@ def orders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("index_cache/*/*") if path.suffix == ".npy")
 
 
+@pytest.mark.slow
 def test_a_blend_of_many_datasets_needs_few_descriptors(write_dataset: WriteDataset, null: Tokenizer) -> None:
     prefixes = [write_dataset(f"part{i}", numbered(60, first=i), null) for i in range(32)]
     with descriptors_left(30):

@@ -139,6 +139,7 @@ def test_waiting_tokens_may_be_read_after_new_ones(key_lr: float) -> None:
     assert_close(run(TritonKeySteps, *inputs), run(SparseKeySteps, *inputs), 1e-12)
 
 
+@pytest.mark.slow
 def test_the_largest_topk() -> None:
     inputs = make(17, num_subkeys=40, topk=32, rows=5, pieces=SHORT)
     assert_close(run(TritonKeySteps, *inputs), run(SparseKeySteps, *inputs), 1e-12)

@@ -214,6 +214,7 @@ def test_columns_can_be_apart() -> None:
         assert distance(one + other, expected) <= 1e-12, name
 
 
+@pytest.mark.slow
 def test_rows_past_the_range_of_32_bits() -> None:
     """1024 * 1024 slots, of which only the last few exist: the rest of these 8 GiB is never touched."""
     num_slots, columns = 1024 * 1024, 2056
