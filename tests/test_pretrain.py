@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -268,50 +267,6 @@ def test_a_memory_that_explodes_stops_with_its_layer_and_leaves_the_last_checkpo
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-
-
-def test_sigterm_finishes_the_step_and_saves(
-    dataset: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sent in the second step."""
-    from megatron_fwpkm.engines.megatron import MegatronEngine
-
-    train_step, begun = MegatronEngine.train_step, []
-
-    def stopped_in_the_second(*args: Any) -> Any:
-        begun.append(1)
-        if len(begun) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(*args)
-
-    monkeypatch.setattr(MegatronEngine, "train_step", stopped_in_the_second)
-    argv = flags(dataset, save=tmp_path, train_iters=100_000, eval_iters=0, log_interval=2, split="1,0,0")
-    assert start(argv) == 0 and len(begun) == 2
-    said = capfd.readouterr().out
-    assert "stopped by SIGTERM: iteration 2" in said and f"saved {tmp_path}" in said
-    assert read_checkpoint(tmp_path).iteration == 2
-
-
-@pytest.mark.slow
-def test_sigterm_to_a_process_ends_it_with_0(dataset: str, tmp_path: Path) -> None:
-    argv = flags(dataset, save=tmp_path, train_iters=100_000, eval_iters=0, log_interval=2, split="1,0,0")
-    command = [sys.executable, str(ROOT / "pretrain.py"), *argv]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
-    ) as process:
-        assert process.stdout is not None
-        seen = []
-        for line in process.stdout:
-            seen.append(line)
-            if "iteration" in line and "/100000" in line:
-                process.send_signal(signal.SIGTERM)
-                break
-        rest = process.communicate(timeout=60)[0]
-    assert process.returncode == 0, "".join(seen) + rest
-    assert "stopped by SIGTERM: iteration" in rest
-    saved = read_checkpoint(tmp_path)
-    assert f"saved {saved.path}" in rest
-    assert saved.iteration >= 2
 
 
 def test_help_needs_no_torch(tmp_path: Path) -> None:
