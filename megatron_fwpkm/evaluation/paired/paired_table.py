@@ -103,8 +103,8 @@ def compare_answers(
 def paired_part(results: PairedResults, provenance: Mapping[str, str]) -> ReportPart:
     """The picture and the table."""
     cells = results.cells()
-    places = ["all" if row.length is None else f"{row.length:,}" for row in results.rows]
-    curve = IntervalCurve("second less first", [row.difference for row in results.rows])
+    places = [f"{row.length:,}" for row in results.rows if row.length is not None]
+    curve = IntervalCurve("second less first", [row.difference for row in results.rows if row.length is not None])
     figure = curve_figure("second less first", places, [curve], across="context length (tokens)", zero=True)
     note = (
         "“Only first” and “only second” count samples that one of both answers correctly; McNemar's exact test asks "

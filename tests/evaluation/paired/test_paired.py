@@ -102,6 +102,8 @@ def test_the_tool(folders, tmp_path, capsys):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[2].split()[:4] == ["context", "samples", "first", "second"]
     assert done.stdout.splitlines()[3].split()[:7] == ["128", "8", "0.250", "1.000", "0", "6", "0.031"]
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert "xtick_2" in page and "xtick_3" not in page, "the curve has lengths only"
     values = json.loads((tmp_path / "c" / "results.json").read_text())
     assert values["left_out"] == 1 and values["results"][1]["p_value"] == 1.0
     assert {path.name for path in (tmp_path / "c").iterdir()} == {
