@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -37,8 +38,10 @@ class TextModel:
         self._cache_name = "cache" if "cache" in known else "past_key_values"  # from Transformers 5.24, and before
         self._can_keep_last = "logits_to_keep" in known
 
-    def new_cache(self) -> Any:
-        """The cache of an empty text, with the initial memory."""
+    def new_cache(self, chunk_size: int | None = None) -> Any:
+        """The cache of an empty text, with the initial memory, which is written after every `chunk_size` tokens
+        instead of the model's own number if one is given; without a memory that makes no difference.
+        """
         own = getattr(self.model, "new_cache", None)  # of our models
         return DynamicCache(config=self.model.config) if own is None else own()
 
@@ -67,10 +70,7 @@ class TextModel:
         Returns:
             Logits [vocab], or [N, vocab].
         """
-        assert mode == "on" or self.has_memory, "a model without memory has no mode to choose"
-        row = torch.as_tensor(np.asarray(tokens, dtype=np.int64), device=self.device).unsqueeze(0)
-        arguments = {self._cache_name: cache, **({"logits_to_keep": 1} if last_only and self._can_keep_last else {})}
-        logits: torch.Tensor = self.model(input_ids=row, use_cache=True, **arguments).logits[0]
+        logits = self.read_rows(np.asarray(tokens, dtype=np.int64)[None], cache, mode, last_only=last_only)[0]
         return logits[-1] if last_only else logits
 
     def read_whole(self, tokens: np.ndarray | Sequence[int], mode: MemoryMode = "on") -> torch.Tensor:
@@ -89,6 +89,35 @@ class TextModel:
         logits: torch.Tensor = self.model(input_ids=row, use_cache=False).logits[0]
         return logits
 
+    def read_rows(
+        self, rows: np.ndarray, cache: Any, mode: MemoryMode = "on", *, last_only: bool = True
+    ) -> torch.Tensor:
+        """Read on in the texts of `cache`, all at once.
+
+        Args:
+            rows: [B, N] ids that follow what the cache holds.
+            cache: of this model, with B texts; changed.
+            mode: as in `read`.
+            last_only: the model may leave out the logits of all tokens but the last.
+
+        Returns:
+            Logits [B, N or 1, vocab].
+        """
+        assert mode == "on" or self.has_memory, "a model without memory has no mode to choose"
+        ids = torch.as_tensor(np.asarray(rows, dtype=np.int64), device=self.device)
+        arguments = {self._cache_name: cache, **({"logits_to_keep": 1} if last_only and self._can_keep_last else {})}
+        logits: torch.Tensor = self.model(input_ids=ids, use_cache=True, **arguments).logits
+        return logits
+
+    def parts(self, cache: Any) -> list[Any]:
+        """A cache for every text of `cache`, to read on with; a model without memory has one text in a cache."""
+        return [cache]
+
+    def tokens_read(self, cache: Any) -> int | None:
+        """Tokens of the text so far, as the cache counts them; None where it does not."""
+        count = getattr(cache, "get_seq_length", None)
+        return None if count is None else int(count())
+
     def attention_reach(self) -> int | None:
         """How many tokens attention alone can look back, through all layers; None for the whole text."""
         reach = 0
@@ -105,6 +134,14 @@ class MemoryTextModel(TextModel):
 
     has_memory = True
 
+    def new_cache(self, chunk_size: int | None = None) -> Any:
+        """A cache whose memories have this chunk size."""
+        cache = super().new_cache()
+        if chunk_size is not None:
+            for owner in (owner for memory in cache.memory.values() for owner in memory.owners):
+                owner.options = replace(owner.options, chunk_size=chunk_size)
+        return cache
+
     def clone(self, cache: Any) -> Any:
         """A cache with a memory of its own."""
         return cache.clone()
@@ -118,21 +155,26 @@ class MemoryTextModel(TextModel):
         cache.end_text()
         return cache
 
-    def read(
-        self, tokens: np.ndarray | Sequence[int], cache: Any, mode: MemoryMode = "on", *, last_only: bool = True
+    def read_rows(
+        self, rows: np.ndarray, cache: Any, mode: MemoryMode = "on", *, last_only: bool = True
     ) -> torch.Tensor:
         """Read on in `cache` while the memory is in this mode."""
         self.model.memory_mode = mode
-        if not last_only or len(tokens) <= SEGMENT or self.model.config.cuts_matter:
-            return super().read(tokens, cache, mode, last_only=last_only)
-        for start in range(0, len(tokens), SEGMENT):
-            logits = super().read(tokens[start : start + SEGMENT], cache, mode)
+        if not last_only or rows.shape[1] <= SEGMENT or self.model.config.cuts_matter:
+            return super().read_rows(rows, cache, mode, last_only=last_only)
+        for start in range(0, rows.shape[1], SEGMENT):
+            logits = super().read_rows(rows[:, start : start + SEGMENT], cache, mode)
         return logits
 
     def read_whole(self, tokens: np.ndarray | Sequence[int], mode: MemoryMode = "on") -> torch.Tensor:
         """Read a text as training does, while the memory is in this mode."""
         self.model.memory_mode = mode
         return super().read_whole(tokens, mode)
+
+    def parts(self, cache: Any) -> list[Any]:
+        """The texts of a copy of `cache`, each with a memory of its own; `cache` stays as it is."""
+        found: list[Any] = cache.clone().split()
+        return found
 
 
 def text_model(model: Any) -> TextModel:

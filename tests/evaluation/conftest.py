@@ -15,7 +15,7 @@ import torch
 
 from megatron_fwpkm.config import DataConfig, NeedleConfig
 from megatron_fwpkm.data.tokenizers import Tokenizer, build_tokenizer
-from megatron_fwpkm.data.training.needles import NeedleSpec
+from megatron_fwpkm.evaluation.needle.fact_kinds import WordFacts
 from megatron_fwpkm.evaluation.needle.settings import NeedleSettings
 
 SYLLABLES = ("bar", "del", "fom", "gin", "lut"), ("an", "os", "ire"), ("to", "ka", "me", "vy")
@@ -47,12 +47,12 @@ def tokenizer(folder: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def spec(tokenizer: Tokenizer) -> NeedleSpec:
+def spec(tokenizer: Tokenizer) -> WordFacts:
     """Facts in the default wording."""
-    return NeedleSpec.from_config(NeedleConfig(), tokenizer)
+    return WordFacts.from_config(NeedleConfig(), tokenizer)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_settings(folder: Path) -> Callable[..., NeedleSettings]:
     """make_settings(lengths=..., ...): settings over the folder's text."""
 

@@ -6,6 +6,7 @@ window the last tokens. What neither holds it cannot know, so every protocol and
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,22 +20,35 @@ CHUNK = 64
 WINDOW = 16
 
 
+@dataclass(frozen=True)
+class OracleOptions:
+    """Tokens between two writes."""
+
+    chunk_size: int
+
+
 class OracleCache:
     """Written tokens, waiting tokens and the window."""
 
     def __init__(self, window: int | None) -> None:
+        self.options = OracleOptions(CHUNK)
         self.written: list[int] = []
         self.pending: list[int] = []
         self.window: list[int] = []
         self.layers = [SimpleNamespace(sliding_window=window) if window else SimpleNamespace()]
-        self.memory = {0: None}
+        self.memory = {0: SimpleNamespace(owners=[self])}
 
     def flush_memory(self) -> None:
         self.written += self.pending
         self.pending = []
 
+    def end_text(self) -> None:
+        self.flush_memory()
+        self.window = []
+
     def clone(self) -> OracleCache:
         twin = OracleCache(getattr(self.layers[0], "sliding_window", None))
+        twin.options = self.options
         twin.written, twin.pending, twin.window = list(self.written), list(self.pending), list(self.window)
         return twin
 
@@ -71,7 +85,7 @@ class OracleModel:
                 past_key_values.window = past_key_values.window[-self.window :]
             if self.memory_mode == "on":
                 past_key_values.pending.append(token)
-                if len(past_key_values.pending) == CHUNK:
+                if len(past_key_values.pending) == past_key_values.options.chunk_size:
                     past_key_values.flush_memory()
             if logits_to_keep == 0 or position == len(tokens) - 1:
                 logits[0, position, self._predict(past_key_values)] = 1.0

@@ -88,7 +88,8 @@ def test_an_export_is_measured(export, folder, tmp_path):  # noqa: F811
                   "--samples", 2, "--needles", 2, "--output", tmp_path / "out")  # fmt: skip
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[0].split() == (
-        "tokens exact match [95 %] (beyond window) first token token accuracy memory-off never-shown".split()
+        "tokens exact match [95 %] (beyond window) first token token accuracy of candidates memory-off frozen "
+        "never-shown".split()
     )
     assert process.stdout.splitlines()[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
     values = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -115,7 +116,10 @@ def test_a_model_without_memory_is_measured(  # noqa: PLR0913
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path / 'model'} has no fast-weight memory: measured as no-memory, without the control" in done.stderr
     header, *rows = (tmp_path / "out" / "results.csv").read_text().splitlines()
-    assert header == "condition,length,depth,where,samples,exact_match,low,high,first_token,token_accuracy"
+    assert header == (
+        "condition,reads,length,depth,where,samples,exact_match,low,high,first_token,token_accuracy,"
+        "candidate_accuracy,candidate_chance"
+    )
     assert {row.split(",")[0] for row in rows} == {"no-memory", "never-shown"}
     values = json.loads((tmp_path / "out" / "results.json").read_text())
     assert values["causality"]["passed"]
@@ -147,6 +151,30 @@ def test_more_tokens_than_learned_positions_are_refused(byte_tokenizer, folder, 
     assert done.returncode == 1 and not (tmp_path / "out").exists()
     assert re.search(r"--lengths 256 plus about \d+ tokens of question and answer exceed the 256 learned position "
                      r"embeddings of --model .*; use shorter lengths", done.stderr)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reset", ["file", "never"])
+def test_a_killed_chain_gives_the_results_of_one_that_was_not(export, folder, tmp_path, reset):  # noqa: F811
+    """The memory that the finished samples have left is made again."""
+    text = [str(folder / "novel.txt"), str(folder / "novel.txt.gz")]
+    command = ["--model", str(export), "--haystack", *text, "--lengths", "200", "400", "--samples", "20", "--needles",
+               "2", "--memory-reset", reset, "--protocol", "official", "--reads", "2", "--output"]  # fmt: skip
+    log = tmp_path / "killed" / "samples.jsonl"
+    killed = [sys.executable, "tools/evaluate_needle.py", *command, str(tmp_path / "killed")]
+    with subprocess.Popen(killed, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        end = time.monotonic() + 100
+        while process.poll() is None and time.monotonic() < end and (
+            not log.exists() or log.read_text().count("\n") < 9
+        ):
+            time.sleep(0.02)
+        process.kill()
+    assert 8 <= log.read_text().count("\n") < 41
+    for name in ("killed", "whole"):
+        done = run(*command, tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    for file in ("results.json", "results.csv", "heatmap.png", "curve.png"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
 @pytest.mark.slow
@@ -246,7 +274,7 @@ def write_checkpoint(target: Path, vocab_size: int) -> None:
     ("flags", "said"),
     [
         (["--lengths", 16], "--lengths 16 is too short for --needles 5: at least"),
-        (["--lengths", 96, 10**7], "but the longest of --lengths is 10000000: add text to --haystack"),
+        (["--lengths", 96, 10**7], "tokens, but a context needs 10000000: add text"),
         (["--lengths", 96, "--haystack", "{tmp}/no.txt"], "--haystack {tmp}/no.txt does not exist"),
         (["--lengths", 96, "--haystack", "{novel}", "{tmp}/no.txt"], "--haystack {tmp}/no.txt does not exist"),
         (["--lengths", 96, "--model", "{tmp}/no"], "--model {tmp}/no is not a folder"),
@@ -296,8 +324,8 @@ def test_user_errors_are_one_line(export, folder, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(
     ("flag", "value", "said"),
     [
-        ("--protocol", "official", "'official' is not one of ask-after-write, streaming"),
-        ("--controls", "no", "'no' is not one of memory-off, never-shown"),
+        ("--protocol", "paper", "'paper' is not one of official, ask-after-write, streaming"),
+        ("--controls", "no", "'no' is not one of memory-off, frozen, never-shown"),
         ("--lengths", "4k", "'4k' is not an integer"),
     ],
 )
@@ -310,7 +338,7 @@ def test_wrong_usage_has_status_2(flag, value, said):
 @pytest.mark.parametrize(
     ("words", "controls"),
     [
-        ([], ("memory-off", "never-shown")),
+        ([], ("memory-off", "frozen", "never-shown")),
         (["--controls"], ()),
         (["--controls", "never-shown", "never-shown"], ("never-shown",)),
     ],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -58,7 +59,8 @@ class NeedleSpec:
         self, tokenizer: Tokenizer, template: str, vocabulary: list[str], *, key_words: int, value_words: int
     ) -> None:
         """`vocabulary`: whole words, values from the first NUM_VALUE_WORDS. Raises ValueError as `from_config` does."""
-        _check_template(template)
+        check_template(template)
+        _warn_of_words_between(template)
         for flag, count in (("--needle-key-words", key_words), ("--needle-value-words", value_words)):
             if count < 1:
                 raise ValueError(f"{flag} {count} must be at least 1")
@@ -77,7 +79,7 @@ class NeedleSpec:
         self.value_words = value_words
 
     @classmethod
-    def from_config(cls, needle: NeedleConfig, tokenizer: Tokenizer) -> NeedleSpec:
+    def from_config(cls, needle: NeedleConfig, tokenizer: Tokenizer) -> Self:
         """The facts that `--needle-*` describes.
 
         Raises:
@@ -152,16 +154,19 @@ class NeedleSpec:
         return [words[index] for index in rng.choice(len(words), size=count, replace=False)]
 
 
-def _check_template(template: str) -> None:
+def check_template(template: str) -> None:
+    """Raise ValueError for a template without {key} or {value}, or with the value first."""
     for name in ("{key}", "{value}"):
         if template.count(name) != 1:
             raise ValueError(f"--needle-template {template!r} must contain {name} exactly once")
-    after_key = template.index("{key}") + len("{key}")
-    if template.index("{value}") < after_key:
+    if template.index("{value}") < template.index("{key}"):
         raise ValueError(
             f"--needle-template {template!r} must have {{value}} after {{key}}, because the value is what is asked for"
         )
-    between = template[after_key : template.index("{value}")]
+
+
+def _warn_of_words_between(template: str) -> None:
+    between = template[template.index("{key}") + len("{key}") : template.index("{value}")]
     if between.strip():
         logger.warning(
             "--needle-template %r has %r between {key} and {value}: small models do not learn to recall across them",

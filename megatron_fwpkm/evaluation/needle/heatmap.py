@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 
 from ...config.plot_style import INK, PALE, RECALL, STYLE, recall_colour
 from .results import NeedleResults
-from .settings import CONDITION_TITLES, short_length
+from .settings import short_length
 
 _COLOURS = LinearSegmentedColormap.from_list("recall", list(RECALL))
 _WIDEST = 18
@@ -22,22 +22,23 @@ _WIDEST = 18
 
 @matplotlib.rc_context(STYLE | {"axes.grid": False})
 def draw_heatmap(results: NeedleResults) -> bytes:
-    """PNG of exact match: a panel per condition, columns are context lengths, rows are depths and their mean."""
-    conditions = results.conditions
+    """PNG of exact match: a panel per condition and number of reads; columns are context lengths, rows are depths and
+    their mean."""
+    shown = results.panels()
     lengths = sorted(results.settings.lengths)
     rows = len(results.settings.depth_grid()) + 1
-    beside = len(conditions) if len(conditions) * len(lengths) <= _WIDEST else 1
-    below = len(conditions) // beside
+    beside = len(shown) if len(shown) * len(lengths) <= _WIDEST else 1
+    below = len(shown) // beside
     column, row = 0.82, 0.52
     width = 1.0 + beside * (column * len(lengths) + 0.35) + 0.9
     size = (max(width, 6.5), 1.2 + below * (row * rows + 0.55))
     figure = Figure(figsize=size, dpi=160, facecolor="white", layout="constrained")
     panels = figure.subplots(below, beside, squeeze=False, sharey=True).flatten()
     image = None
-    for axes, condition in zip(panels, conditions, strict=True):
-        image = _panel(axes, results, condition)
+    for axes, (condition, reads) in zip(panels, shown, strict=True):
+        image = _panel(axes, results, condition, reads)
     figure.supylabel("needle depth in the context", color=INK, fontsize=10)
-    figure.supxlabel("context length (tokens)", color=INK, fontsize=10)
+    figure.supxlabel(f"context length ({results.settings.length_unit})", color=INK, fontsize=10)
     settings = results.settings
     figure.suptitle(
         f"Exact match (needles per context: {settings.needles}, contexts per length: {settings.described_samples()}, "
@@ -53,12 +54,14 @@ def draw_heatmap(results: NeedleResults) -> bytes:
     return picture.getvalue()
 
 
-def _panel(axes: Axes, results: NeedleResults, condition: str) -> AxesImage:
+def _panel(axes: Axes, results: NeedleResults, condition: str, reads: int) -> AxesImage:
     """One condition; the last row is the mean over depths, with its 95 % interval."""
     lengths, depths = sorted(results.settings.lengths), results.settings.depth_grid()
-    cells = np.array([[results.find(condition, n, depth).exact_match for n in lengths] for depth in (*depths, None)])
+    cells = np.array([
+        [results.find(condition, n, depth, reads=reads).exact_match for n in lengths] for depth in (*depths, None)
+    ])  # fmt: skip
     image = axes.imshow(cells, cmap=_COLOURS, vmin=0, vmax=1, aspect="auto")
-    axes.set_title(CONDITION_TITLES[condition], color=INK, fontsize=10, loc="left")
+    axes.set_title(results.title(condition, reads), color=INK, fontsize=10, loc="left")
     axes.set_xticks(range(len(lengths)), [short_length(length) for length in lengths])
     axes.set_yticks(range(len(depths) + 1), [*(f"{100 * depth:.0f} %" for depth in depths), "all"])
     axes.set_xticks(np.arange(len(lengths) + 1) - 0.5, minor=True)

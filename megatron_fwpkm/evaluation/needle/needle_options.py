@@ -10,7 +10,17 @@ from typing import Annotated
 from ...config import NeedleConfig
 from ...config.tool_options import MayBeEmpty, Metavar
 from ..item_runner import RunOptions
-from .settings import Control, NeedleSettings, Protocol
+from .settings import (
+    NUMBER_TEMPLATE,
+    Chunk,
+    Control,
+    DistractorKind,
+    LengthUnit,
+    MemoryReset,
+    NeedleKind,
+    NeedleSettings,
+    Protocol,
+)
 
 
 @dataclass(frozen=True)
@@ -24,21 +34,39 @@ class NeedleOptions:
     output: Annotated[str, Metavar("DIR")]
     """folder for the results"""
     lengths: tuple[int, ...]
-    """context lengths in tokens"""
+    """context lengths, facts included"""
+    length_unit: LengthUnit = NeedleSettings.length_unit
+    """what --lengths count"""
     depths: int = NeedleSettings.depths
     """depths of the asked needle, from 0 to 100 %"""
     needles: int = NeedleSettings.needles
     """facts per context; the model is asked for one"""
+    distractors: int = NeedleSettings.distractors
+    """further facts that are easily taken for the asked one"""
+    distractor_kind: DistractorKind = NeedleSettings.distractor_kind
+    """they share all of its key but the end (same-key), or its value (same-value)"""
     samples: tuple[int, ...] = NeedleSettings.samples
     """contexts per length, spread over the depths; one number for all lengths or one per length"""
     seed: int = NeedleSettings.seed
     """seed of the samples"""
     protocol: Protocol = NeedleSettings.protocol
-    """freeze the memory for the question (ask-after-write), or keep writing to it (streaming)"""
+    """the paper's (official), freeze the memory for the question (ask-after-write), or keep writing (streaming)"""
+    reads: tuple[int, ...] = NeedleSettings.reads
+    """how many times a context is read before the answer; all are measured in one pass"""
+    chunk: Chunk = NeedleSettings.chunk
+    """write after every chunk of the model's size (training), or once per input (input)"""
+    memory_reset: MemoryReset = NeedleSettings.memory_reset
+    """put the initial memory back before every context (sample), at every file and length (file), or never"""
+    segment: int = NeedleSettings.segment
+    """tokens of a context that one call reads, which bounds the process's memory"""
+    batch_size: int = NeedleSettings.batch_size
+    """contexts of one length that are read together, for a GPU"""
     controls: Annotated[tuple[Control, ...], MayBeEmpty()] = NeedleSettings.controls
-    """memory-off never writes to the memory; never-shown asks for a fact that is not in the context"""
-    needle_template: str = NeedleConfig.template
-    """sentence that states a fact; contains {key} directly before {value}"""
+    """memory-off and frozen write nothing (initial, carried memory); never-shown asks for a fact that is not there"""
+    needle_kind: NeedleKind = NeedleSettings.needle_kind
+    """what keys and values are: words, digits (keys of 4, values of 6 or 7), or UUIDs"""
+    needle_template: str | None = None
+    """sentence that states a fact, with {key} and {value} (default: that of training for words, else the paper's)"""
     needle_key_words: int = NeedleConfig.key_words
     """number of words in a key"""
     needle_value_words: int = NeedleConfig.value_words
@@ -54,16 +82,17 @@ class NeedleOptions:
 
     def settings(self) -> NeedleSettings:
         """What is measured."""
+        usual = NeedleConfig.template if self.needle_kind == "words" else NUMBER_TEMPLATE
         needle = NeedleConfig(
-            template=self.needle_template, key_words=self.needle_key_words, value_words=self.needle_value_words
-        )
+            template=usual if self.needle_template is None else self.needle_template,
+            key_words=self.needle_key_words, value_words=self.needle_value_words,
+        )  # fmt: skip
         return NeedleSettings(
             self.model, self.haystack, self.lengths, self.depths, self.samples, self.needles, self.protocol,
-            tuple(dict.fromkeys(self.controls)), needle, self.seed,
+            tuple(dict.fromkeys(self.controls)), needle, self.seed, self.reads, self.chunk, self.memory_reset,
+            self.length_unit, self.needle_kind, self.distractors, self.distractor_kind, self.segment, self.batch_size,
         )  # fmt: skip
 
     def run_options(self, command: Sequence[str]) -> RunOptions:
         """How it is measured; `command` goes into the report."""
-        return RunOptions(
-            Path(self.output), self.workers, self.device, self.overwrite, command, self.model_name or ""
-        )
+        return RunOptions(Path(self.output), self.workers, self.device, self.overwrite, command, self.model_name or "")

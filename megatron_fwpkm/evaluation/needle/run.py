@@ -7,23 +7,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...data.training.needles import NeedleSpec
 from ..causality import CausalityCheck
 from ..item_runner import RunOptions, measure_items, open_log
 from ..model_loading import LoadedModel, inspect_model, load_model
 from ..provenance import provenance
 from ..report_page import name_of_model, write_report
 from ..result_files import run_json, write_atomically
-from .answers import NOTHING_TO_WRITE, READING
+from .answers import NOTHING_TO_WRITE
 from .early_checks import check_facts, check_places, check_positions, check_text
 from .evaluator import Evaluator, Loader, make_evaluator
+from .fact_kinds import fact_kind
 from .haystack import Haystack, load_haystack
 from .heatmap import draw_heatmap
 from .needle_record import NeedleRecord
+from .recall_curve import draw_curve
 from .report import needle_part
-from .results import NeedleResults, reading_speed, tabulate
+from .results import ContextCounts, NeedleResults, reading_speed, tabulate
 from .samples import all_cells
-from .settings import NO_MEMORY, NeedleSettings
+from .settings import NO_MEMORY, RESET_MEANINGS, WRITTEN_NOTHING, NeedleSettings
 
 
 def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = load_model) -> NeedleResults:
@@ -37,12 +38,13 @@ def evaluate(settings: NeedleSettings, options: RunOptions, loader: Loader = loa
     Raises:
         ValueError: anything a user can fix: model, haystack, lengths, output folder of a different evaluation.
     """
-    check_places(settings, options.output, options.workers)
+    check_places(settings, options.output, options.workers, options.ranks.size)
     facts = inspect_model(settings.model, options.device)
-    spec = NeedleSpec.from_config(settings.needle, facts.tokenizer)
-    check_facts(settings, spec, facts.bos)
-    check_positions(settings, spec, facts.positions)
-    haystack = load_haystack(settings.haystack, facts.tokenizer, facts.bos)
+    kind = fact_kind(settings.needle_kind, settings.needle, facts.tokenizer)
+    check_facts(settings, kind, facts.bos)
+    check_positions(settings, kind, facts.positions)
+    by_words = settings.length_unit == "words"
+    haystack = load_haystack(settings.haystack, facts.tokenizer, facts.bos, by_words=by_words)
     check_text(settings, haystack)
     loaded = loader(settings.model, options.device)
     evaluator = Evaluator(settings, loaded, haystack)
@@ -62,13 +64,13 @@ def _results(
     settings: NeedleSettings, options: RunOptions, evaluator: Evaluator, loaded: LoadedModel,
     finished: Sequence[NeedleRecord], causality: CausalityCheck,
 ) -> NeedleResults:  # fmt: skip
-    spec, reader = evaluator.spec, evaluator.reader
-    guess = 1 / len(spec.value_vocabulary)
-    memory = READING if reader.model.has_memory else NOTHING_TO_WRITE
+    kind, reader = evaluator.facts, evaluator.reader
+    memory = RESET_MEANINGS[settings.memory_reset] if reader.model.has_memory else NOTHING_TO_WRITE
     return NeedleResults(
-        settings, options.model_name or name_of_model(settings.model), reader.conditions,
-        tabulate(settings, reader.conditions, finished), reader.reach, guess**spec.value_words, guess,
-        reading_speed(finished), causality, {**provenance(options.command), "memory": memory},
+        settings, options.model_name or name_of_model(settings.model), reader.conditions, reader.reads,
+        ContextCounts.of(finished), tabulate(settings, reader.conditions, reader.reads, finished), reader.reach,
+        kind.chance_exact, kind.chance_token, reading_speed(finished), causality,
+        {**provenance(options.command), "memory": memory},
         {name: value for name, value in loaded.model.config.to_dict().items() if value is not None},
     )  # fmt: skip
 
@@ -77,17 +79,22 @@ def _tell_what_is_left_out(settings: NeedleSettings, evaluator: Evaluator) -> No
     """Say, for a model without memory, under which name it is measured and which control is skipped."""
     if evaluator.reader.model.has_memory:
         return
-    left_out = ", without the control memory-off" if "memory-off" in settings.controls else ""
-    print(f"--model {settings.model} has no fast-weight memory: measured as {NO_MEMORY}{left_out}", file=sys.stderr)
+    left_out = [name for name in settings.controls if name in WRITTEN_NOTHING]
+    without = f", without the controls {', '.join(left_out)}" if left_out else ""
+    once = ", after one read" if settings.reads != (1,) else ""
+    print(
+        f"--model {settings.model} has no fast-weight memory: measured as {NO_MEMORY}{once}{without}", file=sys.stderr
+    )
 
 
 def write_outputs(results: NeedleResults, folder: Path) -> None:
-    """results.json, results.csv, run.json, heatmap.png and the report, each whole or not at all."""
+    """results.json, results.csv, run.json, heatmap.png, curve.png and the report, each whole or not at all."""
     heatmap = draw_heatmap(results)
     write_atomically(folder / "results.json", results.to_json())
     write_atomically(folder / "results.csv", results.to_csv())
     write_atomically(folder / "run.json", run_json(results.provenance, results.tokens_per_second))
     write_atomically(folder / "heatmap.png", heatmap)
+    write_atomically(folder / "curve.png", draw_curve(results))
     write_report(needle_part(results), folder)
 
 

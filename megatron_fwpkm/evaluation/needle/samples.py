@@ -1,5 +1,6 @@
 """Contexts with facts in them: how long, where the facts stand, what is asked. Free of torch.
 
+A length in words is exact in words, those of the facts included; how many tokens that is depends on the text.
 Positions count tokens of the finished context, the BOS included that it begins with where documents of training did.
 The asked fact stands exactly at its depth: with N tokens of context behind BOS and n of its sentence, at
 round(depth * (N - n)) of them. The other facts go to random places before and after it, outside the part
@@ -10,12 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
-from ...data.training.needles import EncodedFact, NeedleSpec
+from ...data.training.needles import EncodedFact, Fact
+from .fact_kinds import FactKind, draw_distractors
 from .haystack import Haystack
-from .settings import NeedleSettings
+from .settings import DistractorKind, NeedleSettings
+
+_DECOYS = 4
+"""Values of facts that are not in the context, among which the right one has to be told."""
 
 
 @dataclass(frozen=True)
@@ -41,58 +47,108 @@ class NeedleSample:
     """Whether attention alone can still reach part of the asked fact from the end of the context."""
     never_shown: EncodedFact
     """A fact of the same form that is not in the context."""
+    candidates: tuple[tuple[int, ...], ...]
+    """Tokens of different values, in no order: all of the context, that of `never_shown`, and some more."""
 
 
 def all_cells(settings: NeedleSettings) -> Iterator[Cell]:
-    """Every sample of an evaluation, shortest contexts first, depths in turn."""
+    """Every sample of an evaluation, shortest contexts first, depths in turn; with a memory that is carried from
+    context to context of a file, file by file."""
     grid = settings.depth_grid()
     for length in sorted(settings.lengths):
-        for index in range(settings.samples_at(length)):
-            yield Cell(length, grid[index % len(grid)], index)
+        cells = [Cell(length, grid[index % len(grid)], index) for index in range(settings.samples_at(length))]
+        yield from sorted(cells, key=lambda cell: file_of(cell, settings) or 0)
 
 
-def shortest_context(spec: NeedleSpec, needles: int, bos: int | None = None) -> int:
-    """Tokens from which on `needles` facts always find a place, whatever the depth; behind `bos`."""
-    facts = spec.draw(np.random.default_rng(0), min(64, spec.number_of_keys()))
-    longest = max(len(spec.encode_fact(fact).tokens) for fact in facts)
-    return (needles + 2) * longest + (bos is not None)
+def file_of(cell: Cell, settings: NeedleSettings) -> int | None:
+    """The number of the haystack's file that the context of a cell is cut from; None for any."""
+    if settings.memory_reset != "file":
+        return None
+    return cell.index // settings.depths % len(settings.haystack)
+
+
+def earlier_cells(settings: NeedleSettings, cell: Cell) -> list[Cell]:
+    """The samples whose memory a cell goes on from, in order; none where every context has the initial memory.
+
+    With `--memory-reset file` those of the same length and file, with `never` all.
+    """
+    if not settings.carries_memory:
+        return []
+    before = list(takewhile(lambda other: other != cell, all_cells(settings)))
+    if settings.memory_reset == "never":
+        return before
+    return [
+        other for other in before if (other.length, file_of(other, settings)) == (cell.length, file_of(cell, settings))
+    ]
+
+
+def shortest_context(kind: FactKind, facts: int, bos: int | None = None) -> int:
+    """Tokens from which on `facts` facts always find a place, whatever the depth; behind `bos`."""
+    drawn = kind.draw(np.random.default_rng(0), min(64, kind.number_of_keys()))
+    longest = max(len(kind.encode_fact(fact).tokens) for fact in drawn)
+    return (facts + 2) * longest + (bos is not None)
 
 
 def make_sample(
-    haystack: Haystack, spec: NeedleSpec, cell: Cell, *, needles: int, seed: int, reach: int | None,
-    bos: int | None = None,
+    haystack: Haystack, kind: FactKind, cell: Cell, *, needles: int, seed: int, reach: int | None,
+    bos: int | None = None, distractors: int = 0, distractor_kind: DistractorKind = "same-key",
+    file: int | None = None,
 ) -> NeedleSample:  # fmt: skip
     """The sample of a cell: the same for the same arguments, whatever was made before.
 
     Args:
         haystack: text to cut from.
-        spec: how facts are drawn and worded.
+        kind: how facts are drawn and worded.
         cell: length, depth and number.
-        needles: facts in the context.
+        needles: facts in the context, and
+        distractors: those that are like the asked one, as `distractor_kind` says.
         seed: of the evaluation.
         reach: tokens before the end of the context that attention can see from there; None for all.
         bos: the token every context begins with, if any; it is one of its tokens.
+        distractor_kind: as `draw_distractors`.
+        file: of the haystack, to cut from it only.
 
     Raises:
         ValueError: the haystack is shorter than the context, or the context too short for the facts.
     """
     rng = np.random.default_rng([seed, cell.length, cell.index])
-    *facts, never_shown = (spec.encode_fact(fact) for fact in spec.draw(rng, needles + 1))
+    *drawn, never_shown = kind.draw(rng, needles + 1)
+    if distractors:
+        drawn += draw_distractors(kind, rng, drawn, distractors, distractor_kind)
+    facts = [kind.encode_fact(fact) for fact in drawn]
     sizes = [len(fact.tokens) for fact in facts]
     begin = np.asarray([] if bos is None else [bos], dtype=np.int64)
-    length = cell.length - len(begin)
+    text = None
+    if haystack.words is not None:
+        told = sum(len(kind.sentence(fact).split()) for fact in drawn)
+        text = haystack.cut(rng, max(1, cell.length - told), file)
+    length = cell.length - len(begin) if text is None else len(text) + sum(sizes)
     if length < sum(sizes) + 2 * max(sizes):
         raise ValueError(
-            f"--lengths {cell.length} is too short for --needles {needles} of {max(sizes)} tokens: at least "
-            f"{shortest_context(spec, needles, bos)} tokens are needed"
+            f"--lengths {cell.length} is too short for {len(facts)} facts of {max(sizes)} tokens: at least "
+            f"{shortest_context(kind, len(facts), bos)} tokens are needed"
         )
     starts = [round(cell.depth * (length - sizes[0]))]
     visible_from = 0 if reach is None else max(0, length - reach)
     starts += _other_starts(rng, sizes, starts[0], length, visible_from)
-    context = np.concatenate([begin, _insert(haystack.cut(rng, length - sum(sizes)), facts, starts)])
-    assert len(context) == cell.length
+    if text is None:
+        text = haystack.cut(rng, length - sum(sizes), file)
+    context = np.concatenate([begin, _insert(text, facts, starts)])
     in_window = starts[0] + sizes[0] > visible_from
-    return NeedleSample(cell, context, facts[0], len(begin) + starts[0], in_window, never_shown)
+    hidden = kind.encode_fact(never_shown)
+    candidates = _candidates(
+        kind, facts[0], [*drawn, never_shown], np.random.default_rng([seed, cell.length, cell.index, 1])
+    )
+    return NeedleSample(cell, context, facts[0], len(begin) + starts[0], in_window, hidden, candidates)
+
+
+def _candidates(
+    kind: FactKind, asked: EncodedFact, drawn: Sequence[Fact], rng: np.random.Generator
+) -> tuple[tuple[int, ...], ...]:
+    """Different values as tokens that follow the asked question: those of `drawn`, and some more."""
+    values = {fact.value for fact in drawn} | {kind.draw_value(rng) for _ in range(_DECOYS)}
+    sentences = [kind.encode_fact(Fact(drawn[0].key, value)) for value in sorted(values)]
+    return tuple(fact.answer_tokens for fact in sentences if fact.question == asked.question)
 
 
 def _other_starts(

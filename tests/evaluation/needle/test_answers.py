@@ -26,7 +26,7 @@ def ask(folder, tokenizer, spec, make_settings):
     def call(model, depth, index=0, **changes):
         reader = NeedleReader(text_model(model), make_settings(**changes), tokenizer.vocab_size)
         sample = make_sample(haystack, spec, Cell(LENGTH, depth, index), needles=3, seed=1, reach=reader.reach)
-        return sample, reader.ask(sample).answers
+        return sample, {answer.condition: answer for answer in reader.ask(sample).answers}
 
     return call
 
@@ -68,7 +68,9 @@ def test_writes_go_on_only_in_the_streaming_protocol(ask, tokenizer):
         model = OracleModel(tokenizer.vocab_size)
         sample, _ = ask(model, 0.5, protocol=protocol, controls=())
         question, answer = len(sample.asked.question), len(sample.asked.answer_tokens)
-        assert model.calls == [(LENGTH, "on"), (question, mode), *[(1, mode)] * (answer - 1)]
+        assert model.calls[:2] == [(LENGTH, "on"), (question, mode)]
+        candidates = [(answer - 1, mode)] * len(sample.candidates)
+        assert model.calls[2:] == [*candidates, *[(1, mode)] * (answer - 1)]
 
 
 def test_memory_off_reads_no_more_than_attention_can_see(ask, tokenizer):
@@ -90,11 +92,16 @@ def test_the_end_of_a_context_is_enough_for_the_control(tiny_model, folder, toke
     reader = NeedleReader(text_model(copy.deepcopy(tiny_model).double()), make_settings(), tokenizer.vocab_size)
     sample = make_sample(haystack, spec, Cell(300, 0.5, 0), needles=3, seed=1, reach=reader.reach)
 
-    def logits(context: np.ndarray) -> torch.Tensor:
-        return reader.model.read(sample.asked.question, reader._read(context, "off"), "off")
+    def read(context: np.ndarray):
+        cache = reader.model.new_cache()
+        reader.model.read(context, cache, "off")
+        return cache
 
-    whole, end = logits(sample.context), logits(reader._visible(sample))
-    assert len(reader._visible(sample)) == reader.reach + 1
+    def logits(context: np.ndarray) -> torch.Tensor:
+        return reader.model.read(sample.asked.question, read(context), "off")
+
+    whole, end = logits(sample.context), logits(reader.visible(sample))
+    assert len(reader.visible(sample)) == reader.reach + 1
     # Rotary angles are rounded to float32 whatever the weights are; everything else is float64.
     torch.testing.assert_close(end, whole, rtol=1e-4, atol=1e-4)
     with pytest.raises(AssertionError, match="not close"):  # a shorter end is not enough, so the comparison can fail
@@ -106,10 +113,13 @@ def test_answering_leaves_the_past_alone(tiny_model, folder, tokenizer, spec, ma
     reader = NeedleReader(text_model(tiny_model), make_settings(protocol="streaming"), tokenizer.vocab_size)
     sample = make_sample(haystack, spec, Cell(200, 0.5, 0), needles=3, seed=1, reach=reader.reach)
     with torch.inference_mode():
-        past = reader._read(sample.context, "on")
+        past = reader.model.new_cache()
+        reader.model.read(sample.context, past)
         before = [layer.state.whole_values().clone() for layer in past.memory.values()]
-        first = reader._answer(past, sample.asked, "on")
-        assert reader._answer(past, sample.asked, "on") == first
+        first, again = (
+            reader._answer(sample, sample.asked, reader._question(past, sample.asked), MEMORY_ON, 1) for _ in range(2)
+        )
+        assert first == again
     assert all(torch.equal(a, b.state.whole_values()) for a, b in zip(before, past.memory.values(), strict=True))
 
 
@@ -121,4 +131,4 @@ def test_ids_beyond_the_tokenizer_are_no_answers(folder, tokenizer, spec, make_s
     haystack = load_haystack([str(folder / "novel.txt")], tokenizer)
     reader = NeedleReader(text_model(Padding(tokenizer.vocab_size + 8)), make_settings(), tokenizer.vocab_size)
     sample = make_sample(haystack, spec, Cell(200, 0.5, 0), needles=3, seed=1, reach=reader.reach)
-    assert max(reader.ask(sample).answers[MEMORY_ON].given) < tokenizer.vocab_size
+    assert max(reader.ask(sample).answers[2].given) < tokenizer.vocab_size

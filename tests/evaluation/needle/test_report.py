@@ -63,7 +63,7 @@ def panels(page: str) -> dict[str, list[list[str]]]:
 def test_every_number_of_the_heatmap_is_text(report):
     results, page = report()
     drawn = panels(page)
-    assert list(drawn) == ["memory on", "control: memory off", "control: never shown"]
+    assert list(drawn) == ["memory on", "control: memory off", "control: memory frozen", "control: never shown"]
     for condition, rows in zip(results.settings.conditions(), drawn.values(), strict=True):
         assert rows[0] == ["", "128", "200", "256", "512"]
         assert [row[0] for row in rows[1:]] == ["0 %", "25 %", "50 %", "75 %", "100 %", "all"]
@@ -147,5 +147,5 @@ def test_nothing_is_cut_and_numbers_are_legible(report, tmp_path, width, wide):
     assert found["width"] == found["page"] == width, found
     assert found["cut"] == [] and found["scrolling"] == [], found
     assert found["smallest"] >= 12, found
-    assert found["numbers"] == 3 * len(results.settings.lengths) * (len(results.settings.depth_grid()) + 1)
+    assert found["numbers"] == 4 * len(results.settings.lengths) * (len(results.settings.depth_grid()) + 1)
     assert results.find(MEMORY_ON, results.settings.lengths[0]).samples

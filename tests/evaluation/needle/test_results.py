@@ -17,7 +17,7 @@ from tests.evaluation.oracle import load_oracle
 
 def read(length: int, seconds: float) -> NeedleRecord:
     """A sample that took this long to read."""
-    return NeedleRecord(Cell(length, 0.5, 0), 0, False, seconds, {}, {})
+    return NeedleRecord(Cell(length, 0.5, 0), 0, False, 0, 0, length, seconds, (), {})
 
 
 def test_reading_speed_is_tokens_by_seconds():

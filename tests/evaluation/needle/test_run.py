@@ -18,14 +18,18 @@ from megatron_fwpkm.evaluation.needle.run import evaluate
 from megatron_fwpkm.evaluation.needle.settings import MEMORY_ON
 from tests.evaluation.oracle import fail_to_load, load_oracle
 
-OUTPUTS = ["heatmap.png", "report.html", "report_part.json", "results.csv", "results.json", "run.json", "samples.jsonl"]
+OUTPUTS = [
+    "curve.png", "heatmap.png", "report.html", "report_part.json", "results.csv", "results.json", "run.json",
+    "samples.jsonl",
+]  # fmt: skip
 
 
-@pytest.fixture
-def oracle_results(make_settings, tmp_path):
+@pytest.fixture(scope="module")
+def oracle_results(make_settings, tmp_path_factory):
     """A finished evaluation of the oracle and its folder."""
-    options = RunOptions(tmp_path / "out", command=("python", "tool.py", "--seed", "1 2"))
-    return evaluate(make_settings(samples=10), options, load_oracle), tmp_path / "out"
+    folder = tmp_path_factory.mktemp("needle") / "out"
+    options = RunOptions(folder, command=("python", "tool.py", "--seed", "1 2"))
+    return evaluate(make_settings(samples=10), options, load_oracle), folder
 
 
 def test_numbers_of_a_model_whose_recall_is_known(oracle_results):
@@ -48,12 +52,13 @@ def test_outputs_are_complete_and_agree(oracle_results):
     results, folder = oracle_results
     assert sorted(path.name for path in folder.iterdir()) == OUTPUTS
     values = json.loads((folder / "results.json").read_text())
-    assert values["settings"]["reset"] == "sample" and values["settings"]["lengths"] == [128, 512]
+    assert values["settings"]["memory_reset"] == "sample" and values["contexts"]["truncated"] == 0
+    assert values["settings"]["reads"] == [1] and values["settings"]["lengths"] == [128, 512]
     assert values["causality"]["passed"] is True
     made = json.loads((folder / "run.json").read_text())
     assert made["provenance"]["command"] == "python tool.py --seed '1 2'"
     assert {"date", "commit", "torch", "hardware"} <= made["provenance"].keys()
-    assert made["provenance"]["memory"] == "one context per call, each with its own memory"
+    assert made["provenance"]["memory"] == "Every context starts from the model's initial memory."
     assert set(made["tokens_per_second"]) == {"128", "512"}
     rows = list(csv.DictReader((folder / "results.csv").open()))
     assert len(rows) == len(values["results"]) == len(results.rows)
@@ -72,7 +77,7 @@ def test_the_report_needs_nothing_else(oracle_results):
     for said in ("512 tokens", "1.00", "[0.72, 1.00] of 10", "never shown", "15 tokens through all layers", "Passed"):
         assert said in page
     line = text_table(results).splitlines()[1].split()
-    assert line == ["128", "1.00", "[0.72,", "1.00]", "(1.00)", "1.00", "1.00", "0.20", "(0.00)", "0.00"]
+    assert line == "128 1.00 [0.72, 1.00] (1.00) 1.00 1.00 1.00 0.20 (0.00) 0.20 (0.00) 0.00".split()
 
 
 def test_the_picture_has_a_panel_per_condition(oracle_results, make_settings, tmp_path):
@@ -142,7 +147,7 @@ def test_processes_do_not_change_a_number(make_settings, tmp_path, monkeypatch):
 
 
 def test_text_shorter_than_a_context_is_refused(make_settings, tmp_path):
-    with pytest.raises(ValueError, match=r"the haystack has only \d+ tokens, but the longest of --lengths is 1000000"):
+    with pytest.raises(ValueError, match=r"the haystack .* has only \d+ tokens, but a context needs 1000000: add text"):
         evaluate(make_settings(lengths=(128, 10**6)), RunOptions(tmp_path / "out"), load_oracle)
     assert not (tmp_path / "out").exists()
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_fwpkm.data.training.needles import NeedleSpec
+from megatron_fwpkm.evaluation.needle.fact_kinds import WordFacts
 from megatron_fwpkm.evaluation.needle.haystack import Haystack
 from megatron_fwpkm.evaluation.needle.samples import Cell, all_cells, make_sample, shortest_context
 
@@ -106,12 +106,12 @@ def test_facts_are_surrounded_by_the_text_in_order(spec):
 def test_too_short_a_context_is_refused(spec):
     needed = shortest_context(spec, 5)
     make_sample(FILLER, spec, Cell(needed, 0.0, 0), needles=5, seed=0, reach=None)
-    with pytest.raises(ValueError, match=rf"--lengths 30 is too short for --needles 5.*at least {needed} tokens"):
+    with pytest.raises(ValueError, match=rf"--lengths 30 is too short for 5 facts.*at least {needed} tokens"):
         make_sample(FILLER, spec, Cell(30, 0.0, 0), needles=5, seed=0, reach=None)
 
 
 def test_a_tokenizer_with_few_keys_has_a_shortest_context_too(tokenizer):
-    few = NeedleSpec(tokenizer, "The code {key} {value}.", tokenizer.whole_words()[:48], key_words=1, value_words=1)
+    few = WordFacts(tokenizer, "The code {key} {value}.", tokenizer.whole_words()[:48], key_words=1, value_words=1)
     longest = max(len(few.encode_fact(fact).tokens) for fact in few.draw(np.random.default_rng(1), 16))
     assert shortest_context(few, 5) == 7 * longest
 
@@ -140,7 +140,7 @@ def test_depths(make_settings):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"protocol": "official"}, "--protocol 'official' is not known; choose from ask-after-write, streaming"),
+        ({"protocol": "paper"}, "--protocol 'paper' is not known; choose from official, ask-after-write, streaming"),
         ({"controls": ("none",)}, "--controls 'none' is not known"),
         ({"samples": 4}, "--samples 4 must be at least --depths 5"),
         ({"samples": (5, 4)}, "--samples 5 4 must be at least --depths 5"),
