@@ -13,8 +13,12 @@ _STUDENT_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060,
 """For 1 to 10 degrees of freedom; above them a series in their reciprocal is exact enough."""
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a proportion: honest at 0 and 1 and for few trials; (0, 1) without any."""
+def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion: honest at 0 and 1 and for few trials; (0, 1) without any.
+
+    Trials may succeed in part: no number between 0 and 1 varies more than a proportion with the same mean, so the
+    interval of their sum is then wider than necessary.
+    """
     if not trials:
         return 0.0, 1.0
     z2 = _NORMAL_975**2
