@@ -10,10 +10,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ...data.training.needles import NeedleSpec
 from ..item_runner import RunOptions, check_run, measure_items, open_log
 from ..model_loading import LoadedModel, ModelFacts, inspect_model, load_model
 from ..needle.early_checks import check_facts, check_text
+from ..needle.fact_kinds import WordFacts
 from ..needle.haystack import load_haystack
 from ..provenance import provenance
 from ..record_log import RecordLog
@@ -85,7 +85,7 @@ def _source(settings: MemoryTraceSettings, facts: ModelFacts) -> TraceSource:
     needles = settings.needle_settings()
     haystack = load_haystack(settings.haystack, tokenizer, bos)
     try:
-        check_facts(needles, NeedleSpec.from_config(settings.needle, tokenizer), bos)
+        check_facts(needles, WordFacts.from_config(settings.needle, tokenizer), bos)
         check_text(needles, haystack)
     except ValueError as error:
         raise ValueError(str(error).replace("--lengths", "--length")) from error

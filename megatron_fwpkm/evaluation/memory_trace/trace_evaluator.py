@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...data.training.needles import NeedleSpec
 from ..causality import CausalityCheck, check_causality
 from ..model_loading import LoadedModel
+from ..needle.fact_kinds import WordFacts
 from ..needle.haystack import Haystack
 from ..needle.samples import Cell, make_sample
 from ..text_model import text_model
@@ -44,7 +44,7 @@ class MemoryTraceEvaluator:
             self.tracer = AnswerTracer(self.model, settings.mode, settings.reads, loaded.tokenizer.vocab_size)
         except ValueError as error:
             raise ValueError(f"--model {settings.model}: {error}") from error
-        self.spec = None if source.haystack is None else NeedleSpec.from_config(settings.needle, loaded.tokenizer)
+        self.spec = None if source.haystack is None else WordFacts.from_config(settings.needle, loaded.tokenizer)
         self.reach = self.model.attention_reach()
 
     def run(self, index: int, progress: Callable[[int], None] = lambda tokens: None) -> MemoryTraceRecord:
