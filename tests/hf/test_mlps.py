@@ -42,7 +42,10 @@ def test_it_is_saved_and_loaded(tmp_path: Any) -> None:
     model.save_pretrained(tmp_path)
     loaded = FwPKMForCausalLM.from_pretrained(tmp_path).eval()
     assert loaded.config.mlps == PKM["mlps"] and loaded.config.pkm_topk == 3
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    weights = loaded.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
+    # Weights in a file begin anywhere, which changes how a matrix product is rounded.
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
