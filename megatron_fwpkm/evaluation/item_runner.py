@@ -145,6 +145,7 @@ def measure_items(
             measured.append(record)
             progress.advance(describe(measured))
     ranks.wait_for_all("items are measured")
+    ranks.leave()
     if ranks.rank:
         sys.exit(0)  # the first process writes the results
     for part in _parts(log):

@@ -53,7 +53,23 @@ class RunRanks:
             from ..distributed.rendezvous import meet
 
             self._store = meet(self.launch, _RENDEZVOUS_SECONDS, option="the limit of an evaluation")
-        arrived = self._store.add(f"fwpkm/evaluation/{step}", 1)
-        while arrived < self.size:
+        self._store.add(_key(step), 1)
+        self._wait_for(step, self.size)
+
+    def leave(self) -> None:
+        """Part from the others; the first process, which may hold their store, waits until all others have left."""
+        if self._store is None:
+            return
+        if self.rank:
+            self._store.add(_key("left"), 1)
+        else:
+            self._wait_for("left", self.size - 1)
+        self._store = None
+
+    def _wait_for(self, step: str, count: int) -> None:
+        while self._store.add(_key(step), 0) < count:
             time.sleep(_POLL_SECONDS)
-            arrived = self._store.add(f"fwpkm/evaluation/{step}", 0)
+
+
+def _key(step: str) -> str:
+    return f"fwpkm/evaluation/{step}"

@@ -98,7 +98,8 @@ def test_an_export_is_measured(export, folder, tmp_path):  # noqa: F811
     made = json.loads((tmp_path / "out" / "run.json").read_text())
     assert "--needles 2" in made["provenance"]["command"] and set(made["tokens_per_second"]) == {"96", "200"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "heatmap.png", "report.html", "report_part.json", "results.csv", "results.json", "run.json", "samples.jsonl"
+        "curve.png", "heatmap.png", "report.html", "report_part.json", "results.csv", "results.json", "run.json",
+        "samples.jsonl",
     }  # fmt: skip
 
 

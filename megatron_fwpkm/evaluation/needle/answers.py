@@ -105,7 +105,11 @@ class NeedleReader:
                         other = self._question(part, sample.never_shown)
                         given.append(self._answer(sample, sample.never_shown, other, "never-shown", number))
         seconds /= max(self.reads) * len(samples)
-        return [SampleResult(tuple(given), seconds, truncated, kept) for given in answers]
+        return [SampleResult(self._in_order(given), seconds, truncated, kept) for given in answers]
+
+    def _in_order(self, answers: Sequence[Answer]) -> tuple[Answer, ...]:
+        """The measured condition first, then the controls."""
+        return tuple(sorted(answers, key=lambda answer: (self.conditions.index(answer.condition), answer.reads)))
 
     def _controls(self, sample: NeedleSample, begun: Any) -> list[Answer]:
         """The answers where the context is not written; `begun` is the cache that the context starts from."""

@@ -44,10 +44,10 @@ def traced(
     needle_settings: MemoryTraceSettings, loader: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[MemoryTraceResults, Path]:
     """Their results, and the folder with the files; pictures, which take long, are not drawn."""
-    output = tmp_path_factory.mktemp("trace")
+    output, drawing = tmp_path_factory.mktemp("trace"), b'<svg width="1pt" viewBox="0 0 1 1"></svg>'
     with pytest.MonkeyPatch.context() as patch:
         for module in ("run", "trace_report"):
-            patch.setattr(f"megatron_fwpkm.evaluation.memory_trace.{module}.draw_trace", lambda *arguments: b"")
+            patch.setattr(f"megatron_fwpkm.evaluation.memory_trace.{module}.draw_trace", lambda *arguments: drawing)
         return inspect_memory(needle_settings, RunOptions(output, command=("trace",)), loader), output
 
 
@@ -136,7 +136,7 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, Any], said: str) -> N
     ("changes", "said"),
     [
         ({"length": 20}, "--length 20 is too short for --needles 2"),
-        ({"length": 10**6}, "longest of --length is 1000000"),
+        ({"length": 10**6}, "has only 6300 tokens, but a context needs 1000000"),
         ({"haystack": ("missing.txt",)}, "--haystack missing.txt does not exist"),
     ],
 )

@@ -26,7 +26,8 @@ const found = {
   width: innerWidth,
   page: document.documentElement.scrollWidth,
   cut: texts.filter(e => right(e) > edge + 0.5).map(e => e.textContent.slice(0, 40)),
-  scrolling: [...document.querySelectorAll("*")].filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth)
+  scrolling: [...document.querySelectorAll("*:not(.scroller)")]
+    .filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth)
     .map(e => e.tagName),
   smallest: Math.min(...texts.filter(e => e.textContent).map(e => parseFloat(getComputedStyle(e).fontSize))),
   numbers: document.querySelectorAll(".panel td").length,
