@@ -39,7 +39,7 @@ def check_facts(settings: NeedleSettings, kind: FactKind, bos: int | None = None
             "--needle-key-words"
         )
     rng = np.random.default_rng(0)
-    draw_distractors(kind, rng, kind.draw(rng, settings.needles), settings.distractors, settings.distractor_kind)
+    draw_distractors(kind, rng, kind.draw(rng, settings.needles + 1), settings.distractors, settings.distractor_kind)
     if settings.length_unit == "words":
         return
     facts = settings.needles + settings.distractors

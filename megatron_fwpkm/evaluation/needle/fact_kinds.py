@@ -204,7 +204,7 @@ def draw_distractors(
     Args:
         kind: how facts are drawn.
         rng: where from.
-        facts: those of the context; distractors have other keys.
+        facts: those of the context and others that must not be in it; distractors have other keys.
         count: how many.
         how: `same-key`: a key that shares all but its end with the asked one, and another value. `same-value`: the
             value that is asked for, under another key.

@@ -170,11 +170,12 @@ def tabulate(
 
 
 def reading_speed(records: Sequence[NeedleRecord]) -> dict[int, float]:
-    """Context tokens per second, by length."""
+    """Context tokens per second, by length (which may count words)."""
     speeds = {}
     for length in sorted({record.cell.length for record in records}):
-        seconds = [record.read_seconds for record in records if record.cell.length == length]
-        speeds[length] = length * len(seconds) / max(sum(seconds), 1e-9)
+        ours = [record for record in records if record.cell.length == length]
+        seconds = sum(record.read_seconds for record in ours)
+        speeds[length] = sum(record.tokens for record in ours) / max(seconds, 1e-9)
     return speeds
 
 

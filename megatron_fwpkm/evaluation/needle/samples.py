@@ -114,7 +114,7 @@ def make_sample(
     rng = np.random.default_rng([seed, cell.length, cell.index])
     *drawn, never_shown = kind.draw(rng, needles + 1)
     if distractors:
-        drawn += draw_distractors(kind, rng, drawn, distractors, distractor_kind)
+        drawn += draw_distractors(kind, rng, [*drawn, never_shown], distractors, distractor_kind)
     facts = [kind.encode_fact(fact) for fact in drawn]
     sizes = [len(fact.tokens) for fact in facts]
     begin = np.asarray([] if bos is None else [bos], dtype=np.int64)

@@ -68,7 +68,8 @@ def short_length(length: int) -> str:
 
 @dataclass(frozen=True)
 class NeedleSettings:
-    """One needle evaluation. Every sample is drawn from (seed, length, number of the sample) alone."""
+    """One needle evaluation. Every sample is drawn from (seed, length, number of the sample) alone; its memory may come
+    from samples before it."""
 
     model: str
     """Folder of an export, a checkpoint or any causal language model of Transformers."""
@@ -168,10 +169,15 @@ class NeedleSettings:
         return tuple(sorted(self.reads)) if has_memory else (1,)
 
     def decides_a_sample(self) -> dict[str, Any]:
-        """Settings that change what one sample gives; lengths and number of samples only say how many there are."""
+        """Settings that change what one sample gives; lengths and number of samples only say how many there are, unless
+        a memory that is never reset has read the samples before.
+        """
         values = asdict(self)
         for name in ("lengths", "samples"):
             del values[name]
+        if self.memory_reset == "never":
+            lengths = sorted(self.lengths)
+            values["chain"] = {"lengths": lengths, "samples": [self.samples_at(length) for length in lengths]}
         return values
 
 

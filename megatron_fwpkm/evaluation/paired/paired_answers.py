@@ -10,7 +10,9 @@ from typing import Any
 
 Key = tuple[object, ...]
 _OF_THE_MODEL = frozenset({"weights", "yarn_factor", "has_memory", "model"})
-_OF_THE_PROTOCOL = frozenset({"protocol", "reads", "chunk", "memory_reset", "controls", "segment", "batch_size"})
+_OF_THE_PROTOCOL = frozenset(
+    {"protocol", "reads", "chunk", "memory_reset", "chain", "controls", "segment", "batch_size"}
+)
 """Names of the first line of samples.jsonl that may differ: both evaluations then still ask the same."""
 
 

@@ -15,15 +15,19 @@ from megatron_fwpkm.evaluation.needle.samples import Cell
 from tests.evaluation.oracle import load_oracle
 
 
-def read(length: int, seconds: float) -> NeedleRecord:
+def read(length: int, seconds: float, tokens: int | None = None) -> NeedleRecord:
     """A sample that took this long to read."""
-    return NeedleRecord(Cell(length, 0.5, 0), 0, False, 0, 0, length, seconds, (), {})
+    return NeedleRecord(Cell(length, 0.5, 0), 0, False, 0, 0, tokens or length, seconds, (), {})
 
 
 def test_reading_speed_is_tokens_by_seconds():
     speeds = reading_speed([read(512, 0.25), read(128, 0.5), read(128, 0.3), read(512, 0.75)])
     assert list(speeds) == [128, 512]
     assert speeds == {128: pytest.approx(2 * 128 / 0.8), 512: pytest.approx(2 * 512 / 1.0)}
+
+
+def test_the_speed_counts_tokens_where_lengths_are_words():
+    assert reading_speed([read(100, 0.5, 140), read(100, 0.5, 160)]) == {100: pytest.approx(300)}
 
 
 def test_a_read_too_short_for_the_clock_has_a_speed():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_fwpkm.config import NeedleConfig
 from megatron_fwpkm.evaluation.needle.fact_kinds import WordFacts
 from megatron_fwpkm.evaluation.needle.haystack import Haystack
 from megatron_fwpkm.evaluation.needle.samples import Cell, all_cells, make_sample, shortest_context
@@ -94,6 +95,24 @@ def test_the_never_shown_fact_is_not_in_the_context(spec, tokenizer):
         text = sample.context.tolist()
         assert all(tuple(text[i : i + len(keys)]) != keys for i in range(len(text)))
         assert len(sample.never_shown.question) == len(sample.asked.question)
+
+
+def test_no_distractor_shows_the_never_shown_fact(tokenizer):
+    """With keys of one word any key is like any other."""
+    spec = WordFacts.from_config(NeedleConfig(key_words=1), tokenizer)
+    for index in range(10):
+        sample = make_sample(FILLER, spec, Cell(400, 0.5, index), needles=2, seed=0, reach=10, distractors=20)
+        text, size = sample.context.tolist(), len(sample.never_shown.question)
+        told = [tuple(text[i : i + size]) for i in range(len(text))]
+        assert sample.asked.question in told and sample.never_shown.question not in told
+
+
+def test_what_a_memory_that_is_never_reset_has_read_decides_its_samples(make_settings):
+    """More samples or lengths before a sample change it; elsewhere they only say how many there are."""
+    few, many = (make_settings(samples=number, memory_reset="never").decides_a_sample() for number in (5, 6))
+    assert few != many and few["chain"] == {"lengths": [128, 512], "samples": [5, 5]}
+    alike = [make_settings(samples=number, memory_reset="file").decides_a_sample() for number in (5, 6)]
+    assert alike[0] == alike[1] and "chain" not in alike[0]
 
 
 def test_facts_are_surrounded_by_the_text_in_order(spec):

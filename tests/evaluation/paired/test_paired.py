@@ -41,7 +41,8 @@ def folders(tmp_path):
     """The first answers 2 of 8 and 4 of 4, the second 8 of 8 and 3 of 5; 12 samples are in both."""
     one = [needle_line(128, i, i < 2) for i in range(8)] + [needle_line(512, i, True) for i in range(4)]
     other = [needle_line(128, i, True) for i in range(8)] + [needle_line(512, i, i < 3) for i in range(5)]
-    return write(tmp_path / "one", one), write(tmp_path / "other", other, weights="b", protocol="official")
+    changes = {"weights": "b", "protocol": "official", "chain": {"samples": [8, 5]}}
+    return write(tmp_path / "one", one), write(tmp_path / "other", other, **changes)
 
 
 def test_mcnemar_is_the_sum_over_all_outcomes():
