@@ -55,7 +55,7 @@ def document_losses(model: TextModel, tokens: np.ndarray, cache: Any, mode: Memo
         cache: of this model, at the beginning of a text; changed. None to read the document in one call without a
             cache, as training reads a sequence.
         mode: of the memory.
-        segment: tokens per call with a cache.
+        segment: tokens per call with a cache; a model whose memory depends on how a text is cut reads it in one.
     """
     if cache is None:
         return _cross_entropies(model.read_whole(tokens, mode), tokens[1:]).double().cpu().numpy()
@@ -70,6 +70,7 @@ def _segment_losses(
     The last logits of a segment predict the first token of the next one: no token is left out at a border. The last
     token is read, too, for a memory that goes on.
     """
+    segment = model.call_size(segment)
     for begin in range(0, len(tokens), segment):
         logits = model.read(tokens[begin : begin + segment], cache, mode, last_only=False)
         yield _cross_entropies(logits, tokens[begin + 1 : begin + 1 + segment])

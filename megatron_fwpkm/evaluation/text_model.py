@@ -1,8 +1,8 @@
 """One interface to every causal language model that is evaluated: read text through a cache, with or without a memory.
 
 A cache holds the state of the text so far: keys and values of attention and, if there is one, the fast-weight memory.
-A model of this project with memory layers has modes: `on` writes the memory, `frozen` only reads it, `off` does
-neither. Any other model, including the plain baseline, has no memory.
+A model of this project with memory layers has modes: `on` writes the memory, `frozen` only reads it, `off` reads
+the initial one. Any other model, including the plain baseline, has no memory.
 """
 
 from __future__ import annotations
@@ -37,6 +37,15 @@ class TextModel:
         known = inspect.signature(getattr(model, "forward", model)).parameters
         self._cache_name = "cache" if "cache" in known else "past_key_values"  # from Transformers 5.24, and before
         self._can_keep_last = "logits_to_keep" in known
+
+    def call_size(self, segment: int) -> int:
+        """Tokens of a call: `segment`, or all that there are where the memory depends on how a text is cut."""
+        return 2**62 if getattr(self.model.config, "cuts_matter", False) else segment
+
+    def finish(self) -> None:
+        """Wait until a GPU has done what it was told, so that a clock tells how long that took."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def new_cache(self, chunk_size: int | None = None) -> Any:
         """The cache of an empty text, with the initial memory, which is written after every `chunk_size` tokens

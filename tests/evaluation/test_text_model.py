@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from megatron_fwpkm.evaluation import text_model as room
+from megatron_fwpkm.evaluation.block_losses import document_losses
 from megatron_fwpkm.evaluation.causality import check_causality
 from megatron_fwpkm.evaluation.text_model import text_model
 from megatron_fwpkm.hf.modeling_fwpkm import FwPKMForCausalLM
@@ -64,6 +66,15 @@ def test_a_long_text_is_read_in_segments_that_change_nothing(tiny_model, monkeyp
     model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
     monkeypatch.setattr(room, "SEGMENT", 7)
     torch.testing.assert_close(reader.read(text.numpy(), reader.new_cache()), expected, rtol=1e-4, atol=1e-4)
+    assert lengths == calls
+
+
+@pytest.mark.parametrize(("scale", "calls"), [("consistent", [10, 10, 5]), ("official", [25])])
+def test_losses_are_read_in_segments_only_where_cuts_do_not_matter(tiny_model, scale, calls):
+    model = FwPKMForCausalLM(type(tiny_model.config)(**tiny_model.config.to_dict() | {"fwpkm_write_scale": scale}))
+    reader, lengths = text_model(model.eval()), []
+    model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
+    document_losses(reader, np.arange(3, 28), reader.new_cache(), "on", 10)
     assert lengths == calls
 
 

@@ -50,8 +50,9 @@ class StageReader:
 
     @torch.inference_mode()
     def _read(self, tokens: np.ndarray, cache: Any) -> Any:
-        for begin in range(0, len(tokens), self._settings.segment):
-            self._model.read(tokens[begin : begin + self._settings.segment], cache, "on")
+        segment = self._model.call_size(self._settings.segment)
+        for begin in range(0, len(tokens), segment):
+            self._model.read(tokens[begin : begin + segment], cache, "on")
         return self._model.next_text(cache)
 
     def _measure(self, tokens: np.ndarray, cache: Any, mode: MemoryMode) -> BlockLosses:

@@ -61,8 +61,7 @@ class NeedleReader:
         self.conditions = settings.conditions(model.has_memory)
         self.reads = settings.measured_reads(model.has_memory)
         self._chunk = WHOLE_INPUT if settings.chunk == "input" else None
-        cuts_matter = bool(getattr(model.model.config, "cuts_matter", False))
-        self._segment = 2**62 if cuts_matter else settings.segment
+        self._segment = model.call_size(settings.segment)
 
     def ask(self, sample: NeedleSample, past: Any = None) -> SampleResult:
         """Read the context, then ask for the sample's fact under every condition and after every number of reads.
@@ -89,10 +88,12 @@ class NeedleReader:
             if number > 1 and self.settings.protocol != "streaming":
                 cache = self.model.next_text(cache)
             before = self.model.tokens_read(cache)
+            self.model.finish()
             start = time.perf_counter()
             self._read(contexts, cache, "on")
             if self.settings.protocol == "ask-after-write":
                 self.model.write_waiting(cache)
+            self.model.finish()
             seconds += time.perf_counter() - start
             truncated = self._truncated(contexts, cache, before)
             if number in self.reads:

@@ -113,8 +113,9 @@ class StreamReader:
 
     @torch.inference_mode()
     def _write(self, model: TextModel, tokens: np.ndarray, cache: Any) -> None:
-        for begin in range(0, len(tokens), self._settings.segment):
-            model.read(tokens[begin : begin + self._settings.segment], cache, "on")
+        segment = model.call_size(self._settings.segment)
+        for begin in range(0, len(tokens), segment):
+            model.read(tokens[begin : begin + segment], cache, "on")
 
     def _load_baseline(self) -> LoadedModel:
         assert self._settings.baseline is not None

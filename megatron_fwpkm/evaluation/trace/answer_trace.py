@@ -119,8 +119,6 @@ class AnswerTracer:
             raise ValueError("the model has no product key memory, so there are no slots to trace")
         self.lookahead: int = config.fwpkm_lookahead
         self._sizes = config.fwpkm_num_subkeys**2, config.fwpkm_num_heads
-        # With the official scale of writes a memory depends on how a text is cut: read it in one piece.
-        self._official = config.fwpkm_write_scale == "official"
 
     @torch.inference_mode()
     def trace(self, task: AnswerTask, progress: Callable[[int], None] = lambda tokens: None) -> AnswerTrace:
@@ -132,7 +130,7 @@ class AnswerTracer:
         """
         cache, run = self.model.new_cache(), _Run(task, self.reads, self._sizes)
         off = self.mode == "memory-off"
-        size = len(task.context) if self._official else SEGMENT
+        size = self.model.call_size(SEGMENT)
         with watch_memory(cache, 0, run.on_read, run.on_write):
             for number in range(self.reads):
                 if number:

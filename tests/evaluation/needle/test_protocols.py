@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatron_fwpkm.evaluation.model_loading import LoadedModel
+from megatron_fwpkm.evaluation.needle import answers
 from megatron_fwpkm.evaluation.needle.answers import NeedleReader
 from megatron_fwpkm.evaluation.needle.early_checks import check_places
 from megatron_fwpkm.evaluation.needle.evaluator import Evaluator
@@ -52,6 +53,17 @@ def test_the_paper_answers_the_first_token_from_a_memory_that_has_not_read_the_c
     assert answers[MEMORY_ON, 2].exact and answers[MEMORY_ON, 3].exact
     assert answers[MEMORY_ON, 2].rank == 0
     assert not answers["never-shown", 3].exact
+
+
+def test_the_time_of_a_read_is_that_of_a_gpu_too(haystack, tokenizer, spec, make_settings, monkeypatch):
+    """What a GPU has yet to do is waited for: before the clock starts, and before it stops."""
+    model = text_model(OracleModel(tokenizer.vocab_size))
+    reader = NeedleReader(model, make_settings(reads=(2,)), tokenizer.vocab_size)
+    clock = [0.0]
+    monkeypatch.setattr(answers.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(model, "finish", lambda: clock.append(clock.pop() + 3.0), raising=False)
+    sample = make_sample(haystack, spec, Cell(100, 0.5, 0), needles=3, seed=1, reach=reader.reach)
+    assert reader.ask(sample).read_seconds == 3.0
 
 
 def test_asked_after_the_write_one_read_is_enough(ask):
