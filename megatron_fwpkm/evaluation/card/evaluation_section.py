@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...config.counted_things import count_things
+from ..needle.settings import WRITTEN_NOTHING
 from ..result_files import write_atomically
 
 _BEGIN, _END = "<!-- evaluation: begin -->", "<!-- evaluation: end -->"
@@ -103,16 +105,23 @@ def _kind(evaluation: Evaluation) -> str:
 def _needle(results: Mapping[str, Any]) -> str:
     settings, rows = results["settings"], results["results"]
     whole = [row for row in rows if row["depth"] is None and row["where"] == "anywhere"]
-    conditions = list(dict.fromkeys(row["condition"] for row in whole))
-    lines = [["context", *(f"memory {name}" if name == "on" else name.replace("-", " ") for name in conditions)]]
+    columns = list(dict.fromkeys((row["condition"], row["reads"]) for row in whole))
+    lines = [["context", *(_column(name, reads, settings["reads"]) for name, reads in columns)]]
     for length in sorted({row["length"] for row in whole}):
-        by_condition = {row["condition"]: row for row in whole if row["length"] == length}
-        cells = [_share(by_condition[name]) for name in conditions]
-        lines.append([f"{length:,} tokens", *cells])
+        found = {(row["condition"], row["reads"]): row for row in whole if row["length"] == length}
+        lines.append([f"{length:,} {settings['length_unit']}", *(_share(found[column]) for column in columns)])
+    measured = columns[0][0].replace("-", " ")
     return (
         f"### Recall\n\nExact match of one of {settings['needles']} facts hidden in a text, by length of the text "
-        f"(protocol {settings['protocol']}); the columns behind the first are controls.\n\n{_table(lines)}"
+        f"(protocol {settings['protocol']}); the columns that do not begin with “{measured}” are controls.\n\n"
+        f"{_table(lines)}"
     )
+
+
+def _column(condition: str, reads: int, all_reads: Sequence[int]) -> str:
+    """Name of a condition, with the number of reads of the text where that is not always 1."""
+    name = condition.replace("-", " ")
+    return name if list(all_reads) == [1] or condition in WRITTEN_NOTHING else f"{name}, {count_things(reads, 'read')}"
 
 
 def _share(row: Mapping[str, Any]) -> str:

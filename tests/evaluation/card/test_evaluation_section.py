@@ -40,13 +40,15 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def needle_results() -> dict[str, Any]:
     place = {"depth": None, "where": "anywhere"}
     rows = [
-        {"condition": name, "length": length, **place, "exact_match": value, "low": value / 2, "high": 1.0}
-        for name, value in (("on", 0.98), ("memory-off", 0.0))
+        {"condition": name, "reads": reads, "length": length, **place, "exact_match": value, "low": value / 2,
+         "high": 1.0}
+        for name, reads, value in (("memory-on", 1, 0.2), ("memory-on", 2, 0.98), ("memory-off", 1, 0.0))
         for length in (4096, 256)
-    ]
-    rows.append({"condition": "on", "length": 256, "depth": 0.5, "where": "anywhere", "exact_match": 0.1})
-    return {"format": "megatron_fwpkm needle evaluation 1", "settings": {"needles": 5, "protocol": "streaming"},
-            "results": rows, "causality": {"passed": True}}  # fmt: skip
+    ]  # fmt: skip
+    rows.append({"condition": "memory-on", "reads": 1, "length": 256, "depth": 0.5, "where": "anywhere"})
+    settings = {"needles": 5, "protocol": "streaming", "reads": [1, 2], "length_unit": "words"}
+    return {"format": "megatron_fwpkm needle evaluation 1", "settings": settings, "results": rows,
+            "causality": {"passed": True}}  # fmt: skip
 
 
 def test_the_section_says_what_was_measured(measured: list[str], tmp_path: Path) -> None:
@@ -59,7 +61,9 @@ def test_the_section_says_what_was_measured(measured: list[str], tmp_path: Path)
     assert "On this text the memory lowers the loss." in text
     assert f"| a | {unknown:.4f} | {gap} | {LOSS(FIRST, (FIRST, THIRD)) - unknown:+.4f} |" in text
     assert "python tools/evaluate_perplexity.py --model runs/hf" in text
-    assert text.index("| 256 tokens | 0.98 [0.49, 1.00] | 0.00 [0.00, 1.00] |") < text.index("| 4,096 tokens |")
+    assert "| context | memory on, 1 read | memory on, 2 reads | memory off |" in text
+    line = "| 256 words | 0.20 [0.10, 1.00] | 0.98 [0.49, 1.00] | 0.00 [0.00, 1.00] |"
+    assert text.index(line) < text.index("| 4,096 words |")
 
 
 @pytest.mark.parametrize(
