@@ -16,7 +16,7 @@ class SlotRecall:
     rank: int
     """Rank from 1 of the heaviest slot that the right token wrote, among those read; 0 where none is."""
     share: float
-    """Share of the read that is attributed to the right token."""
+    """Share of the read that is attributed to the right token, rounded as in the log, from which runs continue."""
 
     @classmethod
     def of(cls, slots: Sequence[SlotRead], position: int) -> SlotRecall:
@@ -30,7 +30,7 @@ class SlotRecall:
             slot.weight * source.share / total
             for slot in slots for source in slot.writers if source.position == position
         )  # fmt: skip
-        return cls(held.index(True) + 1 if any(held) else 0, share)
+        return cls(held.index(True) + 1 if any(held) else 0, round(share, 6))
 
     def found_within(self, slots: int) -> bool:
         """recall@slot: whether the right token wrote one of so many heaviest slots."""
@@ -38,7 +38,7 @@ class SlotRecall:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, the keyword arguments of a twin."""
-        return {"rank": self.rank, "share": round(self.share, 6)}
+        return {"rank": self.rank, "share": self.share}
 
 
 def recall_by_head(read: LayerRead, position: int) -> dict[str, SlotRecall]:

@@ -135,3 +135,10 @@ def test_recall_counts_ranks_and_shares() -> None:
         "all": SlotRecall(2, pytest.approx(0.15)), "0": SlotRecall(0, 0.0), "1": SlotRecall(1, pytest.approx(0.3)),
     }  # fmt: skip
     assert not SlotRecall(2, 0.1).found_within(1) and SlotRecall(2, 0.1).found_within(2)
+
+
+def test_a_recall_is_what_its_log_gives_again() -> None:
+    """So that a killed trace, of which some records are read, has the numbers of one that was not killed."""
+    slot = SlotRead(0, 5, 1.0, 1, 1, (SlotSource(7, 1, 0, 1 / 3), SlotSource(8, 1, 0, 2 / 3)))
+    found = SlotRecall.of([slot], 7)
+    assert SlotRecall(**found.to_json()) == found
