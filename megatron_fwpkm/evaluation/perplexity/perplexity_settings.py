@@ -105,6 +105,8 @@ class PerplexitySettings:
                 raise ValueError(f"{shown}: {len(self.text)} files of --text need a weight each")
             if not all(0 < weight < float("inf") for weight in self.text_weights):
                 raise ValueError(f"{shown}: every weight must be a positive number")
+            if len(set(self.text)) < len(self.text):
+                raise ValueError(f"{shown}: a file of --text is named twice; add up its weights")
         if self.documents is not None and not self.data_path:
             raise ValueError("--documents is of --data-path alone: a file of --text is one document")
 

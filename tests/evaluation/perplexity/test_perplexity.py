@@ -205,6 +205,7 @@ def test_gates_are_those_of_the_memory_block(
         ({"text": ()}, "give either --text or --data-path"),
         ({"text_weights": (1.0,)}, "--text-weights 1.0: 2 files of --text need a weight each"),
         ({"text_weights": (1.0, 0.0)}, "--text-weights 1.0 0.0: every weight must be a positive number"),
+        ({"text": ("a", "a"), "text_weights": (1.0, 2.0)}, "a file of --text is named twice; add up its weights"),
         ({"reading": "aloud"}, "--reading 'aloud' is not known; choose from stream, training"),
         ({"reading": "training", "memory_reset": "never"}, "--reading training begins every document with the init"),
         ({"documents": 3}, "--documents is of --data-path alone"),
