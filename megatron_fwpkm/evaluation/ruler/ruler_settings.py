@@ -18,8 +18,9 @@ LLAMA2_AT_4K = 85.6
 
 RULER_CONDITIONS = {
     "on": "The memory is read and written through prompt and answer, and begins anew with every sample.",
-    "frozen": "The initial memory is read, but never written.",
-    "off": "The memory is neither read nor written: what attention alone can do.",
+    "frozen": "Prompt and answer are not written. Since every sample begins with the initial memory, this is the same "
+    "as off, by another way.",
+    "off": "The initial memory is read and never written: what attention alone can recall.",
     WITHOUT_MEMORY: "The model has no fast-weight memory.",
     NEVER_SHOWN: "The answers of the first condition, compared with the right answers of the next sample of the same "
     "task and length, which the model was not shown: what guessing scores.",
