@@ -77,7 +77,7 @@ def _panel(axes: Axes, results: NeedleResults, condition: str, reads: int) -> Ax
         axes.text(x, y - (0.13 if summary else 0), f"{cells[y, x]:.2f}", ha="center", va="center", color=colour,
                   fontsize=9, fontweight="bold" if summary else "normal")  # fmt: skip
         if summary:
-            recall = results.find(condition, lengths[x])
+            recall = results.find(condition, lengths[x], reads=reads)
             axes.text(x, y + 0.24, f"{recall.low:.2f}–{recall.high:.2f}", ha="center", va="center", color=colour,
                       fontsize=7)  # fmt: skip
     return image

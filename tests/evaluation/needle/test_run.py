@@ -7,8 +7,10 @@ import json
 import math
 import re
 import struct
+from dataclasses import replace
 
 import pytest
+from matplotlib.axes import Axes
 
 from megatron_fwpkm.evaluation.item_runner import RunOptions
 from megatron_fwpkm.evaluation.needle import run as needle_module
@@ -90,6 +92,18 @@ def test_the_picture_has_a_panel_per_condition(oracle_results, make_settings, tm
 
     assert (folder / "heatmap.png").read_bytes() == draw_heatmap(results)
     assert width(draw_heatmap(results)) > width(draw_heatmap(bare))
+
+
+def test_the_picture_has_the_interval_of_its_number_of_reads(oracle_results, monkeypatch):
+    """A first read that recalls nothing beside a second one that recalls all."""
+    results, _ = oracle_results
+    rows = [row for row in results.rows if row.condition == MEMORY_ON]
+    nothing = [replace(row, recall=replace(row.recall, exact_match=0.0, low=0.0, high=0.25)) for row in rows]
+    again = [replace(row, reads=2, recall=replace(row.recall, low=0.75, high=1.0)) for row in rows]
+    written, text = [], Axes.text
+    monkeypatch.setattr(Axes, "text", lambda axes, x, y, s, **style: written.append(s) or text(axes, x, y, s, **style))
+    draw_heatmap(replace(results, conditions=(MEMORY_ON,), reads=(1, 2), rows=(*nothing, *again)))
+    assert [shown for shown in written if "–" in shown] == ["0.00–0.25"] * 2 + ["0.75–1.00"] * 2
 
 
 def samples_without_times(log):
