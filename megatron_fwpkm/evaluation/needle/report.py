@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from ...config.counted_things import count_things
 from ..report_page import ReportPart, Section, definition_list, embedded_picture
@@ -15,13 +17,18 @@ from .results import NeedleResults
 from .settings import CHUNK_MEANINGS, CONTROL_MEANINGS, NO_MEMORY, PROTOCOL_MEANINGS, RESET_MEANINGS
 
 
+def _text_names(paths: Sequence[str]) -> str:
+    """The haystack in a heading."""
+    return Path(paths[0]).name.partition(".")[0] if len(paths) == 1 else count_things(len(paths), "text")
+
+
 def needle_part(results: NeedleResults) -> ReportPart:
     """The heatmap, the table, what protocol and controls mean, settings and provenance."""
     controls = definition_list((name, CONTROL_MEANINGS[name]) for name in results.controls)
     return ReportPart(
         f"needles, {results.settings.protocol}",
         f"Needle recall: {results.model_name}",
-        f"Long-context recall of {results.model_name}",
+        f"Recall of {results.model_name}: {results.settings.protocol}, {_text_names(results.settings.haystack)}",
         f"{count_things(results.settings.needles, 'fact')} hidden in every context; the model is asked for one. An "
         "answer is correct if every token of the value is correct, with greedy decoding.",
         (

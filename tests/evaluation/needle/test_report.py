@@ -103,7 +103,7 @@ def test_a_model_is_called_after_the_folder_that_tells(path, name):
 
 def test_the_name_given_is_that_of_the_report(report, folder):
     results, page = report(model_name="Austen <1B>")
-    assert "<h1>Long-context recall of Austen &lt;1B&gt;</h1>" in page
+    assert "<h1>Recall of Austen &lt;1B&gt;: ask-after-write, novel</h1>" in page
     assert json.loads(results.to_json())["model_name"] == "Austen <1B>"
     assert f"<dt>model</dt><dd>{folder}</dd>" in page, "where it lies is told among the settings"
 

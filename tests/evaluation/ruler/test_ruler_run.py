@@ -108,7 +108,7 @@ def settings(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RulerSet
     (place / "squad.json").write_text(json.dumps(data["squad"]))
     return RulerSettings(
         str(folder), (LENGTH,), TASKS, SAMPLES, haystack=(str(place / "essay.txt"),), sentences="marks",
-        squad=str(place / "squad.json"),
+        conditions=("on", "frozen", "off"), squad=str(place / "squad.json"),
     )  # fmt: skip
 
 
