@@ -223,6 +223,7 @@ def test_every_room_has_its_tests() -> None:
     assert room_tests("data", ["tests/x.py"]) == ("tests/x.py",)
 
 
+@pytest.mark.slow
 def test_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
     listed = run_tool(capsys, "mutate", "--room", "evaluation", "--count", 3, "--list")

@@ -56,6 +56,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 def test_a_background_save_holds_what_a_foreground_save_holds(dataset: str, tmp_path: Path) -> None:
     for name, more in (("sync", {}), ("async", {"async_save": True})):
         assert start(small(dataset, tmp_path / name, train_iters=5, keep_last=0, **more)) == 0

@@ -130,7 +130,10 @@ def test_lengths_are_short_on_an_axis():
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("wide", [False, True], ids=["usual", "many lengths and depths"])
+@pytest.mark.parametrize(
+    "wide",
+    [pytest.param(False, id="usual"), pytest.param(True, id="many lengths and depths", marks=pytest.mark.slow)],
+)
 def test_nothing_is_cut_and_numbers_are_legible(report, tmp_path, width, wide):
     changes = {"lengths": tuple(range(2048, 2058)), "depths": 11, "samples": 11} if wide else {}
     results, _ = report(model_name="a-model-with-a-very-long-name-" * 4, **changes)

@@ -152,6 +152,7 @@ def test_another_evaluation_in_the_folder_is_refused(make_settings, tmp_path, mo
         evaluate(make_settings(seed=2, needles=2), RunOptions(tmp_path / "out"), load_oracle)
 
 
+@pytest.mark.slow
 def test_processes_do_not_change_a_number(make_settings, tmp_path, monkeypatch):
     monkeypatch.setattr(needle_module, "write_outputs", lambda results, folder: None)
     settings = make_settings(lengths=(128,))
