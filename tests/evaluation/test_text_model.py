@@ -60,12 +60,13 @@ def test_a_long_text_is_read_in_segments_that_change_nothing(tiny_model, monkeyp
     """Its hidden states are not kept, and what depends on calls has them as they are."""
     model = FwPKMForCausalLM(type(tiny_model.config)(**tiny_model.config.to_dict() | {"fwpkm_write_scale": scale}))
     model.load_state_dict(tiny_model.state_dict())
-    reader, text = text_model(model.eval()), torch.randint(3, 200, (25,), generator=torch.Generator().manual_seed(3))
+    reader = text_model(model.double().eval())
+    text = torch.randint(3, 200, (25,), generator=torch.Generator().manual_seed(3))
     expected = reader.read(text.tolist(), reader.new_cache(), last_only=False)[-1]
     lengths = []
     model.model.embed_tokens.register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
     monkeypatch.setattr(room, "SEGMENT", 7)
-    torch.testing.assert_close(reader.read(text.numpy(), reader.new_cache()), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(reader.read(text.numpy(), reader.new_cache()), expected, rtol=1e-10, atol=1e-10)
     assert lengths == calls
 
 
