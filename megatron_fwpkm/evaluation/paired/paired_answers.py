@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..ruler.answer_scores import answer_score
+from ..ruler.ruler_tasks import RULER_TASKS
+
 Key = tuple[object, ...]
 _OF_THE_MODEL = frozenset({"weights", "yarn_factor", "has_memory", "model"})
 _OF_THE_PROTOCOL = frozenset(
@@ -95,7 +98,9 @@ def _read(values: Mapping[str, Any]) -> tuple[Key, str, int, dict[str, float]]:
     """Sample, what was asked, length, scores by condition."""
     length = int(values["length"])
     if "predictions" in values:
-        return (values["task"], length, values["index"]), json.dumps(values["answers"]), length, _ruler_scores(values)
+        answers, match = values["answers"], RULER_TASKS[values["task"]].match
+        scores = {name: answer_score(text, answers, match) for name, text in values["predictions"].items()}
+        return (values["task"], length, values["index"]), json.dumps(answers), length, scores
     asked = f"{values['texts']['question']} {values['texts']['value']}"
     return (length, values["depth"], values["index"]), asked, length, _needle_scores(values["answers"])
 
@@ -108,13 +113,4 @@ def _needle_scores(answers: Any) -> dict[str, float]:
     for answer in answers:
         after = "" if answer["reads"] == 1 else f", {answer['reads']} reads"
         scores[f"{answer['condition']}{after}"] = float(answer["exact"])
-    return scores
-
-
-def _ruler_scores(values: Mapping[str, Any]) -> dict[str, float]:
-    """RULER's metric: the share of the answers in the text, and for questions whether one of them is."""
-    scores = {}
-    for condition, text in values["predictions"].items():
-        found = [str(answer).lower() in text.lower() for answer in values["answers"]]
-        scores[condition] = float(any(found)) if values["task"].startswith("qa") else sum(found) / len(found)
     return scores

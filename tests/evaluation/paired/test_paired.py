@@ -85,6 +85,9 @@ def test_ruler_is_scored_as_ruler_does(tmp_path):
     assert [scores["memory-on"] for scores in read.scores.values()] == [0.5, 1.0]
     row = compare_answers(read, read).rows[-1]
     assert (row.first, row.only_first, row.p_value, row.difference.mean) == (0.75, 0, 1.0, 0.0)
+    over_lines = line | {"answers": ["a\nb"], "predictions": {"memory-on": "a\x07b"}}
+    read = read_answers("--first", write(tmp_path / "control", [over_lines]))
+    assert [scores["memory-on"] for scores in read.scores.values()] == [1.0], "scored as cleaned text"
 
 
 def test_needles_that_were_measured_can_be_read(make_settings, tmp_path):
