@@ -167,8 +167,9 @@ def _verdict(check: CausalityCheck | None) -> str:
     return '<div class="passed">passed</div>' if check.passed else '<div class="failed">FAILED</div>'
 
 
-def summary_table(heads: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    """A table of text, whose cells carry the names of their columns where a narrow screen stacks them."""
+def summary_table(lines: Iterable[Sequence[str]], caption: str = "") -> str:
+    """A table of text, heads first. Cells carry the names of their columns where a narrow screen stacks them."""
+    heads, *rows = lines
     top = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
     body = "".join(
         f'<tr><th scope="row">{escape(first)}</th>'

@@ -14,7 +14,7 @@ def ablation_part(results: AblationResults, options: AblationOptions) -> ReportP
     """The picture, the table, what every choice sets, settings and provenance."""
     grid, seeds = results.grid, sorted({record.seed for record in results.records})
     rows = [cells_of(results, row) for row in results.rows]
-    table = summary_table(list(rows[0]), (list(row.values()) for row in rows))
+    table = summary_table([list(rows[0]), *(list(row.values()) for row in rows)])
     note = "± is half of a 95&nbsp;% Student interval over seeds; gaps are between models of the same seed."
     choices = [
         (f"{axis}: {name}", " ".join(command_words(flags)) or "nothing")

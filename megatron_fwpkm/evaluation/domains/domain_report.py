@@ -31,10 +31,8 @@ def forgetting_part(results: DomainResults) -> ReportPart:
         "each, the loss on the held-out text of all of them is measured.",
         (
             Section("The forgetting matrix", picture),
-            Section("In numbers", f'{summary_table(matrix[0], matrix[1:])}\n<p class="pale">{note}</p>'),
-            Section(
-                "Gained and forgotten", f'{summary_table(forgotten[0], forgotten[1:])}\n<p class="pale">{meaning}</p>'
-            ),
+            Section("In numbers", f'{summary_table(matrix)}\n<p class="pale">{note}</p>'),
+            Section("Gained and forgotten", f'{summary_table(forgotten)}\n<p class="pale">{meaning}</p>'),
             Section("While losses are measured", definition_list([(settings.read_mode, _meaning(results))])),
         ),
         causality=results.causality,

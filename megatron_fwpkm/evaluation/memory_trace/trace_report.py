@@ -14,7 +14,7 @@ from ..trace.writer_record import WRITERS_PER_SLOT
 from .memory_trace_settings import MODE_MEANINGS
 from .trace_picture import draw_trace
 from .trace_results import FEW, MemoryTraceResults
-from .trace_tables import recall_table, right_table, share_table, token_table, usage_table
+from .trace_tables import recall_rows, right_rows, share_rows, token_rows, usage_rows
 
 _VIEW = Path(__file__).with_name("trace_view.html")
 MOST_SLOTS = 64
@@ -23,7 +23,10 @@ MOST_SLOTS = 64
 
 def report_part(results: MemoryTraceResults) -> ReportPart:
     """What the page shows."""
-    sections = [_answer(results), Section("Where most of each token came from", summary_table(*token_table(results)))]
+    sections = [
+        _answer(results),
+        Section("Where most of each token came from", summary_table(token_rows(results.detail))),
+    ]
     if results.knows_answers:
         sections.append(_recall(results))
     sections += [_usage(results), _method(results)]
@@ -70,10 +73,10 @@ def _recall(results: MemoryTraceResults) -> Section:
         f"@{FEW} and @all: of one of so many. Brackets: Wilson 95&nbsp;% interval."
     )
     html = (
-        f"<p>Exact match: {escape(str(results.exact()))}.</p>{summary_table(*recall_table(results))}"
-        f'<p class="pale">{note}</p>{summary_table(*right_table(results))}'
+        f"<p>Exact match: {escape(str(results.exact()))}.</p>{summary_table(recall_rows(results))}"
+        f'<p class="pale">{note}</p>{summary_table(right_rows(results))}'
         f"<p>The share of a read that is attributed to the right token, and whether the answer token is right:</p>"
-        f"{summary_table(*share_table(results))}"
+        f"{summary_table(share_rows(results))}"
     )
     return Section("Does the right slot give the right answer?", html)
 
@@ -84,9 +87,7 @@ def _usage(results: MemoryTraceResults) -> Section:
         "that of the weights with which slots were read from equal use of all slots."
     )
     picture = embedded_picture(draw_trace(results, "svg"), "Sources by position, usage of slots, ages of slots")
-    return Section(
-        "How the slots are used", f'{summary_table(*usage_table(results))}<p class="pale">{note}</p>{picture}'
-    )
+    return Section("How the slots are used", f'{summary_table(usage_rows(results))}<p class="pale">{note}</p>{picture}')
 
 
 def _method(results: MemoryTraceResults) -> Section:

@@ -1,4 +1,4 @@
-"""A memory trace as tables: for a terminal, and all reads as CSV."""
+"""A memory trace as tables, heads first: for a terminal and the page, and all reads as CSV."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def trace_text(results: MemoryTraceResults) -> str:
     detail = results.detail
     expected = "" if detail["expected"] is None else f" (expected: {detail['expected']!r})"
     lines = [f"question: {detail['question']!r}", f"answer: {detail['answer']!r}{expected}", ""]
-    lines += [aligned(list(_token_rows(detail))), ""]
+    lines += [aligned(list(token_rows(detail))), ""]
     if results.knows_answers:
-        lines += [f"exact match: {results.exact()}", "", aligned(list(_recall_rows(results))), ""]
-        lines += [aligned(list(_right_rows(results))), "", aligned(list(_share_rows(results))), ""]
-    return "\n".join([*lines, aligned(list(_usage_rows(results)))])
+        lines += [f"exact match: {results.exact()}", "", aligned(list(recall_rows(results))), ""]
+        lines += [aligned(list(right_rows(results))), "", aligned(list(share_rows(results))), ""]
+    return "\n".join([*lines, aligned(list(usage_rows(results)))])
 
 
-def _token_rows(detail: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+def token_rows(detail: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     """For every answer token and layer: where most of what was read came from."""
     passages, ahead = Passages(detail), detail["lookahead"]
     yield (
@@ -81,41 +81,8 @@ def _token_rows(detail: Mapping[str, Any]) -> Iterator[Sequence[str]]:
             )  # fmt: skip
 
 
-Table = tuple[Sequence[str], list[Sequence[str]]]
-"""The names of columns, and the rows."""
-
-
-def token_table(results: MemoryTraceResults) -> Table:
-    """Where most of each answer token came from."""
-    head, *rows = _token_rows(results.detail)
-    return head, rows
-
-
-def recall_table(results: MemoryTraceResults) -> Table:
+def recall_rows(results: MemoryTraceResults) -> Iterator[Sequence[str]]:
     """recall@slot by layer and head."""
-    head, *rows = _recall_rows(results)
-    return head, rows
-
-
-def right_table(results: MemoryTraceResults) -> Table:
-    """Right answers by what was found."""
-    head, *rows = _right_rows(results)
-    return head, rows
-
-
-def share_table(results: MemoryTraceResults) -> Table:
-    """Right answer tokens by the share of the right token in what they read."""
-    head, *rows = _share_rows(results)
-    return head, rows
-
-
-def usage_table(results: MemoryTraceResults) -> Table:
-    """The use of the slots by layer."""
-    head, *rows = _usage_rows(results)
-    return head, rows
-
-
-def _recall_rows(results: MemoryTraceResults) -> Iterator[Sequence[str]]:
     yield ("layer", "head", "recall@1", f"recall@{FEW}", "recall@all", "share of the right token")
     for layer in results.layers:
         for head in results.heads(layer):
@@ -123,21 +90,24 @@ def _recall_rows(results: MemoryTraceResults) -> Iterator[Sequence[str]]:
             yield (layer, head, *recalls, f"{results.right_share(layer, head):.2f}")
 
 
-def _right_rows(results: MemoryTraceResults) -> Iterator[Sequence[str]]:
+def right_rows(results: MemoryTraceResults) -> Iterator[Sequence[str]]:
+    """Right answers by what was found."""
     yield ("layer", "right, of", "the right slot is first", "it is not")
     for layer in results.layers:
         for name, right in (("tokens", results.right_tokens), ("answers (all tokens)", results.right_answers)):
             yield (layer, name, str(right(layer, found=True)), str(right(layer, found=False)))
 
 
-def _share_rows(results: MemoryTraceResults) -> Iterator[Sequence[str]]:
+def share_rows(results: MemoryTraceResults) -> Iterator[Sequence[str]]:
+    """Right answer tokens by the share of the right token in what they read."""
     borders = [0.0, *SHARE_BORDERS, 1.0]
     yield ("right tokens, layer", *(f"share {low:.0%} to {high:.0%}" for low, high in pairwise(borders)))
     for layer in results.layers:
         yield (layer, *map(str, results.right_by_share(layer)))
 
 
-def _usage_rows(results: MemoryTraceResults) -> Iterator[Sequence[str]]:
+def usage_rows(results: MemoryTraceResults) -> Iterator[Sequence[str]]:
+    """The use of the slots by layer."""
     names = {
         "written": "slots written", "read": "slots read", "collided": "with several writers",
         "reads_of_collided": "reads of those", "answer_reads_of_collided": "answer's reads of those",

@@ -119,7 +119,7 @@ def paired_part(results: PairedResults, provenance: Mapping[str, str]) -> Report
         f"{results.left_out:,} that only one has are left out.",
         (
             Section("Difference by length", f'<div class="panels">{figure}</div>'),
-            Section("Table", f'{summary_table(cells[0], cells[1:])}\n<p class="pale">{note}</p>'),
+            Section("Table", f'{summary_table(cells)}\n<p class="pale">{note}</p>'),
         ),
         None,
         {"first": first, "second": second},

@@ -35,31 +35,29 @@ def losses_part(results: PerplexityResults) -> ReportPart:
 
 
 def _sections(results: PerplexityResults) -> list[Section]:
-    conditions, positions, documents = condition_cells(results), position_cells(results), results.documents.cells()
     note = (
         f"Brackets: 95 % intervals, which take blocks of {results.settings.block:,} tokens as independent. "
         "Differences are of the same tokens; below zero the first condition predicts better."
     )
     found = [
         Section("Loss by position", embedded_picture(draw_losses(results, "svg"), "Loss by position")),
-        Section("All positions", summary_table(conditions[0], conditions[1:])),
+        Section("All positions", summary_table(condition_cells(results))),
     ]
     if results.sources():
-        sources = source_cells(results)
         weighing = "Every token counts alike in the numbers of all sources."
         if results.weights is not None:
             weighing = "Numbers of all sources are means over the sources by their weights, as in a blend of datasets."
-        found.append(Section("By source", summary_table(sources[0], sources[1:]) + _pale(weighing)))
-    found.append(Section("By position", summary_table(positions[0], positions[1:]) + _pale(note)))
+        found.append(Section("By source", summary_table(source_cells(results)) + _pale(weighing)))
+    found.append(Section("By position", summary_table(position_cells(results)) + _pale(note)))
     sentences = "".join(f"<p>{escape(sentence)}.</p>" for sentence in results.documents.sentences())
-    found.append(Section("By document", sentences + summary_table(documents[0], documents[1:]) + _shown(results)))
+    found.append(Section("By document", sentences + summary_table(results.documents.cells()) + _shown(results)))
     gates = gate_cells(results.gates, results.conditions[0])
     if gates:
         meaning = (
             "The mean gate of each memory: 1 where a layer passes on what was retrieved, 0 where it passes on the "
             "token's own value."
         )
-        found.append(Section("Gates by position", summary_table(gates[0], gates[1:]) + _pale(meaning)))
+        found.append(Section("Gates by position", summary_table(gates) + _pale(meaning)))
     return found
 
 

@@ -60,10 +60,9 @@ def ruler_report(results: RulerResults, provenance: Mapping[str, str]) -> Report
 
 
 def _table(results: RulerResults, condition: str) -> str:
-    cells = score_cells(results, condition)
     note = "Percent, with Wilson's 95&nbsp;% interval; the mean is over all samples of all tasks."
     empty = sum(results.find(condition, MEAN, length).empty for length in results.settings.lengths)
-    return f'{summary_table(cells[0], cells[1:])}\n<p class="pale">{note} Empty answers: {empty}.</p>'
+    return f'{summary_table(score_cells(results, condition))}\n<p class="pale">{note} Empty answers: {empty}.</p>'
 
 
 def _published(results: RulerResults) -> str:
@@ -80,7 +79,7 @@ def _published(results: RulerResults) -> str:
         "Published means are of all 13 tasks with RULER's own essays and questions; a mean of fewer tasks, or of other "
         "texts, says something else."
     )
-    return f'{summary_table(heads, lines)}\n<p class="pale">{note}</p>'
+    return f'{summary_table([heads, *lines])}\n<p class="pale">{note}</p>'
 
 
 def _prompts(results: RulerResults) -> str:
@@ -92,4 +91,4 @@ def _prompts(results: RulerResults) -> str:
         ]
         for one in results.counts
     ]  # fmt: skip
-    return summary_table(heads, lines)
+    return summary_table([heads, *lines])

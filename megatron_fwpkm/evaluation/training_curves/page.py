@@ -27,9 +27,9 @@ def curves_part(runs: Sequence[RunHistory], sources: Mapping[str, str], smoothin
 def _table(runs: Sequence[RunHistory]) -> str:
     rows = {run.label: run.summary() for run in runs}
     names = list(next(iter(rows.values())))
-    return summary_table(["run", *names], ([label, *(row[name] for name in names)] for label, row in rows.items()))
+    return summary_table([["run", *names], *([label, *(row[name] for name in names)] for label, row in rows.items())])
 
 
 def _events(runs: Sequence[RunHistory]) -> str:
     rows = [[run.label, f"{iteration:,}", what] for run in runs for iteration, what in run.events]
-    return summary_table(["run", "iteration", "event"], rows)
+    return summary_table([["run", "iteration", "event"], *rows])

@@ -69,7 +69,7 @@ def sample_part(name: str = "needles", *, passed: bool | None = True) -> ReportP
         (
             Section("Exact match by depth and length", f'<div class="panels">{heatmap}</figure></div>'),
             Section("Recall over length", f'<div class="panels">{figures}</div>'),
-            Section("Recall by length", summary_table(heads, rows, "Recall")),
+            Section("Recall by length", summary_table([heads, *rows], "Recall")),
             Section("Losses", embedded_picture(wide_picture(), "Loss by position")),
             Section("Controls", definition_list([("memory-off", "no fast weights are written or read")]) + OPENED),
         ),
