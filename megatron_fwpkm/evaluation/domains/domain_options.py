@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from ...config.tool_options import Metavar
-from ..item_runner import RunOptions
+from ..evaluation_options import EvaluationOptions
 from .domain_settings import Domain, DomainSettings, ReadMode
 
 
 @dataclass(frozen=True)
-class DomainOptions:
+class DomainOptions(EvaluationOptions):
     """The options of tools/evaluate_domains.py; `settings` makes what is measured of them, and checks it."""
 
     model: Annotated[str, Metavar("DIR")]
     """exported folder or checkpoint with a fast-weight memory"""
     domain: Annotated[tuple[str, ...], Metavar("NAME=FILE[,FILE]")]
     """domains in the order of adaptation, with their text files, plain or gzip"""
-    output: Annotated[str, Metavar("DIR")]
-    """folder for the results"""
     held_out: Annotated[float, Metavar("FRACTION")] = DomainSettings.held_out
     """share of every document, at its end, that is measured and never adapted to"""
     adapt_tokens: int | None = DomainSettings.adapt_tokens
@@ -40,25 +36,10 @@ class DomainOptions:
     """tokens per block; intervals take the means of blocks as independent"""
     segment: int = DomainSettings.segment
     """tokens per call of the model; changes speed and memory, not the result"""
-    model_name: str | None = None
-    """name of the model in the report (default: from its folder)"""
-    workers: int = RunOptions.workers
-    """number of processes"""
-    device: Annotated[str, Metavar("NAME")] = RunOptions.device
-    """cpu, cuda, cuda:1, ...; auto selects cuda if available"""
-    overwrite: bool = False
-    """discard the results in --output and measure again"""
 
     def settings(self) -> DomainSettings:
         """What is measured. Raises ValueError for what cannot be."""
         return DomainSettings(
             self.model, tuple(map(Domain.parse, self.domain)), self.held_out, self.adapt_tokens, self.held_out_tokens,
             self.adapt_reads, self.read_mode, self.orders, self.seed, self.block, self.segment,
-        )  # fmt: skip
-
-    def run_options(self, command: Sequence[str]) -> RunOptions:
-        """How it is measured; `command` goes into the report."""
-        return RunOptions(
-            Path(self.output), self.workers, self.device, self.overwrite, command=command,
-            model_name=self.model_name or "",
         )  # fmt: skip

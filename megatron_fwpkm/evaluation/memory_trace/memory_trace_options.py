@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from ...config import NeedleConfig
 from ...config.tool_options import Metavar
-from ..item_runner import RunOptions
+from ..evaluation_options import EvaluationOptions
 from .memory_trace_settings import MemoryTraceSettings, Mode
 
 
 @dataclass(frozen=True)
-class MemoryTraceOptions:
+class MemoryTraceOptions(EvaluationOptions):
     """The options of tools/inspect_memory.py; `settings` makes what is traced of them, and checks it."""
 
     model: Annotated[str, Metavar("DIR")]
     """exported folder or checkpoint with a product key memory"""
-    output: Annotated[str, Metavar("DIR")]
-    """folder for the results"""
     haystack: Annotated[tuple[str, ...], Metavar("FILE")] = ()
     """text files to hide facts in, plain or gzip; the samples are those of tools/evaluate_needle.py"""
     length: int = MemoryTraceSettings.length
@@ -53,14 +49,6 @@ class MemoryTraceOptions:
     """ask a frozen memory (ask-after-write), one that is still written (streaming), or an unwritten one (memory-off)"""
     reads: int = MemoryTraceSettings.reads
     """number of times the context is read before the question"""
-    model_name: str | None = None
-    """name of the model in the report (default: from its folder)"""
-    workers: int = RunOptions.workers
-    """number of processes"""
-    device: Annotated[str, Metavar("NAME")] = RunOptions.device
-    """cpu, cuda, cuda:1, ...; auto selects cuda if available"""
-    overwrite: bool = False
-    """discard the results in --output and trace again"""
 
     def settings(self) -> MemoryTraceSettings:
         """What is traced."""
@@ -71,8 +59,3 @@ class MemoryTraceOptions:
             self.model, self.haystack, self.length, self.depth, self.depths, self.index, self.samples, self.needles,
             needle, self.seed, self.text, self.prompt, self.max_new_tokens, self.mode, self.reads,
         )  # fmt: skip
-
-    def run_options(self, command: Sequence[str]) -> RunOptions:
-        """How it is traced; `command` goes into the report."""
-        return RunOptions(Path(self.output), workers=self.workers, device=self.device, overwrite=self.overwrite,
-                          command=command, model_name=self.model_name or "")  # fmt: skip

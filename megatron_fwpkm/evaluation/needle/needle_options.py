@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from ...config import NeedleConfig
 from ...config.tool_options import MayBeEmpty, Metavar
-from ..item_runner import RunOptions
+from ..evaluation_options import EvaluationOptions
 from .settings import (
     NUMBER_TEMPLATE,
     Chunk,
@@ -24,15 +22,11 @@ from .settings import (
 
 
 @dataclass(frozen=True)
-class NeedleOptions:
+class NeedleOptions(EvaluationOptions):
     """The options of tools/evaluate_needle.py; `settings` makes what is measured of them, and checks it."""
 
-    model: Annotated[str, Metavar("DIR")]
-    """exported folder, checkpoint or Hugging Face model"""
     haystack: Annotated[tuple[str, ...], Metavar("FILE")]
     """text files to hide facts in, plain or gzip"""
-    output: Annotated[str, Metavar("DIR")]
-    """folder for the results"""
     lengths: tuple[int, ...]
     """context lengths, facts included"""
     length_unit: LengthUnit = NeedleSettings.length_unit
@@ -71,14 +65,6 @@ class NeedleOptions:
     """number of words in a key"""
     needle_value_words: int = NeedleConfig.value_words
     """number of words in a value"""
-    model_name: str | None = None
-    """name of the model in the report (default: from its folder)"""
-    workers: int = RunOptions.workers
-    """number of processes"""
-    device: Annotated[str, Metavar("NAME")] = RunOptions.device
-    """cpu, cuda, cuda:1, ...; auto selects cuda if available"""
-    overwrite: bool = False
-    """discard the results in --output and measure again"""
 
     def settings(self) -> NeedleSettings:
         """What is measured."""
@@ -92,7 +78,3 @@ class NeedleOptions:
             tuple(dict.fromkeys(self.controls)), needle, self.seed, self.reads, self.chunk, self.memory_reset,
             self.length_unit, self.needle_kind, self.distractors, self.distractor_kind, self.segment, self.batch_size,
         )  # fmt: skip
-
-    def run_options(self, command: Sequence[str]) -> RunOptions:
-        """How it is measured; `command` goes into the report."""
-        return RunOptions(Path(self.output), self.workers, self.device, self.overwrite, command, self.model_name or "")

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from ...config.tool_options import Metavar
-from ..item_runner import RunOptions
+from ..evaluation_options import EvaluationOptions
 from .perplexity_settings import Condition, MemoryReset, PerplexitySettings, Reading
 
 
 @dataclass(frozen=True)
-class PerplexityOptions:
+class PerplexityOptions(EvaluationOptions):
     """The options of tools/evaluate_perplexity.py; `settings` makes what is measured of them, and checks it."""
 
-    model: Annotated[str, Metavar("DIR")]
-    """exported folder, checkpoint or Hugging Face model"""
-    output: Annotated[str, Metavar("DIR")]
-    """folder for the results"""
     text: Annotated[tuple[str, ...], Metavar("FILE")] = PerplexitySettings.text
     """text files, plain or gzip; each is one document"""
     text_weights: Annotated[tuple[float, ...], Metavar("WEIGHT")] = PerplexitySettings.text_weights
@@ -44,14 +38,6 @@ class PerplexityOptions:
     """tokens per call of the model; changes speed and memory, not the result"""
     baseline: Annotated[str | None, Metavar("DIR")] = PerplexitySettings.baseline
     """a second model with the same tokenizer to compare with"""
-    model_name: str | None = None
-    """name of the model in the report (default: from its folder)"""
-    workers: int = RunOptions.workers
-    """number of processes"""
-    device: Annotated[str, Metavar("NAME")] = RunOptions.device
-    """cpu, cuda, cuda:1, ...; auto selects cuda if available"""
-    overwrite: bool = False
-    """discard the results in --output and measure again"""
 
     def settings(self) -> PerplexitySettings:
         """What is measured. Raises ValueError for what cannot be."""
@@ -59,7 +45,3 @@ class PerplexityOptions:
             self.model, self.text, self.memory, self.memory_reset, self.length, self.block, self.segment, self.baseline,
             self.text_weights, self.data_path, self.documents, self.read_first, self.reading,
         )  # fmt: skip
-
-    def run_options(self, command: Sequence[str]) -> RunOptions:
-        """How it is measured; `command` goes into the report."""
-        return RunOptions(Path(self.output), self.workers, self.device, self.overwrite, command, self.model_name or "")
