@@ -16,6 +16,15 @@ def test_a_causal_model_passes_the_check(tiny_model, tokenizer):
     assert check.passed and check.changed == 75
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_short_text_is_checked_as_any_other(tiny_model, tokenizer, length):
+    """A token must have one before it and one after it: a text of one or two is read more than once."""
+    text = np.arange(5, 5 + length)
+    assert check_causality(text_model(tiny_model), text, tokenizer.vocab_size).passed
+    peeking = OracleModel(tokenizer.vocab_size, peeks=True)
+    assert not check_causality(text_model(peeking), text, tokenizer.vocab_size).before_identical
+
+
 @pytest.mark.parametrize("token", [0, 7, 408])
 def test_the_changed_token_is_the_next_of_the_vocabulary(tokenizer, token):
     """Another token than before, and a token of the tokenizer, wherever in the vocabulary it stands."""
