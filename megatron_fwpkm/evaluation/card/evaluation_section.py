@@ -41,18 +41,29 @@ def read_evaluation(folder: str) -> Evaluation:
     Raises:
         ValueError: there are no finished results, or those of an evaluation that a card has no section for.
     """
+    for name in ("results.json", "run.json", "samples.jsonl"):
+        if not (Path(folder) / name).is_file():
+            raise ValueError(
+                f"--evaluation {folder} has no {name}; give the --output of a finished evaluation (an unfinished one "
+                "continues with its command)"
+            )
     try:
         results = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
         run = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
         with open(Path(folder) / "samples.jsonl", encoding="utf-8") as log:
             weights = json.loads(log.readline())["weights"]
         found = Evaluation(folder, results, run["provenance"], weights)
-        kind = _kind(found)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"--evaluation {folder} holds no finished evaluation: {error!r}") from error
+        kind, passed = _kind(found), results["causality"]["passed"]
+        if kind in _SECTIONS:
+            _told(found)  # reads everything that the card needs
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, StopIteration) as error:
+        raise ValueError(
+            f"--evaluation {folder} has results that are damaged or of an earlier version ({error!r}); measure again "
+            "with the evaluation's command and --overwrite"
+        ) from error
     if kind not in _SECTIONS:
         raise ValueError(f"--evaluation {folder} has results of the kind {kind}; a card has {', '.join(_SECTIONS)}")
-    if not results["causality"]["passed"]:
+    if not passed:
         raise ValueError(f"--evaluation {folder} failed its causality check: its numbers are not to be published")
     return found
 
@@ -87,14 +98,16 @@ def add_to_card(model: str, evaluations: Sequence[Evaluation], weights: str) -> 
 
 def evaluation_section(evaluations: Sequence[Evaluation]) -> str:
     """Markdown of all of them, between the marks by which it is found again."""
-    parts = [_HEAD]
-    for evaluation in evaluations:
-        told = evaluation.provenance
-        parts.append(_SECTIONS[_kind(evaluation)](evaluation.results))
-        parts.append(
-            f"Measured on {told['date'][:10]} at commit {told['commit']}:\n\n```bash\n{told['command']}\n```\n"
-        )
-    return "\n".join([*parts, _END, ""])
+    return "\n".join([_HEAD, *(_told(evaluation) for evaluation in evaluations), _END, ""])
+
+
+def _told(evaluation: Evaluation) -> str:
+    """What the section tells of one evaluation."""
+    told = evaluation.provenance
+    return (
+        f"{_SECTIONS[_kind(evaluation)](evaluation.results)}\nMeasured on {told['date'][:10]} at commit "
+        f"{told['commit']}:\n\n```bash\n{told['command']}\n```\n"
+    )
 
 
 def _kind(evaluation: Evaluation) -> str:

@@ -99,7 +99,7 @@ def test_a_card_is_of_one_model_and_written_once(measured: list[str], tmp_path: 
 
 
 def test_what_has_no_place_in_a_card(measured: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no finished evaluation: FileNotFoundError"):
+    with pytest.raises(ValueError, match=r"has no results\.json; give the --output of a finished evaluation"):
         read_evaluation(str(tmp_path))
     path = Path(measured[0]) / "results.json"
     values = json.loads(path.read_text())
@@ -108,4 +108,20 @@ def test_what_has_no_place_in_a_card(measured: list[str], tmp_path: Path) -> Non
         read_evaluation(measured[0])
     path.write_text(json.dumps(values | {"causality": {"passed": False}}))
     with pytest.raises(ValueError, match="failed its causality check"):
+        read_evaluation(measured[0])
+
+
+def test_results_that_are_damaged_or_of_an_earlier_version_are_refused(measured: list[str]) -> None:
+    folder = Path(measured[0])
+    path = folder / "results.json"
+    older = needle_results()
+    for row in older["results"]:
+        del row["reads"]
+    empty = needle_results() | {"results": []}
+    for content in (json.dumps(older), json.dumps(empty), "[]", path.read_text()[:-40], '"', "\xff"):
+        path.write_bytes(content.encode("latin-1"))
+        with pytest.raises(ValueError, match="damaged or of an earlier version .* measure again .* --overwrite"):
+            read_evaluation(measured[0])
+    (folder / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"has no run\.json"):
         read_evaluation(measured[0])
