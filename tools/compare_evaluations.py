@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     first, second = read_answers("--first", Path(options.first)), read_answers("--second", Path(options.second))
     results = compare_answers(first, second, options.conditions)
+    print(*(f"{note}\n" for note in results.notes()), sep="", end="", file=sys.stderr)
     print(f"first:  {results.names[0]}\nsecond: {results.names[1]}\n{aligned(results.cells())}")
     if options.output is not None:
         from megatron_fwpkm.evaluation.provenance import provenance

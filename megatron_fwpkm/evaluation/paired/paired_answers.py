@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...config.counted_things import count_things
 from ..ruler.answer_scores import answer_score
 from ..ruler.ruler_tasks import RULER_TASKS
 
@@ -32,6 +33,8 @@ class AnsweredSamples:
     """Context length in tokens, by sample."""
     scores: Mapping[Key, Mapping[str, float]]
     """By sample and condition, 0 to 1; 1 is a correct answer. The measured condition comes first."""
+    unfinished: str = ""
+    """A line for people if the evaluation has not ended."""
 
     def conditions(self) -> tuple[str, ...]:
         """Names of the conditions."""
@@ -67,6 +70,7 @@ def read_answers(flag: str, folder: Path) -> AnsweredSamples:
         {key: asked for key, asked, _, _ in rows},
         {key: length for key, _, length, _ in rows},
         {key: scores for key, _, _, scores in rows},
+        _unfinished(flag, folder, len(rows)),
     )
 
 
@@ -92,6 +96,16 @@ def check_same_samples(first: AnsweredSamples, second: AnsweredSamples) -> list[
             f"{other_words[0]}; they cannot be paired"
         )
     return shared
+
+
+def _unfinished(flag: str, folder: Path, samples: int) -> str:
+    """What an evaluation that was killed, or still runs, has left of itself; empty for a finished one."""
+    if parts := sorted(path.name for path in folder.glob("samples.rank*.jsonl")):
+        return f"{flag} {folder} is not finished: {', '.join(parts)} is not read; its command takes it over"
+    if not (folder / "results.json").is_file():
+        found = count_things(samples, "sample")
+        return f"{flag} {folder} is not finished (no results.json): {found} so far; its command continues it"
+    return ""
 
 
 def _read(values: Mapping[str, Any]) -> tuple[Key, str, int, dict[str, float]]:

@@ -45,6 +45,13 @@ class PairedResults:
     """By length, then over all."""
     left_out: int
     """Samples that only one of both has."""
+    unfinished: tuple[str, ...]
+    """A line for each of both that has not ended."""
+
+    def notes(self) -> list[str]:
+        """What to know before the table is read."""
+        left_out = f"left out: {count_things(self.left_out, 'sample')} that only one of both has"
+        return [*self.unfinished, *([left_out] if self.left_out else [])]
 
     def plain_rows(self) -> list[dict[str, Any]]:
         """Rows of plain values."""
@@ -97,6 +104,7 @@ def compare_answers(
         (f"{first.folder} ({of_first})", f"{second.folder} ({of_second})"),
         (*rows, _row(None, list(pairs.values()))),
         len({*first.scores} ^ {*second.scores}),
+        tuple(samples.unfinished for samples in (first, second) if samples.unfinished),
     )
 
 
@@ -116,7 +124,7 @@ def paired_part(results: PairedResults, provenance: Mapping[str, str]) -> Report
         "Comparison",
         f"{second} against {first}",
         f"{count_things(results.rows[-1].samples, 'sample')} that both have answered; "
-        f"{results.left_out:,} that only one has are left out.",
+        + " ".join([f"{results.left_out:,} that only one has are left out.", *results.unfinished]),
         (
             Section("Difference by length", f'<div class="panels">{figure}</div>'),
             Section("Table", f'{summary_table(cells)}\n<p class="pale">{note}</p>'),

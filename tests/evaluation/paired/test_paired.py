@@ -30,8 +30,9 @@ def needle_line(length: int, index: int, exact: bool, off: bool = False, value: 
 
 
 def write(folder, lines, **changes):
-    """A folder with samples.jsonl."""
+    """A folder with samples.jsonl, and results.json as of a finished evaluation."""
     folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text("{}")
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (IDENTITY | changes, *lines)))
     return folder
 
@@ -113,6 +114,24 @@ def test_the_tool(folders, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "c").iterdir()} == {
         "report.html", "report_part.json", "results.csv", "results.json"
     }  # fmt: skip
+
+
+def test_what_is_not_finished_or_left_out_is_said(folders, tmp_path, capsys):
+    flags = ["--first", folders[0], "--second", folders[1], "--output", tmp_path / "c"]
+    done = run_tool(capsys, "compare_evaluations", *flags)
+    assert done.stderr.splitlines() == ["left out: 1 sample that only one of both has"]
+    (folders[0] / "results.json").unlink()
+    (folders[1] / "samples.rank1.jsonl").write_text("")
+    done = run_tool(capsys, "compare_evaluations", *flags)
+    first, second, _ = done.stderr.splitlines()
+    assert done.returncode == 0
+    assert first == (
+        f"--first {folders[0]} is not finished (no results.json): 12 samples so far; its command continues it"
+    )
+    assert second == (
+        f"--second {folders[1]} is not finished: samples.rank1.jsonl is not read; its command takes it over"
+    )
+    assert "is not finished (no results.json)" in (tmp_path / "c" / "report.html").read_text()
 
 
 def test_what_cannot_be_paired_is_refused(folders, tmp_path, capsys):
