@@ -6,9 +6,9 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ..text_files import check_text_files, read_text_file
 from .prompt_sizes import Misfit, RulerSample
 
 _ASK = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
@@ -46,10 +46,10 @@ def read_questions(flag: str, path: str) -> QuestionSet:
     Raises:
         ValueError: no file, no JSON, or JSON of another form.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"{flag} {path} does not exist or is not a file")
+    check_text_files(flag, (path,))
+    text = read_text_file(flag, path)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(text)
         found = _squad(data) if flag == "--squad" else _hotpot(data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{flag} {path} is not a data set of this form: {error!r}") from error

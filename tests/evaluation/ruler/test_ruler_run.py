@@ -228,7 +228,10 @@ def test_settings_that_cannot_be_measured(changes, words):
 def test_files_that_cannot_be_used(settings, tmp_path, monkeypatch):
     other = tmp_path / "other.json"
     other.write_text('{"data": 1}')
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xc0" * 5000)
     cases = [
+        ({"hotpotqa": str(binary), "tasks": ("qa_2",)}, "--hotpotqa .*binary is not UTF-8 text: byte 0xc0 at 0$"),
         ({"squad": str(other)}, "--squad .*other.json is not a data set of this form"),
         ({"squad": str(tmp_path / "none")}, "--squad .* does not exist"),
         ({"haystack": (str(other),)}, "--haystack .*other.json is not JSON with a field text"),
