@@ -154,8 +154,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         files = [folder / name for name in (reversed(names) if holds_other_model(folder) else names)]
         file = next((file for file in files if file.is_file()), None)
     else:
-        checkpoint = resolve_checkpoint(folder)
-        name = read_record(checkpoint).tokenizer_file
+        try:
+            checkpoint = resolve_checkpoint(folder)
+            name = read_record(checkpoint).tokenizer_file
+        except ValueError as error:
+            raise ValueError(
+                f"--model {folder}: {error}; give an export, a checkpoint or a Hugging Face model"
+            ) from error
         data = read_saved_config(checkpoint).data
         if name or data.tokenizer_type == "ByteLevelTokenizer":
             return build_tokenizer(replace(data, tokenizer_model=str(checkpoint / name) if name else None))

@@ -208,7 +208,7 @@ def test_what_is_wrong_with_a_model_is_told(export, folder, tmp_path):  # noqa: 
         load_model(str(export), "tpu")
     with pytest.raises(ValueError, match="is not a folder; give an export, a checkpoint or a Hugging Face model"):
         load_model(str(tmp_path / "missing"))
-    with pytest.raises(ValueError, match="is not a checkpoint|no checkpoint"):
+    with pytest.raises(ValueError, match="^--model .* is not a checkpoint: .*; give an export, a checkpoint or"):
         load_model(str(tmp_path))
     shutil.copytree(export, tmp_path / "bare")
     (tmp_path / "bare" / "tokenizer.model").unlink()
