@@ -7,15 +7,19 @@ import json
 import re
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from megatron_fwpkm.evaluation.item_runner import RunOptions
 from megatron_fwpkm.evaluation.memory_trace.memory_trace_settings import MemoryTraceSettings
 from megatron_fwpkm.evaluation.memory_trace.run import inspect_memory
 from megatron_fwpkm.evaluation.memory_trace.trace_detail import token_texts
+from megatron_fwpkm.evaluation.memory_trace.trace_picture import _ages
 from megatron_fwpkm.evaluation.memory_trace.trace_report import safe_json
 from megatron_fwpkm.evaluation.memory_trace.trace_results import MemoryTraceResults
 from megatron_fwpkm.evaluation.memory_trace.trace_tables import trace_text
@@ -112,6 +116,14 @@ def test_text_of_ones_own(folder, loader, tokenizer, tmp_path) -> None:
     assert "exact match" not in trace_text(results)
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("</script>") == page.count("<script") and "://" not in re.sub(r"data:image[^\"]*", "", page)
+
+
+def test_ages_of_a_text_in_which_nothing_is_read_again() -> None:
+    results = SimpleNamespace(layers=[1], histogram=lambda layer, name: [0, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _ages(axes := Figure().subplots(), results)
+    assert axes.get_legend() is None
 
 
 @pytest.mark.parametrize(
