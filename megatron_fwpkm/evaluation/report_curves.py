@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..config.plot_style import PALE, SERIES, STYLE
 from .confidence import Estimate
-from .report_svg import embedded_picture
+from .report_svg import embedded_picture, picture_file
 
 # 302 points wide: on a screen of 390 pixels a point is more than a pixel, and 11 points can be read.
 _SIZE = (4.2, 3.2)
@@ -25,6 +25,22 @@ class IntervalCurve:
 
     label: str
     points: Sequence[Estimate]
+
+
+def draw_interval_curve(axes: Axes, curve: IntervalCurve, series: int, linestyle: str = "-") -> None:
+    """Draw a line with a mark at every point, evenly spaced, and its intervals as a band.
+
+    Args:
+        axes: to draw on.
+        curve: what to draw.
+        series: number of the line, which decides its colour.
+        linestyle: matplotlib's.
+    """
+    places, colour = range(len(curve.points)), SERIES[series % len(SERIES)]
+    axes.plot(places, [point.mean for point in curve.points], color=colour, marker="o", markersize=4,
+              linestyle=linestyle, label=curve.label)  # fmt: skip
+    axes.fill_between(places, [point.low for point in curve.points], [point.high for point in curve.points],
+                      color=colour, alpha=0.15, linewidth=0)  # fmt: skip
 
 
 def curve_figure(
@@ -45,12 +61,7 @@ def curve_figure(
         figure = Figure(figsize=_SIZE, layout="constrained")
         axes = figure.subplots()
         for number, curve in enumerate(curves):
-            colour = SERIES[number % len(SERIES)]
-            where = range(len(places))
-            axes.plot(where, [point.mean for point in curve.points], color=colour, marker="o", markersize=4,
-                      linestyle=("-", "--", ":", "-.")[number % 4], label=curve.label)  # fmt: skip
-            axes.fill_between(where, [point.low for point in curve.points], [point.high for point in curve.points],
-                              color=colour, alpha=0.15, linewidth=0)  # fmt: skip
+            draw_interval_curve(axes, curve, number, ("-", "--", ":", "-.")[number % 4])
         if zero:
             axes.axhline(0, color=PALE, linewidth=0.8)
         if limits is not None:
@@ -59,10 +70,6 @@ def curve_figure(
         axes.set_xlabel(across)
         if len(curves) > 1:
             figure.legend(loc="outside lower center", ncols=1 if max(len(c.label) for c in curves) > 18 else 2)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        picture = picture_file(figure, "svg")
     alt = f"{caption}, over {across}"
-    return (
-        f'<figure class="panel"><figcaption>{escape(caption)}</figcaption>{embedded_picture(file.getvalue(), alt)}'
-        "</figure>"
-    )
+    return f'<figure class="panel"><figcaption>{escape(caption)}</figcaption>{embedded_picture(picture, alt)}</figure>'

@@ -1,10 +1,13 @@
-"""Pictures of a report: matplotlib's SVG within the page, in the colours of the page, light or dark."""
+"""Pictures of a report: files of matplotlib, and its SVG within the page, in the colours of the page, light or dark."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from html import escape
+
+from matplotlib.figure import Figure
 
 from ..config.plot_style import INK, LINE, PALE, SERIES
 
@@ -17,6 +20,13 @@ _VARIABLES = {
 _WIDE_POINTS = 360.0
 """Wider pictures scroll on a narrow screen, where their text would be too small."""
 _REFERENCES = re.compile(r'(\b(?:id|for|aria-controls|aria-labelledby|aria-describedby)="|href="#|url\(#)([^")]+)')
+
+
+def picture_file(figure: Figure, form: str) -> bytes:
+    """A figure as PNG or SVG (`form`), without a date: the same figure gives the same bytes."""
+    file = io.BytesIO()
+    figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
+    return file.getvalue()
 
 
 def embedded_picture(svg: bytes, alt: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 
 import matplotlib
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ...config.plot_style import PALE, SERIES, STYLE
 from ..confidence import mean_interval
+from ..report_svg import picture_file
 from .ablation_table import AblationResults
 from .trial_record import TrialRecord
 
@@ -54,6 +54,4 @@ def draw_ablation(results: AblationResults, form: str = "png") -> bytes:
         ha="left",
         fontsize=11,
     )
-    file = io.BytesIO()
-    figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
-    return file.getvalue()
+    return picture_file(figure, form)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 
 import matplotlib
@@ -12,6 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from ...config.plot_style import CHANGE, STYLE
+from ..report_svg import picture_file
 from .forgetting import DomainResults, ForgettingCell
 
 _COLOURS = LinearSegmentedColormap.from_list("change", list(CHANGE))
@@ -38,9 +38,7 @@ def draw_forgetting(results: DomainResults, form: str = "png") -> bytes:
             panel.set_visible(False)
     figure.suptitle("Held-out loss less that of the initial memory (nats per token; below zero: better)", x=0.01,
                     ha="left", fontsize=10)  # fmt: skip
-    file = io.BytesIO()
-    figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
-    return file.getvalue()
+    return picture_file(figure, form)
 
 
 def _panel(axes: Axes, results: DomainResults, order: int) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
-
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...config.plot_style import PALE, SERIES, STYLE
+from ..report_svg import picture_file
 from .trace_results import MemoryTraceResults
 
 _BINS = 100
@@ -23,9 +22,7 @@ def draw_trace(results: MemoryTraceResults, form: str = "png") -> bytes:
     _positions(panels["positions"], results)
     _usage(panels["usage"], results)
     _ages(panels["ages"], results)
-    file = io.BytesIO()
-    figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
-    return file.getvalue()
+    return picture_file(figure, form)
 
 
 def _positions(axes: Axes, results: MemoryTraceResults) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from ...config.plot_style import INK, PALE, RECALL, STYLE, recall_colour
+from ..report_svg import picture_file
 from .results import NeedleResults
 from .settings import short_length
 
@@ -49,9 +48,7 @@ def draw_heatmap(results: NeedleResults) -> bytes:
         bar = figure.colorbar(image, ax=list(panels), shrink=0.9, pad=0.015, aspect=28)
         bar.outline.set_visible(False)
         bar.ax.tick_params(colors=PALE, length=0, labelsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+    return picture_file(figure, "png")
 
 
 def _panel(axes: Axes, results: NeedleResults, condition: str, reads: int) -> AxesImage:

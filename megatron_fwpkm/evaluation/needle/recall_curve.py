@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
 import matplotlib
 from matplotlib.figure import Figure
 
 from ...config.plot_style import PALE, SERIES, STYLE
+from ..report_svg import picture_file
 from .results import NeedleResults
 from .settings import short_length
 
@@ -36,6 +35,4 @@ def draw_curve(results: NeedleResults, form: str = "png") -> bytes:
     axes.set_title(f"exact match with 95 % intervals, protocol {results.settings.protocol}")
     axes.set_ylim(-0.04, 1.04)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    file = io.BytesIO()
-    figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
-    return file.getvalue()
+    return picture_file(figure, form)

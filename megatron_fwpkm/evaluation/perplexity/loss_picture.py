@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import matplotlib
@@ -10,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ...config.plot_style import PALE, SERIES, STYLE
-from ..confidence import Estimate
+from ...config.plot_style import PALE, STYLE
+from ..report_curves import IntervalCurve, draw_interval_curve
+from ..report_svg import picture_file
 from .loss_table import PerplexityResults
 from .spans import Span
 
@@ -27,35 +27,26 @@ def draw_losses(results: PerplexityResults, form: str = "png") -> bytes:
     spans = results.spans()
     _begin(panels[0], "loss by position (nats per token)", spans)
     for number, name in enumerate(results.conditions):
-        _band(panels[0], [results.find(name, None, span).loss for span in spans], number, name)
+        losses = [results.find(name, None, span).loss for span in spans]
+        draw_interval_curve(panels[0], IntervalCurve(name, losses), number)
     if others:
         _begin(panels[1], f"difference of {measured} (below zero: it predicts better)", spans)
         panels[1].axhline(0, color=PALE, linewidth=0.8)
     for number, name in enumerate(others, 1):
-        _band(panels[1], [results.find(measured, name, span).loss for span in spans], number, f"less {name}")
+        gaps = [results.find(measured, name, span).loss for span in spans]
+        draw_interval_curve(panels[1], IntervalCurve(f"less {name}", gaps), number)
     if layers:
         _begin(panels[-1], f"mean gate, {measured} (1: only what the memory holds)", spans)
     for number, layer in enumerate(layers):
         ours = [row for row in results.gates if (row.condition, row.layer) == (measured, layer)]
-        _band(panels[-1], [row.gate for row in ours[1:]], number, f"layer {layer}")
+        draw_interval_curve(panels[-1], IntervalCurve(f"layer {layer}", [row.gate for row in ours[1:]]), number)
     for panel in panels:
         panel.legend()
         panel.yaxis.set_major_locator(MaxNLocator(6))
-    file = io.BytesIO()
-    figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
-    return file.getvalue()
+    return picture_file(figure, form)
 
 
 def _begin(axes: Axes, title: str, spans: Sequence[Span]) -> None:
     axes.set_title(title)
     axes.set_xticks(range(len(spans)), [f"{span.start:,}" for span in spans], rotation=30 if len(spans) > 6 else 0)
     axes.set_xlabel("first position of the part (tokens)")
-
-
-def _band(axes: Axes, numbers: Sequence[Estimate], series: int, label: str) -> None:
-    places = list(range(len(numbers)))
-    colour = SERIES[series % len(SERIES)]
-    axes.plot(places, [one.mean for one in numbers], color=colour, linewidth=1.5, marker="o", markersize=4, label=label)
-    axes.fill_between(
-        places, [one.low for one in numbers], [one.high for one in numbers], color=colour, alpha=0.15, linewidth=0
-    )

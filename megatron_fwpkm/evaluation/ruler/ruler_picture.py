@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
-
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ...config.plot_style import PALE, SERIES, STYLE, recall_colour
+from ...config.plot_style import PALE, STYLE, recall_colour
+from ..confidence import Estimate
+from ..report_curves import IntervalCurve, draw_interval_curve
+from ..report_svg import picture_file
 from .ruler_results import MEAN, RulerResults
 
 
@@ -21,9 +22,7 @@ def draw_scores(results: RulerResults, form: str = "png") -> bytes:
     grid, means = figure.subplots(1, 2)
     _grid(grid, results)
     _means(means, results)
-    file = io.BytesIO()
-    figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
-    return file.getvalue()
+    return picture_file(figure, form)
 
 
 def _grid(axes: Axes, results: RulerResults) -> None:
@@ -44,16 +43,12 @@ def _grid(axes: Axes, results: RulerResults) -> None:
 
 def _means(axes: Axes, results: RulerResults) -> None:
     lengths = sorted(results.settings.lengths)
-    places = list(range(len(lengths)))
     for number, name in enumerate(results.conditions):
         rows = [results.find(name, MEAN, length) for length in lengths]
-        colour = SERIES[number % len(SERIES)]
-        scores = [row.score for row in rows]
-        axes.plot(places, scores, color=colour, marker="o", markersize=4, linewidth=1.5, label=name)
-        low, high = [row.low for row in rows], [row.high for row in rows]
-        axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+        points = [Estimate(row.score, row.low, row.high) for row in rows]
+        draw_interval_curve(axes, IntervalCurve(name, points), number)
     axes.axhline(results.settings.effective_threshold, color=PALE, linewidth=0.8, linestyle="--")
-    axes.set_xticks(places, [f"{length:,}" for length in lengths], rotation=30 if len(lengths) > 4 else 0)
+    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], rotation=30 if len(lengths) > 4 else 0)
     axes.set_ylim(-3, 103)
     axes.set_xlabel("length (tokens)")
     axes.set_title("mean over tasks; dashed: threshold of the effective length")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import cycle, islice
 
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from ...config.plot_style import PALE, SERIES, STYLE
+from ..report_svg import picture_file
 from .history import Curve, RunHistory, smooth
 
 _SCALARS = {
@@ -57,9 +57,7 @@ def draw_curves(runs: Sequence[RunHistory], smoothing: float = 0.0, form: str = 
                 _memory(axes[-1], runs, name)
         for panel in axes:
             _finish(panel, runs)
-        file = io.BytesIO()
-        figure.savefig(file, format=form, metadata={"Date": None} if form == "svg" else None)
-        return file.getvalue()
+        return picture_file(figure, form)
 
 
 def _colours(number: int) -> list[str]:
