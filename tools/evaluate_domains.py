@@ -29,10 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_tool(build_parser(), DomainOptions, argv)
     settings = args.settings()
     options = args.run_options(("python", "tools/evaluate_domains.py", *(sys.argv[1:] if argv is None else argv)))
-    from megatron_fwpkm.evaluation.domains.run import check_domain_places, measure_domains
-
-    check_domain_places(settings, options.output, options.workers)
     from megatron_fwpkm.evaluation.domains.forgetting import forgetting_text
+    from megatron_fwpkm.evaluation.domains.run import measure_domains
 
     results = measure_domains(settings, options)
     print(forgetting_text(results), f"report: {options.output / 'report.html'}", sep="\n")

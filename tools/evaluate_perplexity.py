@@ -28,10 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_tool(build_parser(), PerplexityOptions, argv)
     settings = args.settings()
     options = args.run_options(("python", "tools/evaluate_perplexity.py", *(sys.argv[1:] if argv is None else argv)))
-    from megatron_fwpkm.evaluation.perplexity.run import check_perplexity_places, measure_perplexity
-
-    check_perplexity_places(settings, options.output, options.workers)
     from megatron_fwpkm.evaluation.perplexity.loss_table import text_lines
+    from megatron_fwpkm.evaluation.perplexity.run import measure_perplexity
 
     results = measure_perplexity(settings, options)
     print(text_lines(results), f"report: {options.output / 'report.html'}", sep="\n")

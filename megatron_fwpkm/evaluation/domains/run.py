@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from ..causality import check_causality
 from ..causality_verdict import CausalityCheck
@@ -27,12 +26,6 @@ Loader = Callable[[str, str], LoadedModel]
 """Model folder and device to a loaded model; a top-level function, since every process calls it."""
 
 
-def check_domain_places(settings: DomainSettings, output: Path, workers: int) -> None:
-    """Raise ValueError for an invalid model folder, text file, output folder or number of processes."""
-    check_run(settings.model, output, workers)
-    check_text_files(FLAG, [path for domain in settings.domains for path in domain.files])
-
-
 def measure_domains(settings: DomainSettings, options: RunOptions, loader: Loader = load_model) -> DomainResults:
     """Measure, or continue measuring, and write all outputs. Invalid input is refused before weights are loaded.
 
@@ -44,7 +37,8 @@ def measure_domains(settings: DomainSettings, options: RunOptions, loader: Loade
     Raises:
         ValueError: anything a user can fix: model, texts, output folder of a different evaluation.
     """
-    check_domain_places(settings, options.output, options.workers)
+    check_run(settings.model, options.output, options.workers)
+    check_text_files(FLAG, [path for domain in settings.domains for path in domain.files])
     facts = inspect_model(settings.model, options.device)
     if not facts.has_memory:
         raise ValueError(

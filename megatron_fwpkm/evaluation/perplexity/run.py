@@ -26,16 +26,6 @@ from .perplexity_settings import NO_MEMORY, PerplexitySettings
 from .stream_reader import Loader, StreamReader, make_stream_reader
 
 
-def check_perplexity_places(settings: PerplexitySettings, output: Path, workers: int) -> None:
-    """Raise ValueError for an invalid model folder, text file, output folder or number of processes."""
-    check_run(settings.model, output, workers)
-    if settings.baseline is not None and not Path(settings.baseline).is_dir():
-        raise ValueError(f"--baseline {settings.baseline} is not a folder")
-    for flag, files in (FLAG, settings.text), (FIRST_FLAG, settings.read_first):
-        if files:
-            check_text_files(flag, files)
-
-
 def measure_perplexity(
     settings: PerplexitySettings, options: RunOptions, loader: Loader = load_model
 ) -> PerplexityResults:
@@ -49,7 +39,7 @@ def measure_perplexity(
     Raises:
         ValueError: anything a user can fix: model, text, output folder of a different evaluation.
     """
-    check_perplexity_places(settings, options.output, options.workers)
+    _check_places(settings, options)
     facts = inspect_model(settings.model, options.device)
     documents = load_documents(settings, facts.tokenizer, facts.bos)
     read_first = load_read_first(settings, facts.tokenizer, facts.bos)
@@ -71,6 +61,16 @@ def measure_perplexity(
     write_atomically(options.output / "losses.png", draw_losses(results))
     write_report(losses_part(results), options.output)
     return results
+
+
+def _check_places(settings: PerplexitySettings, options: RunOptions) -> None:
+    """Folders, text files and the number of processes."""
+    check_run(settings.model, options.output, options.workers)
+    if settings.baseline is not None and not Path(settings.baseline).is_dir():
+        raise ValueError(f"--baseline {settings.baseline} is not a folder")
+    for flag, files in (FLAG, settings.text), (FIRST_FLAG, settings.read_first):
+        if files:
+            check_text_files(flag, files)
 
 
 def _check_models(settings: PerplexitySettings, facts: ModelFacts, documents: Sequence[Document], device: str) -> None:
