@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,10 @@ class CausalityCheck:
     def passed(self) -> bool:
         """Earlier logits are identical, and later ones show that the change arrived."""
         return self.before_identical and self.after_differs
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with the verdict."""
+        return asdict(self) | {"passed": self.passed}
 
     def exit_status(self) -> int:
         """That of a tool: 0, or 1 after an error message if the check failed."""

@@ -8,6 +8,7 @@ import hashlib
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -54,6 +55,10 @@ class LoadedModel:
         if (factor := getattr(self.model.config, "yarn_factor", None)) is not None:  # which changes no weight
             begins["yarn_factor"] = factor
         return {"weights": self.weights_digest(), "tokenizer": self.tokenizer.identity, **begins}
+
+    def config_values(self) -> dict[str, Any]:
+        """The fields of its configuration that are set, as plain values."""
+        return {name: value for name, value in self.model.config.to_dict().items() if value is not None}
 
     def weights_digest(self) -> str:
         """Hex digest of all weights and initial tables: tells whether two folders hold the same model."""

@@ -69,7 +69,7 @@ class DomainResults:
             "orders": [[names[number] for number in order] for order in self.settings.all_orders()],
             "adapt_tokens": dict(zip(names, self.adapt_tokens, strict=True)),
             "results": [_flat(cell) for cell in self.cells],
-            "causality": asdict(self.causality) | {"passed": self.causality.passed},
+            "causality": self.causality.to_json(),
             "model_config": self.model_config,
         }
         return json_text(values)

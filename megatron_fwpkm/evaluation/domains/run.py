@@ -57,7 +57,7 @@ def measure_domains(settings: DomainSettings, options: RunOptions, loader: Loade
     results = DomainResults(
         settings, options.model_name or name_of_model(settings.model), tuple(one.adapt_tokens for one in texts),
         tabulate_stages(settings, records), causality, provenance(options.command),
-        {name: value for name, value in loaded.model.config.to_dict().items() if value is not None},
+        loaded.config_values(),
     )  # fmt: skip
     write_atomically(options.output / "results.json", results.to_json())
     write_atomically(options.output / "results.csv", results.to_csv())

@@ -128,7 +128,7 @@ class NeedleResults:
             "chance": {"exact_match": self.chance_exact, "token": self.chance_token},
             "contexts": asdict(self.contexts),
             "results": [_flat(row) for row in self.rows],
-            "causality": asdict(self.causality) | {"passed": self.causality.passed},
+            "causality": self.causality.to_json(),
             "model_config": self.model_config,
         }
         return json_text(values)

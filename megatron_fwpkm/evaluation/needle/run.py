@@ -70,8 +70,7 @@ def _results(
         settings, options.model_name or name_of_model(settings.model), reader.conditions, reader.reads,
         ContextCounts.of(finished), tabulate(settings, reader.conditions, reader.reads, finished), reader.reach,
         kind.chance_exact, kind.chance_token, reading_speed(finished), causality,
-        {**provenance(options.command), "memory": memory},
-        {name: value for name, value in loaded.model.config.to_dict().items() if value is not None},
+        {**provenance(options.command), "memory": memory}, loaded.config_values(),
     )  # fmt: skip
 
 

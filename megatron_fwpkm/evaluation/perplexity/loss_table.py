@@ -90,7 +90,7 @@ class PerplexityResults:
             "results": [_flat(row) for row in self.rows],
             "documents": self.documents.summary(),
             "gates": [row.flat() for row in self.gates],
-            "causality": asdict(self.causality) | {"passed": self.causality.passed},
+            "causality": self.causality.to_json(),
             "model_config": self.model_config,
         }
         return json_text(values)

@@ -127,6 +127,5 @@ def _results(
         settings, options.model_name or name_of_model(settings.model), tuple(read), weights,
         tabulate_losses(settings.block, read, documents, weights), tabulate_documents(read, documents),
         tabulate_gates(settings.block, read, of_tokens), letters / predicted, speeds, causality,
-        provenance(options.command),
-        {name: value for name, value in reader.loaded.model.config.to_dict().items() if value is not None},
+        provenance(options.command), reader.loaded.config_values(),
     )  # fmt: skip

@@ -103,7 +103,7 @@ class RulerResults:
             "results": [_flat(row) for row in self.rows],
             "prompts": [asdict(count) for count in self.counts],
             "published": [asdict(row) for row in PUBLISHED_ROWS],
-            "causality": asdict(self.causality) | {"passed": self.causality.passed},
+            "causality": self.causality.to_json(),
             "model_config": self.model_config,
         }
         return json_text(values)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..causality_verdict import CausalityCheck
 from ..item_runner import RunOptions, check_run, measure_items, open_log
-from ..model_loading import inspect_model, load_model
+from ..model_loading import LoadedModel, inspect_model, load_model
 from ..provenance import provenance
 from ..report_page import name_of_model, write_report
 from ..result_files import run_json, write_atomically
@@ -58,21 +58,19 @@ def evaluate_ruler(settings: RulerSettings, options: RunOptions, loader: RulerLo
         items, log, evaluator.run, evaluator.progress_note, workers=options.workers, make_worker=make_ruler_evaluator,
         arguments=(settings, loader, options.device),
     )  # fmt: skip
-    results = _results(settings, options, evaluator, causality, records)
+    results = _results(settings, options, evaluator, loaded, records, causality)
     write_ruler_outputs(results, records, options)
     return results
 
 
 def _results(
-    settings: RulerSettings, options: RunOptions, evaluator: RulerEvaluator, causality: CausalityCheck,
-    records: Sequence[RulerRecord],
+    settings: RulerSettings, options: RunOptions, evaluator: RulerEvaluator, loaded: LoadedModel,
+    records: Sequence[RulerRecord], causality: CausalityCheck,
 ) -> RulerResults:  # fmt: skip
-    config = evaluator.model.model.config.to_dict()
     return RulerResults(
         settings, options.model_name or name_of_model(settings.model), (*evaluator.conditions, NEVER_SHOWN),
         settings.chosen_tasks(), settings.left_out(), tabulate_scores(settings, evaluator.conditions, records),
-        count_prompts(settings, records), causality,
-        {name: value for name, value in config.items() if value is not None},
+        count_prompts(settings, records), causality, loaded.config_values(),
     )  # fmt: skip
 
 
