@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def chat(
     return run
 
 
-def new_session(**changes: int) -> Session:
+def new_session(**changes: Any) -> Session:
     """With a memory that has read nothing; changes are those of the model's configuration."""
     return Session(small_model(dtype=torch.float32, **changes), words(), Sampling(6))
 
@@ -129,6 +130,16 @@ def test_reading_in_segments_is_reading_at_once(monkeypatch: pytest.MonkeyPatch)
     for one, other in zip(parts.memory.record.layers[1], whole.memory.record.layers[1], strict=True):
         torch.testing.assert_close(one, other)
     assert int(parts.memory.record.layers[1].tokens.max()) == 48  # the last token has no target
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("fwpkm", [50]), ("fwmlp", [16, 32, 48, 50])])
+def test_a_text_is_read_at_once_only_where_its_cuts_matter(
+    monkeypatch: pytest.MonkeyPatch, kind: str, steps: list[int]
+) -> None:
+    monkeypatch.setattr(session, "SEGMENT", 16)
+    chatting, seen = new_session(**{f"{kind}_write_scale": "official"}), list[int]()  # without layers of kind fwmlp
+    chatting.read("book", DOCUMENT, lambda done, _: seen.append(done))
+    assert seen == steps
 
 
 def test_show_finds_the_place_that_was_asked_for() -> None:

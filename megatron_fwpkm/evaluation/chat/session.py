@@ -98,10 +98,7 @@ class Session:
         if not self.tokenizer(text, add_special_tokens=False).input_ids:
             raise ValueError(f"{name} is empty")
         ids = self.tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
-        new, config = self.memory.clone(), self.model.config
-        # With the official scale of writes a memory depends on how a text is cut: read it in one piece.
-        official = "official" in (config.fwpkm_write_scale, config.fwmlp_write_scale)
-        size = len(ids) if official else SEGMENT
+        new, size = self.memory.clone(), len(ids) if self.model.config.cuts_matter else SEGMENT
         first = 0 if new.record is None else new.record.begin(name, ids)
         with watch_memory(new.cache, first, on_write=None if new.record is None else new.record.add):
             for start in range(0, len(ids), size):
