@@ -11,7 +11,7 @@ import torch
 from tests.layers.megatron import VOCABULARY, initialize, tiny
 from tests.models.layouts import train_all
 
-TENSOR: dict[str, dict[str, Any]] = {
+_BOTH: dict[str, dict[str, Any]] = {
     "carried": {},
     "static memories": {"pkm": {"layer_numbers": (1, 3)}},
     "document": {"reset": "document"},
@@ -21,6 +21,10 @@ TENSOR: dict[str, dict[str, Any]] = {
         "owner": "sequence",
         "fwmlp": {"layer_numbers": (1, 3), "reset": "step", "owner": "sequence"},
     },
+}
+
+TENSOR: dict[str, dict[str, Any]] = {
+    **_BOTH,
     "fast MLPs": {"layer_numbers": (2,), "fwmlp": {"layer_numbers": (1, 3), "gate_writes": True, "inner_lr": 0.5}},
     "several heads, no gate": {
         "gate": False,
@@ -33,15 +37,7 @@ QUICK_TENSOR = [("carried", False), ("a memory per sequence", True), ("several h
 """Of these models with and without sequence parallelism, what every run of the tests compares with one process."""
 
 CONTEXT: dict[str, dict[str, Any]] = {
-    "carried": {},
-    "static memories": {"pkm": {"layer_numbers": (1, 3)}},
-    "document": {"reset": "document"},
-    "a memory per sequence": {
-        "layer_numbers": (2,),
-        "reset": "step",
-        "owner": "sequence",
-        "fwmlp": {"layer_numbers": (1, 3), "reset": "step", "owner": "sequence"},
-    },
+    **_BOTH,
     "documents apart": {"reset": "document", "data": {"reset_attention_mask": True, "reset_position_ids": True}},
     "several heads, no gate, long window": {
         "gate": False,

@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,9 +25,8 @@ from megatron_fwpkm.evaluation.memory_trace.trace_tables import trace_text
 from megatron_fwpkm.evaluation.model_loading import LoadedModel
 from megatron_fwpkm.evaluation.needle.haystack import load_haystack
 from megatron_fwpkm.evaluation.needle.samples import Cell, make_sample
+from tests.evaluation.browser import BROWSER, look
 from tests.evaluation.conftest import WORDS
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -177,33 +175,26 @@ def test_data_cannot_end_its_script() -> None:
     assert not set("<>&\u2028") & set(text) and json.loads(text) == {"a": "</script><!-- & \u2028"}
 
 
-PRESS = """<script>
-addEventListener("load", () => {
-  const root = document.querySelector(".memory-trace"), button = root.querySelectorAll("button")[1];
-  button.focus();
-  const focused = document.activeElement === button;
-  button.click();
-  document.title = JSON.stringify({
-    focused, pressed: [...root.querySelectorAll("button")].map(one => one.getAttribute("aria-pressed")),
-    marks: root.querySelectorAll("mark").length, sources: root.querySelectorAll("li").length,
-    rows: root.querySelectorAll("tbody tr").length, asked: root.querySelector(".asked mark")?.textContent ?? "",
-    page: document.documentElement.scrollWidth, width: innerWidth, first: root.querySelector("li").textContent,
-  });
-});
-</script>"""
+PRESS = """
+const root = document.querySelector(".memory-trace"), button = root.querySelectorAll("button")[1];
+button.focus();
+const focused = document.activeElement === button;
+button.click();
+return {
+  focused, pressed: [...root.querySelectorAll("button")].map(one => one.getAttribute("aria-pressed")),
+  marks: root.querySelectorAll("mark").length, sources: root.querySelectorAll("li").length,
+  rows: root.querySelectorAll("tbody tr").length,
+  page: document.documentElement.scrollWidth, first: root.querySelector("li").textContent,
+};
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs a browser")
 def test_a_token_of_the_answer_shows_its_source_in_a_browser(traced, tmp_path) -> None:
     results, output = traced
-    page = (output / "report.html").read_text().replace("</body>", f"{PRESS}</body>")
-    (tmp_path / "page.html").write_text(page)
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900", "--dump-dom"]
-    run = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=100)
-    title = re.search(r"<title>(.*?)</title>", run.stdout)
-    assert title is not None, run.stderr
-    found = json.loads(title.group(1))
+    measured, _ = look((output / "report.html").read_text(), PRESS, [1280], tmp_path)
+    found = measured[1280]
     assert found["focused"] and found["pressed"] == ["false", "true", "false"]
-    assert found["rows"] == 4 and found["marks"] == found["sources"] > 0 and found["page"] <= found["width"]
+    assert found["rows"] == 4 and found["marks"] == found["sources"] > 0 and found["page"] <= 1280
     assert re.match(r"[\d.]+ % from token ", found["first"])
